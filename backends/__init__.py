@@ -1,0 +1,1 @@
+"""Places that keep objects, behind one interface (`backends.base`)."""

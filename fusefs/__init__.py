@@ -1,0 +1,1 @@
+"""A directory whose files are the objects of a bucket."""
