@@ -1,0 +1,92 @@
+"""What fusefs itself finds wrong: one class per reaction, no errno and no text of the kernel's.
+
+Classes below `FilesystemError` say what is wrong with one call on the tree; `fusefs.errno_boundary` holds the table
+from them (and from `backends.errors`) to what the caller sees. `ConfigError` and `MountError` stop a command before
+anything is mounted; their message is one line for the operator.
+"""
+
+from __future__ import annotations
+
+
+class FilesystemError(Exception):
+    """One call on the tree cannot be done. Base of the classes that reach the caller of a system call."""
+
+
+class NoSuchEntry(FilesystemError):
+    """The directory has no entry of this name, or the directory itself was removed."""
+
+
+class NoSuchInode(FilesystemError):
+    """The kernel asks for an inode that it was never told of, or has forgotten. React: it must look up again."""
+
+
+class BadHandle(FilesystemError):
+    """The handle is not open, or not open for this: a write on one that was opened for reading."""
+
+
+class EntryExists(FilesystemError):
+    """The name is taken, and the call was to make a new entry."""
+
+
+class NotADirectory(FilesystemError):
+    """A component that must be a directory is none."""
+
+
+class IsADirectory(FilesystemError):
+    """The call is for anything but a directory, and this is one."""
+
+
+class DirectoryNotEmpty(FilesystemError):
+    """The directory has entries, and the call removes or replaces only empty ones."""
+
+
+class NameTooLong(FilesystemError):
+    """A name is over 255 bytes, a link's target over 4,095, or a whole path makes a key over 1,024 bytes."""
+
+
+class InvalidName(FilesystemError):
+    """The name's bytes cannot be part of a key: they are not UTF-8."""
+
+
+class CrossesReserved(FilesystemError):
+    """The name is `.fusefs` at the root, which holds the file system's own objects."""
+
+
+class InvalidArgument(FilesystemError):
+    """An argument makes no sense: a negative size, a directory moved below itself."""
+
+
+class PermissionDenied(FilesystemError):
+    """The permission bits or the owner forbid it, and another user, or a change of mode, would be let through."""
+
+
+class OperationNotPermitted(FilesystemError):
+    """Nobody of this caller's kind may do it, whatever the permission bits say."""
+
+
+class ReadOnlyFilesystem(FilesystemError):
+    """The mount is read-only, by option or because it can no longer write to the store."""
+
+
+class StaleFile(FilesystemError):
+    """The object was changed or removed in the bucket under a file of this mount. What was written here is kept."""
+
+
+class FileTooLarge(FilesystemError):
+    """The file would be larger than an object can be."""
+
+
+class NotSupportedHere(FilesystemError):
+    """The call exists and this file system does not do it (an exchange of two names, an odd mode of fallocate)."""
+
+
+class UploadFailed(FilesystemError):
+    """An earlier upload of this file failed and has not succeeded since. The bytes are kept; `__cause__` says why."""
+
+
+class ConfigError(Exception):
+    """The configuration is wrong. The message is one line that names the key; the command exits with status 2."""
+
+
+class MountError(Exception):
+    """The mount cannot be made. The message is one line: what is wrong, and what to do about it."""
