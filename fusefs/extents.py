@@ -43,6 +43,11 @@ class ExtentSet:
         """The number of bytes in the set."""
         return self._total
 
+    @property
+    def end(self) -> int:
+        """Where the last extent ends; 0 for the empty set."""
+        return self._ends[-1] if self._ends else 0
+
     def add(self, start: int, end: int) -> None:
         """Put a range in; what it overlaps or touches becomes one extent with it."""
         if start >= end:
@@ -70,8 +75,7 @@ class ExtentSet:
 
     def truncate(self, size: int) -> None:
         """Take out everything from `size` on."""
-        if self._ends:
-            self.remove(size, self._ends[-1])
+        self.remove(size, self.end)
 
     def intersect(self, start: int, end: int) -> list[Extent]:
         """Return what the set has of a range, in order."""

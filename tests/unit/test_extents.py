@@ -59,6 +59,7 @@ class ExtentSetAgainstSetOfInts(RuleBasedStateMachine):
     def holds_the_same_bytes(self) -> None:
         assert bytes_of(self.extents) == self.model
         assert self.extents.total == len(self.model)
+        assert self.extents.end == max(self.model, default=-1) + 1
         assert bool(self.extents) == bool(self.model)
 
     @invariant()
