@@ -27,6 +27,7 @@ from backends.base import (
     UploadInfo,
 )
 from backends.errors import InvalidKey, StorageError
+from backends.rules import check_key
 
 
 class PrefixedStorage(ObjectStorage):
@@ -82,8 +83,15 @@ class PrefixedStorage(ObjectStorage):
         await self._inner.delete(self._inner_key(key), if_match=if_match)
 
     async def delete_many(self, keys: Iterable[str]) -> Mapping[str, StorageError]:
-        failed = await self._inner.delete_many([self._inner_key(key) for key in keys])
-        return {self._outer_key(key): error for key, error in failed.items()}
+        failures: dict[str, StorageError] = {}
+        inner_keys = []
+        for key in keys:
+            try:
+                inner_keys.append(self._inner_key(key))
+            except InvalidKey as error:
+                failures[key] = error
+        failed = await self._inner.delete_many(inner_keys)
+        return failures | {self._outer_key(key): error for key, error in failed.items()}
 
     async def list_prefix(
         self,
@@ -126,9 +134,8 @@ class PrefixedStorage(ObjectStorage):
         await self._inner.aclose()
 
     def _inner_key(self, key: str) -> str:
-        # Without this check the empty key, which no store holds, would name the prefix's own marker.
-        if not key:
-            raise InvalidKey("the key is empty")
+        # The inner store sees the prefix before it: the empty key would be the prefix's own marker, "../x" a stranger.
+        check_key(key)
         return self._prefix + key
 
     def _outer_key(self, key: str) -> str:
