@@ -1,0 +1,239 @@
+"""Objects in an S3 bucket, on AWS or any server that speaks its protocol.
+
+What S3 stores differ in (`s3_client.Dialect`) is found by `probe`. A condition that the store does not honour is
+looked at before the act, which keeps the promise towards one writer and not towards racing ones; `capabilities` tells.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+from backends.base import (
+    NO_METADATA,
+    OVERWRITE,
+    Capabilities,
+    Data,
+    IfMatch,
+    ListPage,
+    Metadata,
+    ObjectInfo,
+    ObjectStorage,
+    PutMode,
+    RangeResult,
+    UploadInfo,
+)
+from backends.errors import (
+    InvalidRequest,
+    NotFound,
+    NotSupported,
+    PreconditionFailed,
+    StorageError,
+)
+from backends.rules import check_copy_changes, check_copy_size, check_key, check_put_size
+from backends.s3_client import (
+    Arguments,
+    Body,
+    Bucket,
+    ClientFactory,
+    create_client,
+    missing_target_is_conflict,
+)
+from backends.s3_errors import from_code
+from backends.s3_listing import read_page, read_uploads
+from backends.s3_multipart import S3Upload
+from backends.s3_options import S3Options
+from backends.s3_probe import check_access, find_dialect
+from backends.s3_reading import read_range
+from backends.s3_values import (
+    decode_metadata,
+    encode_metadata,
+    nanoseconds,
+    unquote_etag,
+)
+
+#: What XML 1.0 cannot say, not even escaped; keys with these are removed one by one.
+_NOT_IN_XML: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+
+
+class S3Storage(ObjectStorage):
+    """A bucket. `probe_prefix` is the part of it that the probe may list and write to, "" or ending in a slash."""
+
+    def __init__(
+        self, options: S3Options, *, probe_prefix: str = "", client_factory: ClientFactory = create_client
+    ) -> None:
+        self._bucket = Bucket(options, client_factory)
+        self._probe_prefix = probe_prefix
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._bucket.dialect.capabilities
+
+    async def probe(self, *, read_only: bool = False) -> Capabilities:
+        await check_access(self._bucket, self._probe_prefix)
+        if not read_only:
+            trials = f"{self._probe_prefix}.fusefs/probe/{secrets.token_hex(8)}/"
+            self._bucket.dialect = await find_dialect(self._bucket, trials)
+        return self.capabilities
+
+    async def head(self, key: str) -> ObjectInfo:
+        check_key(key)
+        response = await self._bucket.call("head_object", key)
+        return ObjectInfo(
+            key=key,
+            etag=unquote_etag(response["ETag"]),
+            size=response["ContentLength"],
+            last_modified_ns=nanoseconds(response["LastModified"]),
+            metadata=decode_metadata(response.get("Metadata", {})),
+        )
+
+    async def get_range(
+        self, key: str, start: int = 0, length: int | None = None, *, if_match: str | None = None
+    ) -> RangeResult:
+        if start < 0 or (length is not None and length < 1):
+            raise InvalidRequest(f"{length} bytes from {start} of '{key}' are no range")
+        check_key(key)
+        return await read_range(self._bucket, key, start, length, if_match)
+
+    async def put(
+        self, key: str, data: Data, *, metadata: Metadata = NO_METADATA, mode: PutMode = OVERWRITE
+    ) -> str:
+        check_put_size(key, memoryview(data).nbytes)
+        arguments = self._new_object(key, metadata)
+        capable = self.capabilities.if_match if isinstance(mode, IfMatch) else self.capabilities.create_only
+        condition = await self._bucket.target_condition(key, mode, honoured=capable)
+        body = Body(data, self._bucket.dialect.object_checksum)
+        with missing_target_is_conflict(mode):
+            response = await self._bucket.call("put_object", key, {**arguments, **condition}, body)
+        return unquote_etag(response["ETag"])
+
+    async def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        if_match: str | None = None,
+        metadata: Metadata | None = None,
+        mode: PutMode = OVERWRITE,
+    ) -> str:
+        check_key(source)
+        check_key(target)
+        check_copy_changes(source, target, metadata)
+        arguments = dict(self._bucket.new_object_arguments)
+        if metadata is not None:
+            arguments |= {"MetadataDirective": "REPLACE", "Metadata": encode_metadata(metadata)}
+        honoured = self.capabilities.conditional_copy
+        arguments |= await self._bucket.source_arguments(source, if_match)
+        arguments |= await self._bucket.target_condition(target, mode, honoured=honoured)
+        try:
+            response = await self._bucket.call("copy_object", target, arguments)
+        except (NotFound, InvalidRequest) as error:
+            raise await self._why_not_copied(error, source, mode) from error
+        return unquote_etag(response["CopyObjectResult"]["ETag"])
+
+    async def delete(self, key: str, *, if_match: str | None = None) -> None:
+        mode = OVERWRITE if if_match is None else IfMatch(if_match)
+        honoured = self.capabilities.conditional_delete
+        check_key(key)
+        condition = await self._bucket.target_condition(key, mode, honoured=honoured)
+        try:
+            with missing_target_is_conflict(mode):
+                await self._bucket.call("delete_object", key, condition)
+        except NotFound:
+            return
+
+    async def delete_many(self, keys: Iterable[str]) -> Mapping[str, StorageError]:
+        failures: dict[str, StorageError] = {}
+        together: list[str] = []
+        for key in keys:
+            if _NOT_IN_XML.search(key):
+                await self._delete_one(key, failures)
+            else:
+                together.append(key)
+        size = self.limits.max_delete_batch
+        for first in range(0, len(together), size):
+            await self._delete_batch(together[first : first + size], failures)
+        return failures
+
+    async def list_prefix(
+        self,
+        prefix: str = "",
+        *,
+        delimiter: str = "",
+        start_after: str = "",
+        page_token: str | None = None,
+        page_size: int = 1_000,
+    ) -> ListPage:
+        chosen = {
+            "Prefix": prefix,
+            "Delimiter": delimiter,
+            "StartAfter": start_after,
+            "ContinuationToken": page_token,
+            "MaxKeys": page_size,
+        }
+        arguments = {name: value for name, value in chosen.items() if value}
+        response = await self._bucket.call("list_objects_v2", None, arguments)
+        return read_page(response, start_after, page_token)
+
+    async def create_multipart(self, key: str, *, metadata: Metadata = NO_METADATA) -> S3Upload:
+        arguments = self._new_object(key, metadata)
+        response = await self._bucket.call("create_multipart_upload", key, arguments)
+        return self.resume_multipart(key, response["UploadId"])
+
+    def resume_multipart(self, key: str, upload_id: str) -> S3Upload:
+        check_key(key)
+        return S3Upload(self._bucket, key, upload_id)
+
+    async def list_multipart_uploads(self, prefix: str = "") -> Sequence[UploadInfo]:
+        """Return the uploads; ends on a page without news, too, as some stores say "more" and not where."""
+        found: dict[tuple[str, str], UploadInfo] = {}
+        position: dict[str, str] = {}
+        while True:
+            arguments = {"Prefix": prefix, "EncodingType": "url", **position}
+            response = await self._bucket.call("list_multipart_uploads", None, arguments)
+            uploads = read_uploads(response)
+            news = [each for each in uploads if (each.key, each.upload_id) not in found]
+            found |= {(each.key, each.upload_id): each for each in news if each.key.startswith(prefix)}
+            if not response.get("IsTruncated") or not news:
+                return tuple(found.values())
+            position = {"KeyMarker": news[-1].key, "UploadIdMarker": news[-1].upload_id}
+
+    async def aclose(self) -> None:
+        await self._bucket.aclose()
+
+    def _new_object(self, key: str, metadata: Metadata) -> Arguments:
+        check_key(key)
+        return {"Metadata": encode_metadata(metadata), **self._bucket.new_object_arguments}
+
+    async def _why_not_copied(self, error: StorageError, source: str, mode: PutMode) -> StorageError:
+        """Return, or raise, the error for a copy that S3 refused with a code that says too little."""
+        try:
+            size = (await self.head(source)).size
+        except NotFound as missing:
+            return missing
+        if isinstance(error, NotFound) and isinstance(mode, IfMatch):
+            return PreconditionFailed(f"the target of the copy does not exist: {error}")
+        check_copy_size(source, size)
+        return error
+
+    async def _delete_one(self, key: str, failures: dict[str, StorageError]) -> None:
+        try:
+            await self.delete(key)
+        except StorageError as error:
+            failures[key] = error
+
+    async def _delete_batch(self, keys: Sequence[str], failures: dict[str, StorageError]) -> None:
+        wanted = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+        try:
+            response = await self._bucket.call("delete_objects", None, {"Delete": wanted})
+        except NotSupported:
+            for key in keys:
+                await self._delete_one(key, failures)
+            return
+        for entry in response.get("Errors", []):
+            key, code = entry["Key"], entry.get("Code", "")
+            error = from_code(code, entry.get("Message", ""), self._bucket.request("delete_objects", key))
+            if not isinstance(error, NotFound):
+                failures[key] = error

@@ -1,0 +1,246 @@
+"""One bucket, asked in threads: the blocking boto3 client behind coroutines.
+
+boto3's client is made at the first call (that takes a tenth of a second, and may ask an instance's metadata service
+for credentials) and shared by all threads, of which there are never more than connections in its pool. A thread is
+never abandoned: a cancelled caller waits for the request under way, so a mutation has either not begun or is over.
+botocore repeats nothing by itself (`backends.retrying` decides that), with one exception: it follows an AWS bucket to
+its region.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+
+import boto3
+import trio
+from botocore import UNSIGNED
+from botocore.config import Config
+
+from backends.base import Capabilities, CreateOnly, Data, IfMatch, Overwrite, PutMode
+from backends.errors import NotFound, PreconditionFailed, StorageError
+from backends.rules import check_if_match, check_mode
+from backends.s3_errors import Request, translate
+from backends.s3_options import S3Options
+from backends.s3_values import Checksum, content_md5, quote_etag, unquote_etag
+
+if TYPE_CHECKING:
+    from botocore.awsrequest import AWSRequest
+    from mypy_boto3_s3 import S3Client
+
+T = TypeVar("T")
+Arguments: TypeAlias = Mapping[str, Any]
+Response: TypeAlias = dict[str, Any]
+ClientFactory: TypeAlias = Callable[[S3Options], "S3Client"]
+
+_NO_ARGUMENTS: Final[Arguments] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A request's body and the checksum to send with it, computed in the request's thread."""
+
+    data: Data
+    checksum: Checksum
+
+    def arguments(self) -> Arguments:
+        # botocore takes no memoryview.
+        data = bytes(self.data) if isinstance(self.data, memoryview) else self.data
+        return {"Body": data, **self.checksum.arguments(data)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dialect:
+    """How a store takes what S3 stores differ in; `backends.s3_probe` finds it out, AWS's is the default."""
+
+    capabilities: Capabilities = field(default_factory=Capabilities)
+    #: ETags in conditions on the target have quotes, as in answers; Ceph matches only bare ones.
+    quoted_etags: bool = True
+    #: A condition on the source of a copy is honoured. Where it is not, copying looks first and then acts.
+    source_condition: bool = True
+    object_checksum: Checksum = Checksum.CRC32
+    #: Not CRC32: S3 then wants part numbers without gaps (it answers 500 to others).
+    part_checksum: Checksum = Checksum.MD5
+
+
+def create_client(options: S3Options) -> S3Client:
+    """Make the boto3 client. Blocks; raises botocore's exceptions."""
+    session = boto3.session.Session(profile_name=options.profile, region_name=options.region)
+    client: S3Client = session.client(
+        "s3",
+        endpoint_url=options.endpoint,
+        verify=options.ca_bundle if options.verify_tls else False,
+        aws_access_key_id=options.access_key,
+        aws_secret_access_key=options.secret_key,
+        aws_session_token=options.session_token,
+        config=_configuration(options),
+    )
+    client.meta.events.register("before-sign.s3.DeleteObjects", _add_content_md5)
+    return client
+
+
+class Bucket:
+    """The bucket of `options`; every method that asks the store may raise what `backends.s3_errors` maps to."""
+
+    def __init__(self, options: S3Options, client_factory: ClientFactory = create_client) -> None:
+        self.options = options
+        self._client_factory = client_factory
+        self._limiter = trio.CapacityLimiter(options.max_connections)
+        self._common = {"Bucket": options.bucket}
+        if options.requester_pays:
+            self._common["RequestPayer"] = "requester"
+        #: Replaced once, by the probe.
+        self.dialect = Dialect()
+        self._client: S3Client | None = None
+        self._client_lock = threading.Lock()
+        self._closed = False
+
+    @property
+    def new_object_arguments(self) -> Arguments:
+        """How objects are to be kept: encryption and storage class."""
+        chosen = {
+            "ServerSideEncryption": self.options.server_side_encryption,
+            "SSEKMSKeyId": self.options.kms_key_id,
+            "StorageClass": self.options.storage_class,
+        }
+        return {name: value for name, value in chosen.items() if value is not None}
+
+    def request(self, operation: str, key: str | None) -> Request:
+        """Describe a call of a client's method, for messages."""
+        return Request(
+            operation="".join(word.title() for word in operation.split("_")),
+            bucket=self.options.bucket,
+            endpoint=self.options.endpoint or "of AWS",
+            key=key,
+        )
+
+    async def call(
+        self,
+        operation: str,
+        key: str | None = None,
+        arguments: Arguments = _NO_ARGUMENTS,
+        body: Body | None = None,
+    ) -> Response:
+        """Call the client's method `operation` in a thread and return its answer."""
+        return await self.call_and_read(operation, key, arguments, _as_it_is, body)
+
+    async def call_and_read(
+        self,
+        operation: str,
+        key: str | None,
+        arguments: Arguments,
+        read: Callable[[Response], T],
+        body: Body | None = None,
+    ) -> T:
+        """Call the client's method `operation` and, in the same thread, `read` its answer."""
+        if self._closed:
+            raise StorageError(f"{operation}: the store was closed")
+        work = functools.partial(self._call_in_thread, operation, key, arguments, read, body)
+        return await trio.to_thread.run_sync(work, limiter=self._limiter)
+
+    async def current_etag(self, key: str) -> str | None:
+        """Return the ETag of the object under `key`, or None if there is no object."""
+        try:
+            response = await self.call("head_object", key)
+        except NotFound:
+            return None
+        return unquote_etag(response["ETag"])
+
+    async def target_condition(self, key: str, mode: PutMode, *, honoured: bool) -> Arguments:
+        """Return the arguments that make a write conditional; where the store ignores them, look now instead."""
+        if not honoured:
+            if not isinstance(mode, Overwrite):
+                check_mode(key, mode, await self.current_etag(key))
+            return {}
+        if isinstance(mode, CreateOnly):
+            return {"IfNoneMatch": "*"}
+        if isinstance(mode, IfMatch):
+            return {"IfMatch": quote_etag(mode.etag) if self.dialect.quoted_etags else mode.etag}
+        return {}
+
+    async def source_arguments(self, key: str, if_match: str | None) -> Arguments:
+        """Return the arguments that name the source of a copy; raises `NotFound` and `PreconditionFailed`."""
+        source = {"CopySource": {"Bucket": self.options.bucket, "Key": key}}
+        if if_match is None:
+            return source
+        if self.dialect.source_condition:
+            return {**source, "CopySourceIfMatch": quote_etag(if_match)}
+        etag = await self.current_etag(key)
+        if etag is None:
+            raise NotFound(f"'{key}' does not exist")
+        check_if_match(key, if_match, etag)
+        return source
+
+    async def aclose(self) -> None:
+        """Wait for the calls under way, then close the connections."""
+        self._closed = True
+        borrowers = [object() for _ in range(int(self._limiter.total_tokens))]
+        for borrower in borrowers:
+            await self._limiter.acquire_on_behalf_of(borrower)
+        for borrower in borrowers:
+            self._limiter.release_on_behalf_of(borrower)
+        if self._client is not None:
+            await trio.to_thread.run_sync(self._client.close)
+
+    def _call_in_thread(
+        self,
+        operation: str,
+        key: str | None,
+        arguments: Arguments,
+        read: Callable[[Response], T],
+        body: Body | None,
+    ) -> T:
+        try:
+            method = getattr(self._shared_client(), operation)
+            where = self._common if key is None else {**self._common, "Key": key}
+            return read(method(**where, **arguments, **(body.arguments() if body is not None else {})))
+        except Exception as error:
+            raise translate(error, self.request(operation, key)) from error
+
+    def _shared_client(self) -> S3Client:
+        with self._client_lock:
+            if self._client is None:
+                self._client = self._client_factory(self.options)
+            return self._client
+
+
+def _configuration(options: S3Options) -> Config:
+    return Config(
+        signature_version=UNSIGNED if options.anonymous else None,
+        s3={"addressing_style": options.addressing},
+        retries={"total_max_attempts": 1, "mode": "standard"},
+        max_pool_connections=options.max_connections,
+        connect_timeout=options.connect_timeout_seconds,
+        read_timeout=options.read_timeout_seconds,
+        tcp_keepalive=True,
+        user_agent_extra=f"fusefs/{importlib.metadata.version('fusefs')}",
+        # Checksums are ours (`s3_values.Checksum`): botocore's own would go into trailers, which many stores refuse.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+
+
+def _add_content_md5(request: AWSRequest, **_: object) -> None:
+    """Give DeleteObjects the header that older servers insist on; botocore sends only its newer relative."""
+    body = request.body
+    request.headers["Content-MD5"] = content_md5(body.encode() if isinstance(body, str) else body)
+
+
+def _as_it_is(response: Response) -> Response:
+    return response
+
+
+@contextlib.contextmanager
+def missing_target_is_conflict(mode: PutMode) -> Iterator[None]:
+    """S3 answers 404 where the object of `IfMatch` is gone; to the caller that is a condition that did not hold."""
+    try:
+        yield
+    except NotFound as error:
+        if isinstance(mode, IfMatch):
+            raise PreconditionFailed(str(error)) from error
+        raise

@@ -1,0 +1,212 @@
+"""Asking an S3 store what it can do, by doing it: a dozen requests on trial objects that are removed again.
+
+A store says nothing about itself, and a version number would say little: some refuse a conditional write (good), some
+answer 501 (fine), some ignore the condition and overwrite (which only a trial shows). Each trial is written so that the
+answer of a store that honours the condition differs from that of one that ignores it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable
+from typing import Final
+
+import trio
+
+from backends.base import Capabilities
+from backends.errors import (
+    AccessDenied,
+    ChecksumMismatch,
+    InvalidRequest,
+    NotFound,
+    NotSupported,
+    PreconditionFailed,
+    StorageError,
+    UploadNotFound,
+)
+from backends.s3_client import Arguments, Body, Bucket, Dialect, Response
+from backends.s3_values import Checksum, quote_etag, unquote_etag
+
+_STALE_ETAG: Final = "00000000000000000000000000000000"
+_CONTENT: Final = b"a trial of fusefs, to be removed"
+_OTHER_CONTENT: Final = b"another one"
+#: How a store says that it does not do what a trial asked for.
+_NOT_OFFERED: Final = (NotSupported, InvalidRequest)
+
+
+async def check_access(bucket: Bucket, prefix: str) -> None:
+    """List one key under `prefix`: raises what is wrong with the endpoint, the credentials or the bucket."""
+    await bucket.call("list_objects_v2", None, {"Prefix": prefix, "MaxKeys": 1})
+
+
+async def find_dialect(bucket: Bucket, prefix: str) -> Dialect:
+    """Try everything that stores differ in on objects under `prefix`, which is empty before and after.
+
+    Raises `AccessDenied` naming the permission that a mount for writing needs and that the credentials lack.
+    """
+    trials = _Trials(bucket, prefix)
+    try:
+        dialect = await trials.run()
+    except BaseException as error:
+        with trio.CancelScope(shield=True), contextlib.suppress(StorageError):
+            await trials.clean_up()
+        if isinstance(error, AccessDenied):
+            raise AccessDenied(f"{error}; or mount read-only") from error
+        raise
+    await trials.clean_up()
+    return dialect
+
+
+class _Trials:
+    """One run of trials on one object; `_etag` is its ETag after every put."""
+
+    def __init__(self, bucket: Bucket, prefix: str) -> None:
+        self._bucket = bucket
+        self._key = f"{prefix}object"
+        self._copy_key = f"{prefix}copy"
+        self._etag = ""
+        self._upload_id: str | None = None
+
+    async def run(self) -> Dialect:
+        object_checksum, part_checksum = await self._checksums()
+        await self._put(_CONTENT, {}, object_checksum)
+        create_only = await _is_refused(self._put(_OTHER_CONTENT, {"IfNoneMatch": "*"}))
+        quoted_etags = await self._etag_quotes()
+        source_condition = await _is_refused(self._copy_with_stale_source())
+        conditional_copy = await self._honours_copy_conditions()
+        copy_part, conditional_complete = await self._multipart_abilities(part_checksum)
+        conditional_delete = await _is_refused(self._delete_if_stale())
+        return Dialect(
+            capabilities=Capabilities(
+                create_only=create_only,
+                if_match=quoted_etags is not None,
+                conditional_complete=conditional_complete,
+                conditional_copy=conditional_copy,
+                conditional_delete=conditional_delete,
+                copy_part=copy_part,
+                checksums=object_checksum is not Checksum.NONE,
+            ),
+            quoted_etags=quoted_etags is not False,
+            source_condition=source_condition,
+            object_checksum=object_checksum,
+            part_checksum=part_checksum,
+        )
+
+    async def clean_up(self) -> None:
+        await self._abort()
+        for key in (self._key, self._copy_key):
+            with contextlib.suppress(NotFound):
+                await self._bucket.call("delete_object", key)
+
+    async def _checksums(self) -> tuple[Checksum, Checksum]:
+        """Return what to send with objects and with parts: what the store compares, and refuses if it differs."""
+        if self._bucket.options.checksum == "none":
+            return Checksum.NONE, Checksum.NONE
+        if self._bucket.options.checksum == "crc32":
+            return Checksum.CRC32, Checksum.MD5
+        md5 = Checksum.MD5 if await self._detects_damage(Checksum.MD5) else Checksum.NONE
+        crc32 = await self._detects_damage(Checksum.CRC32)
+        return (Checksum.CRC32 if crc32 else md5), md5
+
+    async def _detects_damage(self, checksum: Checksum) -> bool:
+        try:
+            await self._put(_CONTENT, checksum.arguments(_OTHER_CONTENT))
+        except ChecksumMismatch:
+            return True
+        except _NOT_OFFERED:
+            return False
+        return False
+
+    async def _etag_quotes(self) -> bool | None:
+        """Return whether If-Match wants the ETag in quotes, or None if it is not honoured."""
+        for quoted in (True, False):
+            right, stale = (quote_etag(etag) if quoted else etag for etag in (self._etag, _STALE_ETAG))
+            if await _is_accepted(self._put(_CONTENT, {"IfMatch": right})) and await _is_refused(
+                self._put(_OTHER_CONTENT, {"IfMatch": stale})
+            ):
+                return quoted
+        return None
+
+    async def _honours_copy_conditions(self) -> bool:
+        onto_itself = {**self._source(), "MetadataDirective": "REPLACE"}
+        conditions = ({"IfNoneMatch": "*"}, {"IfMatch": quote_etag(_STALE_ETAG)})
+        for condition in conditions:
+            copy = self._bucket.call("copy_object", self._key, {**onto_itself, **condition})
+            if not await _is_refused(copy):
+                return False
+        return True
+
+    async def _multipart_abilities(self, checksum: Checksum) -> tuple[bool, bool]:
+        """Return whether parts can be copied, and whether a completion honours conditions."""
+        response = await self._bucket.call("create_multipart_upload", self._key)
+        self._upload_id = response["UploadId"]
+        part = {"UploadId": self._upload_id, "PartNumber": 1}
+        answer = await self._bucket.call("upload_part", self._key, part, Body(_OTHER_CONTENT, checksum))
+        try:
+            # The whole source, not a range: S3 copies ranges only of sources above 5 MiB.
+            copied = await self._bucket.call("upload_part_copy", self._key, {**part, **self._source()})
+        except (*_NOT_OFFERED, NotFound):
+            return False, await self._honours_complete_conditions(answer["ETag"])
+        content = await self._bucket.call_and_read("get_object", self._key, {}, _read_body)
+        conditional = await self._honours_complete_conditions(copied["CopyPartResult"]["ETag"])
+        # One server answers a copy with success and an empty part.
+        completed = await self._bucket.call_and_read("get_object", self._key, {}, _read_body)
+        return completed == content, conditional
+
+    async def _honours_complete_conditions(self, part_etag: str) -> bool:
+        """Complete the upload, with conditions that cannot hold as long as they are honoured, then without."""
+        for condition in ({"IfNoneMatch": "*"}, {"IfMatch": quote_etag(_STALE_ETAG)}):
+            if not await _is_refused(self._complete(part_etag, condition)):
+                return False
+        await self._complete(part_etag, {})
+        return True
+
+    async def _complete(self, part_etag: str, condition: Arguments) -> None:
+        parts = {"Parts": [{"PartNumber": 1, "ETag": part_etag}]}
+        arguments = {"UploadId": self._upload_id, "MultipartUpload": parts, **condition}
+        await self._bucket.call("complete_multipart_upload", self._key, arguments)
+
+    async def _abort(self) -> None:
+        """Give up what is left of the upload: nothing, unless a trial failed or a completion was not offered."""
+        if self._upload_id is not None:
+            with contextlib.suppress(UploadNotFound, NotFound):
+                await self._bucket.call("abort_multipart_upload", self._key, {"UploadId": self._upload_id})
+
+    async def _put(self, content: bytes, arguments: Arguments, checksum: Checksum = Checksum.NONE) -> None:
+        response = await self._bucket.call("put_object", self._key, arguments, Body(content, checksum))
+        self._etag = unquote_etag(response["ETag"])
+
+    async def _copy_with_stale_source(self) -> None:
+        arguments = {**self._source(), "CopySourceIfMatch": quote_etag(_STALE_ETAG)}
+        await self._bucket.call("copy_object", self._copy_key, arguments)
+
+    async def _delete_if_stale(self) -> None:
+        await self._bucket.call("delete_object", self._key, {"IfMatch": quote_etag(_STALE_ETAG)})
+
+    def _source(self) -> Arguments:
+        return {"CopySource": {"Bucket": self._bucket.options.bucket, "Key": self._key}}
+
+
+async def _is_refused(request: Awaitable[object]) -> bool:
+    """Return whether a request whose condition cannot hold fails for that reason, so that conditions are honoured."""
+    try:
+        await request
+    except PreconditionFailed:
+        return True
+    except _NOT_OFFERED:
+        return False
+    return False
+
+
+async def _is_accepted(request: Awaitable[object]) -> bool:
+    """Return whether a request whose condition holds succeeds."""
+    try:
+        await request
+    except (PreconditionFailed, *_NOT_OFFERED):
+        return False
+    return True
+
+
+def _read_body(response: Response) -> bytes:
+    content: bytes = response["Body"].read()
+    return content
