@@ -1,0 +1,129 @@
+"""POSIX attributes, and how an object's user metadata carries them.
+
+The names are s3fs's, so that both programs read each other's buckets (s3fs-fuse, `src/metaheader.cpp`): `mode`
+is the whole st_mode in decimal, type bits included; `uid` and `gid` are decimal; `atime`, `mtime` and `ctime` are
+seconds since the epoch with up to nine decimals. What is missing or cannot be read falls back to the defaults of
+the mount and to the time at which the store received the object: a bucket that others filled has none of it.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from decimal import Decimal, InvalidOperation
+from typing import Final
+
+_NANOSECONDS: Final = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attributes:
+    """What stat(2) tells of an inode, apart from its number, size and links. Times are nanoseconds since the epoch."""
+
+    mode: int
+    uid: int
+    gid: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    rdev: int = 0
+
+    @property
+    def kind(self) -> int:
+        """The type bits of the mode: S_IFREG, S_IFDIR, S_IFLNK, …"""
+        return stat.S_IFMT(self.mode)
+
+    def changed(self, now_ns: int, *, contents: bool = False) -> Attributes:
+        """Return the attributes after a change at `now_ns`: ctime moves, and with `contents` mtime as well."""
+        return replace(self, ctime_ns=now_ns, mtime_ns=now_ns if contents else self.mtime_ns)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """Attributes of objects that carry none: the mount's owner, and permission bits without a type."""
+
+    uid: int
+    gid: int
+    file_mode: int = 0o644
+    directory_mode: int = 0o755
+
+
+def fresh(*, mode: int, uid: int, gid: int, now_ns: int, rdev: int = 0) -> Attributes:
+    """Return the attributes of what is created now; `mode` has its type bits."""
+    return Attributes(
+        mode=mode, uid=uid, gid=gid, atime_ns=now_ns, mtime_ns=now_ns, ctime_ns=now_ns, rdev=rdev
+    )
+
+
+def to_metadata(attributes: Attributes) -> dict[str, str]:
+    """Return the user metadata that carries `attributes`."""
+    metadata = {
+        "mode": str(attributes.mode),
+        "uid": str(attributes.uid),
+        "gid": str(attributes.gid),
+        "mtime": _format_time(attributes.mtime_ns),
+        "ctime": _format_time(attributes.ctime_ns),
+        "atime": _format_time(attributes.atime_ns),
+    }
+    if attributes.rdev:
+        metadata["rdev"] = str(attributes.rdev)
+    return metadata
+
+
+def from_metadata(
+    metadata: Mapping[str, str], *, directory: bool, stored_at_ns: int, defaults: Defaults
+) -> Attributes:
+    """Return the attributes that an object's user metadata carries, with defaults for what it lacks.
+
+    `directory` tells whether the key is a directory's; the key decides, whatever type the mode names.
+    """
+    kind, permissions = (
+        (stat.S_IFDIR, defaults.directory_mode) if directory else (stat.S_IFREG, defaults.file_mode)
+    )
+    mode = _integer(metadata.get("mode"), limit=0xFFFF)
+    if mode is not None:
+        permissions = stat.S_IMODE(mode)
+        if not directory and stat.S_IFMT(mode) not in (0, stat.S_IFDIR):
+            kind = stat.S_IFMT(mode)
+    mtime_ns = _parse_time(metadata.get("mtime"), stored_at_ns)
+    return Attributes(
+        mode=kind | permissions,
+        uid=_or(_integer(metadata.get("uid"), limit=0xFFFF_FFFE), defaults.uid),
+        gid=_or(_integer(metadata.get("gid"), limit=0xFFFF_FFFE), defaults.gid),
+        atime_ns=_parse_time(metadata.get("atime"), mtime_ns),
+        mtime_ns=mtime_ns,
+        ctime_ns=_parse_time(metadata.get("ctime"), mtime_ns),
+        rdev=_or(_integer(metadata.get("rdev"), limit=0xFFFF_FFFF), 0),
+    )
+
+
+def _or(value: int | None, default: int) -> int:
+    return default if value is None else value
+
+
+def _integer(text: str | None, *, limit: int) -> int | None:
+    if text is None or not text.isascii() or not text.isdecimal() or len(text) > 12:
+        return None
+    value = int(text)
+    return value if value <= limit else None
+
+
+def _format_time(nanoseconds: int) -> str:
+    seconds, fraction = divmod(nanoseconds, _NANOSECONDS)
+    return f"{seconds}.{fraction:09d}"
+
+
+def _parse_time(text: str | None, default_ns: int) -> int:
+    if text is None or len(text) > 32:
+        return default_ns
+    try:
+        value = Decimal(text)
+    except InvalidOperation:
+        return default_ns
+    if not value.is_finite() or abs(value) >= 2**33:  # beyond any time that a struct timespec user can show
+        return default_ns
+    seconds = int(value // 1)
+    # Decimal's // truncates towards zero; times before 1970 need the floor.
+    seconds -= 1 if value < seconds else 0
+    return seconds * _NANOSECONDS + int((value - seconds) * _NANOSECONDS)
