@@ -1,0 +1,279 @@
+"""One file's bytes: what is staged, what is dirty, and the version in the bucket that holds the rest.
+
+Three sets of byte ranges tell where each byte is. `present` bytes are in the stage; every other byte below
+`base_limit` is in the base version and is fetched when it is read; there are no further bytes, so
+
+    [0, size)  is covered by  present + [0, base_limit)          (invariant 1)
+    dirty      is inside      present                            (invariant 2)
+    unsent     is inside      dirty                              (invariant 3)
+
+`dirty` is what differs from the base. `unsent` is the part of it that no upload has read yet: an upload takes bytes
+with `take`, which removes them from `unsent`; a write puts them back. Whoever completes an upload looks, with no
+`await` between, whether `unsent` is empty inside what it sent: then the object is one whole version of the file.
+
+Everything here is synchronous but `read` and `fetch`; after each of their awaits the sets are looked at anew,
+because writers and publishers have been at work meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import trio
+
+from backends.base import MIB, Data, ObjectStorage
+from backends.errors import NotFound, PreconditionFailed, RangeNotSatisfiable, StorageError
+from fusefs.errors import StaleFile
+from fusefs.extents import ExtentSet
+from fusefs.prefetch import SequentialDetector
+from fusefs.stage import Stage
+
+FETCH_SIZE: Final = 4 * MIB
+"""Bytes of one ranged GET: long enough to be limited by the network and not by the request, and many fit a window."""
+
+
+class Spawn(Protocol):
+    """Starts a task in the mount's nursery; `trio.Nursery.start_soon`."""
+
+    def __call__(self, async_fn: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> object: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One immutable state of an object."""
+
+    key: str
+    etag: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ContentSources:
+    """What every content of a mount shares: where bytes are staged, fetched from, and who fetches ahead."""
+
+    stage: Stage
+    storage: ObjectStorage
+    spawn: Spawn
+    #: Bounds the ranged GETs under way for all files together, and so the memory they hold.
+    fetch_limiter: trio.CapacityLimiter
+
+
+@dataclass(eq=False, slots=True)
+class _Fetch:
+    """A range that some task is fetching; others wait for it instead of fetching it too."""
+
+    start: int
+    end: int
+    done: trio.Event = field(default_factory=trio.Event)
+
+
+class Content:
+    """The bytes of one file. A new file has no base; a file from the bucket begins with nothing staged."""
+
+    def __init__(self, sources: ContentSources, *, base: Version | None = None) -> None:
+        self._sources = sources
+        self._file = sources.stage.new_file()
+        self._fetching: list[_Fetch] = []
+        self.base = base
+        self.size = base.size if base else 0
+        self.base_limit = self.size
+        self.present = ExtentSet()
+        self.dirty = ExtentSet()
+        self.unsent = ExtentSet()
+        self.resized = False
+        self._writable = trio.Event()
+        self._writable.set()
+
+    @property
+    def changed(self) -> bool:
+        """Whether the file differs from its base."""
+        return bool(self.dirty) or self.resized
+
+    @property
+    def detached(self) -> bool:
+        """Whether every byte is staged, so that the base is not needed any more."""
+        return self.present.covers(0, self.base_limit)
+
+    def write(self, offset: int, data: Data) -> None:
+        """Put bytes into the stage; beyond the end the file grows, with zeros in between. OSError: the local disk."""
+        end = offset + len(data)
+        self._file.write(offset, data)
+        if offset > self.size:
+            self._mark_written(self.size, offset)
+        self._mark_written(offset, end)
+        if end > self.size:
+            self._resize(end)
+
+    def truncate(self, size: int) -> None:
+        """Cut the file, or let it grow with zeros."""
+        if size < self.size:
+            self._file.truncate(size)
+            for extents in (self.present, self.dirty, self.unsent):
+                extents.truncate(size)
+            self.base_limit = min(self.base_limit, size)
+        elif size > self.size:
+            self._mark_written(self.size, size)
+        if size != self.size:
+            self._resize(size)
+
+    def take(self, start: int, end: int) -> bytes:
+        """Return present bytes for an upload, and note that it has them."""
+        self.unsent.remove(start, end)
+        return self._file.read(start, end - start)
+
+    def give_back(self) -> None:
+        """Note that no upload has anything: the one that took bytes has failed."""
+        self.unsent = self.dirty.copy()
+
+    def published(self, version: Version) -> None:
+        """Take `version` as the new base; it holds every byte but those that are still unsent."""
+        self.base = version
+        self.base_limit = min(version.size, self.size)
+        self.dirty = self.unsent.copy()
+        self.resized = version.size != self.size
+
+    def rebase(self, version: Version) -> None:
+        """Take `version`, a copy of the base with the same bytes, in its place."""
+        self.base = version
+
+    def detach(self) -> None:
+        """Let go of the base: `detached` is true, or its bytes will never be asked for again."""
+        self.base = None
+        self.base_limit = 0
+
+    def evict(self) -> int:
+        """Drop the stage of an unchanged file and return the bytes given back; they are fetched again when read."""
+        if self.changed or self.base is None:
+            return 0
+        freed = self.present.total
+        self.present = ExtentSet()
+        self._file.discard()
+        return freed
+
+    def discard(self) -> None:
+        """Remove everything from the local disk; the file is gone for good."""
+        self._file.discard()
+
+    def rescue(self, where: Path) -> None:
+        """Move what is staged to a file of its own; bytes that were never staged are holes in it."""
+        self._file.move_to(where, self.size)
+
+    def hold_writers(self) -> None:
+        """Let writers wait, so that an upload of a file that never rests can end."""
+        if self._writable.is_set():
+            self._writable = trio.Event()
+
+    def release_writers(self) -> None:
+        """Let writers go on."""
+        self._writable.set()
+
+    async def wait_writable(self) -> None:
+        """Return when no upload holds writers back."""
+        while not self._writable.is_set():
+            await self._writable.wait()
+
+    async def read(self, offset: int, length: int, reader: SequentialDetector | None = None) -> bytes:
+        """Return up to `length` bytes; fewer only at the end of the file.
+
+        Raises `StaleFile` when the base was replaced in the bucket, and what the store raises.
+        """
+        end = min(offset + length, self.size)
+        if offset >= end:
+            return b""
+        if not self.present.covers(offset, min(end, self.base_limit)):
+            await self._read_through(offset, end, reader)
+            end = min(end, self.size)
+        elif reader is not None:
+            self._fetch_ahead(end, reader.observe(offset, end - offset).ahead_end)
+        return self._file.read(offset, max(end - offset, 0))
+
+    async def fetch(self, start: int, end: int) -> None:
+        """Stage what is missing of a range; several GETs at once where it is long. Raises as `read`."""
+        while True:
+            failures: list[Exception] = []
+            async with trio.open_nursery() as nursery:
+                for fetch in self._begin_missing(start, end):
+                    nursery.start_soon(self._carry_out, fetch, failures)
+            if failures:
+                raise failures[0]
+            while (fetch_of_another := self._overlapping(start, end)) is not None:
+                await fetch_of_another.done.wait()
+            if self.present.covers(start, min(end, self.base_limit)):
+                return
+            # The other task failed, or the file changed meanwhile: what is missing now is ours to fetch.
+
+    def _mark_written(self, start: int, end: int) -> None:
+        for extents in (self.present, self.dirty, self.unsent):
+            extents.add(start, end)
+
+    def _resize(self, size: int) -> None:
+        self.size = size
+        self.resized = self.base is None or size != self.base.size
+
+    async def _read_through(self, offset: int, end: int, reader: SequentialDetector | None) -> None:
+        if reader is None:
+            await self.fetch(offset, end)
+            return
+        wish = reader.observe(offset, end - offset)
+        self._fetch_ahead(wish.end, wish.ahead_end)
+        await self.fetch(wish.start, min(wish.end, self.size))
+
+    def _fetch_ahead(self, start: int, end: int) -> None:
+        for fetch in self._begin_missing(start, end):
+            # Nobody has asked for these bytes yet: whoever does gets the error of their own request.
+            self._sources.spawn(self._carry_out, fetch, [])
+
+    def _begin_missing(self, start: int, end: int) -> list[_Fetch]:
+        """Claim the ranges, none longer than one GET, that are neither present nor being fetched."""
+        absent = ExtentSet()
+        for gap in self.present.gaps(start, max(start, min(end, self.base_limit))):
+            absent.add(gap.start, gap.end)
+        for fetch in self._fetching:
+            absent.remove(fetch.start, fetch.end)
+        begun = [
+            _Fetch(position, min(position + FETCH_SIZE, gap.end))
+            for gap in absent
+            for position in range(gap.start, gap.end, FETCH_SIZE)
+        ]
+        self._fetching.extend(begun)
+        return begun
+
+    def _overlapping(self, start: int, end: int) -> _Fetch | None:
+        return next((fetch for fetch in self._fetching if fetch.start < end and start < fetch.end), None)
+
+    async def _carry_out(self, fetch: _Fetch, failures: list[Exception]) -> None:
+        """Fetch and stage one claimed range; a failure is noted, so that a nursery has no group of them to raise."""
+        try:
+            async with self._sources.fetch_limiter:
+                data = await self._get(fetch)
+            self._store_fetched(fetch.start, data)
+        except (StorageError, StaleFile, OSError) as error:
+            failures.append(error)
+        finally:
+            self._fetching.remove(fetch)
+            fetch.done.set()
+
+    async def _get(self, fetch: _Fetch) -> bytes:
+        base = self.base
+        if base is None:
+            return b""
+        try:
+            result = await self._sources.storage.get_range(
+                base.key, fetch.start, fetch.end - fetch.start, if_match=base.etag
+            )
+        except (NotFound, PreconditionFailed, RangeNotSatisfiable) as error:
+            if self.base != base:
+                return b""  # published or moved meanwhile; whoever still misses bytes asks for them again
+            raise StaleFile(f"{base.key!r} was changed in the bucket while it was open") from error
+        return result.data
+
+    def _store_fetched(self, start: int, data: bytes) -> None:
+        """Stage fetched bytes where nothing newer has been written and the file was not cut."""
+        end = min(start + len(data), self.base_limit)
+        view = memoryview(data)
+        for gap in list(self.present.gaps(start, max(start, end))):
+            self._file.write(gap.start, view[gap.start - start : gap.end - start])
+            self.present.add(gap.start, gap.end)

@@ -1,0 +1,111 @@
+"""Local sparse files that hold the bytes of open and unpublished inodes.
+
+A stage file has no name that means anything and no life beyond its mount: what must survive is in the bucket. It
+is opened when it is first touched and closed again when too many others are, so that ten thousand dirty files need
+only a few hundred descriptors.
+
+Reads and writes are made on the caller's thread. They go to the page cache of a local disk, take less time than
+handing them to another thread would, and being synchronous they are atomic to every other task.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Final
+
+from cachetools import LRUCache
+
+from backends.base import Data
+
+MAX_OPEN_FILES: Final = 512
+"""Descriptors kept open at once; well below the usual soft limit of 1,024."""
+
+
+class _Descriptors(LRUCache[int, int]):
+    """Open descriptors by stage number; the one that was not used for longest is closed first."""
+
+    def popitem(self) -> tuple[int, int]:
+        number, descriptor = super().popitem()
+        os.close(descriptor)
+        return number, descriptor
+
+
+class Stage:
+    """The directory of stage files of one mount, and the count of bytes they hold."""
+
+    def __init__(self, directory: Path, *, max_open_files: int = MAX_OPEN_FILES) -> None:
+        self._directory = directory
+        self._open = _Descriptors(max_open_files)
+        self._next_number = 0
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def new_file(self) -> StageFile:
+        """Return an empty stage file; nothing is made on disk until something is written to it."""
+        self._next_number += 1
+        return StageFile(self, self._next_number)
+
+    def close(self) -> None:
+        """Close every descriptor; the files stay for whoever removes the directory."""
+        while self._open:
+            self._open.popitem()
+
+    def _path(self, number: int) -> Path:
+        return self._directory / f"{number:x}"
+
+    def _descriptor(self, number: int) -> int:
+        descriptor = self._open.get(number)
+        if descriptor is None:
+            descriptor = os.open(self._path(number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._open[number] = descriptor
+        return descriptor
+
+    def _remove(self, number: int) -> None:
+        descriptor = self._open.pop(number, None)
+        if descriptor is not None:
+            os.close(descriptor)
+        self._path(number).unlink(missing_ok=True)
+
+
+class StageFile:
+    """One sparse file. What was never written reads as zeros, up to any length."""
+
+    def __init__(self, stage: Stage, number: int) -> None:
+        self._stage = stage
+        self._number = number
+        self._exists = False
+
+    def write(self, offset: int, data: Data) -> None:
+        """Write all of `data` at `offset`. Raises OSError (ENOSPC, EIO) of the local disk."""
+        self._exists = True
+        descriptor = self._stage._descriptor(self._number)
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(descriptor, view, offset)
+            view = view[written:]
+            offset += written
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes from `offset`."""
+        data = os.pread(self._stage._descriptor(self._number), length, offset) if self._exists else b""
+        return data if len(data) == length else data + bytes(length - len(data))
+
+    def truncate(self, size: int) -> None:
+        """Forget everything from `size` on."""
+        if self._exists and os.fstat(self._stage._descriptor(self._number)).st_size > size:
+            os.ftruncate(self._stage._descriptor(self._number), size)
+
+    def move_to(self, where: Path, size: int) -> None:
+        """Make the file, `size` bytes long, somebody else's; here it is empty then."""
+        descriptor = self._stage._descriptor(self._number)
+        os.ftruncate(descriptor, size)
+        os.fsync(descriptor)
+        shutil.move(self._stage._path(self._number), where)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the file from the disk; a later write makes a new one."""
+        if self._exists:
+            self._exists = False
+            self._stage._remove(self._number)
