@@ -1,0 +1,209 @@
+"""The nodes of the tree and the table by which the kernel knows them.
+
+An inode exists for as long as the tree, the kernel (its lookup count), an open handle or an unfinished publication
+needs it. `Directory.children` holds inodes, and for objects that nobody has looked at yet just what the listing
+told of them: a listed directory of many objects costs little until its files are used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+import trio
+
+from backends.base import ObjectInfo
+from fusefs.attributes import Attributes
+from fusefs.content import Content, Version
+from fusefs.errors import NoSuchInode
+
+ROOT_NUMBER: Final = 1
+"""FUSE's number of the root (FUSE_ROOT_ID)."""
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class PublishState:
+    """Where an inode stands between the tree and the bucket; `publisher` alone changes it."""
+
+    #: Rises with every change of content, attributes or name.
+    changes: int = 0
+    #: The value of `changes` that the bucket has.
+    published_changes: int = 0
+    #: Whether the bucket's metadata is older than the inode's attributes.
+    attributes_changed: bool = False
+    #: Why the last attempt failed; None as soon as one succeeds.
+    failure: Exception | None = None
+    #: Attempts that ended, well or not; whoever waits for one looks at this to see a new one.
+    attempts: int = 0
+    #: When the last attempt that succeeded ended, on trio's clock.
+    published_at: float = -math.inf
+    #: Woken after every attempt.
+    attempted: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
+
+
+@dataclass(eq=False, repr=False, slots=True, kw_only=True)
+class Inode:
+    """What all nodes have. Which kind it is follows from the class, and so does `attributes.kind`."""
+
+    number: int
+    attributes: Attributes
+    #: The directory that holds the entry, and its name there; None and b"" when it was unlinked.
+    parent: Directory | None = None
+    name: bytes = b""
+    #: What the bucket holds for this inode, wherever it holds it; None: nothing yet.
+    version: Version | None = None
+    #: References that the kernel holds (FUSE lookup count).
+    lookups: int = 0
+    #: Handles that are open on it.
+    handles: int = 0
+    state: PublishState = field(default_factory=PublishState)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.number} {self.path_key!r}>"
+
+    @property
+    def linked(self) -> bool:
+        """Whether the inode has a name."""
+        return self.parent is not None or self.number == ROOT_NUMBER
+
+    @property
+    def path_key(self) -> str:
+        """The key of the inode's path, without a slash at the end; '' for the root."""
+        names: list[bytes] = []
+        node: Inode = self
+        while node.parent is not None:
+            names.append(node.name)
+            node = node.parent
+        return b"/".join(reversed(names)).decode()
+
+    @property
+    def size(self) -> int:
+        """What st_size says."""
+        return 0
+
+    @property
+    def link_count(self) -> int:
+        """What st_nlink says."""
+        return 1 if self.linked else 0
+
+
+@dataclass(eq=False, repr=False, slots=True, kw_only=True)
+class File(Inode):
+    """A regular file."""
+
+    content: Content
+    #: Handles among `handles` that may write.
+    writers: int = 0
+
+    @property
+    def size(self) -> int:
+        return self.content.size
+
+
+@dataclass(eq=False, repr=False, slots=True, kw_only=True)
+class Symlink(Inode):
+    """A symbolic link; its object holds the target, as s3fs stores it."""
+
+    target: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.target)
+
+
+@dataclass(eq=False, repr=False, slots=True, kw_only=True)
+class Special(Inode):
+    """A fifo, a socket or a device; its object is empty, and the kind is in the metadata's mode."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImplicitDirectory:
+    """A common prefix that a listing named and nobody has looked at: there may be a marker with attributes."""
+
+
+@dataclass(eq=False, repr=False, slots=True, kw_only=True)
+class Directory(Inode):
+    """A directory; its object, if it has one, is the marker under its key with a slash."""
+
+    #: Changed through `attach` and `detach` only, which keep `subdirectories` and the children's parents right.
+    children: dict[bytes, Child] = field(default_factory=dict)
+    #: When its listing was complete, on the monotonic clock; None if it has not been listed.
+    listed_at: float | None = None
+    subdirectories: int = 0
+
+    @property
+    def prefix(self) -> str:
+        """The prefix of the keys of everything below it; '' for the root."""
+        key = self.path_key
+        return f"{key}/" if key else ""
+
+    @property
+    def link_count(self) -> int:
+        return 2 + self.subdirectories if self.linked else 0
+
+    def attach(self, name: bytes, child: Child) -> None:
+        """Put an entry under a name that is free or holds the listing's word of the same entry."""
+        self.detach(name)
+        self.children[name] = child
+        self.subdirectories += isinstance(child, Directory | ImplicitDirectory)
+        if isinstance(child, Inode):
+            child.parent = self
+            child.name = name
+
+    def detach(self, name: bytes) -> None:
+        """Remove the entry of that name, if there is one; an inode is unlinked by it."""
+        child = self.children.pop(name, None)
+        self.subdirectories -= isinstance(child, Directory | ImplicitDirectory)
+        if isinstance(child, Inode):
+            child.parent = None
+            child.name = b""
+
+    def inodes(self) -> Iterator[Inode]:
+        """Return the children that are inodes already."""
+        return (child for child in self.children.values() if isinstance(child, Inode))
+
+
+Child: TypeAlias = Inode | ObjectInfo | ImplicitDirectory
+"""An entry: an inode, or what a listing told of one that nobody has looked at."""
+
+
+class InodeTable:
+    """Inodes by number, and the numbers to come. A number is never given twice in one mount."""
+
+    def __init__(self, root: Directory) -> None:
+        self._inodes: dict[int, Inode] = {root.number: root}
+        self._next_number = ROOT_NUMBER + 1
+        root.lookups = 1  # the kernel never forgets the root, and never looks it up
+
+    def __getitem__(self, number: int) -> Inode:
+        """Return the inode; raises `NoSuchInode`, which only a confused kernel should ever see."""
+        try:
+            return self._inodes[number]
+        except KeyError:
+            raise NoSuchInode(f"inode {number} is not known") from None
+
+    def __len__(self) -> int:
+        return len(self._inodes)
+
+    def new_number(self) -> int:
+        """Return a number that no inode of this mount has had."""
+        self._next_number += 1
+        return self._next_number - 1
+
+    def add(self, inode: Inode) -> None:
+        """Make the inode known by its number."""
+        self._inodes[inode.number] = inode
+
+    def forget(self, number: int, lookups: int) -> Inode | None:
+        """Take references of the kernel back; returns the inode when the last one went, None otherwise."""
+        inode = self._inodes.get(number)
+        if inode is None:
+            return None
+        inode.lookups = max(inode.lookups - lookups, 0)
+        return inode if inode.lookups == 0 else None
+
+    def drop(self, inode: Inode) -> None:
+        """Forget the inode for good."""
+        self._inodes.pop(inode.number, None)

@@ -1,0 +1,112 @@
+"""What is where in the bucket, and which key each inode's object should have.
+
+An object that we know of belongs to the inode whose bytes it holds (`Inode.version`), or to nobody any more: then it
+is a leftover, to be overwritten by whoever gets its key or deleted. An inode's target is the key of its path; that
+of an unlinked file which is still open, and not wholly staged, is a place under `.fusefs/orphans/`, so that the name
+is gone from the bucket and the bytes are not.
+
+Everything is synchronous, and decided anew before each publication: between two of them the tree may have changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from backends.base import CREATE_ONLY, IfMatch, PutMode
+from fusefs.content import Version
+from fusefs.inodes import ROOT_NUMBER, Directory, File, Inode
+from fusefs.keys import RESERVED_PREFIX
+
+ROOT_MARKER: Final = f"{RESERVED_PREFIX}root/"
+"""Carries the attributes of the root, which no key of its own could: a server's data directory may be the mount."""
+
+
+class Placement:
+    """The known objects of a bucket, by key; `place`, `vacate` and `forget_leftover` are the only changes."""
+
+    def __init__(self, root: Directory, *, mount_id: str) -> None:
+        self._root = root
+        self._mount_id = mount_id
+        self._owners: dict[str, Inode] = {}
+        self._leftovers: dict[str, Version] = {}
+
+    def place(self, inode: Inode, version: Version) -> None:
+        """Note that the bucket holds `version` for `inode`; where it held another one there is a leftover now."""
+        self._abandon(inode.version, inode)
+        previous = self._owners.get(version.key)
+        if previous is not None and previous is not inode:
+            previous.version = None  # its object was overwritten
+        self._leftovers.pop(version.key, None)
+        self._owners[version.key] = inode
+        inode.version = version
+
+    def vacate(self, inode: Inode) -> None:
+        """Note that the object of `inode`, if it has one, belongs to nobody any more."""
+        self._abandon(inode.version, inode)
+        inode.version = None
+
+    def forget(self, key: str) -> None:
+        """Note that we do not know what is under `key`: somebody else has changed it."""
+        owner = self._owners.pop(key, None)
+        if owner is not None:
+            owner.version = None
+        self._leftovers.pop(key, None)
+
+    def forget_leftover(self, version: Version) -> None:
+        """Note that a leftover was deleted, or turned out to be somebody else's."""
+        if self._leftovers.get(version.key) == version:
+            del self._leftovers[version.key]
+
+    def target(self, inode: Inode) -> str | None:
+        """Return the key that the inode's object should have; None if there should be no object."""
+        if inode.number == ROOT_NUMBER:
+            return ROOT_MARKER
+        if isinstance(inode, Directory):
+            return inode.prefix if inode.linked else None
+        if inode.linked:
+            return inode.path_key
+        if isinstance(inode, File) and inode.handles and inode.version and not inode.content.detached:
+            return f"{RESERVED_PREFIX}orphans/{self._mount_id}/{inode.number}"
+        return None
+
+    def detour(self, inode: Inode) -> str:
+        """Return a key where the inode's object can wait while its own is taken."""
+        return f"{RESERVED_PREFIX}moving/{self._mount_id}/{inode.number}"
+
+    def obstacle(self, inode: Inode, target: str) -> Inode | None:
+        """Return the inode whose object has to leave `target` before that of `inode` can go there."""
+        owner = self._owners.get(target)
+        return owner if owner is not None and owner is not inode and self.target(owner) is not None else None
+
+    def condition(self, target: str) -> PutMode:
+        """Return the condition under which an object may be written to `target`: nobody else has changed it."""
+        owner = self._owners.get(target)
+        version = owner.version if owner is not None else self._leftovers.get(target)
+        return IfMatch(version.etag) if version is not None else CREATE_ONLY
+
+    def is_leftover(self, key: str) -> bool:
+        """Return whether the object under `key` is gone for the tree, and only the bucket still has it."""
+        return key in self._leftovers
+
+    def is_moved_away(self, key: str) -> bool:
+        """Return whether the object under `key` belongs to an inode that has another path by now."""
+        owner = self._owners.get(key)
+        return owner is not None and self.target(owner) != key
+
+    def deletable(self) -> Iterator[Version]:
+        """Yield the leftovers whose key no inode of the tree is going to take."""
+        return (version for version in self._leftovers.values() if not self._is_wanted(version.key))
+
+    def _abandon(self, version: Version | None, inode: Inode) -> None:
+        if version is not None and self._owners.get(version.key) is inode:
+            del self._owners[version.key]
+            self._leftovers[version.key] = version
+
+    def _is_wanted(self, key: str) -> bool:
+        """Return whether the tree has an inode whose target is `key`."""
+        *directories, name = key.removesuffix("/").encode().split(b"/")
+        node: object = self._root
+        for segment in [*directories, name]:
+            node = node.children.get(segment) if isinstance(node, Directory) else None
+        return isinstance(node, Inode) and self.target(node) == key

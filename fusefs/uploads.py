@@ -1,0 +1,376 @@
+"""How the bytes of one file go up: as a stream, or as a patch of the version that is there.
+
+A file that is new, small or mostly rewritten is a stream (`backends.multipart`): one PUT below a part, parts of
+growing size above. A stream may begin while the file is still being written: whenever a part is full and the writer
+has moved on, it goes up in the background (`advance`). A large file that changed in places is a patch: its dirty
+ranges are uploaded, and the store copies the rest from the base (`fusefs.upload_plan`).
+
+Either way the object must be one whole version, and writers do not stop for an upload. So an upload works in rounds:
+it sends what is missing, looks which parts were written again since they were read (`Content.unsent`), sends those
+again under their numbers, and completes when, with no await in between, there is none. After `FREE_ROUNDS` of it the
+writers of this file wait for the last round.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from itertools import count
+from typing import Final, TypeAlias
+
+import trio
+
+from backends.base import CREATE_ONLY, MIB, Metadata, MultipartUpload, ObjectStorage, Part, PutMode
+from backends.errors import StorageError
+from backends.multipart import ABORT_TIMEOUT_SECONDS, BufferedMultipartWriter, open_writer
+from fusefs.attributes import to_metadata
+from fusefs.content import Content, Spawn, Version
+from fusefs.errors import StaleFile
+from fusefs.extents import ExtentSet
+from fusefs.inodes import File
+from fusefs.upload_plan import CopyRange, Multipart, Plan, UploadRange, plan
+
+_log = logging.getLogger(__name__)
+
+FREE_ROUNDS: Final = 3
+"""Rounds of an upload before the writers of its file have to wait."""
+
+LAG: Final = 1 * MIB
+"""How far behind the end of what was written a stream stays: the kernel may send its last pages again, fuller."""
+
+WriterFactory: TypeAlias = Callable[[str, Metadata], AbstractAsyncContextManager[BufferedMultipartWriter]]
+
+
+class _Stream:
+    """One file on its way up from its first byte to its last; `run` is its task, from the first part to the end."""
+
+    def __init__(self, content: Content, key: str, metadata: Metadata) -> None:
+        self.key = key
+        self.metadata = metadata
+        self._content = content
+        self._fed = 0
+        self._changed = trio.Event()
+        self._mode: PutMode | None = None
+        self._done = trio.Event()
+        self._version: Version | None = None
+        self._failure: Exception | None = None
+        self._cancel_scope = trio.CancelScope()
+
+    @property
+    def usable(self) -> bool:
+        """Whether the stream can still become the file's object: it has not failed, nor the file been cut behind it."""
+        return not self._done.is_set() and self._fed <= self._content.size
+
+    def advance(self) -> None:
+        """Let the task look for parts that are full."""
+        self._changed.set()
+
+    async def run(self, open_writer: WriterFactory) -> None:
+        """Send parts as they fill, and when `finish` says so the rest; keep the outcome for it."""
+        try:
+            with self._cancel_scope:
+                async with open_writer(self.key, self.metadata) as writer:
+                    while self._mode is None:
+                        self._changed = trio.Event()
+                        await self._feed_full_parts(writer)
+                        await self._changed.wait()
+                    self._version = await self._finish(writer, self._mode)
+        except (StorageError, OSError, _FileWasCut) as error:
+            self._failure = error
+        finally:
+            if self._version is None:
+                self._content.give_back()
+            self._done.set()
+
+    async def finish(self, mode: PutMode) -> Version:
+        """Send the rest and return the version that the file has become. Raises what stopped it."""
+        self._mode = mode
+        self._changed.set()
+        await self._done.wait()
+        if self._version is None:
+            raise self._failure or StorageError(f"the upload of {self.key!r} was given up")
+        return self._version
+
+    async def give_up(self) -> None:
+        """Abort the upload and return when nothing of it is under way."""
+        self._cancel_scope.cancel()
+        self._changed.set()
+        with trio.CancelScope(shield=True):
+            await self._done.wait()
+
+    async def _feed_full_parts(self, writer: BufferedMultipartWriter) -> None:
+        while self._mode is None and self._fed + writer.next_part_size + LAG <= self._written_without_gap():
+            await self._feed(writer, self._fed + writer.next_part_size)
+
+    def _written_without_gap(self) -> int:
+        first = next(iter(self._content.dirty), None)
+        return first.end if first is not None and first.start == 0 else 0
+
+    async def _feed(self, writer: BufferedMultipartWriter, end: int) -> None:
+        start, self._fed = self._fed, end
+        await writer.write(self._content.take(start, end))
+
+    async def _finish(self, writer: BufferedMultipartWriter, mode: PutMode) -> Version:
+        content = self._content
+        try:
+            for upload_round in count(1):
+                if upload_round > FREE_ROUNDS:
+                    content.hold_writers()
+                await self._send_rest(writer)
+                if self._fed == content.size and not content.unsent:
+                    break
+                if self._fed > content.size:
+                    raise _FileWasCut
+                await self._send_again(writer)
+            size = content.size
+            etag = await writer.close(mode)
+        finally:
+            content.release_writers()
+        version = Version(self.key, etag, size)
+        content.published(version)
+        return version
+
+    async def _send_rest(self, writer: BufferedMultipartWriter) -> None:
+        if writer.sent and self._fed < self._content.size:
+            await self._fill_last_part(writer)
+        while self._fed < self._content.size:
+            await self._feed(writer, min(self._fed + writer.next_part_size, self._content.size))
+        if writer.sent:
+            await writer.flush()
+
+    async def _fill_last_part(self, writer: BufferedMultipartWriter) -> None:
+        """Send the last part again, longer, if it was the end of the file when it was sent."""
+        last = writer.sent[-1]
+        full_end = last.start + writer.full_size(last.number)
+        if last.end == self._fed < full_end:
+            self._fed = min(full_end, self._content.size)
+            await writer.rewrite(last.number, self._content.take(last.start, self._fed))
+
+    async def _send_again(self, writer: BufferedMultipartWriter) -> None:
+        content = self._content
+        for part in writer.sent:
+            end = min(part.end, content.size)
+            if content.unsent.intersect(part.start, end):
+                await writer.rewrite(part.number, content.take(part.start, end))
+
+
+class Uploads:
+    """Every upload of file content on this mount."""
+
+    def __init__(self, storage: ObjectStorage, spawn: Spawn, *, part_size: int, parts_in_flight: int) -> None:
+        self._storage = storage
+        self._spawn = spawn
+        self._part_size = part_size
+        self._in_flight = trio.CapacityLimiter(parts_in_flight)
+        self._streams: dict[File, _Stream] = {}
+
+    def advance(self, file: File, target: str | None) -> None:
+        """Let parts go up that are full by now, towards the key that the file has."""
+        stream = self._streams.get(file)
+        if stream is not None:
+            stream.advance()
+        elif self._fills_a_part(file.content) and target is not None:
+            self._streams[file] = self._begin_stream(file.content, target, to_metadata(file.attributes))
+
+    def abandon(self, file: File) -> None:
+        """Give up what was begun: nobody needs the object any more."""
+        stream = self._streams.pop(file, None)
+        if stream is not None:
+            self._spawn(stream.give_up)
+
+    async def publish(self, file: File, target: str, *, mode: PutMode, metadata: Metadata) -> Version:
+        """Make the object under `target` equal to the file; its content has the new version as its base then.
+
+        Where parts went up before the last attributes were known, `file.state.attributes_changed` is set.
+        Raises what the store raises, and `StaleFile` if clean bytes cannot be read from the base any more.
+        """
+        content = file.content
+        while True:
+            try:
+                planned = self._plan(content)
+                if isinstance(planned, Multipart) and _copies(planned):
+                    return await self._patch(content, target, planned, mode, metadata)
+                stream = await self._stream_for(file, target, metadata)
+                version = await stream.finish(mode)
+            except _FileWasCut:
+                continue  # the parts that went up do not fit any more; the next plan is for the shorter file
+            except BaseException:
+                content.give_back()
+                raise
+            file.state.attributes_changed = stream.metadata != metadata
+            return version
+
+    async def keep(self, file: File, key: str, *, metadata: Metadata) -> Version:
+        """Store the file's bytes under another key than its own, as far as they are staged or can still be fetched.
+
+        Where the base is gone, its bytes are zeros; the log says which ranges are the file's own.
+        """
+        content = file.content
+        try:
+            await content.fetch(0, content.size)
+        except (StorageError, StaleFile):
+            staged = [(extent.start, extent.end) for extent in content.present]
+            _log.error("%r: only these ranges could be kept, the rest is zeros: %s", key, staged)
+        content.give_back()
+        stream = _Stream(content, key, metadata)
+        self._spawn(stream.run, self._open_writer)
+        return await stream.finish(CREATE_ONLY)
+
+    async def copy(self, source: Version, target: str, *, mode: PutMode, metadata: Metadata) -> Version:
+        """Make the object under `target` from `source`, inside the store, whatever its size."""
+        if source.size <= self._storage.limits.max_copy_size:
+            etag = await self._storage.copy(
+                source.key, target, if_match=source.etag, metadata=metadata, mode=mode
+            )
+            return Version(target, etag, source.size)
+        planned = plan(source.size, ExtentSet(), source.size, part_size=self._part_size)
+        assert isinstance(planned, Multipart)
+        async with _multipart(self._storage, target, metadata) as upload:
+            parts = [
+                await upload.copy_part(
+                    part.number, source.key, part.start, part.end - part.start, if_match=source.etag
+                )
+                for part in planned.parts
+            ]
+            return Version(target, await upload.complete(parts, mode=mode), source.size)
+
+    # Streams
+
+    def _fills_a_part(self, content: Content) -> bool:
+        return content.base is None and content.dirty.covers(0, self._part_size + LAG)
+
+    async def _stream_for(self, file: File, target: str, metadata: Metadata) -> _Stream:
+        stream = self._streams.pop(file, None)
+        if stream is not None and stream.key == target and stream.usable:
+            return stream
+        if stream is not None:
+            await stream.give_up()
+        await file.content.fetch(0, file.content.size)
+        file.content.give_back()
+        return self._begin_stream(file.content, target, metadata)
+
+    def _begin_stream(self, content: Content, key: str, metadata: Metadata) -> _Stream:
+        stream = _Stream(content, key, metadata)
+        self._spawn(stream.run, self._open_writer)
+        return stream
+
+    def _open_writer(
+        self, key: str, metadata: Metadata
+    ) -> AbstractAsyncContextManager[BufferedMultipartWriter]:
+        return open_writer(
+            self._storage, key, metadata=metadata, part_size=self._part_size, in_flight=self._in_flight
+        )
+
+    # Patches
+
+    def _plan(self, content: Content) -> Plan:
+        base_size = content.base_limit if content.base is not None else None
+        return plan(
+            content.size,
+            content.dirty,
+            base_size,
+            part_size=self._part_size,
+            can_copy=self._storage.capabilities.copy_part,
+        )
+
+    async def _patch(
+        self, content: Content, target: str, planned: Multipart, mode: PutMode, metadata: Metadata
+    ) -> Version:
+        base = content.base
+        assert base is not None, "only a base can be copied from"
+        content.give_back()
+        try:
+            async with _multipart(self._storage, target, metadata) as upload:
+                patch = _Patch(content, base, upload, self._in_flight)
+                for upload_round in count(1):
+                    if upload_round > FREE_ROUNDS:
+                        content.hold_writers()
+                    await patch.send(planned)
+                    replanned = self._plan(content)
+                    if not content.unsent and replanned == planned:
+                        break
+                    if not isinstance(replanned, Multipart) or not patch.fits(replanned):
+                        raise _FileWasCut
+                    planned = replanned
+                size = content.size
+                etag = await upload.complete(patch.parts, mode=mode)
+        finally:
+            content.release_writers()
+        version = Version(target, etag, size)
+        content.published(version)
+        return version
+
+
+class _Patch:
+    """Parts of one upload, some sent from the stage and some copied from the base, by number."""
+
+    def __init__(
+        self, content: Content, base: Version, upload: MultipartUpload, in_flight: trio.CapacityLimiter
+    ) -> None:
+        self._content = content
+        self._base = base
+        self._upload = upload
+        self._in_flight = in_flight
+        self._sent: dict[int, UploadRange | CopyRange] = {}
+        self._stored: dict[int, Part] = {}
+
+    @property
+    def parts(self) -> list[Part]:
+        """What the store has, in order of number."""
+        return [part for _, part in sorted(self._stored.items())]
+
+    def fits(self, planned: Multipart) -> bool:
+        """Return whether each part that was sent has a number in the new plan: some stores refuse to leave one out."""
+        return len(self._sent) <= len(planned.parts)
+
+    async def send(self, planned: Multipart) -> None:
+        """Send the parts that are new in the plan, and those that were written again since they were sent."""
+        failures: list[Exception] = []
+        async with trio.open_nursery() as nursery:
+            for part in planned.parts:
+                if self._sent.get(part.number) != part or (
+                    isinstance(part, UploadRange) and self._content.unsent.intersect(part.start, part.end)
+                ):
+                    self._sent[part.number] = part
+                    nursery.start_soon(self._send_one, part, failures)
+        if failures:
+            raise failures[0]
+
+    async def _send_one(self, part: UploadRange | CopyRange, failures: list[Exception]) -> None:
+        try:
+            async with self._in_flight:
+                self._stored[part.number] = await self._store(part)
+        except (StorageError, StaleFile, OSError) as error:
+            failures.append(error)
+
+    async def _store(self, part: UploadRange | CopyRange) -> Part:
+        if isinstance(part, CopyRange):
+            return await self._upload.copy_part(
+                part.number, self._base.key, part.start, part.end - part.start, if_match=self._base.etag
+            )
+        await self._content.fetch(part.start, min(part.end, self._content.size))
+        return await self._upload.upload_part(part.number, self._content.take(part.start, part.end))
+
+
+class _FileWasCut(Exception):
+    """The file has become so much shorter that what went up of it is of no use."""
+
+
+def _copies(planned: Multipart) -> bool:
+    return any(isinstance(part, CopyRange) for part in planned.parts)
+
+
+@asynccontextmanager
+async def _multipart(storage: ObjectStorage, key: str, metadata: Metadata) -> AsyncIterator[MultipartUpload]:
+    """An upload that is aborted if the block fails."""
+    upload = await storage.create_multipart(key, metadata=metadata)
+    try:
+        yield upload
+    except BaseException:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + ABORT_TIMEOUT_SECONDS):
+            try:
+                await upload.abort()
+            except StorageError as error:
+                _log.warning("cannot abort upload %s of %r: %s", upload.upload_id, key, error)
+        raise
