@@ -1,0 +1,385 @@
+"""POSIX on the tree, without FUSE: every operation as a coroutine on inode and handle numbers.
+
+The kernel has checked permissions by the time a request arrives (`default_permissions`), holds a lookup count for
+each inode that it names, and serialises operations on one directory. What is left is the meaning: who is told, what
+changes, and what must be in the bucket before the answer.
+
+Three kinds of mount differ here and nowhere below. An owner answers from memory and publishes behind. A shared mount
+publishes before it answers where another host could look next: at close, at fsync, after a change of names. A
+read-only mount refuses every change with `ReadOnlyFilesystem`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from backends.base import Data
+from fusefs.attributes import Attributes, fresh
+from fusefs.clock import Clock
+from fusefs.errors import (
+    FileTooLarge,
+    InvalidArgument,
+    IsADirectory,
+    NotADirectory,
+    ReadOnlyFilesystem,
+    StaleFile,
+)
+from fusefs.inodes import Directory, File, Inode, InodeTable, Symlink
+from fusefs.namespace import Namespace
+from fusefs.open_files import Handles, OpenDirectory, OpenFile
+from fusefs.prefetch import SequentialDetector
+from fusefs.publisher import Publisher
+
+MAX_FILE_SIZE: Final = 5 * 1024**4
+"""Bytes: what S3 allows for one object."""
+
+RENAME_NOREPLACE: Final = 1
+RENAME_EXCHANGE: Final = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilesystemOptions:
+    """What kind of mount it is."""
+
+    read_only: bool = False
+    shared: bool = False
+    #: Whether close(2) returns only when the object is in the bucket, as it always does on a shared mount.
+    wait_on_close: bool = False
+    #: The widest window, in bytes, that a sequential reader is given.
+    read_ahead: int = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who asks."""
+
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttributeChanges:
+    """What setattr(2)'s family asks for; None leaves a value as it is. Times are nanoseconds."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+class Filesystem:
+    """The operations. Inodes and handles go in and out by the numbers that the kernel uses."""
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        inodes: InodeTable,
+        publisher: Publisher,
+        clock: Clock,
+        options: FilesystemOptions,
+    ) -> None:
+        self._namespace = namespace
+        self._inodes = inodes
+        self._publisher = publisher
+        self._clock = clock
+        self._options = options
+        self._handles = Handles()
+
+    # Entries
+
+    async def lookup(self, parent: int, name: bytes) -> Inode:
+        """Return the entry, which the kernel refers to from now on."""
+        directory = self._directory(parent)
+        if name == b".":
+            inode: Inode = directory
+        elif name == b"..":
+            inode = directory.parent or directory
+        else:
+            inode = await self._namespace.lookup(directory, name)
+        return self._referred_to(inode)
+
+    def forget(self, references: Iterable[tuple[int, int]]) -> None:
+        """Take back the kernel's references, given as inode number and count."""
+        for number, count in references:
+            inode = self._inodes.forget(number, count)
+            if inode is not None:
+                self._drop_if_unused(inode)
+
+    async def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Inode:
+        directory = await self._prepare_create(parent, name)
+        made = self._namespace.new_directory(
+            self._fresh(directory, stat.S_IFDIR | stat.S_IMODE(mode), caller)
+        )
+        return await self._add(directory, name, made)
+
+    async def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Inode:
+        directory = await self._prepare_create(parent, name)
+        made = self._namespace.new_symlink(self._fresh(directory, stat.S_IFLNK | 0o777, caller), target)
+        return await self._add(directory, name, made)
+
+    async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Inode:
+        directory = await self._prepare_create(parent, name)
+        attributes = replace(self._fresh(directory, mode, caller), rdev=rdev)
+        regular = stat.S_IFMT(mode) in (0, stat.S_IFREG)
+        if regular:
+            attributes = replace(attributes, mode=stat.S_IFREG | stat.S_IMODE(mode))
+        make = self._namespace.new_file if regular else self._namespace.new_special
+        return await self._add(directory, name, make(attributes))
+
+    async def create(
+        self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
+    ) -> tuple[Inode, int]:
+        """Make a file and open it; returns the inode and the handle."""
+        directory = await self._prepare_create(parent, name)
+        file = self._namespace.new_file(self._fresh(directory, stat.S_IFREG | stat.S_IMODE(mode), caller))
+        handle = self._open(file, flags)  # first: a file that is being written is not published at once
+        self._namespace.add(directory, name, file, self._clock.realtime_ns())
+        return self._referred_to(file), handle
+
+    async def unlink(self, parent: int, name: bytes) -> None:
+        self._check_writable()
+        directory = self._directory(parent)
+        inode = await self._namespace.unlink(directory, name, self._clock.realtime_ns())
+        self._drop_if_unused(inode)
+        await self._names_changed()
+
+    async def rmdir(self, parent: int, name: bytes) -> None:
+        self._check_writable()
+        inode = await self._namespace.rmdir(self._directory(parent), name, self._clock.realtime_ns())
+        self._drop_if_unused(inode)
+        await self._names_changed()
+
+    async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
+        """As renameat2(2); raises `InvalidArgument` for flags other than RENAME_NOREPLACE and RENAME_EXCHANGE."""
+        self._check_writable()
+        if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
+            raise InvalidArgument(f"rename flags {flags:#x} are not known")
+        replaced = await self._namespace.rename(
+            self._directory(parent),
+            name,
+            self._directory(new_parent),
+            new_name,
+            self._clock.realtime_ns(),
+            exchange=flags == RENAME_EXCHANGE,
+            replace=flags != RENAME_NOREPLACE,
+        )
+        if replaced is not None:
+            self._drop_if_unused(replaced)
+        await self._names_changed()
+
+    async def readlink(self, number: int) -> bytes:
+        inode = self._inodes[number]
+        if not isinstance(inode, Symlink):
+            raise InvalidArgument(f"inode {number} is no symbolic link")
+        return inode.target
+
+    # Attributes
+
+    async def getattr(self, number: int) -> Inode:
+        return self._inodes[number]
+
+    async def setattr(self, number: int, changes: AttributeChanges) -> Inode:
+        """Change what is not None. A change of nothing but times waits for the next publication and makes no own."""
+        self._check_writable()
+        inode = self._inodes[number]
+        now_ns = self._clock.realtime_ns()
+        if changes.size is not None:
+            self._truncate(self._file(inode), changes.size, now_ns)
+        self._set_owner_and_mode(inode, changes, now_ns)
+        if changes.atime_ns is not None or changes.mtime_ns is not None:
+            inode.attributes = replace(
+                inode.attributes.changed(now_ns),
+                atime_ns=inode.attributes.atime_ns if changes.atime_ns is None else changes.atime_ns,
+                mtime_ns=inode.attributes.mtime_ns if changes.mtime_ns is None else changes.mtime_ns,
+            )
+            if inode.linked:
+                self._publisher.touched(inode)
+        return inode
+
+    def _set_owner_and_mode(self, inode: Inode, changes: AttributeChanges, now_ns: int) -> None:
+        if changes.mode is None and changes.uid is None and changes.gid is None:
+            return
+        attributes = inode.attributes.changed(now_ns)
+        if changes.mode is not None:
+            attributes = replace(attributes, mode=attributes.kind | stat.S_IMODE(changes.mode))
+        if changes.uid is not None:
+            attributes = replace(attributes, uid=changes.uid)
+        if changes.gid is not None:
+            attributes = replace(attributes, gid=changes.gid)
+        inode.attributes = attributes
+        if inode.linked:
+            inode.state.attributes_changed = True
+            self._publisher.changed(inode)
+
+    # Files
+
+    async def open(self, number: int, flags: int) -> int:
+        """Return a new handle; O_TRUNC in `flags` empties the file."""
+        inode = self._inodes[number]
+        file = self._file(inode)
+        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+            self._check_writable()
+        if flags & os.O_TRUNC:
+            self._truncate(file, 0, self._clock.realtime_ns())
+        return self._open(file, flags)
+
+    async def read(self, handle: int, offset: int, length: int) -> bytes:
+        opened = self._handles.get(handle, OpenFile)
+        return await opened.file.content.read(offset, length, opened.reader)
+
+    async def write(self, handle: int, offset: int, data: Data) -> int:
+        """Put `data` into the file and return its length. Raises `StaleFile` if somebody else changed the object."""
+        file = self._handles.get(handle, OpenFile).file
+        _check_not_stale(file)
+        if offset + len(data) > MAX_FILE_SIZE:
+            raise FileTooLarge(f"a file can have {MAX_FILE_SIZE} bytes")
+        await file.content.wait_writable()
+        file.content.write(offset, data)
+        file.attributes = file.attributes.changed(self._clock.realtime_ns(), contents=True)
+        self._publisher.written(file)
+        return len(data)
+
+    async def flush(self, handle: int) -> None:
+        """Come once per close(2) of a descriptor. Raises a failure that is not made good yet."""
+        opened = self._handles.get(handle, OpenFile)
+        if opened.writable and (self._options.shared or self._options.wait_on_close):
+            await self._publisher.publish(opened.file)
+        elif opened.writable and opened.file.state.failure is not None:
+            raise opened.file.state.failure
+
+    async def release(self, handle: int) -> None:
+        """Come once per open(2), when its last descriptor is closed."""
+        opened = self._handles.remove(handle, OpenFile)
+        file = opened.file
+        file.handles -= 1
+        file.writers -= opened.writable
+        if file.writers == 0 and file.linked:
+            self._publisher.closed(file)
+        if file.handles == 0 and not file.linked:
+            self._publisher.released(file)
+        self._drop_if_unused(file)
+
+    async def fsync(self, handle: int) -> None:
+        """Return when the file, as it is now, is in the bucket under its name. Raises why it is not."""
+        file = self._handles.get(handle, OpenFile).file
+        await self._publisher.publish(file)
+
+    # Directories
+
+    async def opendir(self, number: int) -> int:
+        directory = self._directory(number)
+        names = await self._namespace.names(directory)
+        return self._handles.add(OpenDirectory(directory, names))
+
+    async def readdir(self, handle: int, start: int, count: int) -> list[tuple[bytes, Inode, int]]:
+        """Return up to `count` entries after position `start`, each with the position after it.
+
+        An empty answer means the end. Entries are not referred to by the kernel until `refer` says so.
+        """
+        opened = self._handles.get(handle, OpenDirectory)
+        while start < len(opened.names):
+            names = opened.names[start : start + count]
+            await self._namespace.resolve_many(opened.directory, names)
+            entries = [
+                (name, child, position)
+                for position, name in enumerate(names, start + 1)
+                if isinstance(child := opened.directory.children.get(name), Inode)
+            ]
+            if entries:
+                return entries
+            start += len(names)
+        return []
+
+    def refer(self, inode: Inode) -> None:
+        """Note that the kernel has been given an entry of a directory and refers to its inode."""
+        self._referred_to(inode)
+
+    async def releasedir(self, handle: int) -> None:
+        self._handles.remove(handle, OpenDirectory)
+
+    async def fsyncdir(self, handle: int) -> None:
+        """Return when every change of names made until now is in the bucket."""
+        directory = self._handles.get(handle, OpenDirectory).directory
+        await self._publisher.publish(directory)
+        await self._publisher.publish_all(open_files=False)
+
+    # Within
+
+    def _directory(self, number: int) -> Directory:
+        inode = self._inodes[number]
+        if not isinstance(inode, Directory):
+            raise NotADirectory(f"inode {number} is no directory")
+        return inode
+
+    def _file(self, inode: Inode) -> File:
+        if isinstance(inode, Directory):
+            raise IsADirectory(f"{inode.path_key!r} is a directory")
+        if not isinstance(inode, File):
+            raise InvalidArgument(f"{inode.path_key!r} is no regular file")
+        return inode
+
+    def _check_writable(self) -> None:
+        if self._options.read_only:
+            raise ReadOnlyFilesystem("the mount is read-only")
+
+    async def _prepare_create(self, parent: int, name: bytes) -> Directory:
+        self._check_writable()
+        directory = self._directory(parent)
+        await self._namespace.prepare_create(directory, name)
+        return directory
+
+    def _fresh(self, directory: Directory, mode: int, caller: Caller) -> Attributes:
+        """Return attributes for a new entry: a directory with the set-group-ID bit hands its group down."""
+        gid = caller.gid
+        if directory.attributes.mode & stat.S_ISGID:
+            gid = directory.attributes.gid
+            mode |= stat.S_ISGID if stat.S_ISDIR(mode) else 0
+        return fresh(mode=mode, uid=caller.uid, gid=gid, now_ns=self._clock.realtime_ns())
+
+    async def _add(self, directory: Directory, name: bytes, inode: Inode) -> Inode:
+        self._namespace.add(directory, name, inode, self._clock.realtime_ns())
+        await self._names_changed()
+        return self._referred_to(inode)
+
+    async def _names_changed(self) -> None:
+        if self._options.shared:
+            await self._publisher.publish_all(open_files=False)
+
+    def _open(self, file: File, flags: int) -> int:
+        opened = OpenFile(file, flags, SequentialDetector(self._options.read_ahead))
+        file.handles += 1
+        file.writers += opened.writable
+        return self._handles.add(opened)
+
+    def _truncate(self, file: File, size: int, now_ns: int) -> None:
+        _check_not_stale(file)
+        if size > MAX_FILE_SIZE:
+            raise FileTooLarge(f"a file can have {MAX_FILE_SIZE} bytes")
+        file.content.truncate(size)
+        file.attributes = file.attributes.changed(now_ns, contents=True)
+        self._publisher.written(file)
+
+    @staticmethod
+    def _referred_to(inode: Inode) -> Inode:
+        inode.lookups += 1
+        return inode
+
+    def _drop_if_unused(self, inode: Inode) -> None:
+        """Let an inode go that has no name, no handle and no reference from the kernel."""
+        if inode.linked or inode.handles or inode.lookups:
+            return
+        self._publisher.released(inode)
+        self._inodes.drop(inode)
+        if isinstance(inode, File):
+            inode.content.discard()
+
+
+def _check_not_stale(file: File) -> None:
+    if isinstance(file.state.failure, StaleFile):
+        raise file.state.failure

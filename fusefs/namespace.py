@@ -1,0 +1,533 @@
+"""The tree: which entries a directory has, found by listing the bucket when they are first asked for.
+
+A directory is listed once, wholly, and then answered from memory: the tree is this mount's. Listing it again (when
+it is opened and the listing is older than `revalidate_seconds`) brings in what others have changed. Our own changes
+win over a listing, which may be older than they are: an entry that is pending, moved away or deleted here is left as
+the tree has it.
+
+The listing names keys, ETags and sizes; attributes are in the object's metadata and cost a HEAD, which is made when
+the entry is looked up (`resolve`), by many tasks at once for many entries, and never twice at the same time for one.
+
+Keys that cannot be names here, and a file `x` beside a directory `x/`, are reported once in the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from backends.base import ObjectInfo, ObjectStorage, iterate_pages
+from backends.errors import NotFound
+from fusefs import keys
+from fusefs.attributes import Attributes, Defaults, from_metadata
+from fusefs.content import Content, ContentSources, Version
+from fusefs.errors import (
+    DirectoryNotEmpty,
+    EntryExists,
+    InvalidArgument,
+    IsADirectory,
+    NoSuchEntry,
+    NotADirectory,
+)
+from fusefs.inodes import (
+    ROOT_NUMBER,
+    Child,
+    Directory,
+    File,
+    ImplicitDirectory,
+    Inode,
+    InodeTable,
+    Special,
+    Symlink,
+)
+from fusefs.placement import ROOT_MARKER, Placement
+from fusefs.publisher import Publisher
+
+_log = logging.getLogger(__name__)
+
+RESOLVE_TASKS: Final = 32
+"""HEADs under way at once for one directory; more of them than a store answers in one round trip gain nothing."""
+
+MAX_SYMLINK_SIZE: Final = 4_096
+"""Linux's PATH_MAX: a longer object that calls itself a symlink is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamespaceOptions:
+    """How the tree is seen."""
+
+    defaults: Defaults
+    #: When the mount began: the time of directories that no object carries a time for.
+    mounted_at_ns: int
+    #: How old a listing may be when its directory is opened.
+    revalidate_seconds: float
+    #: Whether others write the same prefix: then every lookup of an entry older than that asks the store.
+    shared: bool = False
+
+
+class Namespace:
+    """Entries by directory and name. Methods that change the tree do so without an await between check and change."""
+
+    def __init__(
+        self,
+        storage: ObjectStorage,
+        sources: ContentSources,
+        placement: Placement,
+        publisher: Publisher,
+        inodes: InodeTable,
+        options: NamespaceOptions,
+    ) -> None:
+        self._storage = storage
+        self._sources = sources
+        self._placement = placement
+        self._publisher = publisher
+        self._inodes = inodes
+        self._options = options
+        self._listing: dict[Directory, trio.Event] = {}
+        self._resolving: dict[tuple[Directory, bytes], trio.Event] = {}
+        self._reported: set[str] = set()
+
+    # Looking
+
+    async def load_root(self, root: Directory) -> None:
+        """Give the root the attributes that an earlier mount left in the bucket."""
+        try:
+            info = await self._storage.head(ROOT_MARKER)
+        except NotFound:
+            return
+        root.attributes = self._attributes(info, directory=True)
+        self._placement.place(root, Version(info.key, info.etag, info.size))
+
+    async def lookup(self, directory: Directory, name: bytes) -> Inode:
+        """Return the entry's inode. Raises `NoSuchEntry`, `NameTooLong`, `InvalidName`."""
+        keys.check_name(name)
+        await self._ensure_listed(directory)
+        if self._options.shared:
+            await self._revalidate(directory, name)
+        if name not in directory.children:
+            raise NoSuchEntry(f"{directory.prefix}{name.decode()!r} does not exist")
+        return await self.resolve(directory, name)
+
+    async def names(self, directory: Directory) -> list[bytes]:
+        """Return the names in the directory, sorted, from a listing that is recent enough."""
+        await self._ensure_listed(directory, max_age_seconds=self._options.revalidate_seconds)
+        return sorted(directory.children)
+
+    async def resolve(self, directory: Directory, name: bytes) -> Inode:
+        """Return the inode of an entry, made from the object's metadata if need be. Raises `NoSuchEntry`."""
+        while True:
+            child = directory.children.get(name)
+            if child is None:
+                raise NoSuchEntry(f"{directory.prefix}{name.decode()!r} does not exist")
+            if isinstance(child, Inode):
+                return child
+            underway = self._resolving.get((directory, name))
+            if underway is not None:
+                await underway.wait()
+            else:
+                await self._resolve_now(directory, name, child)
+
+    async def resolve_many(self, directory: Directory, names: Iterable[bytes]) -> None:
+        """Resolve those of the names that still exist, several at once. Raises what the store raises."""
+        unresolved = [
+            name
+            for name in names
+            if (child := directory.children.get(name)) is not None and not isinstance(child, Inode)
+        ]
+        failures: list[Exception] = []
+        limiter = trio.CapacityLimiter(RESOLVE_TASKS)
+
+        async def resolve_one(name: bytes) -> None:
+            try:
+                async with limiter:
+                    await self.resolve(directory, name)
+            except NoSuchEntry:
+                return
+            except Exception as error:
+                failures.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for name in unresolved:
+                nursery.start_soon(resolve_one, name)
+        if failures:
+            raise failures[0]
+
+    # Changing
+
+    async def prepare_create(self, directory: Directory, name: bytes) -> None:
+        """Make sure that `add` can tell whether the name is free. Raises `EntryExists`, and the errors of names."""
+        keys.join(directory.prefix, name)
+        await self._ensure_listed(directory)
+        if self._options.shared:
+            await self._revalidate(directory, name)
+        self._check_free(directory, name)
+
+    def new_file(self, attributes: Attributes) -> File:
+        """Return an empty file that is not in the tree yet."""
+        return File(number=self._inodes.new_number(), attributes=attributes, content=Content(self._sources))
+
+    def new_directory(self, attributes: Attributes) -> Directory:
+        """Return an empty directory that is not in the tree yet."""
+        return Directory(
+            number=self._inodes.new_number(), attributes=attributes, listed_at=trio.current_time()
+        )
+
+    def new_symlink(self, attributes: Attributes, target: bytes) -> Symlink:
+        """Return a symbolic link that is not in the tree yet."""
+        return Symlink(number=self._inodes.new_number(), attributes=attributes, target=target)
+
+    def new_special(self, attributes: Attributes) -> Special:
+        """Return a fifo, socket or device that is not in the tree yet."""
+        return Special(number=self._inodes.new_number(), attributes=attributes)
+
+    def add(self, directory: Directory, name: bytes, inode: Inode, now_ns: int) -> None:
+        """Enter a new inode. Raises `EntryExists` if somebody was quicker, `NoSuchEntry` in a removed directory."""
+        self._check_free(directory, name)
+        directory.attach(name, inode)
+        self._inodes.add(inode)
+        self._note_children_changed(directory, now_ns)
+        self._publisher.changed(inode)
+
+    async def unlink(self, directory: Directory, name: bytes, now_ns: int) -> Inode:
+        """Remove the entry of anything but a directory, and return it. Raises `NoSuchEntry`, `IsADirectory`."""
+        inode = await self.lookup(directory, name)
+        if isinstance(inode, Directory):
+            raise IsADirectory(f"{inode.path_key!r} is a directory")
+        if directory.children.get(name) is inode:
+            self._remove(directory, name, inode, now_ns)
+        return inode
+
+    async def rmdir(self, directory: Directory, name: bytes, now_ns: int) -> Inode:
+        """Remove an empty directory, and return it. Raises `NoSuchEntry`, `NotADirectory`, `DirectoryNotEmpty`."""
+        inode = await self.lookup(directory, name)
+        if not isinstance(inode, Directory):
+            raise NotADirectory(f"{inode.path_key!r} is no directory")
+        await self._ensure_listed(inode, max_age_seconds=self._options.revalidate_seconds)
+        if inode.children:
+            raise DirectoryNotEmpty(f"{inode.path_key!r} is not empty")
+        if directory.children.get(name) is inode:
+            self._remove(directory, name, inode, now_ns)
+        return inode
+
+    async def rename(
+        self,
+        directory: Directory,
+        name: bytes,
+        new_directory: Directory,
+        new_name: bytes,
+        now_ns: int,
+        *,
+        exchange: bool = False,
+        replace: bool = True,
+    ) -> Inode | None:
+        """Move an entry, over another one if `replace`, or swap the two if `exchange`.
+
+        Returns the inode that lost its name, if one did. Errors as rename(2).
+        """
+        inode = await self.lookup(directory, name)
+        keys.join(new_directory.prefix, new_name)
+        try:
+            other = await self.lookup(new_directory, new_name)
+        except NoSuchEntry:
+            other = None
+        if exchange and other is None:
+            raise NoSuchEntry(f"{new_name!r} does not exist")
+        if other is not None and not replace and not exchange:
+            raise EntryExists(f"{other.path_key!r} exists")
+        for moved in filter(None, (inode, other)):
+            if isinstance(moved, Directory):
+                await self._list_below(moved)
+        self._check_rename(inode, new_directory, other, exchange=exchange)
+        if directory.children.get(name) is not inode or (new_directory.children.get(new_name) is not other):
+            raise NoSuchEntry(f"{name!r} or {new_name!r} was changed meanwhile")
+        if inode is other:
+            return None
+        self._move(directory, name, inode, new_directory, new_name, other, now_ns, exchange=exchange)
+        return None if exchange else other
+
+    # Changing: the synchronous halves
+
+    def _check_free(self, directory: Directory, name: bytes) -> None:
+        if not directory.linked:
+            raise NoSuchEntry("the directory was removed")
+        if name in directory.children:
+            raise EntryExists(f"{directory.prefix}{name.decode()} exists")
+
+    def _check_rename(
+        self, inode: Inode, new_directory: Directory, other: Inode | None, *, exchange: bool
+    ) -> None:
+        if not new_directory.linked:
+            raise NoSuchEntry("the directory was removed")
+        self._check_not_below(inode, new_directory)
+        if other is None:
+            return
+        if exchange:
+            self._check_not_below(other, inode.parent)
+            return
+        if isinstance(inode, Directory) and not isinstance(other, Directory):
+            raise NotADirectory(f"{other.path_key!r} is no directory")
+        if isinstance(other, Directory):
+            if not isinstance(inode, Directory):
+                raise IsADirectory(f"{other.path_key!r} is a directory")
+            if other.children and other is not inode:
+                raise DirectoryNotEmpty(f"{other.path_key!r} is not empty")
+
+    @staticmethod
+    def _check_not_below(inode: Inode, directory: Directory | None) -> None:
+        while directory is not None:
+            if directory is inode:
+                raise InvalidArgument("a directory cannot be moved below itself")
+            directory = directory.parent
+
+    def _move(
+        self,
+        directory: Directory,
+        name: bytes,
+        inode: Inode,
+        new_directory: Directory,
+        new_name: bytes,
+        other: Inode | None,
+        now_ns: int,
+        *,
+        exchange: bool,
+    ) -> None:
+        directory.detach(name)
+        if other is not None:
+            new_directory.detach(new_name)
+        new_directory.attach(new_name, inode)
+        if other is not None and exchange:
+            directory.attach(name, other)
+            self._note_moved(other, now_ns)
+        elif other is not None:
+            self._note_unlinked(other, now_ns)
+        self._note_moved(inode, now_ns)
+        self._note_children_changed(directory, now_ns)
+        if new_directory is not directory:
+            self._note_children_changed(new_directory, now_ns)
+
+    def _remove(self, directory: Directory, name: bytes, inode: Inode, now_ns: int) -> None:
+        directory.detach(name)
+        self._note_unlinked(inode, now_ns)
+        self._note_children_changed(directory, now_ns)
+
+    def _note_children_changed(self, directory: Directory, now_ns: int) -> None:
+        directory.attributes = directory.attributes.changed(now_ns, contents=True)
+        if not directory.children and directory.version is None and directory.number != ROOT_NUMBER:
+            self._publisher.changed(directory)  # a common prefix of nothing is gone: it needs a marker now
+
+    def _note_unlinked(self, inode: Inode, now_ns: int) -> None:
+        inode.attributes = inode.attributes.changed(now_ns)
+        self._publisher.unlinked(inode)
+
+    def _note_moved(self, inode: Inode, now_ns: int) -> None:
+        inode.attributes = inode.attributes.changed(now_ns)
+        self._publisher.changed(inode)
+        if isinstance(inode, Directory):
+            for child in inode.inodes():
+                self._note_moved_below(child)
+
+    def _note_moved_below(self, inode: Inode) -> None:
+        if isinstance(inode, Directory):
+            if inode.version is not None:
+                self._publisher.changed(inode)
+            for child in inode.inodes():
+                self._note_moved_below(child)
+        else:
+            self._publisher.changed(inode)
+
+    async def _list_below(self, directory: Directory) -> None:
+        """List and resolve everything below: objects move one by one, and each must be known to be moved."""
+        await self._ensure_listed(directory)
+        await self.resolve_many(directory, list(directory.children))
+        for child in list(directory.inodes()):
+            if isinstance(child, Directory):
+                await self._list_below(child)
+
+    # Listing
+
+    async def _ensure_listed(self, directory: Directory, *, max_age_seconds: float | None = None) -> None:
+        while not self._is_fresh(directory, max_age_seconds):
+            underway = self._listing.get(directory)
+            if underway is not None:
+                await underway.wait()
+                continue
+            done = self._listing[directory] = trio.Event()
+            try:
+                await self._list(directory)
+            finally:
+                del self._listing[directory]
+                done.set()
+
+    @staticmethod
+    def _is_fresh(directory: Directory, max_age_seconds: float | None) -> bool:
+        if not directory.linked:
+            return True
+        if directory.listed_at is None:
+            return False
+        return max_age_seconds is None or trio.current_time() - directory.listed_at <= max_age_seconds
+
+    async def _list(self, directory: Directory) -> None:
+        """Ask the bucket for the entries of a directory and bring them into the tree."""
+        started = trio.current_time()
+        prefix = directory.prefix
+        found: dict[bytes, Child] = {}
+        async for page in iterate_pages(self._storage, prefix, delimiter="/"):
+            for common in page.prefixes:
+                self._note_prefix(found, prefix, common)
+            for info in page.objects:
+                self._note_object(found, prefix, info)
+        if directory.linked and directory.prefix == prefix:
+            self._merge(directory, found, started)
+            directory.listed_at = started
+
+    def _note_prefix(self, found: dict[bytes, Child], prefix: str, common: str) -> None:
+        if common == keys.RESERVED_PREFIX and not prefix:
+            return
+        name = keys.name_of(common[len(prefix) : -1])
+        if name is None:
+            self._report(common, "its name is no name of a directory")
+        else:
+            if name in found:
+                self._report(common[:-1], "a directory has the same name")
+            found[name] = ImplicitDirectory()
+
+    def _note_object(self, found: dict[bytes, Child], prefix: str, info: ObjectInfo) -> None:
+        if info.key == prefix:
+            return  # the directory's own marker
+        name = keys.name_of(info.key[len(prefix) :])
+        if name is None:
+            self._report(info.key, "its name is no name of a file")
+        elif isinstance(found.get(name), ImplicitDirectory):
+            self._report(info.key, "a directory has the same name")
+        else:
+            found[name] = info
+
+    def _report(self, key: str, reason: str) -> None:
+        if key not in self._reported:
+            self._reported.add(key)
+            _log.warning("the object %r cannot be shown: %s", key, reason)
+
+    def _merge(self, directory: Directory, found: dict[bytes, Child], started: float) -> None:
+        prefix = directory.prefix
+        for name, child in found.items():
+            key = prefix + name.decode()
+            key += "/" if isinstance(child, ImplicitDirectory) else ""
+            if not self._placement.is_leftover(key) and not self._placement.is_moved_away(key):
+                self._merge_entry(directory, name, child, started)
+        for name, known in list(directory.children.items()):
+            if name not in found and not self._is_ours(known, started):
+                self._replace(directory, name, None)
+
+    def _merge_entry(self, directory: Directory, name: bytes, child: Child, started: float) -> None:
+        known = directory.children.get(name)
+        if known is None:
+            directory.attach(name, child)
+        elif isinstance(known, Directory | ImplicitDirectory) and isinstance(child, ImplicitDirectory):
+            return
+        elif not self._is_ours(known, started) and not _is_same_version(known, child):
+            self._replace(directory, name, child)
+
+    def _is_ours(self, known: Child, started: float) -> bool:
+        """Return whether the tree knows better than a listing begun at `started`."""
+        if not isinstance(known, Inode):
+            return False
+        state = known.state
+        return (
+            known.version is None
+            or state.changes != state.published_changes
+            or state.published_at >= started
+            or (
+                isinstance(known, Directory)
+                and any(self._is_ours(c, started) for c in known.children.values())
+            )
+            or (isinstance(known, File) and known.content.changed)
+        )
+
+    def _replace(self, directory: Directory, name: bytes, child: Child | None) -> None:
+        """Take somebody else's change in: the old inode, if any, becomes one without a name."""
+        known = directory.children[name]
+        directory.detach(name)
+        if isinstance(known, Inode) and known.version is not None:
+            self._placement.forget(known.version.key)
+        if child is not None:
+            directory.attach(name, child)
+
+    # Shared mounts
+
+    async def _revalidate(self, directory: Directory, name: bytes) -> None:
+        """List again where the last listing is too old for an answer about this name."""
+        if directory.listed_at is not None:
+            await self._ensure_listed(directory, max_age_seconds=self._options.revalidate_seconds)
+
+    # Resolving
+
+    async def _resolve_now(self, directory: Directory, name: bytes, child: Child) -> None:
+        done = self._resolving[directory, name] = trio.Event()
+        try:
+            inode = await self._load(directory.prefix + name.decode(), child)
+        finally:
+            del self._resolving[directory, name]
+            done.set()
+        if directory.children.get(name) is not child:
+            return
+        if inode is None:
+            directory.detach(name)
+            return
+        directory.attach(name, inode)
+        self._inodes.add(inode)
+
+    async def _load(self, key: str, child: Child) -> Inode | None:
+        """Return a new inode for an object, or None if it is gone by now."""
+        if isinstance(child, ImplicitDirectory):
+            return await self._load_directory(f"{key}/")
+        try:
+            info = await self._storage.head(key)
+        except NotFound:
+            return None
+        attributes = self._attributes(info, directory=False)
+        version = Version(key, info.etag, info.size)
+        inode = await self._inode_of(attributes, version)
+        self._placement.place(inode, version)
+        return inode
+
+    async def _inode_of(self, attributes: Attributes, version: Version) -> Inode:
+        number = self._inodes.new_number()
+        if attributes.kind == stat.S_IFLNK and version.size <= MAX_SYMLINK_SIZE:
+            target = (await self._storage.get_range(version.key, if_match=version.etag)).data
+            return Symlink(number=number, attributes=attributes, target=target)
+        if attributes.kind in (stat.S_IFREG, stat.S_IFLNK):
+            content = Content(self._sources, base=version)
+            return File(number=number, attributes=attributes, content=content)
+        return Special(number=number, attributes=attributes)
+
+    async def _load_directory(self, key: str) -> Directory:
+        number = self._inodes.new_number()
+        try:
+            info = await self._storage.head(key)
+        except NotFound:
+            implicit = ObjectInfo(key=key, etag="", size=0, last_modified_ns=self._options.mounted_at_ns)
+            return Directory(number=number, attributes=self._attributes(implicit, directory=True))
+        directory = Directory(number=number, attributes=self._attributes(info, directory=True))
+        self._placement.place(directory, Version(key, info.etag, info.size))
+        return directory
+
+    def _attributes(self, info: ObjectInfo, *, directory: bool) -> Attributes:
+        return from_metadata(
+            info.metadata or {},
+            directory=directory,
+            stored_at_ns=info.last_modified_ns,
+            defaults=self._options.defaults,
+        )
+
+
+def _is_same_version(known: Child, listed: Child) -> bool:
+    if isinstance(listed, ObjectInfo):
+        if isinstance(known, Inode):
+            return known.version is not None and known.version.etag == listed.etag
+        return isinstance(known, ObjectInfo) and known.etag == listed.etag
+    return False

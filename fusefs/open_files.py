@@ -1,0 +1,67 @@
+"""Open files and directories: the handles that the kernel names in its requests."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from fusefs.errors import BadHandle
+from fusefs.inodes import Directory, File
+from fusefs.prefetch import SequentialDetector
+
+
+@dataclass(eq=False, slots=True)
+class OpenFile:
+    """One open(2) of a regular file."""
+
+    file: File
+    flags: int
+    reader: SequentialDetector
+
+    @property
+    def writable(self) -> bool:
+        """Whether it was opened for writing."""
+        return self.flags & os.O_ACCMODE != os.O_RDONLY
+
+
+@dataclass(eq=False, slots=True)
+class OpenDirectory:
+    """One opendir(3): the names as they were when reading began, so that what is read stays in order."""
+
+    directory: Directory
+    names: list[bytes] = field(default_factory=list)
+
+
+_Handle = TypeVar("_Handle", OpenFile, OpenDirectory)
+
+
+class Handles:
+    """Open handles by number."""
+
+    def __init__(self) -> None:
+        self._handles: dict[int, OpenFile | OpenDirectory] = {}
+        self._next_number = 1
+
+    def __len__(self) -> int:
+        return len(self._handles)
+
+    def add(self, handle: OpenFile | OpenDirectory) -> int:
+        """Return the number by which the kernel will name the handle."""
+        number = self._next_number
+        self._next_number += 1
+        self._handles[number] = handle
+        return number
+
+    def get(self, number: int, kind: type[_Handle]) -> _Handle:
+        """Return a handle. Raises `BadHandle`."""
+        handle = self._handles.get(number)
+        if not isinstance(handle, kind):
+            raise BadHandle(f"{number} is not an open {kind.__name__}")
+        return handle
+
+    def remove(self, number: int, kind: type[_Handle]) -> _Handle:
+        """Return a handle that is closed with this call. Raises `BadHandle`."""
+        handle = self.get(number, kind)
+        del self._handles[number]
+        return handle
