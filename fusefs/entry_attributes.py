@@ -1,0 +1,36 @@
+"""Fills pyfuse3's attribute struct from an inode."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pyfuse3
+
+from fusefs.inodes import Inode
+
+BLOCK_SIZE: Final = 512
+"""The unit of st_blocks, whatever the file system (stat(2))."""
+
+IO_SIZE: Final = 128 * 1024
+"""st_blksize: what cp and stdio take as their buffer."""
+
+
+def entry_attributes(inode: Inode, *, timeout_seconds: float) -> pyfuse3.EntryAttributes:
+    """Return the struct; the kernel may keep name and attributes for `timeout_seconds`."""
+    entry = pyfuse3.EntryAttributes()
+    attributes = inode.attributes
+    entry.st_ino = inode.number
+    entry.entry_timeout = timeout_seconds
+    entry.attr_timeout = timeout_seconds
+    entry.st_mode = attributes.mode
+    entry.st_nlink = inode.link_count
+    entry.st_uid = attributes.uid
+    entry.st_gid = attributes.gid
+    entry.st_rdev = attributes.rdev
+    entry.st_size = inode.size
+    entry.st_blksize = IO_SIZE
+    entry.st_blocks = -(-inode.size // BLOCK_SIZE)
+    entry.st_atime_ns = attributes.atime_ns
+    entry.st_mtime_ns = attributes.mtime_ns
+    entry.st_ctime_ns = attributes.ctime_ns
+    return entry

@@ -1,0 +1,212 @@
+"""The pyfuse3 handlers: the kernel's requests, translated into calls of `filesystem` and back. Nothing is decided here.
+
+Handlers that pyfuse3 would answer with ENOSYS by default are all defined where the kernel would take that for a
+success from then on (fsync, fsyncdir), or where it would stop asking for something that we want to hear (flush). The
+one exception is getxattr: the kernel asks for `security.capability` before each write(2), and ENOSYS to the first
+makes it ask no more.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import pyfuse3
+
+from fusefs.entry_attributes import entry_attributes
+from fusefs.errno_boundary import errno_boundary, silent_boundary
+from fusefs.filesystem import AttributeChanges, Caller, Filesystem
+from fusefs.inodes import Inode
+
+READDIR_BATCH: Final = 128
+"""Entries resolved ahead for one READDIRPLUS; the kernel's buffer takes about as many."""
+
+_CAPACITY_BLOCKS: Final = 1 << 38
+"""What statfs says: 2^38 blocks of 4 KiB, 1 PiB. A bucket has no size, and servers refuse to start on a full disk."""
+
+_CAPACITY_FILES: Final = 1 << 40
+_IO_BLOCK: Final = 4_096
+_NAME_MAX: Final = 255
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelOptions:
+    """What the kernel may keep without asking."""
+
+    #: For how long it may keep names and attributes, missing names included.
+    entry_timeout_seconds: float
+    #: Whether it may gather writes, and so own sizes and times of open files: only where no other host writes.
+    writeback_cache: bool
+
+
+class FuseOperations(pyfuse3.Operations):
+    """One per mount."""
+
+    supports_dot_lookup = True
+    enable_acl = False
+
+    def __init__(self, filesystem: Filesystem, options: KernelOptions) -> None:
+        super().__init__()
+        self._filesystem = filesystem
+        self._timeout = options.entry_timeout_seconds
+        self._keep_cache = options.writeback_cache
+        self.enable_writeback_cache = options.writeback_cache
+
+    def _entry(self, inode: Inode) -> pyfuse3.EntryAttributes:
+        return entry_attributes(inode, timeout_seconds=self._timeout)
+
+    # Entries
+
+    @errno_boundary
+    async def lookup(
+        self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return self._entry(await self._filesystem.lookup(parent_inode, name))
+
+    @silent_boundary
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        self._filesystem.forget(inode_list)
+
+    @errno_boundary
+    async def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return self._entry(await self._filesystem.mkdir(parent_inode, name, mode, _caller(ctx)))
+
+    @errno_boundary
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return self._entry(await self._filesystem.symlink(parent_inode, name, target, _caller(ctx)))
+
+    @errno_boundary
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return self._entry(await self._filesystem.mknod(parent_inode, name, mode, rdev, _caller(ctx)))
+
+    @errno_boundary
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        inode, handle = await self._filesystem.create(parent_inode, name, mode, flags, _caller(ctx))
+        return self._file_info(handle), self._entry(inode)
+
+    @errno_boundary
+    async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._filesystem.unlink(parent_inode, name)
+
+    @errno_boundary
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._filesystem.rmdir(parent_inode, name)
+
+    @errno_boundary
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> None:
+        await self._filesystem.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+
+    @errno_boundary
+    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+        return await self._filesystem.readlink(inode)
+
+    # Attributes
+
+    @errno_boundary
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return self._entry(await self._filesystem.getattr(inode))
+
+    @errno_boundary
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        changes = AttributeChanges(
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        return self._entry(await self._filesystem.setattr(inode, changes))
+
+    @errno_boundary
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        raise pyfuse3.FUSEError(errno.ENOSYS)
+
+    # Files
+
+    def _file_info(self, handle: int) -> pyfuse3.FileInfo:
+        return pyfuse3.FileInfo(fh=handle, keep_cache=self._keep_cache)
+
+    @errno_boundary
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        return self._file_info(await self._filesystem.open(inode, flags))
+
+    @errno_boundary
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        return await self._filesystem.read(fh, off, size)
+
+    @errno_boundary
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        return await self._filesystem.write(fh, off, buf)
+
+    @errno_boundary
+    async def flush(self, fh: int) -> None:
+        await self._filesystem.flush(fh)
+
+    @errno_boundary
+    async def release(self, fh: int) -> None:
+        await self._filesystem.release(fh)
+
+    @errno_boundary
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self._filesystem.fsync(fh)
+
+    # Directories
+
+    @errno_boundary
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        return await self._filesystem.opendir(inode)
+
+    @errno_boundary
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        while entries := await self._filesystem.readdir(fh, start_id, READDIR_BATCH):
+            for name, inode, start_id in entries:
+                if not pyfuse3.readdir_reply(token, name, self._entry(inode), start_id):
+                    return
+                self._filesystem.refer(inode)
+
+    @errno_boundary
+    async def releasedir(self, fh: int) -> None:
+        await self._filesystem.releasedir(fh)
+
+    @errno_boundary
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        await self._filesystem.fsyncdir(fh)
+
+    @errno_boundary
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = _IO_BLOCK
+        data.f_blocks = data.f_bfree = data.f_bavail = _CAPACITY_BLOCKS
+        data.f_files = data.f_ffree = data.f_favail = _CAPACITY_FILES
+        data.f_namemax = _NAME_MAX
+        return data
+
+
+def _caller(ctx: pyfuse3.RequestContext) -> Caller:
+    return Caller(uid=ctx.uid, gid=ctx.gid)
