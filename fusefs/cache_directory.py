@@ -1,0 +1,72 @@
+"""A mount's own directory below `cache_dir`, and what dead mounts left in theirs.
+
+Each mount locks its directory for as long as it lives. A directory that is not locked belongs to a mount that is
+gone: what it staged was either published or lost with it, so it is removed. Files that a mount could not publish
+are moved to `rescued/` before it ends, and nothing here ever touches them again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from fusefs.errors import MountError
+
+_log = logging.getLogger(__name__)
+
+
+class CacheDirectory:
+    """The directory of one mount. Make it with `claim`, and end it with `release`."""
+
+    def __init__(self, cache_dir: Path, mount_id: str, lock: int) -> None:
+        self._path = cache_dir / "mounts" / mount_id
+        self._lock = lock
+        self.rescued = cache_dir / "rescued" / mount_id
+
+    @classmethod
+    def claim(cls, cache_dir: Path, mount_id: str) -> CacheDirectory:
+        """Make and lock the directory, and remove those of dead mounts. Raises `MountError` if it cannot be made."""
+        mounts = cache_dir / "mounts"
+        try:
+            mounts.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for left_behind in mounts.iterdir():
+                _remove_if_dead(left_behind)
+            path = mounts / mount_id
+            path.mkdir(mode=0o700)
+            lock = _lock(path)
+        except OSError as error:
+            raise MountError(f"the cache directory {cache_dir} cannot be used: {error.strerror}") from error
+        assert lock is not None, "nobody else knows this mount's name"
+        return cls(cache_dir, mount_id, lock)
+
+    @property
+    def stage(self) -> Path:
+        """Where the stage files are."""
+        return self._path / "stage"
+
+    def release(self) -> None:
+        """Remove everything but what was rescued."""
+        shutil.rmtree(self._path, ignore_errors=True)
+        os.close(self._lock)
+
+
+def _lock(directory: Path) -> int | None:
+    """Return a descriptor that holds the directory's lock, or None if another process does."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_if_dead(directory: Path) -> None:
+    lock = _lock(directory)
+    if lock is not None:
+        _log.info("removing what an earlier mount left in %s", directory)
+        shutil.rmtree(directory, ignore_errors=True)
+        os.close(lock)

@@ -1,0 +1,172 @@
+"""The command line: arguments become a `Config`, and each command is one function.
+
+Exit status: 0 when it is done, 1 when it could not be (one line on standard error says why and what to do), 2 when
+the command or the configuration is wrong.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import click
+import trio
+
+from fusefs.config import Config
+from fusefs.control import ControlClient, Progress
+from fusefs.errors import ConfigError, MountError
+from fusefs.mount import check_mountpoint, run_mount, unmount
+
+_READY: Final = "ready"
+_URL_HELP: Final = "s3://BUCKET[/PREFIX], file:///DIRECTORY or memory://"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("fusefs"), prog_name="fusefs")
+def main() -> None:
+    """Mount an S3 bucket as a directory that a server can keep its data in."""
+
+
+def _flag(*names: str, help: str, **options: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.option(*names, help=help, default=None, **options)
+
+
+@main.command()
+@click.argument("url")
+@click.argument("mountpoint", type=click.Path())
+@_flag("--endpoint", metavar="URL", help="URL of the S3 service, if it is not AWS.")
+@_flag("--region", metavar="REGION", help="Region of the bucket.")
+@_flag("--profile", metavar="PROFILE", help="Profile of the AWS configuration files.")
+@_flag("--anonymous", is_flag=True, help="Send unsigned requests: for public buckets, with --read-only.")
+@_flag("--cache-dir", metavar="DIR", type=click.Path(), help="Where bytes are kept on the way.")
+@_flag("--multipart-part-size", metavar="SIZE", help="Bytes of an upload's first parts, 5 MiB at least.")
+@_flag("--read-only", is_flag=True, help="Refuse every change.")
+@_flag("--shared", is_flag=True, help="Other hosts write the same prefix.")
+@_flag("--allow-other", is_flag=True, help="Let other users in; the kernel checks permission bits.")
+@_flag("--wait-on-close", is_flag=True, help="Let close(2) wait for the upload.")
+@_flag("--log-file", metavar="FILE", type=click.Path(), help="Where the log goes.")
+@_flag("--log-level", metavar="LEVEL", help="debug, info, warning or error.")
+@click.option(
+    "--config", "config_path", metavar="FILE", type=click.Path(), help="TOML file; flags win over it."
+)
+@click.option("--foreground", is_flag=True, help="Stay in the foreground; SIGINT and SIGTERM unmount.")
+@click.option("--ready-descriptor", type=int, hidden=True)
+def mount(
+    url: str,
+    mountpoint: str,
+    *,
+    config_path: str | None,
+    foreground: bool,
+    ready_descriptor: int | None,
+    **flags: object,
+) -> None:
+    """Mount URL on MOUNTPOINT and return when it answers.
+
+    URL is s3://BUCKET[/PREFIX], file:///DIRECTORY or memory://. Credentials come from the places where boto3 looks
+    for them.
+    """
+    try:
+        config = Config.from_sources(url=url, mountpoint=mountpoint, config_path=config_path, flags=flags)
+    except ConfigError as error:
+        _fail(str(error), status=2)
+    try:
+        check_mountpoint(config.mount.mountpoint)
+        if foreground:
+            _mount_here(config, ready_descriptor)
+        else:
+            _mount_in_background(config)
+    except MountError as error:
+        _fail(str(error), status=1)
+
+
+def _mount_here(config: Config, ready_descriptor: int | None) -> None:
+    _set_up_log(config)
+
+    def on_ready() -> None:
+        if ready_descriptor is not None:
+            os.write(ready_descriptor, _READY.encode())
+            os.close(ready_descriptor)
+
+    trio.run(run_mount, config, on_ready)
+
+
+def _mount_in_background(config: Config) -> None:
+    """Start this same command in the foreground of a session of its own, and wait until it is ready or has failed."""
+    read_end, write_end = os.pipe()
+    log_path = config.mount.log_file or config.mount.cache_dir / "fusefs.log"
+    log_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    command = [sys.executable, "-m", "fusefs", *sys.argv[1:]]
+    command += ["--foreground", "--log-file", str(log_path), "--ready-descriptor", str(write_end)]
+    daemon = subprocess.Popen(
+        command,
+        pass_fds=[write_end],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    os.close(write_end)
+    with os.fdopen(read_end) as ready:
+        if ready.read() == _READY:
+            click.echo(f"{config.store.url} is mounted on {config.mount.mountpoint}; log: {log_path}")
+            return
+    _, complaint = daemon.communicate()
+    sys.stderr.buffer.write(complaint)
+    sys.exit(daemon.returncode or 1)
+
+
+def _set_up_log(config: Config) -> None:
+    options = config.mount
+    logging.basicConfig(
+        level=options.log_level.upper(),
+        filename=options.log_file,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    # botocore's own log tells of headers and credentials; ours tells what matters of a request.
+    for library in ("boto3", "botocore", "urllib3", "s3transfer"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+
+
+@main.command()
+@click.argument("mountpoint", type=click.Path())
+def umount(mountpoint: str) -> None:
+    """Publish everything, unmount MOUNTPOINT, and return when its daemon has ended."""
+    path = Path(os.path.abspath(mountpoint))
+    if not os.path.ismount(path):
+        _fail(f"nothing is mounted on {path}", status=1)
+    client = ControlClient(path)
+    try:
+        error = _watch("Publishing", client.connect("drain"))
+        if error is not None:
+            _fail(f"{path} stays mounted, because not everything could be published: {error}", status=1)
+        end = client.connect("follow")
+        unmount(path)
+        error = _watch("Unmounting", end)
+    except (ConnectionError, MountError) as failure:
+        _fail(f"{path}: {failure}" if isinstance(failure, ConnectionError) else str(failure), status=1)
+    if error is not None:
+        _fail(error, status=1)
+
+
+def _watch(label: str, progress: Iterator[Progress]) -> str | None:
+    """Show progress on a terminal until its end; return the daemon's complaint, if it has one."""
+    most = 0
+    last: Progress | None = None
+    with click.progressbar(length=1, label=label, file=sys.stderr) as bar:
+        for last in progress:
+            left = last.pending_bytes + last.pending_inodes
+            most = max(most, left, 1)
+            bar.length = most
+            bar.update(most - left - bar.pos)
+    return last.error if last is not None else None
+
+
+def _fail(message: str, *, status: int) -> NoReturn:
+    click.echo(f"fusefs: {message}", err=True)
+    sys.exit(status)

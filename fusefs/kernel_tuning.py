@@ -1,0 +1,54 @@
+"""What a FUSE mount can gain from the kernel after it was made, where the process may set it.
+
+Each setting is tried and, where it is refused, left as it is: everything works without, only slower.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import resource
+from pathlib import Path
+from typing import Final
+
+_log = logging.getLogger(__name__)
+
+READ_AHEAD_KIB: Final = 1024
+"""The kernel's own read-ahead: with it, sequential reads arrive as requests of 1 MiB instead of 128 KiB."""
+
+MAX_RATIO_PERCENT: Final = 100
+"""FUSE's dirty pages are held to 1 % of the machine's limit by default, on which writers stall."""
+
+MAX_BACKGROUND: Final = 64
+"""Asynchronous requests (read-ahead, writeback) under way at once; the kernel's default is 12."""
+
+_PR_SET_IO_FLUSHER: Final = 57
+"""prctl(2), Linux 5.6: this process writes back for others and must not wait for its own writeback."""
+
+
+def tune_process() -> None:
+    """Raise the limit of open descriptors to the hard one, and tell the kernel that it writes back through us."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0) != 0:
+        _log.debug("PR_SET_IO_FLUSHER is refused: %s", os.strerror(ctypes.get_errno()))
+
+
+def tune_mount(device: int) -> None:
+    """Tune the mount whose files have `device` as their st_dev."""
+    minor = os.minor(device)
+    backing = Path(f"/sys/class/bdi/{os.major(device)}:{minor}")
+    connection = Path(f"/sys/fs/fuse/connections/{minor}")
+    _set(backing / "read_ahead_kb", READ_AHEAD_KIB)
+    _set(backing / "max_ratio", MAX_RATIO_PERCENT)
+    _set(connection / "max_background", MAX_BACKGROUND)
+    _set(connection / "congestion_threshold", MAX_BACKGROUND * 3 // 4)
+
+
+def _set(path: Path, value: int) -> None:
+    try:
+        path.write_text(str(value))
+    except OSError as error:
+        _log.debug("%s stays as it is: %s", path, error.strerror)

@@ -1,0 +1,353 @@
+"""One mount from its beginning to its end: builds everything, owns the nursery, the signals and the order of teardown.
+
+Beginning: the mount point is checked, the store is asked what it can do, the tree is built, the kernel is told; only
+when a request has gone round through the kernel is the mount called ready.
+
+End, whoever asks for it (SIGTERM, SIGINT, `fusefs umount`, umount(8)): what the kernel still holds is fetched from
+it, everything is published, the mount goes away, and what came in meanwhile is published. What cannot be published
+is moved to `cache_dir/rescued`, and the process ends with an error that says so. A second signal stops the waiting.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import stat
+import subprocess
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pyfuse3
+import trio
+
+from backends.errors import StorageError
+from fusefs.attributes import Defaults, fresh
+from fusefs.cache_directory import CacheDirectory
+from fusefs.clock import SystemClock
+from fusefs.config import Config
+from fusefs.content import ContentSources
+from fusefs.control import ControlServer, Progress, socket_path
+from fusefs.errors import MountError
+from fusefs.filesystem import Filesystem, FilesystemOptions
+from fusefs.inodes import ROOT_NUMBER, Directory, File, InodeTable
+from fusefs.kernel_tuning import tune_mount, tune_process
+from fusefs.namespace import Namespace, NamespaceOptions
+from fusefs.operations import FuseOperations, KernelOptions
+from fusefs.options import BucketStore
+from fusefs.placement import Placement
+from fusefs.publisher import Publisher, PublishOptions
+from fusefs.stage import Stage
+from fusefs.stores import OpenStore, open_store
+from fusefs.uploads import Uploads
+
+_log = logging.getLogger(__name__)
+
+FETCHES_IN_FLIGHT: Final = 12
+"""Ranged GETs of 4 MiB under way at once: 48 MiB of memory, and enough for a network of 1 GB/s and 40 ms."""
+
+PART_MEMORY: Final = 64 * 1024 * 1024
+"""Bytes of parts in memory at once, for all uploads together."""
+
+DEFAULT_PART_SIZE: Final = 8 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tree:
+    """The parts of a mount that the rest of it talks to."""
+
+    filesystem: Filesystem
+    publisher: Publisher
+
+
+async def run_mount(config: Config, on_ready: Callable[[], None]) -> None:
+    """Mount, call `on_ready` when the mount answers, and return when it is gone and everything is published.
+
+    Raises `MountError` with one line for the operator, before or after the mount was there.
+    """
+    check_mountpoint(config.mount.mountpoint)
+    tune_process()
+    mount_id = uuid.uuid4().hex[:12]
+    store = open_store(config.store, retry_timeout_seconds=config.mount.retry_timeout_seconds)
+    cache: CacheDirectory | None = None
+    try:
+        await _probe(store, config)
+        cache = CacheDirectory.claim(config.mount.cache_dir, mount_id)
+        async with open_tree(config, store, cache.stage, mount_id) as tree:
+            await _Session(config, tree, cache).run(on_ready)
+    finally:
+        if cache is not None:
+            cache.release()
+        with trio.CancelScope(shield=True):
+            await store.storage.aclose()
+
+
+def check_mountpoint(path: Path) -> None:
+    """Raise `MountError` unless something can be mounted at `path`."""
+    try:
+        if not stat.S_ISDIR(path.stat().st_mode):
+            raise MountError(f"{path} is not a directory")
+        if os.path.ismount(path):
+            raise MountError(
+                f"{path} is busy: something is mounted there; unmount it with: fusefs umount {path}"
+            )
+        if any(path.iterdir()):
+            raise MountError(f"{path} is not empty: give a directory with nothing in it")
+    except FileNotFoundError:
+        raise MountError(f"{path} does not exist; make it with: mkdir -p {path}") from None
+    except OSError as error:
+        if not os.path.exists(path) and os.path.lexists(path):
+            raise MountError(
+                f"{path} holds a mount whose daemon is gone ({error.strerror}); remove it with: fusermount3 -uz {path}"
+            ) from error
+        raise MountError(f"{path} cannot be used: {error.strerror}") from error
+
+
+async def _probe(store: OpenStore, config: Config) -> None:
+    try:
+        await store.storage.probe(read_only=config.mount.read_only)
+    except StorageError as error:
+        raise MountError(f"{config.store.url}: {error}") from error
+
+
+@asynccontextmanager
+async def open_tree(config: Config, store: OpenStore, stage_path: Path, mount_id: str) -> AsyncIterator[Tree]:
+    """Build everything below the kernel's interface, with its tasks running for the block."""
+    options = config.mount
+    part_size = (
+        config.store.multipart_part_size_bytes if isinstance(config.store, BucketStore) else DEFAULT_PART_SIZE
+    )
+    stage = Stage(stage_path)
+    clock = SystemClock()
+    async with trio.open_nursery() as nursery:
+        sources = ContentSources(
+            stage, store.storage, nursery.start_soon, trio.CapacityLimiter(FETCHES_IN_FLIGHT)
+        )
+        root = Directory(
+            number=ROOT_NUMBER,
+            attributes=fresh(
+                mode=stat.S_IFDIR | options.directory_mode,
+                uid=options.uid,
+                gid=options.gid,
+                now_ns=clock.realtime_ns(),
+            ),
+        )
+        inodes = InodeTable(root)
+        placement = Placement(root, mount_id=mount_id)
+        uploads = Uploads(
+            store.storage,
+            nursery.start_soon,
+            part_size=part_size,
+            parts_in_flight=max(2, PART_MEMORY // part_size),
+        )
+        publisher = Publisher(
+            store.storage,
+            placement,
+            uploads,
+            PublishOptions(
+                delay_seconds=options.publish_delay_seconds,
+                interval_seconds=options.publish_interval_seconds,
+                workers=options.upload_workers,
+            ),
+            mount_id=mount_id,
+        )
+        namespace = Namespace(
+            store.storage,
+            sources,
+            placement,
+            publisher,
+            inodes,
+            NamespaceOptions(
+                defaults=Defaults(
+                    uid=options.uid,
+                    gid=options.gid,
+                    file_mode=options.file_mode,
+                    directory_mode=options.directory_mode,
+                ),
+                mounted_at_ns=clock.realtime_ns(),
+                revalidate_seconds=options.revalidate_interval_seconds,
+                shared=options.shared,
+            ),
+        )
+        filesystem = Filesystem(
+            namespace,
+            inodes,
+            publisher,
+            clock,
+            FilesystemOptions(
+                read_only=options.read_only,
+                shared=options.shared,
+                wait_on_close=options.wait_on_close,
+                read_ahead=options.read_ahead_bytes,
+            ),
+        )
+        try:
+            await namespace.load_root(root)
+        except StorageError as error:
+            raise MountError(f"{config.store.url}: {error}") from error
+        nursery.start_soon(publisher.run)
+        try:
+            yield Tree(filesystem=filesystem, publisher=publisher)
+        finally:
+            nursery.cancel_scope.cancel()
+            stage.close()
+
+
+class _Session:
+    """The mount while the kernel knows it."""
+
+    def __init__(self, config: Config, tree: Tree, cache: CacheDirectory) -> None:
+        self._config = config
+        self._mountpoint = config.mount.mountpoint
+        self._publisher = tree.publisher
+        self._cache = cache
+        self._operations = FuseOperations(
+            tree.filesystem,
+            KernelOptions(
+                entry_timeout_seconds=config.mount.revalidate_interval_seconds,
+                writeback_cache=not config.mount.shared,
+            ),
+        )
+        self._mounted = False
+        self._patience = trio.CancelScope()
+        self._impatient = False
+        self._control = ControlServer(
+            socket_path(self._mountpoint), drain=self._drain, progress=self._progress
+        )
+
+    async def run(self, on_ready: Callable[[], None]) -> None:
+        """Mount, serve until somebody ends it, and publish what is left."""
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            self._mount()
+            try:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(self._control.serve)
+                    nursery.start_soon(self._stop_on_signal, signals, nursery)
+                    nursery.start_soon(self._announce, on_ready)
+                    await pyfuse3.main()
+                    self._unmount()
+                    await self._end()
+                    nursery.cancel_scope.cancel()
+            finally:
+                self._unmount()
+
+    def _mount(self) -> None:
+        try:
+            pyfuse3.init(self._operations, str(self._mountpoint), set(self._options()))
+        except RuntimeError as error:
+            raise MountError(f"{self._mountpoint} cannot be mounted: {_why_not(self._config)}") from error
+        self._mounted = True
+
+    def _unmount(self) -> None:
+        if self._mounted:
+            self._mounted = False
+            pyfuse3.close(unmount=True)
+
+    def _options(self) -> Iterable[str]:
+        yield "default_permissions"
+        yield "subtype=fusefs"
+        yield "fsname=" + self._config.store.url.replace("\\", "\\\\").replace(",", "\\,")
+        if self._config.mount.read_only:
+            yield "ro"
+        if self._config.mount.allow_other:
+            yield "allow_other"
+
+    async def _announce(self, on_ready: Callable[[], None]) -> None:
+        """Send one request round through the kernel, and then say that the mount is there."""
+        status = await trio.to_thread.run_sync(os.stat, self._mountpoint)
+        await trio.to_thread.run_sync(tune_mount, status.st_dev)
+        _log.info("%s is mounted on %s", self._config.store.url, self._mountpoint)
+        on_ready()
+
+    async def _stop_on_signal(self, signals: AsyncIterator[int], nursery: trio.Nursery) -> None:
+        number = await anext(signals)
+        _log.info("%s: publishing what is left, then unmounting", signal.Signals(number).name)
+        nursery.start_soon(self._stop)
+        number = await anext(signals)
+        _log.warning("%s again: not waiting for uploads any more", signal.Signals(number).name)
+        self._impatient = True
+        self._patience.cancel()
+
+    def _with_patience(self) -> trio.CancelScope:
+        """Return a scope that a second signal ends."""
+        self._patience = trio.CancelScope(deadline=-math.inf if self._impatient else math.inf)
+        return self._patience
+
+    async def _stop(self) -> None:
+        with self._with_patience():
+            try:
+                await self._drain()
+            except Exception as error:
+                _log.error("not everything could be published while mounted: %s", error)
+        if self._mounted:
+            pyfuse3.terminate()
+
+    async def _drain(self) -> None:
+        """Publish everything, the pages that only the kernel holds included. Raises why something was not."""
+        if self._mounted and not self._config.mount.read_only:
+            await trio.to_thread.run_sync(pyfuse3.syncfs, str(self._mountpoint))
+        await self._publisher.publish_all()
+
+    def _progress(self) -> Progress:
+        left = self._publisher.statistics()
+        return Progress(pending_inodes=left.pending_inodes + left.leftovers, pending_bytes=left.pending_bytes)
+
+    async def _end(self) -> None:
+        """Publish what is left after the mount has gone; rescue what cannot be. Raises `MountError` for that."""
+        error: str | None = None
+        with self._with_patience():
+            try:
+                await self._publisher.publish_all()
+            except Exception as failure:
+                _log.error("not everything could be published: %s", failure)
+        rescued = self._rescue()
+        if rescued:
+            error = (
+                f"{rescued} changed files could not be published; their bytes are in {self._cache.rescued}"
+            )
+        elif self._publisher.pending_inodes():
+            error = "not every change of names and attributes could be published"
+        await self._control.tell_end(error)
+        if error is not None:
+            raise MountError(error)
+        _log.info("%s is unmounted, everything is published", self._mountpoint)
+
+    def _rescue(self) -> int:
+        files = [
+            inode
+            for inode in self._publisher.pending_inodes()
+            if isinstance(inode, File) and inode.content.changed
+        ]
+        for file in files:
+            where = self._cache.rescued / file.path_key
+            where.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            file.content.rescue(where)
+            staged = [(extent.start, extent.end) for extent in file.content.present]
+            _log.error(
+                "%r was not published; bytes %s of %d are in %s", file.path_key, staged, file.size, where
+            )
+        return len(files)
+
+
+def _why_not(config: Config) -> str:
+    """Return what most likely made fusermount3 refuse; libfuse tells its reason on standard error only."""
+    if not os.path.exists("/dev/fuse"):
+        return "/dev/fuse is missing; load the module with: modprobe fuse"
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return "/dev/fuse may not be opened by this user"
+    if config.mount.allow_other and os.getuid() != 0:
+        return "--allow-other needs the line user_allow_other in /etc/fuse.conf"
+    return "see the message of fusermount3 above"
+
+
+def unmount(mountpoint: Path) -> None:
+    """Ask the kernel to end the mount. Raises `MountError` if it is busy or there is none."""
+    done = subprocess.run(["fusermount3", "-u", str(mountpoint)], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        reason = done.stderr.strip().rpartition(": ")[2] or f"fusermount3 exited with {done.returncode}"
+        raise MountError(f"{mountpoint} cannot be unmounted: {reason}")

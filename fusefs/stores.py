@@ -1,0 +1,71 @@
+"""Makes the store that a configuration names, with the wrappers that every mount has.
+
+From the inside out: the store; `metered`, which counts each request that really goes out; `retrying`, so that an
+outage is waited for; `prefixed`, so that everything above sees keys of its own tree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from backends.retrying import RetryingStorage, RetryPolicy
+
+from backends.base import ObjectStorage
+from backends.directory import DirectoryStorage
+from backends.memory import MemoryStorage
+from backends.metered import MeteredStorage
+from backends.prefixed import PrefixedStorage
+from backends.s3 import S3Storage
+from backends.s3_options import S3Options
+from fusefs.options import BucketStore, DirectoryStore, Store
+
+
+@dataclass(frozen=True, slots=True)
+class OpenStore:
+    """A store ready for a mount, and the layer of it that counts requests."""
+
+    storage: ObjectStorage
+    meter: MeteredStorage
+
+
+def open_store(store: Store, *, retry_timeout_seconds: float) -> OpenStore:
+    """Return the store; no request is made before `probe`."""
+    meter = MeteredStorage(_backend(store))
+    retrying = RetryingStorage(meter, RetryPolicy(timeout_seconds=retry_timeout_seconds))
+    prefix = store.prefix if isinstance(store, BucketStore) else ""
+    return OpenStore(PrefixedStorage(retrying, prefix) if prefix else retrying, meter)
+
+
+def _backend(store: Store) -> ObjectStorage:
+    match store:
+        case BucketStore():
+            return S3Storage(_s3_options(store))
+        case DirectoryStore():
+            return DirectoryStorage(store.path)
+        case _:
+            return MemoryStorage()
+
+
+def _s3_options(store: BucketStore) -> S3Options:
+    credentials = store.credentials
+    return S3Options(
+        bucket=store.bucket,
+        endpoint=store.endpoint,
+        region=store.region,
+        profile=credentials.profile,
+        addressing=store.addressing,
+        verify_tls=store.verify_tls,
+        ca_bundle=str(store.ca_bundle) if store.ca_bundle else None,
+        anonymous=credentials.anonymous,
+        access_key=credentials.access_key,
+        secret_key=credentials.secret_key.get_secret_value() if credentials.secret_key else None,
+        session_token=credentials.session_token.get_secret_value() if credentials.session_token else None,
+        server_side_encryption=store.server_side_encryption,
+        kms_key_id=store.kms_key_id,
+        storage_class=store.storage_class,
+        requester_pays=store.requester_pays,
+        checksum=store.checksums,
+        max_connections=store.max_connections,
+        connect_timeout_seconds=store.connect_timeout_seconds,
+        read_timeout_seconds=store.read_timeout_seconds,
+    )
