@@ -5,8 +5,7 @@ strictly over all pages, so the last name of a page is all that the next one mus
 page's token are one and the same thing: leave out every name up to and including this one. A key inside a prefix
 that was given already rolls up into that same prefix, and is left out with it.
 
-Candidates are bytes: Python orders `str` by code point and UTF-8 keeps that order, but lone surrogates in the
-name of a foreign file have no place in it.
+Candidates are bytes, so that nothing here depends on how a language orders its strings.
 """
 
 from __future__ import annotations

@@ -1,0 +1,215 @@
+"""Where the directory store keeps the objects: keys to paths, and the walk over them in key order.
+
+The key `a/b` is the file `b` in the directory `a`; `escaping` says what becomes of segments that a file system
+cannot hold. Where a key also has keys below it, its path is taken by their directory, and its file stands beside it
+under the suffixed name. A file goes from the plain place to the suffixed one, never back, and readers look in this
+order, so they find it whenever it is there. In between directories come and go: they are made for an object that
+needs them, and the empty ones above a removed object are removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from backends.directory_files import missing_root, open_regular, sync_directory
+from backends.directory_private import PrivateArea
+from backends.directory_records import read_segment, write_segment
+from backends.escaping import BESIDE_SUFFIX, file_name, is_digested, segment_of
+from backends.listing import Query
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Child:
+    """A file that is an object, or a directory that belongs to keys."""
+
+    #: The object's key, or what all keys in the directory begin with, slash included: so children sort as keys do.
+    name: bytes
+    is_directory: bool
+    path: str
+
+
+class ObjectTree:
+    """The files of all objects. Synchronous; whoever changes the file of a key holds the key's lock."""
+
+    def __init__(self, root: str, private: PrivateArea) -> None:
+        self._root: Final = root
+        self._private: Final = private
+
+    def open_object(self, key: str) -> tuple[int, str] | None:
+        """Open the file of an object for reading; return it with its path, or None if there is no such object."""
+        plain = self._plain_path(key)
+        for path in (plain, plain + BESIDE_SUFFIX):
+            descriptor = open_regular(path)
+            if descriptor is not None:
+                return descriptor, path
+        return None
+
+    def move_into_place(self, key: str, temporary: str) -> bool:
+        """Give a complete file the name of `key`, durably, or return False if its directory is gone or changed.
+
+        Then the caller lets the key's lock go, calls `make_directories` and comes again.
+        """
+        plain = self._plain_path(key)
+        beside = plain + BESIDE_SUFFIX
+        path = beside if os.path.isdir(plain) or (_is_free(plain) and not _is_free(beside)) else plain
+        try:
+            os.rename(temporary, path)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return False
+        sync_directory(os.path.dirname(path))
+        return True
+
+    def tag_file(self, key: str, descriptor: int) -> None:
+        """Keep the last segment of `key` with its file, if the file's name will not tell it."""
+        segment = key.rpartition("/")[2]
+        if is_digested(file_name(segment)):
+            write_segment(descriptor, segment)
+
+    def remove(self, key: str) -> str | None:
+        """Remove the file of an object and return its directory, for `settle`; None if there was no object."""
+        plain = self._plain_path(key)
+        removed = [_unlink(path) for path in (plain, plain + BESIDE_SUFFIX)]
+        return os.path.dirname(plain) if any(removed) else None
+
+    def settle(self, directory: str) -> None:
+        """Make removals from a directory durable, and remove it and those above it that are empty."""
+        with contextlib.suppress(FileNotFoundError):
+            sync_directory(directory)
+        with contextlib.suppress(OSError):
+            while directory != self._root:
+                os.rmdir(directory)
+                directory = os.path.dirname(directory)
+
+    def make_directories(self, key: str) -> None:
+        """Make the directories above the file of `key`. Takes the locks of keys whose files are in the way."""
+        segments = key.split("/")[:-1]
+        if not segments or os.path.isdir(os.path.dirname(self._plain_path(key))):
+            return
+        parent = self._root
+        for depth, segment in enumerate(segments, start=1):
+            path = os.path.join(parent, file_name(segment))
+            if not os.path.isdir(path):
+                self._move_aside("/".join(segments[:depth]))
+                self._make_directory(path, segment)
+            parent = path
+
+    def walk(self, query: Query) -> Iterator[bytes]:
+        """Yield keys as `listing.cut_page` wants them: in order, with the prefix, after `query.after`.
+
+        With the delimiter `/` a directory is its common prefix, and nothing below it is read but to see that it
+        holds an object.
+        """
+        base, slash, _ = query.prefix.decode().rpartition("/")
+        directory = self._directory_of(base) if slash else self._root
+        stack = [self._children(directory, (base + slash).encode())]
+        while stack:
+            child = next(stack[-1], None)
+            if child is None:
+                stack.pop()
+            elif not child.name.startswith(query.prefix):
+                continue
+            elif not child.is_directory or query.delimiter == b"/":
+                if child.name > query.after and (not child.is_directory or self._holds_object(child.path)):
+                    yield child.name
+            elif child.name > query.after or query.after.startswith(child.name):
+                stack.append(self._children(child.path, child.name))
+
+    def _plain_path(self, key: str) -> str:
+        return os.path.join(self._root, *map(file_name, key.split("/")))
+
+    def _directory_of(self, base: str) -> str:
+        return self._plain_path(base)
+
+    def _move_aside(self, key: str) -> None:
+        """Move the file of `key` from the plain place to the suffixed one, if it is there."""
+        plain = self._plain_path(key)
+        if _is_free(plain):
+            return
+        with self._private.locked(key):
+            if os.path.isfile(plain) or os.path.islink(plain):
+                os.rename(plain, plain + BESIDE_SUFFIX)
+
+    def _make_directory(self, path: str, segment: str) -> None:
+        """Make one directory, durably; one that is there already will do."""
+        if not is_digested(file_name(segment)):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path)
+        else:
+            # The segment must be there as soon as the directory is.
+            fresh = self._private.new_path()
+            os.mkdir(fresh)
+            write_segment(fresh, segment)
+            try:
+                os.rename(fresh, path)
+            except OSError:
+                os.rmdir(fresh)
+                if not os.path.isdir(path):
+                    raise
+        sync_directory(os.path.dirname(path))
+
+    def _children(self, directory: str, base: bytes) -> Iterator[_Child]:
+        """The files and directories that belong to keys, sorted; none if the directory is not there (any more)."""
+        children: dict[bytes, _Child] = {}
+        for entry in self._scan(directory):
+            child = _child(entry, base)
+            if child is not None:
+                children.setdefault(child.name, child)
+        return iter(sorted(children.values()))
+
+    def _holds_object(self, directory: str) -> bool:
+        """Whether there is an object anywhere below a directory: the first one ends the search."""
+        pending = [directory]
+        while pending:
+            for entry in self._scan(pending.pop()):
+                child = _child(entry, b"")
+                if child is not None and not child.is_directory:
+                    return True
+                if child is not None:
+                    pending.append(child.path)
+        return False
+
+    def _scan(self, directory: str) -> Iterator[os.DirEntry[str]]:
+        try:
+            with os.scandir(directory) as entries:
+                yield from entries
+        except (FileNotFoundError, NotADirectoryError):
+            if not os.path.isdir(self._root):
+                raise missing_root(self._root) from None
+
+
+def _child(entry: os.DirEntry[str], base: bytes) -> _Child | None:
+    """What a directory entry is to the store; None for what belongs to no key (links, pipes, strange names)."""
+    is_directory = entry.is_dir(follow_symlinks=False)
+    if not is_directory and not entry.is_file(follow_symlinks=False):
+        return None
+    segment = _segment(entry.name if is_directory else entry.name.removesuffix(BESIDE_SUFFIX), entry.path)
+    if segment is None:
+        return None
+    name = base + segment.encode() + (b"/" if is_directory else b"")
+    return _Child(name, is_directory, entry.path)
+
+
+def _segment(name: str, path: str) -> str | None:
+    if not is_digested(name):
+        return segment_of(name)
+    try:
+        return read_segment(path)
+    except FileNotFoundError:
+        return None
+
+
+def _is_free(path: str) -> bool:
+    return not os.path.lexists(path)
+
+
+def _unlink(path: str) -> bool:
+    """Remove a file; whether there was one."""
+    try:
+        os.unlink(path)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return False
+    return True
