@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import click
-import trio
 
 from fusefs.config import Config
 from fusefs.control import ControlClient, Progress
 from fusefs.errors import ConfigError, MountError
-from fusefs.mount import check_mountpoint, run_mount, unmount
+from fusefs.mountpoints import check_mountpoint, unmount
 
 _READY: Final = "ready"
 _URL_HELP: Final = "s3://BUCKET[/PREFIX], file:///DIRECTORY or memory://"
@@ -86,6 +85,10 @@ def mount(
 
 
 def _mount_here(config: Config, ready_descriptor: int | None) -> None:
+    import trio  # here, because they take half a second that no other command needs
+
+    from fusefs.mount import run_mount
+
     _set_up_log(config)
 
     def on_ready() -> None:

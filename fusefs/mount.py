@@ -15,7 +15,6 @@ import math
 import os
 import signal
 import stat
-import subprocess
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -37,6 +36,7 @@ from fusefs.errors import MountError
 from fusefs.filesystem import Filesystem, FilesystemOptions
 from fusefs.inodes import ROOT_NUMBER, Directory, File, InodeTable
 from fusefs.kernel_tuning import tune_mount, tune_process
+from fusefs.mountpoints import check_mountpoint
 from fusefs.namespace import Namespace, NamespaceOptions
 from fusefs.operations import FuseOperations, KernelOptions
 from fusefs.options import BucketStore
@@ -85,27 +85,6 @@ async def run_mount(config: Config, on_ready: Callable[[], None]) -> None:
             cache.release()
         with trio.CancelScope(shield=True):
             await store.storage.aclose()
-
-
-def check_mountpoint(path: Path) -> None:
-    """Raise `MountError` unless something can be mounted at `path`."""
-    try:
-        if not stat.S_ISDIR(path.stat().st_mode):
-            raise MountError(f"{path} is not a directory")
-        if os.path.ismount(path):
-            raise MountError(
-                f"{path} is busy: something is mounted there; unmount it with: fusefs umount {path}"
-            )
-        if any(path.iterdir()):
-            raise MountError(f"{path} is not empty: give a directory with nothing in it")
-    except FileNotFoundError:
-        raise MountError(f"{path} does not exist; make it with: mkdir -p {path}") from None
-    except OSError as error:
-        if not os.path.exists(path) and os.path.lexists(path):
-            raise MountError(
-                f"{path} holds a mount whose daemon is gone ({error.strerror}); remove it with: fusermount3 -uz {path}"
-            ) from error
-        raise MountError(f"{path} cannot be used: {error.strerror}") from error
 
 
 async def _probe(store: OpenStore, config: Config) -> None:
@@ -343,11 +322,3 @@ def _why_not(config: Config) -> str:
     if config.mount.allow_other and os.getuid() != 0:
         return "--allow-other needs the line user_allow_other in /etc/fuse.conf"
     return "see the message of fusermount3 above"
-
-
-def unmount(mountpoint: Path) -> None:
-    """Ask the kernel to end the mount. Raises `MountError` if it is busy or there is none."""
-    done = subprocess.run(["fusermount3", "-u", str(mountpoint)], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        reason = done.stderr.strip().rpartition(": ")[2] or f"fusermount3 exited with {done.returncode}"
-        raise MountError(f"{mountpoint} cannot be unmounted: {reason}")

@@ -1,0 +1,39 @@
+"""Directories that something is to be mounted on, or is mounted on."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from pathlib import Path
+
+from fusefs.errors import MountError
+
+
+def check_mountpoint(path: Path) -> None:
+    """Raise `MountError` unless something can be mounted at `path`."""
+    try:
+        if not stat.S_ISDIR(path.stat().st_mode):
+            raise MountError(f"{path} is not a directory")
+        if os.path.ismount(path):
+            raise MountError(
+                f"{path} is busy: something is mounted there; unmount it with: fusefs umount {path}"
+            )
+        if any(path.iterdir()):
+            raise MountError(f"{path} is not empty: give a directory with nothing in it")
+    except FileNotFoundError:
+        raise MountError(f"{path} does not exist; make it with: mkdir -p {path}") from None
+    except OSError as error:
+        if not os.path.exists(path) and os.path.lexists(path):
+            raise MountError(
+                f"{path} holds a mount whose daemon is gone ({error.strerror}); remove it with: fusermount3 -uz {path}"
+            ) from error
+        raise MountError(f"{path} cannot be used: {error.strerror}") from error
+
+
+def unmount(mountpoint: Path) -> None:
+    """Ask the kernel to end the mount. Raises `MountError` if it is busy or there is none."""
+    done = subprocess.run(["fusermount3", "-u", str(mountpoint)], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        reason = done.stderr.strip().rpartition(": ")[2] or f"fusermount3 exited with {done.returncode}"
+        raise MountError(f"{mountpoint} cannot be unmounted: {reason}")
