@@ -325,7 +325,8 @@ class Publisher:
     def _is_unfinished(self, inode: Inode, changes: int, attempts: int) -> bool:
         state = inode.state
         failed = state.failure is not None and state.attempts > attempts
-        return inode in self._pending and state.published_changes < changes and not failed
+        tried = state.published_changes >= changes and state.attempts > attempts
+        return inode in self._pending and not failed and not tried
 
     # One publication
 
