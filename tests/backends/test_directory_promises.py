@@ -1,0 +1,419 @@
+"""What the store in a directory promises beyond the contract: to people, to other processes and after a crash."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from backends.base import CREATE_ONLY, IfMatch, ObjectStorage
+from backends.directory import DirectoryStorage
+from backends.directory_files import translate
+from backends.errors import (
+    AccessDenied,
+    BucketNotFound,
+    InvalidKey,
+    InvalidRequest,
+    NotFound,
+    PreconditionFailed,
+    QuotaExceeded,
+    StorageError,
+    StoreCorrupt,
+    Unavailable,
+)
+from tests.backends.contract import all_keys, names, put_all
+
+PRIVATE = ".fusefs-store"
+RECORD = "user.fusefs.object"
+
+
+@pytest.fixture
+async def storage(tmp_path: Path) -> AsyncIterator[ObjectStorage]:
+    store = DirectoryStorage(tmp_path, clock_ns=lambda: 1_234_567_890_123_456_789)
+    yield store
+    await store.aclose()
+
+
+def visible(root: Path) -> list[str]:
+    """The names in the directory, without the private one."""
+    return sorted(path.name for path in root.iterdir() if path.name != PRIVATE)
+
+
+def private_files(root: Path) -> list[str]:
+    """What lies in the private area beside locks."""
+    return sorted(
+        str(path.relative_to(root / PRIVATE))
+        for path in (root / PRIVATE).rglob("*")
+        if path.is_file() and path.name != "lock" and path.parent.name != "locks"
+    )
+
+
+# For people who look into the directory
+
+
+async def test_an_object_is_a_plain_file_under_its_key(storage: ObjectStorage, tmp_path: Path) -> None:
+    await storage.put("dir/with space/日本語.txt", b"content")
+    path = tmp_path / "dir" / "with space" / "日本語.txt"
+    assert path.read_bytes() == b"content"
+    assert path.stat().st_mtime_ns == 1_234_567_890_123_456_789
+    assert (await storage.head("dir/with space/日本語.txt")).last_modified_ns == 1_234_567_890_123_456_789
+
+
+async def test_directories_go_with_their_last_object(storage: ObjectStorage, tmp_path: Path) -> None:
+    await put_all(storage, ["a/b/c/one", "a/b/two"])
+    await storage.delete("a/b/c/one")
+    assert not (tmp_path / "a/b/c").exists()
+    await storage.delete_many(["a/b/two"])
+    assert visible(tmp_path) == []
+
+
+async def test_a_file_copied_in_by_hand_is_an_object(storage: ObjectStorage, tmp_path: Path) -> None:
+    """Its ETag is made of what the file system knows, and is good for conditions."""
+    (tmp_path / "dir").mkdir()
+    (tmp_path / "dir" / "foreign").write_bytes(b"by hand")
+    info = await storage.head("dir/foreign")
+    assert (info.size, info.metadata) == (7, {})
+    assert info == (await storage.head("dir/foreign"))
+    assert [each.etag for each in (await storage.list_prefix("dir/")).objects] == [info.etag]
+    assert (await storage.get_range("dir/foreign", if_match=info.etag)).data == b"by hand"
+    await storage.put("dir/foreign", b"by store", mode=IfMatch(info.etag))
+    assert (tmp_path / "dir" / "foreign").read_bytes() == b"by store"
+
+
+async def test_a_file_edited_by_hand_is_another_version_with_the_same_metadata(
+    storage: ObjectStorage, tmp_path: Path
+) -> None:
+    before = await storage.put("k", b"content", metadata={"mode": "33188"})
+    with (tmp_path / "k").open("ab") as file:
+        file.write(b" and more")
+    info = await storage.head("k")
+    assert info.etag != before
+    assert (info.size, info.metadata) == (16, {"mode": "33188"})
+    with pytest.raises(PreconditionFailed):
+        await storage.put("k", b"new", mode=IfMatch(before))
+
+
+async def test_what_is_no_file_of_a_key_is_left_alone(storage: ObjectStorage, tmp_path: Path) -> None:
+    """Links, pipes, empty directories and names that cannot be ours do not show, and nobody waits for a pipe."""
+    await storage.put("k", b"")
+    (tmp_path / "link").symlink_to(tmp_path / "k")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "empty" / "deeper").mkdir(parents=True)
+    (tmp_path / "100%.txt").write_bytes(b"")
+    (tmp_path / "unix-\udcff").write_bytes(b"")
+    assert await names(storage, "") == ["k"]
+    assert await names(storage, "", "/") == ["k"]
+    for key in ("link", "pipe", "empty"):
+        with pytest.raises(NotFound):
+            await storage.head(key)
+
+
+# Between processes
+
+INCREMENT = """
+import sys, trio
+from backends.base import IfMatch
+from backends.directory import DirectoryStorage
+from backends.errors import PreconditionFailed
+
+async def main():
+    store = DirectoryStorage(sys.argv[1])
+    done = 0
+    while done < 25:
+        before = await store.get_range("counter")
+        try:
+            await store.put("counter", str(int(before.data) + 1).encode(), mode=IfMatch(before.etag))
+            done += 1
+        except PreconditionFailed:
+            pass
+    await store.aclose()
+
+trio.run(main)
+"""
+
+
+async def test_a_counter_shared_by_processes_loses_no_update(storage: ObjectStorage, tmp_path: Path) -> None:
+    await storage.put("counter", b"0")
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(trio.run_process, [sys.executable, "-c", INCREMENT, str(tmp_path)])
+    assert (await storage.get_range("counter")).data == b"75"
+
+
+async def test_two_stores_of_one_directory_see_each_other(storage: ObjectStorage, tmp_path: Path) -> None:
+    other = DirectoryStorage(tmp_path)
+    await storage.put("k", b"content", mode=CREATE_ONLY)
+    with pytest.raises(PreconditionFailed):
+        await other.put("k", b"other", mode=CREATE_ONLY)
+    await other.aclose()
+    await storage.put("k", b"after the other has closed")
+
+
+# After a crash
+
+KILLED = """
+import sys, trio, backends.directory_tree as tree
+from backends.directory import DirectoryStorage
+
+def pause(self, key, temporary):
+    print(temporary, flush=True)
+    sys.stdin.read()
+
+tree.ObjectTree.move_into_place = pause
+trio.run(DirectoryStorage(sys.argv[1]).put, "k", b"new")
+"""
+
+
+async def test_a_killed_put_leaves_the_old_object_and_its_rest_is_removed(
+    storage: ObjectStorage, tmp_path: Path
+) -> None:
+    """Killed just before the rename; the temporary file stays while its process lives, and no longer."""
+    await storage.put("k", b"old")
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-c", KILLED, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    async with process.stdin, process.stdout:
+        temporary = (await process.stdout.receive_some()).decode().strip()
+        left = temporary.removeprefix(f"{tmp_path / PRIVATE}/")
+        beside = DirectoryStorage(tmp_path)
+        await beside.probe()
+        assert private_files(tmp_path) == [left]
+        process.kill()
+        await process.wait()
+    assert private_files(tmp_path) == [left]
+    after = DirectoryStorage(tmp_path)
+    await after.probe()
+    assert private_files(tmp_path) == []
+    assert (await after.get_range("k")).data == b"old"
+    for store in (beside, after):
+        await store.aclose()
+
+
+async def test_uploads_outlive_the_process(storage: ObjectStorage, tmp_path: Path) -> None:
+    upload = await storage.create_multipart("k", metadata={"mode": "1"})
+    part = await upload.upload_part(1, b"data")
+    await storage.aclose()
+    later = DirectoryStorage(tmp_path)
+    [listed] = await later.list_multipart_uploads()
+    assert (listed.key, listed.upload_id) == ("k", upload.upload_id)
+    await later.resume_multipart("k", listed.upload_id).complete([part])
+    assert (await later.head("k")).metadata == {"mode": "1"}
+    await later.aclose()
+
+
+async def test_ended_uploads_and_failed_writes_leave_nothing(storage: ObjectStorage, tmp_path: Path) -> None:
+    await storage.put("k", b"old")
+    aborted = await storage.create_multipart("k")
+    await aborted.upload_part(1, b"data")
+    await aborted.abort()
+    completed = await storage.create_multipart("k")
+    await completed.complete([await completed.upload_part(1, b"data")])
+    with pytest.raises(PreconditionFailed):
+        await storage.put("k", b"new", mode=CREATE_ONLY)
+    assert private_files(tmp_path) == []
+
+
+async def test_closing_removes_the_session(storage: ObjectStorage, tmp_path: Path) -> None:
+    await storage.put("k", b"")
+    await storage.aclose()
+    assert visible(tmp_path / PRIVATE / "tmp") == []
+    await storage.aclose()
+
+
+# Failures
+
+
+@pytest.mark.parametrize("record", [b"", b"garbage", b"1 00000000\netag 7 1\n", b"2 12345678\n"])
+async def test_a_damaged_record_is_reported(storage: ObjectStorage, tmp_path: Path, record: bytes) -> None:
+    await storage.put("k", b"content")
+    os.setxattr(tmp_path / "k", RECORD, record)
+    with pytest.raises(StoreCorrupt, match="k is damaged"):
+        await storage.head("k")
+    assert (tmp_path / "k").read_bytes() == b"content"
+
+
+async def test_a_damaged_upload_is_reported(storage: ObjectStorage, tmp_path: Path) -> None:
+    upload = await storage.create_multipart("k")
+    (tmp_path / PRIVATE / "uploads" / upload.upload_id / "upload").write_text("{")
+    with pytest.raises(StoreCorrupt):
+        await storage.list_multipart_uploads()
+
+
+async def test_a_long_name_that_lost_its_segment_is_reported(storage: ObjectStorage, tmp_path: Path) -> None:
+    await storage.put("x" * 300, b"")
+    [name] = visible(tmp_path)
+    os.removexattr(tmp_path / name, "user.fusefs.segment")
+    with pytest.raises(StoreCorrupt):
+        await storage.list_prefix()
+
+
+@pytest.mark.parametrize("kind", ["missing", "a file"])
+async def test_without_its_directory_every_call_says_so(tmp_path: Path, kind: str) -> None:
+    """Above all, objects are not "not found" because a disk is not mounted."""
+    root = tmp_path / "bucket"
+    if kind == "a file":
+        root.write_bytes(b"")
+    store = DirectoryStorage(root)
+    with pytest.raises(BucketNotFound, match=r"there is no directory .*bucket"):
+        await store.probe()
+    with pytest.raises(BucketNotFound):
+        await store.head("k")
+    with pytest.raises(BucketNotFound):
+        await store.list_prefix()
+    with pytest.raises(BucketNotFound):
+        await store.put("k", b"")
+    with pytest.raises(BucketNotFound):
+        await store.delete("k")
+    await store.aclose()
+
+
+async def test_a_read_only_probe_leaves_no_trace_in_the_directory(tmp_path: Path) -> None:
+    store = DirectoryStorage(tmp_path)
+    await store.probe(read_only=True)
+    await store.list_prefix()
+    await store.list_multipart_uploads()
+    await store.aclose()
+    assert not (tmp_path / PRIVATE).exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.EACCES, AccessDenied),
+        (errno.EROFS, AccessDenied),
+        (errno.ENOSPC, QuotaExceeded),
+        (errno.EDQUOT, QuotaExceeded),
+        (errno.ENAMETOOLONG, InvalidKey),
+        (errno.EMFILE, Unavailable),
+        (errno.EIO, StorageError),
+        (errno.ENOENT, StorageError),
+    ],
+)
+async def test_failures_of_the_system_are_those_of_the_seam(
+    storage: ObjectStorage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    kind: type[StorageError],
+) -> None:
+    """A write that fails leaves the object as it was, and no temporary file."""
+    await storage.put("k", b"old")
+
+    def fail(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(StorageError) as caught:
+            await storage.put("k", b"new")
+    assert type(caught.value) is kind
+    assert isinstance(caught.value.__cause__, OSError)
+    assert str(tmp_path) in str(caught.value)
+    assert (await storage.get_range("k")).data == b"old"
+    assert private_files(tmp_path) == []
+
+
+def test_a_root_that_went_away_is_told_from_a_missing_file(tmp_path: Path) -> None:
+    error = FileNotFoundError(errno.ENOENT, "gone")
+    assert type(translate(error, str(tmp_path))) is StorageError
+    assert type(translate(error, str(tmp_path / "missing"))) is BucketNotFound
+
+
+# Durability
+
+
+async def test_a_put_syncs_the_file_before_its_name_and_the_directory_after(
+    storage: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is synced is complete: bytes and record."""
+    await storage.put("dir/other", b"")
+    steps: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def noted_fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            steps.append(f"sync directory {os.path.basename(os.readlink(f'/proc/self/fd/{descriptor}'))}")
+        else:
+            assert os.getxattr(descriptor, RECORD)
+            steps.append(f"sync {os.fstat(descriptor).st_size} bytes")
+        fsync(descriptor)
+
+    def noted_rename(source: str, target: str) -> None:
+        steps.append(f"rename to {os.path.relpath(target, tmp_path)}")
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", noted_fsync)
+        patch.setattr(os, "rename", noted_rename)
+        await storage.put("dir/k", b"content")
+        await storage.delete("dir/k")
+    assert steps == ["sync 7 bytes", "rename to dir/k", "sync directory dir", "sync directory dir"]
+
+
+# Bounded work
+
+
+async def test_a_delimited_listing_does_not_read_below_what_it_rolls_up(
+    storage: ObjectStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each directory that is one common prefix, only enough to see that it is not empty."""
+    await put_all(storage, [f"top/{prefix}/{deep}/x" for prefix in range(5) for deep in range(9)])
+    scanned: list[str] = []
+    scandir = os.scandir
+
+    def noted(path: str) -> object:
+        scanned.append(path)
+        return scandir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", noted)
+        assert len(await names(storage, "top/", "/")) == 5
+        assert len(scanned) == 1 + 5 * 2
+        scanned.clear()
+        assert await names(storage, "top/3/", start_after="top/3/7/x") == ["top/3/8/x"]
+        assert len(scanned) == 1 + 2
+
+
+async def test_a_key_of_slashes_only_is_as_deep_as_it_gets(storage: ObjectStorage) -> None:
+    key = "/" * 1_024
+    await storage.put(key, b"deep")
+    await storage.put("/" * 1_023, b"less deep")
+    assert await all_keys(storage) == ["/" * 1_023, key]
+    assert await names(storage, "", "/") == ["/"]
+    await storage.delete_many(["/" * 1_023, key])
+    assert await all_keys(storage) == []
+
+
+@pytest.mark.parametrize(("start", "length"), [(-1, 1), (0, 0), (5, -1)])
+async def test_ranges_that_http_cannot_express_are_refused(
+    storage: ObjectStorage, start: int, length: int
+) -> None:
+    await storage.put("k", b"0123456789")
+    with pytest.raises(InvalidRequest):
+        await storage.get_range("k", start, length)
+
+
+async def test_objects_and_directories_changing_places_lose_nothing(storage: ObjectStorage) -> None:
+    """`x` and `x/y` written and removed at the same time: directories come and go under the writers' feet."""
+
+    async def write(key: str) -> None:
+        for number in range(15):
+            await storage.put(key, str(number).encode())
+            assert (await storage.get_range(key)).data == str(number).encode()
+            if number < 14:
+                await storage.delete(key)
+
+    keys = ["x", "x/y", "x/y/z", "x/y/z/"]
+    async with trio.open_nursery() as nursery:
+        for key in keys:
+            nursery.start_soon(write, key)
+    assert await all_keys(storage) == keys
