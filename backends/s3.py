@@ -29,20 +29,26 @@ from backends.errors import (
     InvalidRequest,
     NotFound,
     NotSupported,
-    PreconditionFailed,
     StorageError,
 )
-from backends.rules import check_copy_changes, check_copy_size, check_key, check_put_size
+from backends.rules import (
+    check_copy_changes,
+    check_copy_size,
+    check_if_match,
+    check_key,
+    check_mode,
+    check_put_size,
+)
 from backends.s3_client import (
     Arguments,
     Body,
     Bucket,
     ClientFactory,
     create_client,
-    missing_target_is_conflict,
+    explained_refusals,
 )
 from backends.s3_errors import from_code
-from backends.s3_listing import read_page, read_uploads
+from backends.s3_listing import position, read_page, read_uploads
 from backends.s3_multipart import S3Upload
 from backends.s3_options import S3Options
 from backends.s3_probe import check_access, find_dialect
@@ -105,7 +111,7 @@ class S3Storage(ObjectStorage):
         capable = self.capabilities.if_match if isinstance(mode, IfMatch) else self.capabilities.create_only
         condition = await self._bucket.target_condition(key, mode, honoured=capable)
         body = Body(data, self._bucket.dialect.object_checksum)
-        with missing_target_is_conflict(mode):
+        with explained_refusals(key, mode):
             response = await self._bucket.call("put_object", key, {**arguments, **condition}, body)
         return unquote_etag(response["ETag"])
 
@@ -128,9 +134,10 @@ class S3Storage(ObjectStorage):
         arguments |= await self._bucket.source_arguments(source, if_match)
         arguments |= await self._bucket.target_condition(target, mode, honoured=honoured)
         try:
-            response = await self._bucket.call("copy_object", target, arguments)
+            with explained_refusals(target):
+                response = await self._bucket.call("copy_object", target, arguments)
         except (NotFound, InvalidRequest) as error:
-            raise await self._why_not_copied(error, source, mode) from error
+            return await self._copy_otherwise(error, source, target, if_match, metadata, mode)
         return unquote_etag(response["CopyObjectResult"]["ETag"])
 
     async def delete(self, key: str, *, if_match: str | None = None) -> None:
@@ -139,7 +146,7 @@ class S3Storage(ObjectStorage):
         check_key(key)
         condition = await self._bucket.target_condition(key, mode, honoured=honoured)
         try:
-            with missing_target_is_conflict(mode):
+            with explained_refusals(key, mode):
                 await self._bucket.call("delete_object", key, condition)
         except NotFound:
             return
@@ -166,20 +173,16 @@ class S3Storage(ObjectStorage):
         page_token: str | None = None,
         page_size: int = 1_000,
     ) -> ListPage:
-        chosen = {
-            "Prefix": prefix,
-            "Delimiter": delimiter,
-            "StartAfter": start_after,
-            "ContinuationToken": page_token,
-            "MaxKeys": page_size,
-        }
-        arguments = {name: value for name, value in chosen.items() if value}
+        arguments = {"Prefix": prefix, "MaxKeys": page_size, **position(start_after, page_token)}
+        if delimiter:
+            arguments["Delimiter"] = delimiter
         response = await self._bucket.call("list_objects_v2", None, arguments)
-        return read_page(response, start_after, page_token)
+        return read_page(response, start_after, page_token, page_size)
 
     async def create_multipart(self, key: str, *, metadata: Metadata = NO_METADATA) -> S3Upload:
         arguments = self._new_object(key, metadata)
-        response = await self._bucket.call("create_multipart_upload", key, arguments)
+        with explained_refusals(key):
+            response = await self._bucket.call("create_multipart_upload", key, arguments)
         return self.resume_multipart(key, response["UploadId"])
 
     def resume_multipart(self, key: str, upload_id: str) -> S3Upload:
@@ -189,16 +192,16 @@ class S3Storage(ObjectStorage):
     async def list_multipart_uploads(self, prefix: str = "") -> Sequence[UploadInfo]:
         """Return the uploads; ends on a page without news, too, as some stores say "more" and not where."""
         found: dict[tuple[str, str], UploadInfo] = {}
-        position: dict[str, str] = {}
+        markers: dict[str, str] = {}
         while True:
-            arguments = {"Prefix": prefix, "EncodingType": "url", **position}
+            arguments = {"Prefix": prefix, "EncodingType": "url", **markers}
             response = await self._bucket.call("list_multipart_uploads", None, arguments)
             uploads = read_uploads(response)
             news = [each for each in uploads if (each.key, each.upload_id) not in found]
             found |= {(each.key, each.upload_id): each for each in news if each.key.startswith(prefix)}
             if not response.get("IsTruncated") or not news:
                 return tuple(found.values())
-            position = {"KeyMarker": news[-1].key, "UploadIdMarker": news[-1].upload_id}
+            markers = {"KeyMarker": news[-1].key, "UploadIdMarker": news[-1].upload_id}
 
     async def aclose(self) -> None:
         await self._bucket.aclose()
@@ -207,16 +210,28 @@ class S3Storage(ObjectStorage):
         check_key(key)
         return {"Metadata": encode_metadata(metadata), **self._bucket.new_object_arguments}
 
-    async def _why_not_copied(self, error: StorageError, source: str, mode: PutMode) -> StorageError:
-        """Return, or raise, the error for a copy that S3 refused with a code that says too little."""
-        try:
-            size = (await self.head(source)).size
-        except NotFound as missing:
-            return missing
+    async def _copy_otherwise(
+        self,
+        error: StorageError,
+        source: str,
+        target: str,
+        if_match: str | None,
+        metadata: Metadata | None,
+        mode: PutMode,
+    ) -> str:
+        """Raise the error for a copy that S3 refused with a code that says too little, or make the copy in another way.
+
+        SeaweedFS 4.48 does not find directory markers as sources of copies; they are empty, so a put does the same.
+        """
+        info = await self.head(source)
+        check_copy_size(source, info.size)
+        check_if_match(source, if_match, info.etag)
         if isinstance(error, NotFound) and isinstance(mode, IfMatch):
-            return PreconditionFailed(f"the target of the copy does not exist: {error}")
-        check_copy_size(source, size)
-        return error
+            check_mode(target, mode, await self._bucket.current_etag(target))
+        if isinstance(error, NotFound) and info.size == 0:
+            kept = metadata if metadata is not None else info.metadata or NO_METADATA
+            return await self.put(target, b"", metadata=kept, mode=mode)
+        raise error
 
     async def _delete_one(self, key: str, failures: dict[str, StorageError]) -> None:
         try:

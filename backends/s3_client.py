@@ -22,8 +22,8 @@ import trio
 from botocore import UNSIGNED
 from botocore.config import Config
 
-from backends.base import Capabilities, CreateOnly, Data, IfMatch, Overwrite, PutMode
-from backends.errors import NotFound, PreconditionFailed, StorageError
+from backends.base import OVERWRITE, Capabilities, CreateOnly, Data, IfMatch, Overwrite, PutMode
+from backends.errors import InvalidKey, InvalidRequest, NotFound, PreconditionFailed, StorageError
 from backends.rules import check_if_match, check_mode
 from backends.s3_errors import Request, translate
 from backends.s3_options import S3Options
@@ -236,11 +236,19 @@ def _as_it_is(response: Response) -> Response:
 
 
 @contextlib.contextmanager
-def missing_target_is_conflict(mode: PutMode) -> Iterator[None]:
-    """S3 answers 404 where the object of `IfMatch` is gone; to the caller that is a condition that did not hold."""
+def explained_refusals(key: str, mode: PutMode = OVERWRITE) -> Iterator[None]:
+    """Translate refusals of a write to `key` that S3's codes say too little of.
+
+    404 where the object of `IfMatch` is gone is a condition that did not hold. Some stores refuse keys with "." and
+    ".." between slashes, which S3 takes, as requests that are invalid in some way.
+    """
     try:
         yield
     except NotFound as error:
         if isinstance(mode, IfMatch):
             raise PreconditionFailed(str(error)) from error
+        raise
+    except InvalidRequest as error:
+        if not {".", ".."}.isdisjoint(key.split("/")):
+            raise InvalidKey(str(error)) from error
         raise

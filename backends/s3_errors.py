@@ -67,7 +67,8 @@ _CODES_BY_CLASS: Final[Mapping[ErrorClass, str]] = {
         " MissingSecurityElement MissingRequestParameter MissingAttachment AmbiguousGrantByEmailAddress"
         " InvalidPolicyDocument InvalidSOAPRequest InlineDataTooLarge UnexpectedContent UserKeyMustBeSpecified"
         " InvalidAccessPoint NoSuchTagSet InvalidWriteOffset EncryptionTypeMismatch KeysNotSpecified BadRequest"
-        " InvalidHostHeader BucketAlreadyExists BucketAlreadyOwnedByYou BucketNotEmpty InvalidBucketState NoSuchLifecycleConfiguration"
+        " InvalidHostHeader BucketAlreadyExists BucketAlreadyOwnedByYou BucketNotEmpty InvalidBucketState"
+        " NoSuchLifecycleConfiguration"
     ),
     NotSupported: (
         "NotImplemented MethodNotAllowed UnsupportedOperation UnsupportedArgument UnsupportedSignature"

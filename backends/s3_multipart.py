@@ -18,7 +18,7 @@ from backends.errors import (
     UploadNotFound,
 )
 from backends.rules import check_copied_range, check_if_match, check_part
-from backends.s3_client import Body, Bucket, missing_target_is_conflict
+from backends.s3_client import Body, Bucket, explained_refusals
 from backends.s3_reading import read_range
 from backends.s3_values import quote_etag, unquote_etag
 
@@ -70,7 +70,7 @@ class S3Upload(MultipartUpload):
         honoured = self._bucket.dialect.capabilities.conditional_complete
         condition = await self._bucket.target_condition(self._key, mode, honoured=honoured)
         arguments = {"UploadId": self._upload_id, "MultipartUpload": {"Parts": listed}, **condition}
-        with missing_target_is_conflict(mode):
+        with explained_refusals(self._key, mode):
             response = await self._bucket.call("complete_multipart_upload", self._key, arguments)
         return unquote_etag(response["ETag"])
 

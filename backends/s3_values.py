@@ -48,7 +48,7 @@ def content_md5(data: Data) -> str:
 
 
 def encode_metadata(metadata: Metadata) -> dict[str, str]:
-    """Return user metadata as S3's headers carry it; raises `InvalidMetadata`, also for what encoding makes too long."""
+    """Return user metadata as S3's headers carry it. Raises `InvalidMetadata`, also if encoding makes it too long."""
     check_metadata(metadata)
     encoded = {name: _encode_value(value) for name, value in metadata.items()}
     check_metadata(encoded)

@@ -11,6 +11,8 @@ import pytest
 
 from tests.support.seaweedfs import SeaweedFS
 
+pytest.register_assert_rewrite("tests.backends.contract")
+
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
