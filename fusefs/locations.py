@@ -50,7 +50,7 @@ def parse_url(url: str) -> Location:
     """Return what the URL names. Raises `ConfigError` with an example of what it should look like."""
     scheme, separator, rest = url.partition("://")
     if not separator:
-        raise ConfigError(f"{shown(url)} is not a URL of a store: use {_EXAMPLES}")
+        raise ConfigError(f"{shown(url)} is not a URL of a store; use {_EXAMPLES}")
     try:
         match scheme:
             case "s3":
@@ -60,16 +60,16 @@ def parse_url(url: str) -> Location:
             case "memory":
                 return _parse_memory(rest)
     except ValueError as error:
-        raise ConfigError(f"{error}: use {_EXAMPLES}") from None
-    raise ConfigError(f"{shown(scheme + '://')} is not a store that fusefs knows: use {_EXAMPLES}")
+        raise ConfigError(f"{error}; use {_EXAMPLES}") from None
+    raise ConfigError(f"{shown(scheme + '://')} is not a store that fusefs knows; use {_EXAMPLES}")
 
 
 def check_bucket_name(name: str) -> str:
     """Return the name of a bucket. Raises `ValueError` if S3 could not have created it."""
     if not _BUCKET.fullmatch(name) or ".." in name or _is_ip_address(name):
         raise ValueError(
-            "must be a bucket's name: 3 to 63 lower-case letters, digits, dots and hyphens, no address, "
-            f"a letter or digit at both ends (got {shown(name)})"
+            "must be 3 to 63 lower-case letters, digits, dots and hyphens, with a letter or digit at both ends, "
+            f"and no IP address (got {shown(name)})"
         )
     return name
 
@@ -98,10 +98,13 @@ def _parse_bucket(rest: str) -> BucketLocation:
         raise ValueError(
             "a URL of a bucket has no place for credentials, which come from the environment or a profile"
         )
+    at_fault = "bucket"
     try:
-        return BucketLocation(bucket=check_bucket_name(bucket), prefix=normalize_prefix(prefix))
+        check_bucket_name(bucket)
+        at_fault = "prefix"
+        return BucketLocation(bucket=bucket, prefix=normalize_prefix(prefix))
     except ValueError as error:
-        raise ValueError(f"{shown('s3://' + rest)} {error}") from None
+        raise ValueError(f"{shown('s3://' + rest)}: the {at_fault} {error}") from None
 
 
 def _parse_directory(rest: str) -> Path:

@@ -308,8 +308,8 @@ MISTAKES = [
     ("[system.storage]\nkind = 'memory'\nobject.bukket = 'x'",
      f"{OBJECT}.bukket: unknown key; did you mean bucket?"),
     # the bucket and the way to it
-    (BUCKET.replace('"bucket"', '"My_Bucket"'), f"{OBJECT}.bucket: must be a bucket's name: 3 to 63 lower-case "
-     'letters, digits, dots and hyphens, no address, a letter or digit at both ends (got "My_Bucket")'),
+    (BUCKET.replace('"bucket"', '"My_Bucket"'), f"{OBJECT}.bucket: must be 3 to 63 lower-case letters, digits, "
+     'dots and hyphens, with a letter or digit at both ends, and no IP address (got "My_Bucket")'),
     (BUCKET + "prefix = '/a'", f'{OBJECT}.prefix: must be a prefix such as "team/data", without a slash at its '
      'start, "//", "." or ".." (got "/a")'),
     (BUCKET + "endpoint = 'localhost:9000'",

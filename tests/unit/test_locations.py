@@ -79,3 +79,12 @@ def test_credentials_in_a_url_are_refused_and_not_repeated() -> None:
         parse_url("s3://AKIA:secret@bucket/prefix")
     assert "secret@" not in str(caught.value)
     assert "AKIA" not in str(caught.value)
+
+
+def test_the_message_says_which_part_of_the_url_is_wrong() -> None:
+    with pytest.raises(
+        ConfigError, match=r'^"s3://Bucket": the bucket must be 3 to 63 .* \(got "Bucket"\); use s3:'
+    ):
+        parse_url("s3://Bucket")
+    with pytest.raises(ConfigError, match=r'^"s3://bucket//a": the prefix must be .* \(got "/a"\); use s3:'):
+        parse_url("s3://bucket//a")
