@@ -1,0 +1,1 @@
+"""The tree and what publishes it, without a kernel."""

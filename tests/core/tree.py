@@ -1,0 +1,269 @@
+"""A whole tree over any store, for tests: everything below the kernel's interface, built as a mount builds it.
+
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.write_file("d/a", b"bytes")
+        await tree.publisher.publish_all()
+        assert await stored(storage) == {"d/a": b"bytes"}
+
+Time is trio's: with the fixture `autojump_clock` nothing waits in earnest, and the stamps of files follow it. What
+the methods of `Tree` do with paths goes through `Filesystem`, with the references that a kernel would take and give.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from backends.base import MIB, Data, Metadata, ObjectStorage, iterate_pages
+from fusefs.attributes import Defaults, fresh
+from fusefs.content import ContentSources
+from fusefs.filesystem import Caller, Filesystem, FilesystemOptions
+from fusefs.inodes import ROOT_NUMBER, Directory, File, Inode, InodeTable
+from fusefs.keys import RESERVED_PREFIX
+from fusefs.namespace import Namespace, NamespaceOptions
+from fusefs.placement import Placement
+from fusefs.publisher import Publisher, PublishOptions
+from fusefs.stage import Stage
+from fusefs.uploads import Uploads
+
+CALLER: Final = Caller(uid=1000, gid=1000)
+EPOCH_NS: Final = 1_700_000_000_000_000_000
+"""What the clock of files shows when trio's clock is at 0."""
+
+PATIENCE_SECONDS: Final = 3_600.0
+"""On trio's clock: whatever has not ended by then hangs."""
+
+
+class TrioTime:
+    """The clock of a tree; its time of day goes with trio's clock and never stands still between two readings."""
+
+    def __init__(self) -> None:
+        self._readings = 0
+
+    def monotonic_seconds(self) -> float:
+        return trio.current_time()
+
+    def realtime_ns(self) -> int:
+        self._readings += 1
+        return EPOCH_NS + int(trio.current_time() * 1e9) + self._readings
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeOptions:
+    """How the tree is built; what is not named here is as in a mount."""
+
+    publish: PublishOptions = field(default_factory=PublishOptions)
+    filesystem: FilesystemOptions = field(default_factory=FilesystemOptions)
+    revalidate_seconds: float = 60.0
+    part_size: int = 5 * MIB
+    parts_in_flight: int = 4
+    fetches_in_flight: int = 4
+    max_open_stage_files: int = 64
+    mount_id: str = "mount"
+    defaults: Defaults = field(default_factory=lambda: Defaults(uid=CALLER.uid, gid=CALLER.gid))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tree:
+    """The parts of a tree, and short ways to use them by path. Paths have no slash at the beginning; '' is the root."""
+
+    storage: ObjectStorage
+    root: Directory
+    inodes: InodeTable
+    placement: Placement
+    uploads: Uploads
+    publisher: Publisher
+    namespace: Namespace
+    filesystem: Filesystem
+    sources: ContentSources
+
+    async def find(self, path: str) -> Inode:
+        """Return the inode of a path, without a reference to it. Raises `NoSuchEntry`."""
+        inode: Inode = self.root
+        for name in filter(None, path.encode().split(b"/")):
+            assert isinstance(inode, Directory)
+            inode = await self.namespace.lookup(inode, name)
+        return inode
+
+    async def find_file(self, path: str) -> File:
+        inode = await self.find(path)
+        assert isinstance(inode, File)
+        return inode
+
+    async def place_of(self, path: str) -> tuple[int, bytes]:
+        """Return the number of the directory and the name, as the operations take them."""
+        directory, _, name = path.rpartition("/")
+        return (await self.find(directory)).number, name.encode()
+
+    async def create(self, path: str, *, flags: int = os.O_RDWR, mode: int = 0o644) -> int:
+        """Make a file and return its handle."""
+        inode, handle = await self.filesystem.create(*await self.place_of(path), mode, flags, CALLER)
+        self.filesystem.forget([(inode.number, 1)])
+        return handle
+
+    async def open(self, path: str, flags: int = os.O_RDWR) -> int:
+        return await self.filesystem.open((await self.find(path)).number, flags)
+
+    async def close(self, handle: int) -> None:
+        """As close(2) of the only descriptor: flush, whose error is the caller's, and release."""
+        try:
+            await self.filesystem.flush(handle)
+        finally:
+            await self.filesystem.release(handle)
+
+    async def write_file(self, path: str, data: Data) -> None:
+        """Make or replace (O_TRUNC) a file of these bytes."""
+        directory, name = await self.place_of(path)
+        known = self.inodes[directory]
+        assert isinstance(known, Directory)
+        if name in await self.namespace.names(known):
+            handle = await self.open(path, os.O_WRONLY | os.O_TRUNC)
+        else:
+            handle = await self.create(path, flags=os.O_WRONLY)
+        try:
+            await self.write(handle, 0, data)
+        finally:
+            await self.close(handle)
+
+    async def write(self, handle: int, offset: int, data: Data) -> None:
+        """Write as the kernel does: a MiB at a time."""
+        view = memoryview(data)
+        for start in range(0, len(view), MIB):
+            await self.filesystem.write(handle, offset + start, view[start : start + MIB])
+
+    async def read_file(self, path: str) -> bytes:
+        handle = await self.open(path, os.O_RDONLY)
+        try:
+            return await self.filesystem.read(handle, 0, (await self.find(path)).size)
+        finally:
+            await self.filesystem.release(handle)
+
+    async def mkdir(self, path: str, mode: int = 0o755) -> None:
+        self._forget(await self.filesystem.mkdir(*await self.place_of(path), mode, CALLER))
+
+    async def symlink(self, path: str, target: bytes) -> None:
+        self._forget(await self.filesystem.symlink(*await self.place_of(path), target, CALLER))
+
+    async def rename(self, path: str, new_path: str, flags: int = 0) -> None:
+        await self.filesystem.rename(*await self.place_of(path), *await self.place_of(new_path), flags)
+
+    async def unlink(self, path: str) -> None:
+        await self.filesystem.unlink(*await self.place_of(path))
+
+    async def rmdir(self, path: str) -> None:
+        await self.filesystem.rmdir(*await self.place_of(path))
+
+    async def names(self, path: str = "") -> list[str]:
+        """Return what opendir and readdir tell."""
+        handle = await self.filesystem.opendir((await self.find(path)).number)
+        try:
+            names: list[str] = []
+            while entries := await self.filesystem.readdir(handle, len(names), 100):
+                names += [name.decode() for name, _, _ in entries]
+            return names
+        finally:
+            await self.filesystem.releasedir(handle)
+
+    async def publish_all(self) -> None:
+        """As `Publisher.publish_all`, which must end."""
+        with trio.fail_after(PATIENCE_SECONDS):
+            await self.publisher.publish_all()
+
+    def _forget(self, inode: Inode) -> None:
+        self.filesystem.forget([(inode.number, 1)])
+
+
+@asynccontextmanager
+async def open_tree(
+    storage: ObjectStorage, directory: Path, options: TreeOptions | None = None
+) -> AsyncIterator[Tree]:
+    """Build a tree over `storage` that stages in `directory`; nothing is published at the end of the block."""
+    options = options or TreeOptions()
+    clock = TrioTime()
+    stage = Stage(directory / "stage", max_open_files=options.max_open_stage_files)
+    with _bare_failures():
+        async with trio.open_nursery() as nursery:
+            tree = _build(storage, stage, clock, nursery, options)
+            await tree.namespace.load_root(tree.root)
+            nursery.start_soon(tree.publisher.run)
+            try:
+                yield tree
+            finally:
+                nursery.cancel_scope.cancel()
+                stage.close()
+
+
+def _build(
+    storage: ObjectStorage, stage: Stage, clock: TrioTime, nursery: trio.Nursery, options: TreeOptions
+) -> Tree:
+    root = Directory(
+        number=ROOT_NUMBER,
+        attributes=fresh(
+            mode=stat.S_IFDIR | 0o755, uid=CALLER.uid, gid=CALLER.gid, now_ns=clock.realtime_ns()
+        ),
+    )
+    inodes = InodeTable(root)
+    sources = ContentSources(
+        stage, storage, nursery.start_soon, trio.CapacityLimiter(options.fetches_in_flight)
+    )
+    placement = Placement(root, mount_id=options.mount_id)
+    uploads = Uploads(
+        storage, nursery.start_soon, part_size=options.part_size, parts_in_flight=options.parts_in_flight
+    )
+    publisher = Publisher(storage, placement, uploads, options.publish, mount_id=options.mount_id)
+    namespace_options = NamespaceOptions(
+        defaults=options.defaults,
+        mounted_at_ns=clock.realtime_ns(),
+        revalidate_seconds=options.revalidate_seconds,
+        shared=options.filesystem.shared,
+    )
+    namespace = Namespace(storage, sources, placement, publisher, inodes, namespace_options)
+    return Tree(
+        storage=storage,
+        root=root,
+        inodes=inodes,
+        placement=placement,
+        uploads=uploads,
+        publisher=publisher,
+        namespace=namespace,
+        filesystem=Filesystem(namespace, inodes, publisher, clock, options.filesystem),
+        sources=sources,
+    )
+
+
+@contextmanager
+def _bare_failures() -> Iterator[None]:
+    """Take the group off a failure that is alone in it: it is the test's own."""
+    try:
+        yield
+    except ExceptionGroup as group:
+        failure: Exception = group
+        while isinstance(failure, ExceptionGroup) and len(failure.exceptions) == 1:
+            failure = failure.exceptions[0]
+        raise failure from None
+
+
+async def stored(storage: ObjectStorage, *, ours: bool = False) -> dict[str, bytes]:
+    """Return the bytes of every object, by key; those under `.fusefs/` only if `ours`."""
+    return {key: (await storage.get_range(key)).data for key in await _keys(storage, ours=ours)}
+
+
+async def stored_metadata(storage: ObjectStorage, *, ours: bool = False) -> dict[str, Metadata]:
+    """Return the user metadata of every object, by key; those under `.fusefs/` only if `ours`."""
+    return {key: (await storage.head(key)).metadata or {} for key in await _keys(storage, ours=ours)}
+
+
+async def _keys(storage: ObjectStorage, *, ours: bool) -> list[str]:
+    return [
+        info.key
+        async for page in iterate_pages(storage)
+        for info in page.objects
+        if ours or not info.key.startswith(RESERVED_PREFIX)
+    ]
