@@ -1,0 +1,128 @@
+"""Did it take effect? What a conditional mutation left behind whose answer was lost.
+
+Doing most calls twice is doing them once. A conditional mutation is different: the second attempt meets the work of
+the first and reports a conflict. Each function here looks at the store after such a conflict and returns what the
+call would have returned, or None if the conflict is with somebody else.
+
+The limits of looking: two writers that put the same bytes with the same metadata under the same condition cannot be
+told apart, so whoever needs to know which of them won (a lease, a journal) puts something unique into the bytes. And
+where somebody has replaced our work before we look, it is a conflict like any other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from backends.base import (
+    MIB,
+    Data,
+    IfMatch,
+    Metadata,
+    MultipartUpload,
+    ObjectInfo,
+    ObjectStorage,
+    Part,
+    PutMode,
+)
+from backends.errors import NotFound, PreconditionFailed
+
+_COMPARED_AT_ONCE: Final = 8 * MIB
+_MD5: Final = re.compile(r"[0-9a-f]{32}")
+
+
+async def etag_of_put(storage: ObjectStorage, key: str, data: Data, metadata: Metadata) -> str | None:
+    """Return the ETag of the object under `key` if it holds `data` and `metadata`."""
+    found = await _find(storage, key)
+    if found is None or found.size != len(data) or found.metadata != metadata:
+        return None
+    # An ETag is the MD5 of the bytes only for some kinds of encryption, so another one proves nothing.
+    if found.etag == hashlib.md5(data, usedforsecurity=False).hexdigest():
+        return found.etag
+    try:
+        stored = await storage.get_range(key, if_match=found.etag)
+    except (NotFound, PreconditionFailed):
+        return None
+    return found.etag if stored.data == data else None
+
+
+async def etag_of_copy(
+    storage: ObjectStorage, source: str, target: str, *, if_match: str | None, metadata: Metadata | None
+) -> str | None:
+    """Return the ETag of `target` if it is a copy of `source` as it is now (of the version `if_match`, if given).
+
+    A copy of an object onto itself has replaced the source, so only its metadata can be compared.
+    """
+    copy = await _find(storage, target)
+    if source == target:
+        return copy.etag if copy is not None and copy.metadata == metadata else None
+    original = await _find(storage, source)
+    if copy is None or original is None or if_match not in (None, original.etag):
+        return None
+    if copy.metadata != (original.metadata if metadata is None else metadata):
+        return None
+    return copy.etag if await _same_bytes(storage, original, copy) else None
+
+
+async def is_deleted(storage: ObjectStorage, key: str) -> bool | None:
+    """Return True if there is no object under `key`."""
+    return True if await _find(storage, key) is None else None
+
+
+async def etag_of_completion(
+    storage: ObjectStorage,
+    upload: MultipartUpload,
+    parts: Sequence[Part],
+    *,
+    metadata: Metadata | None,
+    mode: PutMode,
+) -> str | None:
+    """Return the ETag of the object if `upload` has become it: the upload is gone, and the parts fit the object.
+
+    They fit if they make up its size and its ETag. Where a store computes ETags otherwise, it must be none that was
+    to be replaced, must end with the number of parts, and the `metadata` of the upload, if known, must be its own.
+    """
+    begun = await storage.list_multipart_uploads(upload.key)
+    if any(other.upload_id == upload.upload_id for other in begun):
+        return None
+    found = await _find(storage, upload.key)
+    if found is None or found.size != sum(part.size for part in parts):
+        return None
+    if found.etag == _etag_of_parts(parts):
+        return found.etag
+    is_replaceable = isinstance(mode, IfMatch) and found.etag == mode.etag
+    is_similar = found.etag.endswith(f"-{len(parts)}") and metadata is not None and found.metadata == metadata
+    return found.etag if is_similar and not is_replaceable else None
+
+
+async def _find(storage: ObjectStorage, key: str) -> ObjectInfo | None:
+    try:
+        return await storage.head(key)
+    except NotFound:
+        return None
+
+
+async def _same_bytes(storage: ObjectStorage, one: ObjectInfo, other: ObjectInfo) -> bool:
+    if one.size != other.size:
+        return False
+    if one.etag == other.etag:
+        return True
+    try:
+        for start in range(0, one.size, _COMPARED_AT_ONCE):
+            left = await storage.get_range(one.key, start, _COMPARED_AT_ONCE, if_match=one.etag)
+            right = await storage.get_range(other.key, start, _COMPARED_AT_ONCE, if_match=other.etag)
+            if left.data != right.data:
+                return False
+    except (NotFound, PreconditionFailed):
+        return False
+    return True
+
+
+def _etag_of_parts(parts: Sequence[Part]) -> str | None:
+    """Return the ETag that S3 gives to an object of these parts; None if theirs are not MD5 sums."""
+    if not all(_MD5.fullmatch(part.etag) for part in parts):
+        return None
+    digests = b"".join(bytes.fromhex(part.etag) for part in parts)
+    return f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(parts)}"
