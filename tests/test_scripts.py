@@ -96,6 +96,13 @@ def test_without_arguments_the_embedded_bucket_is_mounted(machine: Machine) -> N
     assert f"{machine.clone}/scripts/run s3://BUCKET/PREFIX MOUNTPOINT" in ended.stdout
 
 
+def test_the_embedded_bucket_is_not_mounted_over_the_clone(machine: Machine) -> None:
+    machine.clone = machine.clone.rename(machine.home / "fusefs")
+    ended = machine.run()
+    assert ended.returncode == 0, ended.stderr
+    assert machine.calls()[-1].endswith(f" {machine.home}/fusefs-bucket")
+
+
 def test_arguments_are_those_of_fusefs_mount(machine: Machine) -> None:
     ended = machine.run(
         "s3://bucket/prefix", str(machine.home), "--endpoint", "http://store:1", "--read-only"
