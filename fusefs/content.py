@@ -17,7 +17,8 @@ because writers and publishers have been at work meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -30,6 +31,7 @@ from fusefs.errors import StaleFile
 from fusefs.extents import ExtentSet
 from fusefs.prefetch import SequentialDetector
 from fusefs.stage import Stage
+from fusefs.stage_budget import StageBudget
 
 FETCH_SIZE: Final = 4 * MIB
 """Bytes of one ranged GET: long enough to be limited by the network and not by the request, and many fit a window."""
@@ -57,6 +59,7 @@ class ContentSources:
     stage: Stage
     storage: ObjectStorage
     spawn: Spawn
+    budget: StageBudget
     #: Bounds the ranged GETs under way for all files together, and so the memory they hold.
     fetch_limiter: trio.CapacityLimiter
 
@@ -86,6 +89,7 @@ class Content:
         self.resized = False
         self._writable = trio.Event()
         self._writable.set()
+        self._pins = 0
 
     @property
     def changed(self) -> bool:
@@ -106,6 +110,7 @@ class Content:
         self._mark_written(offset, end)
         if end > self.size:
             self._resize(end)
+        self._note_staged()
 
     def truncate(self, size: int) -> None:
         """Cut the file, or let it grow with zeros."""
@@ -118,6 +123,7 @@ class Content:
             self._mark_written(self.size, size)
         if size != self.size:
             self._resize(size)
+        self._note_staged()
 
     def take(self, start: int, end: int) -> bytes:
         """Return present bytes for an upload, and note that it has them."""
@@ -134,6 +140,7 @@ class Content:
         self.base_limit = min(version.size, self.size)
         self.dirty = self.unsent.copy()
         self.resized = version.size != self.size
+        self._note_staged()
 
     def rebase(self, version: Version) -> None:
         """Take `version`, a copy of the base with the same bytes, in its place."""
@@ -144,18 +151,33 @@ class Content:
         self.base = None
         self.base_limit = 0
 
-    def evict(self) -> int:
-        """Drop the stage of an unchanged file and return the bytes given back; they are fetched again when read."""
-        if self.changed or self.base is None:
-            return 0
-        freed = self.present.total
-        self.present = ExtentSet()
-        self._file.discard()
-        return freed
+    @contextmanager
+    def pinned(self) -> Iterator[None]:
+        """Keep every staged byte staged for the block: an upload fetches clean bytes, and takes them later."""
+        self._pins += 1
+        try:
+            yield
+        finally:
+            self._pins -= 1
+            self._note_staged()
+
+    def evict(self) -> None:
+        """Give back the disk space of bytes that the base has; they are fetched again when they are read."""
+        if self._pins or self.base is None:
+            return
+        if not self.dirty:
+            self._file.discard()
+        for extent in [
+            clean for gap in self.dirty.gaps(0, self.base_limit) for clean in self.present.intersect(*gap)
+        ]:
+            self._file.punch_hole(extent.start, extent.length)
+            self.present.remove(extent.start, extent.end)
+        self._note_staged()
 
     def discard(self) -> None:
         """Remove everything from the local disk; the file is gone for good."""
         self._file.discard()
+        self._sources.budget.note(self, 0, 0)
 
     def rescue(self, where: Path) -> None:
         """Move what is staged to a file of its own; bytes that were never staged are holes in it."""
@@ -183,12 +205,16 @@ class Content:
         end = min(offset + length, self.size)
         if offset >= end:
             return b""
+        self._note_staged()
         if not self.present.covers(offset, min(end, self.base_limit)):
             await self._read_through(offset, end, reader)
             end = min(end, self.size)
         elif reader is not None:
             self._fetch_ahead(end, reader.observe(offset, end - offset).ahead_end)
-        return self._file.read(offset, max(end - offset, 0))
+        data = self._file.read(offset, max(end - offset, 0))
+        if self._sources.budget.is_exceeded:
+            self._sources.budget.make_room()  # too much is dirty for anything to be kept, this read's bytes included
+        return data
 
     async def fetch(self, start: int, end: int) -> None:
         """Stage what is missing of a range; several GETs at once where it is long. Raises as `read`."""
@@ -204,6 +230,11 @@ class Content:
             if self.present.covers(start, min(end, self.base_limit)):
                 return
             # The other task failed, or the file changed meanwhile: what is missing now is ours to fetch.
+
+    def _note_staged(self) -> None:
+        staged = self.present.total
+        clean = 0 if self.base is None or self._pins else staged - self.dirty.total
+        self._sources.budget.note(self, staged, clean)
 
     def _mark_written(self, start: int, end: int) -> None:
         for extents in (self.present, self.dirty, self.unsent):
@@ -277,3 +308,4 @@ class Content:
         for gap in list(self.present.gaps(start, max(start, end))):
             self._file.write(gap.start, view[gap.start - start : gap.end - start])
             self.present.add(gap.start, gap.end)
+        self._note_staged()

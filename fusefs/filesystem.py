@@ -11,6 +11,7 @@ read-only mount refuses every change with `ReadOnlyFilesystem`.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterable
@@ -33,6 +34,7 @@ from fusefs.namespace import Namespace
 from fusefs.open_files import Handles, OpenDirectory, OpenFile
 from fusefs.prefetch import SequentialDetector
 from fusefs.publisher import Publisher
+from fusefs.stage_budget import StageBudget
 
 MAX_FILE_SIZE: Final = 5 * 1024**4
 """Bytes: what S3 allows for one object."""
@@ -81,12 +83,14 @@ class Filesystem:
         namespace: Namespace,
         inodes: InodeTable,
         publisher: Publisher,
+        budget: StageBudget,
         clock: Clock,
         options: FilesystemOptions,
     ) -> None:
         self._namespace = namespace
         self._inodes = inodes
         self._publisher = publisher
+        self._budget = budget
         self._clock = clock
         self._options = options
         self._handles = Handles()
@@ -240,10 +244,30 @@ class Filesystem:
         if offset + len(data) > MAX_FILE_SIZE:
             raise FileTooLarge(f"a file can have {MAX_FILE_SIZE} bytes")
         await file.content.wait_writable()
-        file.content.write(offset, data)
+        await self._stage(file, offset, data)
         file.attributes = file.attributes.changed(self._clock.realtime_ns(), contents=True)
         self._publisher.written(file)
         return len(data)
+
+    async def _stage(self, file: File, offset: int, data: Data) -> None:
+        """Write into the stage; where it is full, first publish, so that clean bytes can make room.
+
+        Raises what keeps the publication from succeeding, or OSError (ENOSPC) of a disk that others have filled.
+        """
+        if self._budget.is_exceeded:
+            await self._publisher.publish(file)
+            self._budget.make_room()
+        if self._budget.is_exceeded:
+            await self._publisher.publish_all()
+            self._budget.make_room()
+        try:
+            file.content.write(offset, data)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            await self._publisher.publish_all()
+            self._budget.make_room(goal_bytes=0)
+            file.content.write(offset, data)
 
     async def flush(self, handle: int) -> None:
         """Come once per close(2) of a descriptor. Raises a failure that is not made good yet."""

@@ -43,6 +43,7 @@ from fusefs.options import BucketStore
 from fusefs.placement import Placement
 from fusefs.publisher import Publisher, PublishOptions
 from fusefs.stage import Stage
+from fusefs.stage_budget import StageBudget
 from fusefs.stores import OpenStore, open_store
 from fusefs.uploads import Uploads
 
@@ -102,10 +103,11 @@ async def open_tree(config: Config, store: OpenStore, stage_path: Path, mount_id
         config.store.multipart_part_size_bytes if isinstance(config.store, BucketStore) else DEFAULT_PART_SIZE
     )
     stage = Stage(stage_path)
+    budget = StageBudget(options.cache_size_bytes)
     clock = SystemClock()
     async with trio.open_nursery() as nursery:
         sources = ContentSources(
-            stage, store.storage, nursery.start_soon, trio.CapacityLimiter(FETCHES_IN_FLIGHT)
+            stage, store.storage, nursery.start_soon, budget, trio.CapacityLimiter(FETCHES_IN_FLIGHT)
         )
         root = Directory(
             number=ROOT_NUMBER,
@@ -157,6 +159,7 @@ async def open_tree(config: Config, store: OpenStore, stage_path: Path, mount_id
             namespace,
             inodes,
             publisher,
+            budget,
             clock,
             FilesystemOptions(
                 read_only=options.read_only,

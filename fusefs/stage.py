@@ -10,6 +10,7 @@ handing them to another thread would, and being synchronous they are atomic to e
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 from pathlib import Path
@@ -21,6 +22,12 @@ from backends.base import Data
 
 MAX_OPEN_FILES: Final = 512
 """Descriptors kept open at once; well below the usual soft limit of 1,024."""
+
+_PUNCH_HOLE_KEEP_SIZE: Final = 0x02 | 0x01
+"""FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE of fallocate(2), which Python's os module lacks."""
+
+_fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 class _Descriptors(LRUCache[int, int]):
@@ -95,6 +102,15 @@ class StageFile:
         """Forget everything from `size` on."""
         if self._exists and os.fstat(self._stage._descriptor(self._number)).st_size > size:
             os.ftruncate(self._stage._descriptor(self._number), size)
+
+    def punch_hole(self, offset: int, length: int) -> None:
+        """Give the disk space of a range back; it reads as zeros then."""
+        if not self._exists:
+            return
+        descriptor = self._stage._descriptor(self._number)
+        if _fallocate(descriptor, _PUNCH_HOLE_KEEP_SIZE, offset, length) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, f"cannot punch a hole into a stage file: {os.strerror(code)}")
 
     def move_to(self, where: Path, size: int) -> None:
         """Make the file, `size` bytes long, somebody else's; here it is empty then."""

@@ -185,6 +185,10 @@ class Uploads:
         Where parts went up before the last attributes were known, `file.state.attributes_changed` is set.
         Raises what the store raises, and `StaleFile` if clean bytes cannot be read from the base any more.
         """
+        with file.content.pinned():
+            return await self._publish(file, target, mode, metadata)
+
+    async def _publish(self, file: File, target: str, mode: PutMode, metadata: Metadata) -> Version:
         content = file.content
         while True:
             try:
@@ -207,15 +211,14 @@ class Uploads:
         Where the base is gone, its bytes are zeros; the log says which ranges are the file's own.
         """
         content = file.content
-        try:
-            await content.fetch(0, content.size)
-        except (StorageError, StaleFile):
-            staged = [(extent.start, extent.end) for extent in content.present]
-            _log.error("%r: only these ranges could be kept, the rest is zeros: %s", key, staged)
-        content.give_back()
-        stream = _Stream(content, key, metadata)
-        self._spawn(stream.run, self._open_writer)
-        return await stream.finish(CREATE_ONLY)
+        with content.pinned():
+            try:
+                await content.fetch(0, content.size)
+            except (StorageError, StaleFile):
+                staged = [(extent.start, extent.end) for extent in content.present]
+                _log.error("%r: only these ranges could be kept, the rest is zeros: %s", key, staged)
+            content.give_back()
+            return await self._begin_stream(content, key, metadata).finish(CREATE_ONLY)
 
     async def copy(self, source: Version, target: str, *, mode: PutMode, metadata: Metadata) -> Version:
         """Make the object under `target` from `source`, inside the store, whatever its size."""

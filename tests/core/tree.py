@@ -21,7 +21,7 @@ from typing import Final
 
 import trio
 
-from backends.base import MIB, Data, Metadata, ObjectStorage, iterate_pages
+from backends.base import GIB, MIB, Data, Metadata, ObjectStorage, iterate_pages
 from fusefs.attributes import Defaults, fresh
 from fusefs.content import ContentSources
 from fusefs.filesystem import Caller, Filesystem, FilesystemOptions
@@ -31,6 +31,7 @@ from fusefs.namespace import Namespace, NamespaceOptions
 from fusefs.placement import Placement
 from fusefs.publisher import Publisher, PublishOptions
 from fusefs.stage import Stage
+from fusefs.stage_budget import StageBudget
 from fusefs.uploads import Uploads
 
 CALLER: Final = Caller(uid=1000, gid=1000)
@@ -66,6 +67,7 @@ class TreeOptions:
     parts_in_flight: int = 4
     fetches_in_flight: int = 4
     max_open_stage_files: int = 64
+    cache_size: int = 10 * GIB
     mount_id: str = "mount"
     defaults: Defaults = field(default_factory=lambda: Defaults(uid=CALLER.uid, gid=CALLER.gid))
 
@@ -210,8 +212,9 @@ def _build(
         ),
     )
     inodes = InodeTable(root)
+    budget = StageBudget(options.cache_size)
     sources = ContentSources(
-        stage, storage, nursery.start_soon, trio.CapacityLimiter(options.fetches_in_flight)
+        stage, storage, nursery.start_soon, budget, trio.CapacityLimiter(options.fetches_in_flight)
     )
     placement = Placement(root, mount_id=options.mount_id)
     uploads = Uploads(
@@ -233,7 +236,7 @@ def _build(
         uploads=uploads,
         publisher=publisher,
         namespace=namespace,
-        filesystem=Filesystem(namespace, inodes, publisher, clock, options.filesystem),
+        filesystem=Filesystem(namespace, inodes, publisher, budget, clock, options.filesystem),
         sources=sources,
     )
 

@@ -1,0 +1,57 @@
+"""Keeps the stage within `cache_size`: counts what contents have staged, and takes clean bytes back.
+
+Clean bytes can be fetched again, so the content that was not used for longest gives its own back first. Dirty bytes
+cannot go before they are published: `is_exceeded` tells writers to wait for that.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Evictable(Protocol):
+    """A content, as far as its place on the disk goes."""
+
+    def evict(self) -> None:
+        """Give back clean bytes, and note what is left with `StageBudget.note`."""
+
+
+class StageBudget:
+    """Bytes staged by all contents of a mount; `note` is called after each change and each use of one."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._staged: dict[Evictable, int] = {}
+        self._total = 0
+        #: Contents with clean bytes, the one that was used last at the end.
+        self._clean: dict[Evictable, None] = {}
+
+    @property
+    def total(self) -> int:
+        """Bytes staged now."""
+        return self._total
+
+    @property
+    def is_exceeded(self) -> bool:
+        """Whether more is staged than may be, although all that could be given back was."""
+        return self._total > self._limit
+
+    def note(self, content: Evictable, staged: int, clean: int) -> None:
+        """Count what a content has staged, and make room if that is too much."""
+        self._total += staged - self._staged.pop(content, 0)
+        self._clean.pop(content, None)
+        if staged:
+            self._staged[content] = staged
+        if clean:
+            self._clean[content] = None
+        if self.is_exceeded:
+            self.make_room(keep=content)
+
+    def make_room(self, keep: Evictable | None = None, *, goal_bytes: int | None = None) -> None:
+        """Let contents give back clean bytes, until no more than `goal_bytes` are staged, or the limit."""
+        goal = self._limit if goal_bytes is None else goal_bytes
+        for content in list(self._clean):
+            if self._total <= goal:
+                return
+            if content is not keep:
+                content.evict()

@@ -1,0 +1,93 @@
+"""The stage stays within its bound: clean bytes give way, and writers wait for dirty ones to be published."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import trio
+
+from backends.base import MIB
+from backends.memory import MemoryStorage
+from fusefs.stage import StageFile
+from tests.core.tree import TreeOptions, open_tree, stored
+
+pytestmark = pytest.mark.usefixtures("autojump_clock")
+
+
+def _disk_use(directory: Path) -> int:
+    return sum(path.stat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
+
+
+async def test_files_larger_than_the_stage_can_be_written_and_read(tmp_path: Path) -> None:
+    """Eight files of 4 MiB go through a stage of 10 MiB, which never holds more than one write beyond it."""
+    storage = MemoryStorage()
+    async with open_tree(storage, tmp_path, TreeOptions(cache_size=10 * MIB)) as tree:
+        contents = {f"file-{number}": os.urandom(4 * MIB) for number in range(8)}
+        for path, data in contents.items():
+            await tree.write_file(path, data)
+            assert tree.sources.budget.total <= 11 * MIB
+            assert _disk_use(tmp_path / "stage") <= 11 * MIB
+        for path, data in contents.items():
+            assert await tree.read_file(path) == data
+            assert _disk_use(tmp_path / "stage") <= 11 * MIB
+        await tree.publish_all()
+        assert await stored(storage) == contents
+
+
+async def test_one_open_file_larger_than_the_stage(tmp_path: Path) -> None:
+    """A file that is never closed is published on the way, so that its bytes can give way to the next ones."""
+    storage = MemoryStorage()
+    async with open_tree(storage, tmp_path, TreeOptions(cache_size=16 * MIB)) as tree:
+        data = os.urandom(40 * MIB)
+        handle = await tree.create("large")
+        with trio.fail_after(3600):
+            await tree.write(handle, 0, data)
+        assert tree.sources.budget.total <= 17 * MIB
+        await tree.close(handle)
+        await tree.publish_all()
+        assert (await stored(storage))["large"] == data
+
+
+async def test_eviction_keeps_what_is_dirty(tmp_path: Path) -> None:
+    """Clean bytes of a changed file give way to others; the changed ones are still there and read as written."""
+    storage = MemoryStorage()
+    original = bytes(range(256)) * (6 * MIB // 256)
+    await storage.put("changed", original)
+    async with open_tree(storage, tmp_path, TreeOptions(cache_size=8 * MIB)) as tree:
+        assert await tree.read_file("changed") == original
+        handle = await tree.open("changed")
+        await tree.write(handle, 3 * MIB, b"changed")
+        await tree.write_file("other", bytes(7 * MIB))
+        file = await tree.find_file("changed")
+        assert file.content.present.total < 1 * MIB
+        assert (
+            await tree.filesystem.read(handle, 3 * MIB - 2, 11)
+            == original[3 * MIB - 2 : 3 * MIB] + b"changed" + (original[3 * MIB + 7 : 3 * MIB + 9])
+        )
+        await tree.close(handle)
+
+
+async def test_a_disk_that_others_have_filled_first_gets_clean_bytes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ENOSPC of the local disk publishes and evicts, and tries again, before a writer hears of it."""
+    storage = MemoryStorage()
+    write, refused = StageFile.write, []
+
+    def write_if_empty(self: StageFile, offset: int, data: bytes) -> None:
+        if _disk_use(tmp_path / "stage") > 2 * MIB:
+            refused.append(offset)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, offset, data)
+
+    async with open_tree(storage, tmp_path) as tree:
+        monkeypatch.setattr(StageFile, "write", write_if_empty)
+        contents = {f"file-{number}": os.urandom(1 * MIB) for number in range(6)}
+        for path, data in contents.items():
+            await tree.write_file(path, data)
+        assert refused
+        await tree.publish_all()
+        assert await stored(storage) == contents
