@@ -12,8 +12,9 @@ as S3 makes them. Keys that are no path of files are escaped (`escaping`); every
 `.fusefs-store` (`directory_private`), which may be removed while no process has the store open and no upload matters.
 
 Limits: file work takes threads of a limiter of its own, and one that has begun is waited for. A listing reads whole
-directories, one for each level that it goes down, and reads them again for the next page. A file whose name holds
-a `%` that is not one of ours belongs to no key and does not show.
+directories, one for each level that it goes down, and reads them again for the next page; it may miss an object `x`
+in the moment in which the first key below it, `x/y`, moves its file aside. A file whose name holds a `%` that is not
+one of ours belongs to no key and does not show.
 """
 
 from __future__ import annotations

@@ -21,6 +21,9 @@ from backends.directory_records import read_segment, write_segment
 from backends.escaping import BESIDE_SUFFIX, file_name, is_digested, segment_of
 from backends.listing import Query
 
+#: What a path raises whose directory was removed by another thread or process, or became a file.
+_GONE: Final = (FileNotFoundError, NotADirectoryError)
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class _Child:
@@ -58,7 +61,7 @@ class ObjectTree:
         path = beside if os.path.isdir(plain) or (_is_free(plain) and not _is_free(beside)) else plain
         try:
             os.rename(temporary, path)
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        except (*_GONE, IsADirectoryError):
             return False
         sync_directory(os.path.dirname(path))
         return True
@@ -77,7 +80,7 @@ class ObjectTree:
 
     def settle(self, directory: str) -> None:
         """Make removals from a directory durable, and remove it and those above it that are empty."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(*_GONE):
             sync_directory(directory)
         with contextlib.suppress(OSError):
             while directory != self._root:
@@ -85,17 +88,20 @@ class ObjectTree:
                 directory = os.path.dirname(directory)
 
     def make_directories(self, key: str) -> None:
-        """Make the directories above the file of `key`. Takes the locks of keys whose files are in the way."""
+        """Make the directories above the file of `key`, unless others remove or replace them at the same time.
+
+        Takes the locks of keys whose files are in the way.
+        """
         segments = key.split("/")[:-1]
         if not segments or os.path.isdir(os.path.dirname(self._plain_path(key))):
             return
-        parent = self._root
-        for depth, segment in enumerate(segments, start=1):
-            path = os.path.join(parent, file_name(segment))
-            if not os.path.isdir(path):
-                self._move_aside("/".join(segments[:depth]))
-                self._make_directory(path, segment)
-            parent = path
+        path = self._root
+        with contextlib.suppress(*_GONE):
+            for depth, segment in enumerate(segments, start=1):
+                path = os.path.join(path, file_name(segment))
+                if not os.path.isdir(path):
+                    self._move_aside("/".join(segments[:depth]))
+                    self._make_directory(path, segment)
 
     def walk(self, query: Query) -> Iterator[bytes]:
         """Yield keys as `listing.cut_page` wants them: in order, with the prefix, after `query.after`.
@@ -176,7 +182,7 @@ class ObjectTree:
         try:
             with os.scandir(directory) as entries:
                 yield from entries
-        except (FileNotFoundError, NotADirectoryError):
+        except _GONE:
             if not os.path.isdir(self._root):
                 raise missing_root(self._root) from None
 
@@ -198,7 +204,7 @@ def _segment(name: str, path: str) -> str | None:
         return segment_of(name)
     try:
         return read_segment(path)
-    except FileNotFoundError:
+    except _GONE:
         return None
 
 
@@ -210,6 +216,6 @@ def _unlink(path: str) -> bool:
     """Remove a file; whether there was one."""
     try:
         os.unlink(path)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+    except (*_GONE, IsADirectoryError):
         return False
     return True
