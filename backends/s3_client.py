@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
+import io
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ import trio
 from botocore import UNSIGNED
 from botocore.config import Config
 
-from backends.base import OVERWRITE, Capabilities, CreateOnly, Data, IfMatch, Overwrite, PutMode
+from backends.base import MIB, OVERWRITE, Capabilities, CreateOnly, Data, IfMatch, Overwrite, PutMode
 from backends.errors import InvalidKey, InvalidRequest, NotFound, PreconditionFailed, StorageError
 from backends.rules import check_if_match, check_mode
 from backends.s3_errors import Request, translate
@@ -38,6 +39,7 @@ Arguments: TypeAlias = Mapping[str, Any]
 Response: TypeAlias = dict[str, Any]
 ClientFactory: TypeAlias = Callable[[S3Options], "S3Client"]
 
+_EXPECT_CONTINUE_FROM_BYTES: Final = MIB
 _NO_ARGUMENTS: Final[Arguments] = {}
 
 
@@ -81,6 +83,8 @@ def create_client(options: S3Options) -> S3Client:
         config=_configuration(options),
     )
     client.meta.events.register("before-sign.s3.DeleteObjects", _add_content_md5)
+    for operation in ("PutObject", "UploadPart"):
+        client.meta.events.register(f"before-call.s3.{operation}", _send_small_bodies_at_once)
     return client
 
 
@@ -229,6 +233,18 @@ def _add_content_md5(request: AWSRequest, **_: object) -> None:
     """Give DeleteObjects the header that older servers insist on; botocore sends only its newer relative."""
     body = request.body
     request.headers["Content-MD5"] = content_md5(body.encode() if isinstance(body, str) else body)
+
+
+def _send_small_bodies_at_once(params: dict[str, Any], **_: object) -> None:
+    """Spare small bodies the wait for "100 Continue", a round trip, and all bodies botocore's way of file-like pieces.
+
+    A large body waits: a store that refuses it by closing the connection half-way could not say why.
+    """
+    if isinstance(params["body"], io.BytesIO):
+        params["body"] = params["body"].getvalue()
+    params["headers"].pop("Expect", None)
+    if len(params["body"]) >= _EXPECT_CONTINUE_FROM_BYTES:
+        params["headers"]["Expect"] = "100-continue"
 
 
 def _as_it_is(response: Response) -> Response:
