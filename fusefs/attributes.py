@@ -2,19 +2,28 @@
 
 The names are s3fs's, so that both programs read each other's buckets (s3fs-fuse, `src/metaheader.cpp`): `mode`
 is the whole st_mode in decimal, type bits included; `uid` and `gid` are decimal; `atime`, `mtime` and `ctime` are
-seconds since the epoch with up to nine decimals. What is missing or cannot be read falls back to the defaults of
-the mount and to the time at which the store received the object: a bucket that others filled has none of it.
+seconds since the epoch, and after a point the nanoseconds to be added to them, also where the seconds are negative
+(tv_sec and tv_nsec of a struct timespec). What is missing or cannot be read falls back to the defaults of the mount
+and to the time at which the store received the object: a bucket that others filled has none of it.
 """
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from decimal import Decimal, InvalidOperation
 from typing import Final
 
 _NANOSECONDS: Final = 1_000_000_000
+
+_TIME: Final = re.compile(r"(-?[0-9]{1,12})(?:\.([0-9]{0,32}))?")
+"""A time in metadata; twelve digits of seconds are 31,000 years."""
+
+_FILE_KINDS: Final = frozenset(
+    {stat.S_IFREG, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK}
+)
+"""Types that the kernel takes for anything but a directory; it answers EIO for any other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +93,7 @@ def from_metadata(
     mode = _integer(metadata.get("mode"), limit=0xFFFF)
     if mode is not None:
         permissions = stat.S_IMODE(mode)
-        if not directory and stat.S_IFMT(mode) not in (0, stat.S_IFDIR):
+        if not directory and stat.S_IFMT(mode) in _FILE_KINDS:
             kind = stat.S_IFMT(mode)
     mtime_ns = _parse_time(metadata.get("mtime"), stored_at_ns)
     return Attributes(
@@ -115,15 +124,8 @@ def _format_time(nanoseconds: int) -> str:
 
 
 def _parse_time(text: str | None, default_ns: int) -> int:
-    if text is None or len(text) > 32:
+    found = _TIME.fullmatch(text) if text is not None else None
+    if found is None:
         return default_ns
-    try:
-        value = Decimal(text)
-    except InvalidOperation:
-        return default_ns
-    if not value.is_finite() or abs(value) >= 2**33:  # beyond any time that a struct timespec user can show
-        return default_ns
-    seconds = int(value // 1)
-    # Decimal's // truncates towards zero; times before 1970 need the floor.
-    seconds -= 1 if value < seconds else 0
-    return seconds * _NANOSECONDS + int((value - seconds) * _NANOSECONDS)
+    seconds, fraction = found.groups(default="")
+    return int(seconds) * _NANOSECONDS + int(f"{fraction:0<9}"[:9])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from backends.base import S3_LIMITS
 from fusefs.errors import CrossesReserved, InvalidName, NameTooLong
 
 RESERVED_NAME: Final = b".fusefs"
@@ -16,9 +17,6 @@ RESERVED_PREFIX: Final = ".fusefs/"
 
 MAX_NAME_LENGTH: Final = 255
 """Bytes in one name: Linux's NAME_MAX."""
-
-MAX_KEY_LENGTH: Final = 1_024
-"""Bytes in a key: S3's limit ("Naming Amazon S3 objects", AWS documentation)."""
 
 
 def check_name(name: bytes) -> str:
@@ -34,8 +32,10 @@ def check_name(name: bytes) -> str:
         raise InvalidName(f"{name!r} is not UTF-8, and S3 keys are") from error
 
 
-def join(directory_key: str, name: bytes) -> str:
+def join(directory_key: str, name: bytes, *, max_length: int = S3_LIMITS.max_key_length) -> str:
     """Return the key of the entry `name` of a directory whose key is `directory_key` ('' for the root).
+
+    `max_length` is what the store takes, in bytes; it is less where the mount is a prefix of a bucket.
 
     Raises `NameTooLong` and `InvalidName` as `check_name`, `NameTooLong` for a path that exceeds a key, and
     `CrossesReserved` for the reserved name at the root.
@@ -43,8 +43,8 @@ def join(directory_key: str, name: bytes) -> str:
     if name == RESERVED_NAME and not directory_key:
         raise CrossesReserved(f"{RESERVED_NAME.decode()!r} is reserved for the file system's own objects")
     key = directory_key + check_name(name)
-    if len(key.encode()) >= MAX_KEY_LENGTH:  # one byte is kept for the slash of a directory's marker
-        raise NameTooLong(f"the path of {name!r} makes a key of more than {MAX_KEY_LENGTH} bytes")
+    if len(key.encode()) >= max_length:  # one byte is kept for the slash of a directory's marker
+        raise NameTooLong(f"the path of {name!r} makes a key of more than {max_length} bytes")
     return key
 
 
