@@ -24,6 +24,9 @@ from fusefs import errors
 
 _log = logging.getLogger(__name__)
 
+_KERNEL_ERRNOS: Final = 512
+"""Numbers from here on are the kernel's own (ERESTARTSYS)."""
+
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -64,11 +67,24 @@ ERRNO_OF: Final[dict[type[Exception], int]] = {
 
 def errno_of(error: Exception) -> int:
     """Return what the caller of a system call sees of an exception."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno  # of the local disk: ENOSPC, EDQUOT, EIO, EMFILE
+    if isinstance(error, pyfuse3.FUSEError):
+        return _answerable(error.errno)
+    if isinstance(error, OSError):
+        return _answerable(error.errno)  # of the local disk: ENOSPC, EDQUOT, EIO, EMFILE
     for cls in type(error).__mro__:
         if cls in ERRNO_OF:
             return ERRNO_OF[cls]
+    return errno.EIO
+
+
+def _answerable(number: object) -> int:
+    """Return the errno of an exception, or EIO for one that the kernel would not understand as it was meant.
+
+    A request that is answered with 512 or more is never answered for the kernel, and its caller hangs; 0 would be a
+    success; and after an ENOSYS the kernel asks no more and takes every later fsync for a success.
+    """
+    if isinstance(number, int) and 0 < number < _KERNEL_ERRNOS and number != errno.ENOSYS:
+        return number
     return errno.EIO
 
 
@@ -82,7 +98,7 @@ def errno_boundary(
         try:
             return await handler(*args, **kwargs)
         except pyfuse3.FUSEError:
-            raise
+            raise  # a handler's own answer
         except BaseException as error:
             number = _answer(handler.__name__, error)
         raise pyfuse3.FUSEError(number)
@@ -128,8 +144,9 @@ def _report(operation: str, raised: BaseException) -> int:
     if not isinstance(error, Exception):
         _log.error("%s failed", operation, exc_info=raised)
         return errno.EIO
-    if isinstance(error, errors.StaleFile | errors.UploadFailed | storage.StorageError):
+    number = errno_of(error)
+    if not isinstance(error, errors.FilesystemError | storage.StorageError | OSError | pyfuse3.FUSEError):
+        _log.error("%s: a defect of fusefs, answered with errno %d", operation, number, exc_info=raised)
+    elif number in (errno.EIO, errno.ESTALE) or isinstance(error, storage.StorageError | OSError):
         _log.error("%s: %s: %s", operation, type(error).__name__, error)
-    elif not isinstance(error, errors.FilesystemError | OSError):
-        _log.error("%s: a defect of fusefs, answered with EIO", operation, exc_info=raised)
-    return errno_of(error)
+    return number
