@@ -9,22 +9,32 @@ What has been sent can be sent again: `rewrite` replaces a part under its number
 written while it goes up, and then changed near its beginning, costs one part more and not a second upload.
 
 A failure ends the upload: it is aborted, and whoever calls next gets the error. Memory held is the parts under way
-and one more.
+and one more; what is written is copied once, or not at all if it is one part.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
 import trio
 
-from backends.base import MIB, NO_METADATA, OVERWRITE, Data, Metadata, MultipartUpload, ObjectStorage, Part, PutMode
+from backends.base import (
+    MIB,
+    NO_METADATA,
+    OVERWRITE,
+    Data,
+    Metadata,
+    MultipartUpload,
+    ObjectStorage,
+    Part,
+    PutMode,
+)
 from backends.errors import StorageError
-from backends.part_sizes import part_size_at
+from backends.part_sizes import PartSizes
 
 _log = logging.getLogger(__name__)
 
@@ -50,21 +60,18 @@ class BufferedMultipartWriter:
         self,
         storage: ObjectStorage,
         key: str,
-        nursery: trio.Nursery,
         *,
         metadata: Metadata,
         part_size: int,
         in_flight: trio.CapacityLimiter,
     ) -> None:
-        if part_size < storage.limits.min_part_size:
-            raise ValueError(f"part_size is below the store's minimum of {storage.limits.min_part_size}")
         self._storage = storage
         self._key = key
         self._metadata = metadata
-        self._part_size = part_size
-        self._nursery = nursery
+        self._part_sizes = PartSizes(part_size, storage.limits)
         self._in_flight = in_flight
 
+        self._nursery: trio.Nursery | None = None
         self._upload: MultipartUpload | None = None
         self._buffer = bytearray()
         self._sent: list[SentPart] = []
@@ -74,6 +81,10 @@ class BufferedMultipartWriter:
         self._failure: Exception | None = None
         self._closed = False
 
+    def attach(self, nursery: trio.Nursery) -> None:
+        """Give the writer the nursery in which its parts go up."""
+        self._nursery = nursery
+
     @property
     def sent(self) -> tuple[SentPart, ...]:
         """The parts that have been begun, in order; what was written beyond them is still buffered."""
@@ -81,32 +92,42 @@ class BufferedMultipartWriter:
 
     @property
     def next_part_size(self) -> int:
-        """Bytes of the next part: a write of just that many is sent without being copied into a buffer."""
-        return part_size_at(len(self._sent) + 1, self._part_size)
+        """Bytes of the next part: a write of just that many `bytes` is sent without being copied."""
+        return self.full_size(len(self._sent) + 1)
+
+    def full_size(self, number: int) -> int:
+        """Return the bytes of a part that is not the last one."""
+        _, start, end = self._part_sizes.part(number)
+        return end - start
 
     async def write(self, data: Data) -> None:
-        """Append bytes; waits while the parts under way are as many as may be. Raises the failure of any part."""
+        """Append bytes; waits while the parts under way are as many as may be. Raises the failure of any part.
+
+        A write that is cancelled while it waits has lost bytes, so the object can only be given up after it.
+        """
         self._check_open()
-        if not self._buffer and len(data) == self.next_part_size:
-            await self._send_next(data)
-            return
-        self._buffer += data
-        while len(self._buffer) >= self.next_part_size:
+        rest = memoryview(data)
+        while len(rest):
             size = self.next_part_size
-            part = bytes(memoryview(self._buffer)[:size])
-            del self._buffer[:size]
-            await self._send_next(part)
+            if not self._buffer and len(rest) >= size:
+                part = data if isinstance(data, bytes) and len(data) == size else bytes(rest[:size])
+                rest = rest[size:]
+                await self._send_next(part)
+                continue
+            room = size - len(self._buffer)
+            self._buffer += rest[:room]
+            rest = rest[room:]
+            if len(self._buffer) == size:
+                await self._send_next(self._take_buffer())
 
     async def flush(self) -> None:
         """Send what is buffered as the last part, if parts have been sent at all, and wait until all are stored.
 
-        Nothing can be appended after it; `rewrite` of the last part may make that longer or shorter.
+        Before anything can be appended after it, the last part must be rewritten in its full size.
         """
         self._check_open()
         if self._sent and self._buffer:
-            rest = bytes(self._buffer)
-            self._buffer.clear()
-            await self._send_next(rest)
+            await self._send_next(self._take_buffer())
         await self._drain()
 
     async def rewrite(self, number: int, data: Data) -> None:
@@ -141,6 +162,11 @@ class BufferedMultipartWriter:
             except StorageError as error:
                 _log.warning("cannot abort upload %s of %r: %s", self._upload.upload_id, self._key, error)
 
+    def _take_buffer(self) -> bytearray:
+        """Return what is buffered, and begin a new buffer: the part under way keeps the old one, uncopied."""
+        taken, self._buffer = self._buffer, bytearray()
+        return taken
+
     def _check_open(self) -> None:
         if self._closed:
             raise RuntimeError("the writer was closed")
@@ -154,16 +180,22 @@ class BufferedMultipartWriter:
         await self._send(number, data)
 
     async def _send(self, number: int, data: Data) -> None:
-        if self._upload is None:
-            self._upload = await self._storage.create_multipart(self._key, metadata=self._metadata)
-        await self._in_flight.acquire_on_behalf_of(slot := object())
+        assert self._nursery is not None, "only open_writer makes writers"
+        try:
+            if self._upload is None:
+                self._upload = await self._storage.create_multipart(self._key, metadata=self._metadata)
+            await self._in_flight.acquire_on_behalf_of(slot := object())
+        except BaseException as error:
+            # These bytes are in no buffer any more: what is sent from now on would have a hole.
+            self._failure = error if isinstance(error, Exception) else RuntimeError("a write was cancelled")
+            raise
         self._under_way += 1
         self._nursery.start_soon(self._store, self._upload, number, data, slot)
 
     async def _store(self, upload: MultipartUpload, number: int, data: Data, slot: object) -> None:
         try:
             self._stored[number] = await upload.upload_part(number, data)
-        except StorageError as error:
+        except Exception as error:  # of any kind: out of the nursery it would come as an ExceptionGroup
             self._failure = self._failure or error
         finally:
             self._in_flight.release_on_behalf_of(slot)
@@ -193,20 +225,23 @@ async def open_writer(
     ValueError for a `part_size` below the store's minimum.
     """
     limiter = in_flight or trio.CapacityLimiter(DEFAULT_IN_FLIGHT)
+    writer = BufferedMultipartWriter(storage, key, metadata=metadata, part_size=part_size, in_flight=limiter)
     failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
-        writer = BufferedMultipartWriter(
-            storage, key, nursery, metadata=metadata, part_size=part_size, in_flight=limiter
-        )
-        try:
-            yield writer
-        except Exception as error:
-            # Raised again outside of the nursery, which would wrap it into an ExceptionGroup.
-            failure = error
+    try:
+        async with trio.open_nursery() as nursery:
+            writer.attach(nursery)
+            try:
+                yield writer
+            except Exception as error:
+                # Raised again outside of the nursery, which would wrap it into an ExceptionGroup.
+                failure = error
             nursery.cancel_scope.cancel()
-        finally:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + ABORT_TIMEOUT_SECONDS):
-                await writer.abort()
+    finally:
+        # Only now: a part that is stored after the abort would be an orphan.
+        with trio.move_on_after(ABORT_TIMEOUT_SECONDS, shield=True) as scope:
+            await writer.abort()
+        if scope.cancelled_caught:
+            _log.warning("gave up aborting the upload of %r after %.0f s", key, ABORT_TIMEOUT_SECONDS)
     if failure is not None:
         raise failure
 
@@ -220,8 +255,15 @@ async def put_multipart(
     mode: PutMode = OVERWRITE,
     part_size: int = DEFAULT_PART_SIZE,
 ) -> str:
-    """Store an object of any length from chunks of any size, and return its ETag."""
-    async with open_writer(storage, key, metadata=metadata, part_size=part_size) as writer:
-        async for chunk in chunks:
-            await writer.write(chunk)
-        return await writer.close(mode)
+    """Store an object of any length from chunks of any size, and return its ETag.
+
+    If `chunks` is a generator it is closed, also when the upload fails.
+    """
+    try:
+        async with open_writer(storage, key, metadata=metadata, part_size=part_size) as writer:
+            async for chunk in chunks:
+                await writer.write(chunk)
+            return await writer.close(mode)
+    finally:
+        if isinstance(chunks, AsyncGenerator):
+            await chunks.aclose()
