@@ -7,11 +7,13 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from backends.base import CREATE_ONLY, IfMatch, ObjectStorage
 from backends.directory import DirectoryStorage
@@ -227,6 +229,31 @@ async def test_closing_removes_the_session(storage: ObjectStorage, tmp_path: Pat
     await storage.aclose()
     assert visible(tmp_path / PRIVATE / "tmp") == []
     await storage.aclose()
+
+
+async def test_closing_waits_for_calls_under_way_even_when_cancelled(
+    storage: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The put has begun and is held back in its first fsync; neither call is abandoned."""
+    begun, held = trio.Event(), threading.Event()
+    fsync = os.fsync
+
+    def slow_fsync(descriptor: int) -> None:
+        if not held.is_set():
+            trio.from_thread.run_sync(begun.set)
+            held.wait()
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow_fsync)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(storage.put, "k", b"whole")
+        await begun.wait()
+        nursery.start_soon(storage.aclose)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+        held.set()
+    assert (tmp_path / "k").read_bytes() == b"whole"
+    assert visible(tmp_path / PRIVATE / "tmp") == []
 
 
 # Failures
