@@ -1,0 +1,65 @@
+"""Fixtures for tests through a real mount: places to mount, and the bucket on the real S3 server behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+
+from tests.support.bucket import Bucket
+from tests.support.mounts import Mount
+from tests.support.seaweedfs import READER_SECRET_KEY, SECRET_KEY, SeaweedFS
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+
+class NewMount(Protocol):
+    """Makes a mount point with everything it needs, not mounted yet; without a URL, for the test's prefix."""
+
+    def __call__(self, url: str | None = None, *flags: str, server: SeaweedFS | None = None) -> Mount: ...
+
+
+@pytest.fixture
+def bucket(s3_server: SeaweedFS, s3_client: S3Client, s3_prefix: str) -> Iterator[Bucket]:
+    """The test's own prefix on the S3 server, emptied after it."""
+    bucket = Bucket(s3_client, s3_server.bucket, s3_prefix)
+    yield bucket
+    bucket.clear()
+
+
+@pytest.fixture
+def new_mount(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[NewMount]:
+    """Make mounts that are gone after the test. None of them may have met a defect or told a secret to its log."""
+    made: list[Mount] = []
+
+    def make(url: str | None = None, *flags: str, server: SeaweedFS | None = None) -> Mount:
+        directory = tmp_path / f"mount{len(made)}"
+        if url is None:
+            url = request.getfixturevalue("bucket").url
+        environment = {}
+        if url.startswith("s3:"):
+            server = server or request.getfixturevalue("s3_server")
+            flags = ("--endpoint", server.endpoint, *flags)
+            environment = dict(server.environment)
+        mount = Mount(directory, url, *flags, environment=environment)
+        made.append(mount)
+        return mount
+
+    yield make
+    logs = []
+    for mount in made:
+        logs.append(mount.log)
+        mount.discard()
+    for log in logs:
+        assert "Traceback" not in log, log
+        assert SECRET_KEY not in log
+        assert READER_SECRET_KEY not in log
+
+
+@pytest.fixture
+def mount(new_mount: NewMount) -> Mount:
+    """The test's prefix of the S3 server, mounted in the background."""
+    return new_mount().mount()

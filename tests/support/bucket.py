@@ -1,0 +1,64 @@
+"""A prefix of a bucket as boto3 shows it: what everybody else than fusefs sees."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+_CHUNK: Final = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """The objects below `prefix`, by their keys without it."""
+
+    client: S3Client
+    name: str
+    prefix: str
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self.name}/{self.prefix}"
+
+    def sizes(self) -> dict[str, int]:
+        """List what is there, with sizes."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=self.prefix)
+        return {
+            entry["Key"].removeprefix(self.prefix): entry["Size"]
+            for page in pages
+            for entry in page.get("Contents", [])
+        }
+
+    def read(self, key: str) -> bytes:
+        return self.client.get_object(Bucket=self.name, Key=self.prefix + key)["Body"].read()
+
+    def etag(self, key: str) -> str:
+        """Return the ETag; one of an object that went up in parts ends with a hyphen and their number."""
+        return self.client.head_object(Bucket=self.name, Key=self.prefix + key)["ETag"].strip('"')
+
+    def digest(self, key: str) -> str:
+        """Return the SHA-256 of an object, read in pieces."""
+        body = self.client.get_object(Bucket=self.name, Key=self.prefix + key)["Body"]
+        digest = hashlib.sha256()
+        for chunk in body.iter_chunks(_CHUNK):
+            digest.update(chunk)
+        return digest.hexdigest()
+
+    def put(self, key: str, data: bytes) -> None:
+        self.client.put_object(Bucket=self.name, Key=self.prefix + key, Body=data)
+
+    def clear(self) -> None:
+        """Remove everything, parts of unfinished uploads included."""
+        for key in self.sizes():
+            self.client.delete_object(Bucket=self.name, Key=self.prefix + key)
+        for upload in self.unfinished_uploads():
+            self.client.abort_multipart_upload(Bucket=self.name, Key=upload[0], UploadId=upload[1])
+
+    def unfinished_uploads(self) -> list[tuple[str, str]]:
+        """Return key and id of the multipart uploads that were begun and not ended."""
+        answer = self.client.list_multipart_uploads(Bucket=self.name, Prefix=self.prefix)
+        return [(upload["Key"], upload["UploadId"]) for upload in answer.get("Uploads", [])]
