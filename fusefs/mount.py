@@ -36,7 +36,7 @@ from fusefs.errors import MountError
 from fusefs.filesystem import Filesystem, FilesystemOptions
 from fusefs.inodes import ROOT_NUMBER, Directory, File, InodeTable
 from fusefs.kernel_tuning import tune_mount, tune_process
-from fusefs.mountpoints import check_mountpoint
+from fusefs.mountpoints import check_mountpoint, sync_filesystem
 from fusefs.namespace import Namespace, NamespaceOptions
 from fusefs.operations import FuseOperations, KernelOptions
 from fusefs.options import BucketStore
@@ -86,6 +86,14 @@ async def run_mount(config: Config, on_ready: Callable[[], None]) -> None:
             cache.release()
         with trio.CancelScope(shield=True):
             await store.storage.aclose()
+        used = store.meter.statistics()
+        _log.info(
+            "%d requests, %d failed, %d bytes sent, %d bytes received",
+            used.requests,
+            used.failures,
+            used.bytes_sent,
+            used.bytes_received,
+        )
 
 
 async def _probe(store: OpenStore, config: Config) -> None:
@@ -272,7 +280,7 @@ class _Session:
     async def _drain(self) -> None:
         """Publish everything, the pages that only the kernel holds included. Raises why something was not."""
         if self._mounted and not self._config.mount.read_only:
-            await trio.to_thread.run_sync(pyfuse3.syncfs, str(self._mountpoint))
+            await trio.to_thread.run_sync(sync_filesystem, self._mountpoint)
         await self._publisher.publish_all()
 
     def _progress(self) -> Progress:

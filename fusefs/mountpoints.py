@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import stat
 import subprocess
 from pathlib import Path
 
 from fusefs.errors import MountError
+
+_libc = ctypes.CDLL(None, use_errno=True)  # its calls give the global lock back
 
 
 def check_mountpoint(path: Path) -> None:
@@ -29,6 +32,22 @@ def check_mountpoint(path: Path) -> None:
                 f"{path} holds a mount whose daemon is gone ({error.strerror}); remove it with: fusermount3 -uz {path}"
             ) from error
         raise MountError(f"{path} cannot be used: {error.strerror}") from error
+
+
+def sync_filesystem(mountpoint: Path) -> None:
+    """Have the kernel hand over every page of the mount that it has not written yet: syncfs(2).
+
+    Call it in a thread, and not through `pyfuse3.syncfs`: that one keeps Python's global lock while the kernel waits for
+    this very process to take the pages. The descriptor is open only for the call, because it makes umount(8) fail.
+    Raises OSError.
+    """
+    descriptor = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if _libc.syncfs(descriptor) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(mountpoint))
+    finally:
+        os.close(descriptor)
 
 
 def unmount(mountpoint: Path) -> None:
