@@ -26,7 +26,7 @@ from typing import Any, Final, Protocol
 import trio
 
 from backends.base import MIB, Data, ObjectStorage
-from backends.errors import NotFound, PreconditionFailed, RangeNotSatisfiable, StorageError
+from backends.errors import NotFound, PreconditionFailed, RangeNotSatisfiable
 from fusefs.errors import StaleFile
 from fusefs.extents import ExtentSet
 from fusefs.prefetch import SequentialDetector
@@ -153,7 +153,7 @@ class Content:
 
     @contextmanager
     def pinned(self) -> Iterator[None]:
-        """Keep every staged byte staged for the block: an upload fetches clean bytes, and takes them later."""
+        """Keep every staged byte staged for the block: uploads and reads fetch clean bytes, and use them later."""
         self._pins += 1
         try:
             yield
@@ -175,9 +175,11 @@ class Content:
         self._note_staged()
 
     def discard(self) -> None:
-        """Remove everything from the local disk; the file is gone for good."""
+        """Remove everything from the local disk; the file is gone for good, and nothing is fetched for it any more."""
+        self.detach()
         self._file.discard()
-        self._sources.budget.note(self, 0, 0)
+        self.present, self.dirty, self.unsent = ExtentSet(), ExtentSet(), ExtentSet()
+        self._note_staged()
 
     def rescue(self, where: Path) -> None:
         """Move what is staged to a file of its own; bytes that were never staged are holes in it."""
@@ -205,13 +207,13 @@ class Content:
         end = min(offset + length, self.size)
         if offset >= end:
             return b""
-        self._note_staged()
-        if not self.present.covers(offset, min(end, self.base_limit)):
-            await self._read_through(offset, end, reader)
-            end = min(end, self.size)
-        elif reader is not None:
-            self._fetch_ahead(end, reader.observe(offset, end - offset).ahead_end)
-        data = self._file.read(offset, max(end - offset, 0))
+        with self.pinned():
+            if not self.present.covers(offset, min(end, self.base_limit)):
+                await self._read_through(offset, end, reader)
+                end = min(end, self.size)
+            elif reader is not None:
+                self._fetch_ahead(end, reader.observe(offset, end - offset).ahead_end)
+            data = self._file.read(offset, max(end - offset, 0))
         if self._sources.budget.is_exceeded:
             self._sources.budget.make_room()  # too much is dirty for anything to be kept, this read's bytes included
         return data
@@ -279,21 +281,23 @@ class Content:
         """Fetch and stage one claimed range; a failure is noted, so that a nursery has no group of them to raise."""
         try:
             async with self._sources.fetch_limiter:
-                data = await self._get(fetch)
-            self._store_fetched(fetch.start, data)
-        except (StorageError, StaleFile, OSError) as error:
+                base = self.base
+                data = await self._get(fetch, base)
+            if self.base == base:  # or else these bytes may be older than what was published meanwhile
+                self._store_fetched(fetch.start, data)
+        except Exception as error:  # of any kind: nothing may end the nursery of the whole mount
             failures.append(error)
         finally:
             self._fetching.remove(fetch)
             fetch.done.set()
 
-    async def _get(self, fetch: _Fetch) -> bytes:
-        base = self.base
-        if base is None:
-            return b""
+    async def _get(self, fetch: _Fetch, base: Version | None) -> bytes:
+        end = min(fetch.end, self.base_limit)
+        if base is None or end <= fetch.start:
+            return b""  # let go of, or cut, while the fetch waited for its turn
         try:
             result = await self._sources.storage.get_range(
-                base.key, fetch.start, fetch.end - fetch.start, if_match=base.etag
+                base.key, fetch.start, end - fetch.start, if_match=base.etag
             )
         except (NotFound, PreconditionFailed, RangeNotSatisfiable) as error:
             if self.base != base:

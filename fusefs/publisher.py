@@ -10,7 +10,11 @@ such waits is broken by moving one object out of the way. A key is written befor
 at no moment is a file under neither name.
 
 States of an inode: clean -> pending (`changed`) -> due (its time has come) -> running -> clean, or pending again
-when it changed meanwhile or the attempt failed. `_parked` holds due inodes that wait for a key.
+when it changed meanwhile or the attempt failed. `_parked` holds due inodes that wait for a key; when the attempt that
+they wait for fails, they fail with it.
+
+What goes up is never given up half-way: an inode that nobody needs any more while its attempt runs is released when
+that has ended, so that no object is made of bytes that are being thrown away.
 
 Nothing that was written is dropped on a failure: the inode stays pending, the failure is kept in its state for the
 next fsync or close, and it is tried again.
@@ -28,12 +32,12 @@ from typing import Final
 
 import trio
 
-from backends.base import CREATE_ONLY, NO_METADATA, ObjectStorage, PutMode
+from backends.base import CREATE_ONLY, ObjectStorage, PutMode
 from backends.errors import NotFound, PreconditionFailed, StorageError
 from fusefs.attributes import to_metadata
 from fusefs.content import Version
 from fusefs.errors import FilesystemError, StaleFile
-from fusefs.inodes import File, Inode, Symlink
+from fusefs.inodes import Directory, File, Inode, Symlink
 from fusefs.keys import RESERVED_PREFIX
 from fusefs.placement import Placement
 from fusefs.uploads import Uploads
@@ -42,6 +46,9 @@ _log = logging.getLogger(__name__)
 
 SETTLE_SECONDS: Final = 0.05
 """How long a change of names waits before it is published: a temporary name is gone by then, and costs nothing."""
+
+CONFLICTS_PREFIX: Final = f"{RESERVED_PREFIX}conflicts/"
+"""Where what is ours is kept when somebody else has changed the object that it was to replace."""
 
 RETRY_SECONDS: Final = 30.0
 """Pause after an attempt that failed for good (the store's own outages are retried below, in `backends.retrying`)."""
@@ -95,9 +102,11 @@ class Publisher:
         self._entries = 0
         self._due: deque[Inode] = deque()
         self._parked: list[Inode] = []
+        #: Those in `_due` and `_parked`: each is there once.
+        self._queued: set[Inode] = set()
         self._running: dict[Inode, set[str]] = {}
         self._sweeping: set[str] = set()
-        self._undeletable: dict[Version, StorageError] = {}
+        self._undeletable: dict[Version, Exception] = {}
         self._wake = trio.Event()
         self._progress = trio.lowlevel.ParkingLot()
         self._published = 0
@@ -136,10 +145,15 @@ class Publisher:
 
     def released(self, inode: Inode) -> None:
         """Note that nobody needs the inode any more: it has no name and no handle, or no use for its object."""
-        self._placement.vacate(inode)
         if isinstance(inode, File):
             self._uploads.abandon(inode)
+        if inode in self._running:
+            return  # `_finished` comes back here
+        self._placement.vacate(inode)
+        if isinstance(inode, File):
             inode.content.detach()
+            if not inode.handles:
+                inode.content.discard()
         self._settle(inode)
         self._wake.set()
 
@@ -167,6 +181,7 @@ class Publisher:
 
         Without `open_files`, files with a writer are left alone: that is what an fsync of a directory asks for.
         """
+        self._undeletable.clear()  # each gets a new chance
         goals = {
             inode: (inode.state.changes, inode.state.attempts + (inode in self._running))
             for inode in self._pending
@@ -174,8 +189,11 @@ class Publisher:
         }
         for inode in goals:
             self._schedule(inode, trio.current_time())
-        while any(self._is_unfinished(inode, *goal) for inode, goal in goals.items()):
-            await self._progress.park()
+        for inode, goal in goals.items():
+            while self._is_unfinished(inode, *goal):
+                if inode not in self._running:
+                    self._schedule(inode, trio.current_time())  # a second attempt may be needed
+                await self._progress.park()
         while self._sweeping or self._deletable():
             self._wake.set()
             await self._progress.park()
@@ -215,9 +233,9 @@ class Publisher:
         return inode.version is not None and inode.version.key != self._placement.target(inode)
 
     def _schedule(self, inode: Inode, due: float) -> None:
-        """Put the inode into the timetable, unless it is there for an earlier time."""
+        """Put the inode into the timetable, unless it is there for an earlier time or is due already."""
         self._pending.setdefault(inode)
-        if due < self._due_at.get(inode, math.inf):
+        if inode not in self._queued and due < self._due_at.get(inode, math.inf):
             self._due_at[inode] = due
             self._entries += 1
             heapq.heappush(self._timetable, (due, self._entries, inode))
@@ -234,6 +252,7 @@ class Publisher:
             if self._due_at.get(inode) == due:
                 del self._due_at[inode]
                 self._due.append(inode)
+                self._queued.add(inode)
         return math.inf
 
     # The loop
@@ -253,37 +272,40 @@ class Publisher:
         while self._due and len(self._running) < self._options.workers:
             inode = self._due.popleft()
             target = self._placement.target(inode)
-            if inode not in self._pending or (target is None and inode not in self._running):
-                self._settle(inode)
-            elif inode in self._running or target is None or self._is_busy(self._keys(inode, target)):
+            if inode in self._running or (target is not None and self._is_busy(self._keys(inode, target))):
                 self._parked.append(inode)
-            else:
+                continue
+            self._queued.discard(inode)
+            if target is None:
+                self.released(inode)
+            elif inode in self._pending:
                 self._begin_or_wait(nursery, inode, target)
-        if self._parked and not self._running and not self._due and not self._sweeping:
-            self._break_circle(nursery)
 
     def _begin_or_wait(self, nursery: trio.Nursery, inode: Inode, target: str) -> None:
         obstacle = self._placement.obstacle(inode, target)
         if obstacle is None:
             self._begin(nursery, inode, target)
-        elif obstacle.state.failure is not None:
-            self._note_failure(inode, target, obstacle.state.failure)
-            self._attempt_ended(inode)
-        else:
+            return
+        self._parked.append(inode)
+        self._queued.add(inode)
+        detour = self._placement.detour(obstacle)
+        if not self._waits_for_itself(inode):
             self._schedule(obstacle, trio.current_time())
-            self._parked.append(inode)
+        elif not self._is_busy({detour}):
+            self._begin(nursery, obstacle, detour)
 
-    def _break_circle(self, nursery: trio.Nursery) -> None:
-        """Every due inode waits for the key of another one: take one of these out of the way."""
-        for inode in self._parked:
-            target = self._placement.target(inode)
-            obstacle = self._placement.obstacle(inode, target) if target is not None else None
-            if obstacle is not None and obstacle in self._parked:
-                self._parked.remove(obstacle)
-                self._begin(nursery, obstacle, self._placement.detour(obstacle))
-                return
-        self._due.extend(self._parked)
-        self._parked.clear()
+    def _obstacle(self, inode: Inode) -> Inode | None:
+        target = self._placement.target(inode)
+        return self._placement.obstacle(inode, target) if target is not None else None
+
+    def _waits_for_itself(self, inode: Inode) -> bool:
+        """Return whether the inode whose object is in the way waits for another, and so on in a circle."""
+        seen = {inode}
+        obstacle = self._obstacle(inode)
+        while obstacle is not None and obstacle not in seen:
+            seen.add(obstacle)
+            obstacle = self._obstacle(obstacle)
+        return obstacle is inode
 
     def _begin(self, nursery: trio.Nursery, inode: Inode, target: str) -> None:
         self._running[inode] = self._keys(inode, target)
@@ -300,6 +322,8 @@ class Publisher:
     def _finished(self, inode: Inode) -> None:
         """Let everybody look again who waits for the inode, or for a key that it had."""
         del self._running[inode]
+        if self._placement.target(inode) is None:
+            self.released(inode)
         self._attempt_ended(inode)
         self._look_again()
 
@@ -333,47 +357,53 @@ class Publisher:
     async def _attempt(self, inode: Inode, target: str) -> None:
         changes = inode.state.changes
         try:
-            version = await self._carry_out(inode, target, self._placement.condition(target))
-        except (PreconditionFailed, NotFound) as error:
-            await self._keep_both(inode, target, error)
+            try:
+                version, is_current = await self._carry_out(inode, target, self._placement.condition(target))
+            except (PreconditionFailed, NotFound, StaleFile) as error:
+                await self._keep_both(inode, target, error)
+            else:
+                self._note_success(inode, version, changes if is_current else None)
         except (StorageError, FilesystemError, OSError) as error:
             self._note_failure(inode, target, error)
         except Exception as error:  # a defect of ours: it must not end the mount for everybody
             _log.exception("a defect stopped the publication of %r", target)
             self._note_failure(inode, target, error)
-        else:
-            self._note_success(inode, version, changes)
         finally:
             self._finished(inode)
 
-    async def _carry_out(self, inode: Inode, target: str, mode: PutMode) -> Version:
-        """Make the object under `target` equal to the inode, at the least cost."""
+    async def _carry_out(self, inode: Inode, target: str, mode: PutMode) -> tuple[Version, bool]:
+        """Make the object under `target` equal to the inode, at the least cost.
+
+        Returns what is there now, and whether its metadata has the attributes of the time when this began.
+        """
         metadata = to_metadata(inode.attributes)
         inode.state.attributes_changed = False
         match inode:
             case File() if inode.linked and (inode.content.changed or inode.version is None):
-                return await self._uploads.publish(inode, target, mode=mode, metadata=metadata)
+                version, stored = await self._uploads.publish(inode, target, mode=mode, metadata=metadata)
+                return version, stored == metadata
             case File(version=Version() as source):
                 version = await self._uploads.copy(source, target, mode=mode, metadata=metadata)
                 inode.content.rebase(version)
-                return version
+                return version, True
             case Symlink():
                 body = inode.target
             case _:
                 body = b""
         etag = await self._storage.put(target, body, metadata=metadata, mode=mode)
-        return Version(target, etag, len(body))
+        return Version(target, etag, len(body)), True
 
-    def _note_success(self, inode: Inode, version: Version, changes: int) -> None:
+    def _note_success(self, inode: Inode, version: Version, changes: int | None) -> None:
+        """Note what the bucket has now, all of the first `changes` changes; None: but for their attributes."""
         self._placement.place(inode, version)
         self._published += 1
         inode.state.published_at = trio.current_time()
         inode.state.failure = None
-        if not self._is_elsewhere(inode):  # on a detour, the work is still to be done
+        if changes is None:
+            inode.state.attributes_changed = True
+        elif not self._is_elsewhere(inode):  # on a detour, the work is still to be done
             inode.state.published_changes = changes
-        if self._placement.target(inode) is None:
-            self.released(inode)
-        elif self._is_pending(inode):
+        if self._is_pending(inode):
             self._schedule(inode, self._due_time(inode))
         else:
             self._settle(inode)
@@ -385,45 +415,93 @@ class Publisher:
         )
 
     def _note_failure(self, inode: Inode, target: str, error: Exception) -> None:
+        """Note why an attempt failed, and when the next one will be; those who wait for this one fail with it."""
+        if self._placement.target(inode) is None:
+            return  # gone meanwhile
+        _log.error("cannot publish %r, trying again in %.0f s: %s", target, RETRY_SECONDS, error)
         self._failed += 1
         inode.state.failure = error
-        inode.state.attributes_changed = True
-        if isinstance(error, StaleFile):
-            _log.error("%r: %s", target, error)
-            self._settle(inode)
-            return
-        _log.error("cannot publish %r, trying again in %.0f s: %s", target, RETRY_SECONDS, error)
+        inode.state.attributes_changed = True  # what `_carry_out` took for done is not
         self._schedule(inode, trio.current_time() + RETRY_SECONDS)
+        for waiting in self._waiting_for(inode):
+            self._parked.remove(waiting)
+            self._queued.discard(waiting)
+            waiting.state.failure = error
+            self._schedule(waiting, trio.current_time() + RETRY_SECONDS)
+            self._attempt_ended(waiting)
+
+    def _waiting_for(self, inode: Inode) -> list[Inode]:
+        """Return the parked inodes that need a key which the object of `inode` has, directly or by others."""
+        found = [inode]
+        for blocking in found:
+            found += [
+                parked
+                for parked in self._parked
+                if parked not in found and self._obstacle(parked) is blocking
+            ]
+        return found[1:]
 
     # Somebody else was there
 
     async def _keep_both(self, inode: Inode, target: str, error: Exception) -> None:
         """Somebody else changed what we were to replace: leave theirs in its place, and keep ours beside it."""
-        self._conflicts += 1
-        kept = f"{RESERVED_PREFIX}conflicts/{target}.{self._mount_id}-{inode.number}-{self._conflicts}"
-        try:
-            version = await self._keep(inode, kept)
-        except (StorageError, FilesystemError, OSError) as failure:
-            self._note_failure(inode, target, failure)
+        if self._placement.target(inode) is None:
+            self._placement.forget(target)
             return
+        if isinstance(inode, Directory):
+            await self._share(inode, target)
+            return
+        # From now on nothing is written any more that would not be kept.
+        inode.state.failure = StaleFile(f"{target!r} was changed by somebody else")
+        self._conflicts += 1
+        kept = self._conflict_key(inode, target)
+        version = await self._keep(inode, target, kept)
         where = f"ours is kept as {kept!r}" if version is not None else "ours had no bytes of its own"
         _log.error("%r was changed by somebody else (%s); theirs stays, %s", target, error, where)
         self._placement.forget(target)
+        self._placement.vacate(inode)  # at its old name, if it was on its way to a new one
         if inode.parent is not None:
             inode.parent.listed_at = None  # so that theirs is found
             inode.parent.detach(inode.name)
-        if version is not None:
-            inode.version = version
+        inode.version = version
         inode.state.failure = StaleFile(f"{target!r} was changed by somebody else; {where}")
         self._settle(inode)
 
-    async def _keep(self, inode: Inode, key: str) -> Version | None:
-        if isinstance(inode, File) and inode.content.changed:
-            return await self._uploads.keep(inode, key, metadata=to_metadata(inode.attributes))
+    async def _share(self, directory: Directory, target: str) -> None:
+        """Take the marker that somebody else made or changed for ours: a directory has nothing that could be lost."""
+        self._placement.forget(target)
+        self._placement.vacate(directory)
+        try:
+            found = await self._storage.head(target)
+        except NotFound:
+            directory.state.attributes_changed = True
+            self._schedule(directory, trio.current_time() + SETTLE_SECONDS)
+            return
+        self._note_success(directory, Version(found.key, found.etag, found.size), directory.state.changes)
+
+    def _conflict_key(self, inode: Inode, target: str) -> str:
+        suffix = f".{self._mount_id}-{inode.number}-{self._conflicts}"
+        room = self._storage.limits.max_key_length - len(CONFLICTS_PREFIX) - len(suffix)
+        return CONFLICTS_PREFIX + target.encode()[:room].decode(errors="ignore") + suffix
+
+    async def _keep(self, inode: Inode, target: str, key: str) -> Version | None:
+        """Store what is ours of the inode under `key`; None if the object that it had was all there was."""
+        metadata = to_metadata(inode.attributes)
         if isinstance(inode, Symlink):
-            etag = await self._storage.put(key, inode.target, metadata=NO_METADATA, mode=CREATE_ONLY)
+            etag = await self._storage.put(key, inode.target, metadata=metadata, mode=CREATE_ONLY)
             return Version(key, etag, len(inode.target))
-        return None
+        if not isinstance(inode, File):
+            return None
+        if inode.content.changed:
+            return await self._uploads.keep(inode, key, metadata=metadata)
+        if inode.version is None or inode.version.key == target:
+            return None
+        try:
+            version = await self._uploads.copy(inode.version, key, mode=CREATE_ONLY, metadata=metadata)
+        except (NotFound, PreconditionFailed):
+            return None  # it was the object at the old name that somebody else changed
+        inode.content.rebase(version)
+        return version
 
     # What is left over
 
@@ -456,7 +534,7 @@ class Publisher:
                 await self._storage.delete(version.key, if_match=version.etag)
         except (PreconditionFailed, NotFound):
             _log.warning("%r was changed by somebody else and is not deleted", version.key)
-        except StorageError as error:
+        except Exception as error:  # of any kind: nothing may end the nursery of the whole mount
             _log.error("cannot delete %r, trying again in %.0f s: %s", version.key, RETRY_SECONDS, error)
             self._undeletable[version] = error
             nursery.start_soon(self._try_again, version)
@@ -465,5 +543,5 @@ class Publisher:
 
     async def _try_again(self, version: Version) -> None:
         await trio.sleep(RETRY_SECONDS)
-        del self._undeletable[version]
+        self._undeletable.pop(version, None)
         self._wake.set()

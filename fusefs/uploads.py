@@ -14,8 +14,8 @@ writers of this file wait for the last round.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from itertools import count
 from typing import Final, TypeAlias
 
@@ -59,8 +59,8 @@ class _Stream:
 
     @property
     def usable(self) -> bool:
-        """Whether the stream can still become the file's object: it has not failed, nor the file been cut behind it."""
-        return not self._done.is_set() and self._fed <= self._content.size
+        """Whether parts have gone up that can still become the file's object: none failed, nor was the file cut."""
+        return not self._done.is_set() and 0 < self._fed <= self._content.size
 
     def advance(self) -> None:
         """Let the task look for parts that are full."""
@@ -69,16 +69,17 @@ class _Stream:
     async def run(self, open_writer: WriterFactory) -> None:
         """Send parts as they fill, and when `finish` says so the rest; keep the outcome for it."""
         try:
-            with self._cancel_scope:
-                async with open_writer(self.key, self.metadata) as writer:
-                    while self._mode is None:
-                        self._changed = trio.Event()
-                        await self._feed_full_parts(writer)
-                        await self._changed.wait()
-                    self._version = await self._finish(writer, self._mode)
-        except (StorageError, OSError, _FileWasCut) as error:
+            async with open_writer(self.key, self.metadata) as writer:
+                with self._cancel_scope:
+                    mode = await self._send_until_told(writer)
+                    await self._send_until_whole(writer)
+                # Too late to give up from here on: after a cancelled call nobody would know what is in the bucket.
+                if not self._cancel_scope.cancel_called:
+                    self._version = await self._complete(writer, mode)
+        except Exception as error:  # of any kind: nothing may end the nursery of the whole mount
             self._failure = error
         finally:
+            self._content.release_writers()
             if self._version is None:
                 self._content.give_back()
             self._done.set()
@@ -91,6 +92,14 @@ class _Stream:
         if self._version is None:
             raise self._failure or StorageError(f"the upload of {self.key!r} was given up")
         return self._version
+
+    async def _send_until_told(self, writer: BufferedMultipartWriter) -> PutMode:
+        """Send parts as they fill, until `finish` is called."""
+        while self._mode is None:
+            self._changed = trio.Event()
+            await self._feed_full_parts(writer)
+            await self._changed.wait()
+        return self._mode
 
     async def give_up(self) -> None:
         """Abort the upload and return when nothing of it is under way."""
@@ -111,24 +120,23 @@ class _Stream:
         start, self._fed = self._fed, end
         await writer.write(self._content.take(start, end))
 
-    async def _finish(self, writer: BufferedMultipartWriter, mode: PutMode) -> Version:
+    async def _send_until_whole(self, writer: BufferedMultipartWriter) -> None:
+        """Send what is missing and what was written again, until there is nothing of either."""
         content = self._content
-        try:
-            for upload_round in count(1):
-                if upload_round > FREE_ROUNDS:
-                    content.hold_writers()
-                await self._send_rest(writer)
-                if self._fed == content.size and not content.unsent:
-                    break
-                if self._fed > content.size:
-                    raise _FileWasCut
-                await self._send_again(writer)
-            size = content.size
-            etag = await writer.close(mode)
-        finally:
-            content.release_writers()
-        version = Version(self.key, etag, size)
-        content.published(version)
+        for upload_round in count(1):
+            if upload_round > FREE_ROUNDS:
+                content.hold_writers()
+            await self._send_rest(writer)
+            if self._fed == content.size and not content.unsent:
+                return
+            if self._fed > content.size:
+                raise _FileWasCut
+            await self._send_again(writer)
+
+    async def _complete(self, writer: BufferedMultipartWriter, mode: PutMode) -> Version:
+        size = self._content.size
+        version = Version(self.key, await writer.close(mode), size)
+        self._content.published(version)
         return version
 
     async def _send_rest(self, writer: BufferedMultipartWriter) -> None:
@@ -163,62 +171,64 @@ class Uploads:
         self._spawn = spawn
         self._part_size = part_size
         self._in_flight = trio.CapacityLimiter(parts_in_flight)
+        #: Each stream may hold one part that waits for its turn, so that many files being written bound their number.
+        self._max_streams = parts_in_flight
         self._streams: dict[File, _Stream] = {}
+        #: Files whose upload is being finished: no other may take what is unsent of them.
+        self._finishing: set[File] = set()
 
     def advance(self, file: File, target: str | None) -> None:
         """Let parts go up that are full by now, towards the key that the file has."""
         stream = self._streams.get(file)
         if stream is not None:
             stream.advance()
-        elif self._fills_a_part(file.content) and target is not None:
-            self._streams[file] = self._begin_stream(file.content, target, to_metadata(file.attributes))
+        elif target is not None and self._may_begin_stream(file):
+            self._begin_stream(file, target, to_metadata(file.attributes))
 
     def abandon(self, file: File) -> None:
         """Give up what was begun: nobody needs the object any more."""
-        stream = self._streams.pop(file, None)
+        stream = self._streams.get(file)
         if stream is not None:
             self._spawn(stream.give_up)
+        if file not in self._finishing:
+            self._streams.pop(file, None)
 
-    async def publish(self, file: File, target: str, *, mode: PutMode, metadata: Metadata) -> Version:
+    async def publish(
+        self, file: File, target: str, *, mode: PutMode, metadata: Metadata
+    ) -> tuple[Version, Metadata]:
         """Make the object under `target` equal to the file; its content has the new version as its base then.
 
-        Where parts went up before the last attributes were known, `file.state.attributes_changed` is set.
+        Returns the version and its metadata, which is older than `metadata` where parts went up before that was known.
         Raises what the store raises, and `StaleFile` if clean bytes cannot be read from the base any more.
         """
-        with file.content.pinned():
-            return await self._publish(file, target, mode, metadata)
-
-    async def _publish(self, file: File, target: str, mode: PutMode, metadata: Metadata) -> Version:
-        content = file.content
-        while True:
-            try:
-                planned = self._plan(content)
-                if isinstance(planned, Multipart) and _copies(planned):
-                    return await self._patch(content, target, planned, mode, metadata)
-                stream = await self._stream_for(file, target, metadata)
-                version = await stream.finish(mode)
-            except _FileWasCut:
-                continue  # the parts that went up do not fit any more; the next plan is for the shorter file
-            except BaseException:
-                content.give_back()
-                raise
-            file.state.attributes_changed = stream.metadata != metadata
-            return version
+        with self._alone_with(file) as content:
+            cuts = 0
+            while True:
+                if cuts >= FREE_ROUNDS:
+                    content.hold_writers()
+                try:
+                    planned = self._plan(content)
+                    if isinstance(planned, Multipart) and _copies(planned):
+                        return await self._patch(content, target, planned, mode, metadata), metadata
+                    stream = await self._stream_for(file, target, metadata)
+                    return await stream.finish(mode), stream.metadata
+                except _FileWasCut:
+                    # The parts that went up do not fit any more; the next plan is for the shorter file.
+                    cuts += 1
 
     async def keep(self, file: File, key: str, *, metadata: Metadata) -> Version:
         """Store the file's bytes under another key than its own, as far as they are staged or can still be fetched.
 
         Where the base is gone, its bytes are zeros; the log says which ranges are the file's own.
         """
-        content = file.content
-        with content.pinned():
+        with self._alone_with(file) as content:
             try:
                 await content.fetch(0, content.size)
             except (StorageError, StaleFile):
                 staged = [(extent.start, extent.end) for extent in content.present]
                 _log.error("%r: only these ranges could be kept, the rest is zeros: %s", key, staged)
             content.give_back()
-            return await self._begin_stream(content, key, metadata).finish(CREATE_ONLY)
+            return await self._begin_stream(file, key, metadata).finish(CREATE_ONLY)
 
     async def copy(self, source: Version, target: str, *, mode: PutMode, metadata: Metadata) -> Version:
         """Make the object under `target` from `source`, inside the store, whatever its size."""
@@ -227,7 +237,9 @@ class Uploads:
                 source.key, target, if_match=source.etag, metadata=metadata, mode=mode
             )
             return Version(target, etag, source.size)
-        planned = plan(source.size, ExtentSet(), source.size, part_size=self._part_size)
+        planned = plan(
+            source.size, ExtentSet(), source.size, part_size=self._part_size, limits=self._storage.limits
+        )
         assert isinstance(planned, Multipart)
         async with _multipart(self._storage, target, metadata) as upload:
             parts = [
@@ -238,23 +250,44 @@ class Uploads:
             ]
             return Version(target, await upload.complete(parts, mode=mode), source.size)
 
+    @contextmanager
+    def _alone_with(self, file: File) -> Iterator[Content]:
+        """Let nothing else begin an upload of the file in the block, nor anything staged be evicted."""
+        content = file.content
+        self._finishing.add(file)
+        try:
+            with content.pinned():
+                yield content
+        except BaseException:
+            content.give_back()
+            raise
+        finally:
+            content.release_writers()
+            self._finishing.remove(file)
+            self._streams.pop(file, None)
+
     # Streams
 
-    def _fills_a_part(self, content: Content) -> bool:
-        return content.base is None and content.dirty.covers(0, self._part_size + LAG)
+    def _may_begin_stream(self, file: File) -> bool:
+        return (
+            file.content.base is None
+            and file.content.dirty.covers(0, self._part_size + LAG)
+            and file not in self._finishing
+            and len(self._streams) < self._max_streams
+        )
 
     async def _stream_for(self, file: File, target: str, metadata: Metadata) -> _Stream:
-        stream = self._streams.pop(file, None)
-        if stream is not None and stream.key == target and stream.usable:
-            return stream
+        stream = self._streams.get(file)
         if stream is not None:
+            if stream.key == target and stream.usable:
+                return stream
             await stream.give_up()
         await file.content.fetch(0, file.content.size)
         file.content.give_back()
-        return self._begin_stream(file.content, target, metadata)
+        return self._begin_stream(file, target, metadata)
 
-    def _begin_stream(self, content: Content, key: str, metadata: Metadata) -> _Stream:
-        stream = _Stream(content, key, metadata)
+    def _begin_stream(self, file: File, key: str, metadata: Metadata) -> _Stream:
+        stream = self._streams[file] = _Stream(file.content, key, metadata)
         self._spawn(stream.run, self._open_writer)
         return stream
 
@@ -274,6 +307,7 @@ class Uploads:
             content.dirty,
             base_size,
             part_size=self._part_size,
+            limits=self._storage.limits,
             can_copy=self._storage.capabilities.copy_part,
         )
 
@@ -344,7 +378,7 @@ class _Patch:
         try:
             async with self._in_flight:
                 self._stored[part.number] = await self._store(part)
-        except (StorageError, StaleFile, OSError) as error:
+        except Exception as error:  # of any kind: the nursery would make a group of it
             failures.append(error)
 
     async def _store(self, part: UploadRange | CopyRange) -> Part:

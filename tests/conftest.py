@@ -8,10 +8,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.seaweedfs import SeaweedFS
 
 pytest.register_assert_rewrite("tests.backends.contract")
+
+# Hypothesis takes seconds to build its tables of characters in a fresh checkout, and the machine may be busy.
+settings.register_profile("fusefs", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("fusefs")
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -1,0 +1,37 @@
+"""A store whose parts may be a thousandth of S3's: what takes parts, rounds and patches is tested with little data."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pytest
+
+from backends import rules
+from backends.base import GIB, KIB, Limits
+from backends.memory import MemoryStorage
+from fusefs import content, uploads
+from tests.core.tree import TreeOptions
+
+PART: Final = 8 * KIB
+LIMITS: Final = Limits(min_part_size=5 * KIB, max_copy_size=1024 * KIB, max_object_size=GIB)
+
+
+class SmallPartsStorage(MemoryStorage):
+    """A store in memory with `LIMITS`; it needs the fixture `small_parts`."""
+
+    @property
+    def limits(self) -> Limits:
+        return LIMITS
+
+
+def tree_options(**changes: object) -> TreeOptions:
+    """Return options of a tree over such a store."""
+    return TreeOptions(**{"part_size": PART, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every size that goes with S3's limits smaller by the same factor."""
+    monkeypatch.setattr(rules, "S3_LIMITS", LIMITS)
+    monkeypatch.setattr(uploads, "LAG", KIB)
+    monkeypatch.setattr(content, "FETCH_SIZE", 4 * KIB)
