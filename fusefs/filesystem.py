@@ -22,9 +22,11 @@ from backends.base import Data
 from fusefs.attributes import Attributes, fresh
 from fusefs.clock import Clock
 from fusefs.errors import (
+    BadHandle,
     FileTooLarge,
     InvalidArgument,
     IsADirectory,
+    NoSuchInode,
     NotADirectory,
     ReadOnlyFilesystem,
     StaleFile,
@@ -113,7 +115,7 @@ class Filesystem:
         for number, count in references:
             inode = self._inodes.forget(number, count)
             if inode is not None:
-                self._drop_if_unused(inode)
+                self._namespace.drop_if_unused(inode)
 
     async def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Inode:
         directory = await self._prepare_create(parent, name)
@@ -150,13 +152,13 @@ class Filesystem:
         self._check_writable()
         directory = self._directory(parent)
         inode = await self._namespace.unlink(directory, name, self._clock.realtime_ns())
-        self._drop_if_unused(inode)
+        self._namespace.drop_if_unused(inode)
         await self._names_changed()
 
     async def rmdir(self, parent: int, name: bytes) -> None:
         self._check_writable()
         inode = await self._namespace.rmdir(self._directory(parent), name, self._clock.realtime_ns())
-        self._drop_if_unused(inode)
+        self._namespace.drop_if_unused(inode)
         await self._names_changed()
 
     async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
@@ -174,7 +176,7 @@ class Filesystem:
             replace=flags != RENAME_NOREPLACE,
         )
         if replaced is not None:
-            self._drop_if_unused(replaced)
+            self._namespace.drop_if_unused(replaced)
         await self._names_changed()
 
     async def readlink(self, number: int) -> bytes:
@@ -189,12 +191,16 @@ class Filesystem:
         return self._inodes[number]
 
     async def setattr(self, number: int, changes: AttributeChanges) -> Inode:
-        """Change what is not None. A change of nothing but times waits for the next publication and makes no own."""
+        """Change what is not None.
+
+        New times alone are published with what else there is, or a little later; nobody waits for them. On a shared
+        mount every other change is published now, unless the file is open for writing and will be at its close.
+        """
         self._check_writable()
         inode = self._inodes[number]
         now_ns = self._clock.realtime_ns()
         if changes.size is not None:
-            self._truncate(self._file(inode), changes.size, now_ns)
+            await self._truncate(self._file(inode), changes.size, now_ns)
         self._set_owner_and_mode(inode, changes, now_ns)
         if changes.atime_ns is not None or changes.mtime_ns is not None:
             inode.attributes = replace(
@@ -204,6 +210,8 @@ class Filesystem:
             )
             if inode.linked:
                 self._publisher.touched(inode)
+        if self._options.shared and not (isinstance(inode, File) and inode.writers):
+            await self._publisher.publish(inode)
         return inode
 
     def _set_owner_and_mode(self, inode: Inode, changes: AttributeChanges, now_ns: int) -> None:
@@ -224,13 +232,19 @@ class Filesystem:
     # Files
 
     async def open(self, number: int, flags: int) -> int:
-        """Return a new handle; O_TRUNC in `flags` empties the file."""
-        inode = self._inodes[number]
-        file = self._file(inode)
+        """Return a new handle; O_TRUNC in `flags` empties the file.
+
+        Raises `StaleFile` where somebody else has replaced the object, and `NoSuchInode` for a file that was removed
+        and is open nowhere: the kernel then looks the path up again.
+        """
+        file = self._file(self._inodes[number])
+        _check_not_stale(file)
+        if not file.linked and not file.handles:
+            raise NoSuchInode(f"inode {number} was removed, and its content with it")
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             self._check_writable()
         if flags & os.O_TRUNC:
-            self._truncate(file, 0, self._clock.realtime_ns())
+            await self._truncate(file, 0, self._clock.realtime_ns())
         return self._open(file, flags)
 
     async def read(self, handle: int, offset: int, length: int) -> bytes:
@@ -239,11 +253,14 @@ class Filesystem:
 
     async def write(self, handle: int, offset: int, data: Data) -> int:
         """Put `data` into the file and return its length. Raises `StaleFile` if somebody else changed the object."""
-        file = self._handles.get(handle, OpenFile).file
-        _check_not_stale(file)
+        opened = self._handles.get(handle, OpenFile)
+        if not opened.writable:
+            raise BadHandle(f"{handle} is not open for writing")
         if offset + len(data) > MAX_FILE_SIZE:
             raise FileTooLarge(f"a file can have {MAX_FILE_SIZE} bytes")
+        file = opened.file
         await file.content.wait_writable()
+        _check_not_stale(file)
         await self._stage(file, offset, data)
         file.attributes = file.attributes.changed(self._clock.realtime_ns(), contents=True)
         self._publisher.written(file)
@@ -287,7 +304,7 @@ class Filesystem:
             self._publisher.closed(file)
         if file.handles == 0 and not file.linked:
             self._publisher.released(file)
-        self._drop_if_unused(file)
+        self._namespace.drop_if_unused(file)
 
     async def fsync(self, handle: int) -> None:
         """Return when the file, as it is now, is in the bucket under its name. Raises why it is not."""
@@ -297,16 +314,18 @@ class Filesystem:
     # Directories
 
     async def opendir(self, number: int) -> int:
-        directory = self._directory(number)
-        names = await self._namespace.names(directory)
-        return self._handles.add(OpenDirectory(directory, names))
+        """Return a new handle. Nothing is listed before it is read: servers open directories to fsync them."""
+        return self._handles.add(OpenDirectory(self._directory(number)))
 
     async def readdir(self, handle: int, start: int, count: int) -> list[tuple[bytes, Inode, int]]:
         """Return up to `count` entries after position `start`, each with the position after it.
 
-        An empty answer means the end. Entries are not referred to by the kernel until `refer` says so.
+        An empty answer means the end. Reading from position 0 takes the names anew, as rewinddir(3) asks for.
+        Entries are not referred to by the kernel until `refer` says so.
         """
         opened = self._handles.get(handle, OpenDirectory)
+        if start == 0:
+            opened.names = await self._namespace.names(opened.directory)
         while start < len(opened.names):
             names = opened.names[start : start + count]
             await self._namespace.resolve_many(opened.directory, names)
@@ -368,8 +387,13 @@ class Filesystem:
 
     async def _add(self, directory: Directory, name: bytes, inode: Inode) -> Inode:
         self._namespace.add(directory, name, inode, self._clock.realtime_ns())
-        await self._names_changed()
-        return self._referred_to(inode)
+        self._referred_to(inode)  # now: while it is published, somebody may remove it
+        try:
+            await self._names_changed()
+        except BaseException:
+            self.forget([(inode.number, 1)])
+            raise
+        return inode
 
     async def _names_changed(self) -> None:
         if self._options.shared:
@@ -381,10 +405,11 @@ class Filesystem:
         file.writers += opened.writable
         return self._handles.add(opened)
 
-    def _truncate(self, file: File, size: int, now_ns: int) -> None:
-        _check_not_stale(file)
+    async def _truncate(self, file: File, size: int, now_ns: int) -> None:
         if size > MAX_FILE_SIZE:
             raise FileTooLarge(f"a file can have {MAX_FILE_SIZE} bytes")
+        await file.content.wait_writable()
+        _check_not_stale(file)
         file.content.truncate(size)
         file.attributes = file.attributes.changed(now_ns, contents=True)
         self._publisher.written(file)
@@ -393,15 +418,6 @@ class Filesystem:
     def _referred_to(inode: Inode) -> Inode:
         inode.lookups += 1
         return inode
-
-    def _drop_if_unused(self, inode: Inode) -> None:
-        """Let an inode go that has no name, no handle and no reference from the kernel."""
-        if inode.linked or inode.handles or inode.lookups:
-            return
-        self._publisher.released(inode)
-        self._inodes.drop(inode)
-        if isinstance(inode, File):
-            inode.content.discard()
 
 
 def _check_not_stale(file: File) -> None:

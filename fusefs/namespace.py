@@ -16,21 +16,24 @@ from __future__ import annotations
 import logging
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import trio
 
 from backends.base import ObjectInfo, ObjectStorage, iterate_pages
-from backends.errors import NotFound
+from backends.errors import NotFound, PreconditionFailed
 from fusefs import keys
 from fusefs.attributes import Attributes, Defaults, from_metadata
 from fusefs.content import Content, ContentSources, Version
+from fusefs.directory_listing import DirectoryListing
 from fusefs.errors import (
     DirectoryNotEmpty,
     EntryExists,
     InvalidArgument,
     IsADirectory,
+    NameTooLong,
     NoSuchEntry,
     NotADirectory,
 )
@@ -47,14 +50,15 @@ from fusefs.inodes import (
 )
 from fusefs.placement import ROOT_MARKER, Placement
 from fusefs.publisher import Publisher
+from fusefs.single_flight import SingleFlight
 
 _log = logging.getLogger(__name__)
 
 RESOLVE_TASKS: Final = 32
 """HEADs under way at once for one directory; more of them than a store answers in one round trip gain nothing."""
 
-MAX_SYMLINK_SIZE: Final = 4_096
-"""Linux's PATH_MAX: a longer object that calls itself a symlink is none."""
+MAX_SYMLINK_SIZE: Final = 4_095
+"""Linux's PATH_MAX without the zero at its end: a longer object that calls itself a symlink is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +92,8 @@ class Namespace:
         self._publisher = publisher
         self._inodes = inodes
         self._options = options
-        self._listing: dict[Directory, trio.Event] = {}
-        self._resolving: dict[tuple[Directory, bytes], trio.Event] = {}
+        self._listing = SingleFlight[Directory]()
+        self._resolving = SingleFlight[tuple[Directory, bytes]]()
         self._reported: set[str] = set()
 
     # Looking
@@ -126,11 +130,7 @@ class Namespace:
                 raise NoSuchEntry(f"{directory.prefix}{name.decode()!r} does not exist")
             if isinstance(child, Inode):
                 return child
-            underway = self._resolving.get((directory, name))
-            if underway is not None:
-                await underway.wait()
-            else:
-                await self._resolve_now(directory, name, child)
+            await self._resolving.run((directory, name), partial(self._resolve_now, directory, name, child))
 
     async def resolve_many(self, directory: Directory, names: Iterable[bytes]) -> None:
         """Resolve those of the names that still exist, several at once. Raises what the store raises."""
@@ -161,7 +161,7 @@ class Namespace:
 
     async def prepare_create(self, directory: Directory, name: bytes) -> None:
         """Make sure that `add` can tell whether the name is free. Raises `EntryExists`, and the errors of names."""
-        keys.join(directory.prefix, name)
+        self._check_key(directory, name)
         await self._ensure_listed(directory)
         if self._options.shared:
             await self._revalidate(directory, name)
@@ -198,20 +198,21 @@ class Namespace:
         inode = await self.lookup(directory, name)
         if isinstance(inode, Directory):
             raise IsADirectory(f"{inode.path_key!r} is a directory")
-        if directory.children.get(name) is inode:
-            self._remove(directory, name, inode, now_ns)
+        self._remove(directory, name, inode, now_ns)
         return inode
 
     async def rmdir(self, directory: Directory, name: bytes, now_ns: int) -> Inode:
         """Remove an empty directory, and return it. Raises `NoSuchEntry`, `NotADirectory`, `DirectoryNotEmpty`."""
-        inode = await self.lookup(directory, name)
-        if not isinstance(inode, Directory):
-            raise NotADirectory(f"{inode.path_key!r} is no directory")
-        await self._ensure_listed(inode, max_age_seconds=self._options.revalidate_seconds)
+        while True:
+            inode = await self.lookup(directory, name)
+            if not isinstance(inode, Directory):
+                raise NotADirectory(f"{inode.path_key!r} is no directory")
+            await self._ensure_listed(inode, max_age_seconds=self._options.revalidate_seconds)
+            if directory.children.get(name) is inode:
+                break
         if inode.children:
             raise DirectoryNotEmpty(f"{inode.path_key!r} is not empty")
-        if directory.children.get(name) is inode:
-            self._remove(directory, name, inode, now_ns)
+        self._remove(directory, name, inode, now_ns)
         return inode
 
     async def rename(
@@ -229,28 +230,48 @@ class Namespace:
 
         Returns the inode that lost its name, if one did. Errors as rename(2).
         """
-        inode = await self.lookup(directory, name)
-        keys.join(new_directory.prefix, new_name)
-        try:
-            other = await self.lookup(new_directory, new_name)
-        except NoSuchEntry:
-            other = None
-        if exchange and other is None:
-            raise NoSuchEntry(f"{new_name!r} does not exist")
-        if other is not None and not replace and not exchange:
-            raise EntryExists(f"{other.path_key!r} exists")
-        for moved in filter(None, (inode, other)):
-            if isinstance(moved, Directory):
-                await self._list_below(moved)
-        self._check_rename(inode, new_directory, other, exchange=exchange)
-        if directory.children.get(name) is not inode or (new_directory.children.get(new_name) is not other):
-            raise NoSuchEntry(f"{name!r} or {new_name!r} was changed meanwhile")
+        self._check_key(new_directory, new_name)
+        while True:
+            inode = await self.lookup(directory, name)
+            other = await self._lookup_if_any(new_directory, new_name)
+            if exchange and other is None:
+                raise NoSuchEntry(f"{new_name!r} does not exist")
+            if other is not None and not replace and not exchange:
+                raise EntryExists(f"{other.path_key!r} exists")
+            moved = [inode, other] if other is not None and exchange else [inode]
+            for known in moved:
+                await self._list_below(known)
+            if isinstance(other, Directory) and not exchange:
+                await self._ensure_listed(other, max_age_seconds=self._options.revalidate_seconds)
+            if (
+                directory.children.get(name) is inode
+                and new_directory.children.get(new_name) is other
+                and all(_is_known_below(known) for known in moved)
+            ):
+                break
         if inode is other:
             return None
+        self._check_rename(inode, new_directory, new_name, other, exchange=exchange)
         self._move(directory, name, inode, new_directory, new_name, other, now_ns, exchange=exchange)
         return None if exchange else other
 
+    def drop_if_unused(self, inode: Inode) -> None:
+        """Let an inode go that has no name, no handle and no reference from the kernel."""
+        if inode.linked or inode.handles or inode.lookups:
+            return
+        self._publisher.released(inode)
+        self._inodes.drop(inode)
+
+    async def _lookup_if_any(self, directory: Directory, name: bytes) -> Inode | None:
+        try:
+            return await self.lookup(directory, name)
+        except NoSuchEntry:
+            return None
+
     # Changing: the synchronous halves
+
+    def _check_key(self, directory: Directory, name: bytes) -> None:
+        keys.join(directory.prefix, name, max_length=self._storage.limits.max_key_length)
 
     def _check_free(self, directory: Directory, name: bytes) -> None:
         if not directory.linked:
@@ -259,22 +280,31 @@ class Namespace:
             raise EntryExists(f"{directory.prefix}{name.decode()} exists")
 
     def _check_rename(
-        self, inode: Inode, new_directory: Directory, other: Inode | None, *, exchange: bool
+        self,
+        inode: Inode,
+        new_directory: Directory,
+        new_name: bytes,
+        other: Inode | None,
+        *,
+        exchange: bool,
     ) -> None:
         if not new_directory.linked:
             raise NoSuchEntry("the directory was removed")
         self._check_not_below(inode, new_directory)
+        self._check_keys_below(inode, new_directory, new_name)
         if other is None:
             return
         if exchange:
+            assert inode.parent is not None, "it was found under a name"
             self._check_not_below(other, inode.parent)
+            self._check_keys_below(other, inode.parent, inode.name)
             return
         if isinstance(inode, Directory) and not isinstance(other, Directory):
             raise NotADirectory(f"{other.path_key!r} is no directory")
         if isinstance(other, Directory):
             if not isinstance(inode, Directory):
                 raise IsADirectory(f"{other.path_key!r} is a directory")
-            if other.children and other is not inode:
+            if other.children:
                 raise DirectoryNotEmpty(f"{other.path_key!r} is not empty")
 
     @staticmethod
@@ -283,6 +313,12 @@ class Namespace:
             if directory is inode:
                 raise InvalidArgument("a directory cannot be moved below itself")
             directory = directory.parent
+
+    def _check_keys_below(self, inode: Inode, new_directory: Directory, new_name: bytes) -> None:
+        """Raise `NameTooLong` if something below a directory would have too long a key in its new place."""
+        length = len(new_directory.prefix.encode()) + len(new_name) + _longest_path_below(inode)
+        if length >= self._storage.limits.max_key_length:
+            raise NameTooLong(f"{new_name!r} would have a path below it that is too long for a key")
 
     def _move(
         self,
@@ -340,28 +376,20 @@ class Namespace:
         else:
             self._publisher.changed(inode)
 
-    async def _list_below(self, directory: Directory) -> None:
+    async def _list_below(self, inode: Inode) -> None:
         """List and resolve everything below: objects move one by one, and each must be known to be moved."""
-        await self._ensure_listed(directory)
-        await self.resolve_many(directory, list(directory.children))
-        for child in list(directory.inodes()):
-            if isinstance(child, Directory):
-                await self._list_below(child)
+        if not isinstance(inode, Directory):
+            return
+        await self._ensure_listed(inode)
+        await self.resolve_many(inode, list(inode.children))
+        for child in list(inode.inodes()):
+            await self._list_below(child)
 
     # Listing
 
     async def _ensure_listed(self, directory: Directory, *, max_age_seconds: float | None = None) -> None:
         while not self._is_fresh(directory, max_age_seconds):
-            underway = self._listing.get(directory)
-            if underway is not None:
-                await underway.wait()
-                continue
-            done = self._listing[directory] = trio.Event()
-            try:
-                await self._list(directory)
-            finally:
-                del self._listing[directory]
-                done.set()
+            await self._listing.run(directory, partial(self._list, directory))
 
     @staticmethod
     def _is_fresh(directory: Directory, max_age_seconds: float | None) -> bool:
@@ -374,51 +402,25 @@ class Namespace:
     async def _list(self, directory: Directory) -> None:
         """Ask the bucket for the entries of a directory and bring them into the tree."""
         started = trio.current_time()
-        prefix = directory.prefix
-        found: dict[bytes, Child] = {}
-        async for page in iterate_pages(self._storage, prefix, delimiter="/"):
-            for common in page.prefixes:
-                self._note_prefix(found, prefix, common)
-            for info in page.objects:
-                self._note_object(found, prefix, info)
-        if directory.linked and directory.prefix == prefix:
-            self._merge(directory, found, started)
+        listing = DirectoryListing(directory.prefix)
+        with self._placement.recorded_deletions() as deleted:
+            async for page in iterate_pages(self._storage, listing.prefix, delimiter="/"):
+                listing.add(page)
+        if directory.linked and directory.prefix == listing.prefix:
+            entries = listing.entries(directory, self._publisher.departing() | deleted)
+            self._report(listing.not_shown(entries))
+            self._merge(directory, entries, started)
             directory.listed_at = started
 
-    def _note_prefix(self, found: dict[bytes, Child], prefix: str, common: str) -> None:
-        if common == keys.RESERVED_PREFIX and not prefix:
-            return
-        name = keys.name_of(common[len(prefix) : -1])
-        if name is None:
-            self._report(common, "its name is no name of a directory")
-        else:
-            if name in found:
-                self._report(common[:-1], "a directory has the same name")
-            found[name] = ImplicitDirectory()
-
-    def _note_object(self, found: dict[bytes, Child], prefix: str, info: ObjectInfo) -> None:
-        if info.key == prefix:
-            return  # the directory's own marker
-        name = keys.name_of(info.key[len(prefix) :])
-        if name is None:
-            self._report(info.key, "its name is no name of a file")
-        elif isinstance(found.get(name), ImplicitDirectory):
-            self._report(info.key, "a directory has the same name")
-        else:
-            found[name] = info
-
-    def _report(self, key: str, reason: str) -> None:
-        if key not in self._reported:
-            self._reported.add(key)
-            _log.warning("the object %r cannot be shown: %s", key, reason)
+    def _report(self, not_shown: Iterable[tuple[str, str]]) -> None:
+        for key, reason in not_shown:
+            if key not in self._reported:
+                self._reported.add(key)
+                _log.warning("the object %r cannot be shown: %s", key, reason)
 
     def _merge(self, directory: Directory, found: dict[bytes, Child], started: float) -> None:
-        prefix = directory.prefix
         for name, child in found.items():
-            key = prefix + name.decode()
-            key += "/" if isinstance(child, ImplicitDirectory) else ""
-            if not self._placement.is_leftover(key) and not self._placement.is_moved_away(key):
-                self._merge_entry(directory, name, child, started)
+            self._merge_entry(directory, name, child, started)
         for name, known in list(directory.children.items()):
             if name not in found and not self._is_ours(known, started):
                 self._replace(directory, name, None)
@@ -433,29 +435,38 @@ class Namespace:
             self._replace(directory, name, child)
 
     def _is_ours(self, known: Child, started: float) -> bool:
-        """Return whether the tree knows better than a listing begun at `started`."""
+        """Return whether the tree knows better than a listing begun at `started`.
+
+        A file that is open for writing is ours: a foreign change is found when it is published, and both are kept.
+        """
         if not isinstance(known, Inode):
             return False
-        state = known.state
-        return (
-            known.version is None
-            or state.changes != state.published_changes
-            or state.published_at >= started
-            or (
-                isinstance(known, Directory)
-                and any(self._is_ours(c, started) for c in known.children.values())
-            )
-            or (isinstance(known, File) and known.content.changed)
+        if self._publisher.is_unpublished(known) or known.state.published_at >= started:
+            return True
+        if isinstance(known, Directory):
+            return any(self._is_ours(child, started) for child in known.children.values())
+        return known.version is None or (
+            isinstance(known, File) and (known.content.changed or known.writers > 0)
         )
 
     def _replace(self, directory: Directory, name: bytes, child: Child | None) -> None:
         """Take somebody else's change in: the old inode, if any, becomes one without a name."""
         known = directory.children[name]
         directory.detach(name)
-        if isinstance(known, Inode) and known.version is not None:
-            self._placement.forget(known.version.key)
+        if isinstance(known, Inode):
+            self._let_go(known)
         if child is not None:
             directory.attach(name, child)
+
+    def _let_go(self, inode: Inode) -> None:
+        """Give up an inode, with everything below it, whose object somebody else has replaced or removed."""
+        if isinstance(inode, Directory):
+            for name, child in list(inode.children.items()):
+                inode.detach(name)
+                if isinstance(child, Inode):
+                    self._let_go(child)
+        self._publisher.lost(inode)
+        self.drop_if_unused(inode)
 
     # Shared mounts
 
@@ -467,33 +478,30 @@ class Namespace:
     # Resolving
 
     async def _resolve_now(self, directory: Directory, name: bytes, child: Child) -> None:
-        done = self._resolving[directory, name] = trio.Event()
-        try:
-            inode = await self._load(directory.prefix + name.decode(), child)
-        finally:
-            del self._resolving[directory, name]
-            done.set()
+        inode, version = await self._load(directory.prefix + name.decode(), child)
         if directory.children.get(name) is not child:
-            return
+            return  # a listing has replaced it meanwhile
         if inode is None:
             directory.detach(name)
             return
         directory.attach(name, inode)
         self._inodes.add(inode)
+        if version is not None:
+            self._placement.place(inode, version)
 
-    async def _load(self, key: str, child: Child) -> Inode | None:
-        """Return a new inode for an object, or None if it is gone by now."""
+    async def _load(self, key: str, child: Child) -> tuple[Inode | None, Version | None]:
+        """Return a new inode for an object, and the object's version; (None, None) if it is gone by now."""
         if isinstance(child, ImplicitDirectory):
             return await self._load_directory(f"{key}/")
-        try:
-            info = await self._storage.head(key)
-        except NotFound:
-            return None
-        attributes = self._attributes(info, directory=False)
-        version = Version(key, info.etag, info.size)
-        inode = await self._inode_of(attributes, version)
-        self._placement.place(inode, version)
-        return inode
+        while True:
+            try:
+                info = await self._storage.head(key)
+                version = Version(key, info.etag, info.size)
+                return await self._inode_of(self._attributes(info, directory=False), version), version
+            except NotFound:
+                return None, None
+            except PreconditionFailed:
+                continue  # somebody has replaced it since the HEAD
 
     async def _inode_of(self, attributes: Attributes, version: Version) -> Inode:
         number = self._inodes.new_number()
@@ -501,20 +509,20 @@ class Namespace:
             target = (await self._storage.get_range(version.key, if_match=version.etag)).data
             return Symlink(number=number, attributes=attributes, target=target)
         if attributes.kind in (stat.S_IFREG, stat.S_IFLNK):
+            attributes = replace(attributes, mode=stat.S_IFREG | stat.S_IMODE(attributes.mode))
             content = Content(self._sources, base=version)
             return File(number=number, attributes=attributes, content=content)
         return Special(number=number, attributes=attributes)
 
-    async def _load_directory(self, key: str) -> Directory:
-        number = self._inodes.new_number()
+    async def _load_directory(self, key: str) -> tuple[Directory, Version | None]:
+        version: Version | None = None
         try:
             info = await self._storage.head(key)
+            version = Version(key, info.etag, info.size)
         except NotFound:
-            implicit = ObjectInfo(key=key, etag="", size=0, last_modified_ns=self._options.mounted_at_ns)
-            return Directory(number=number, attributes=self._attributes(implicit, directory=True))
-        directory = Directory(number=number, attributes=self._attributes(info, directory=True))
-        self._placement.place(directory, Version(key, info.etag, info.size))
-        return directory
+            info = ObjectInfo(key=key, etag="", size=0, last_modified_ns=self._options.mounted_at_ns)
+        attributes = self._attributes(info, directory=True)
+        return Directory(number=self._inodes.new_number(), attributes=attributes), version
 
     def _attributes(self, info: ObjectInfo, *, directory: bool) -> Attributes:
         return from_metadata(
@@ -531,3 +539,18 @@ def _is_same_version(known: Child, listed: Child) -> bool:
             return known.version is not None and known.version.etag == listed.etag
         return isinstance(known, ObjectInfo) and known.etag == listed.etag
     return False
+
+
+def _is_known_below(inode: Inode) -> bool:
+    """Return whether everything below is listed and an inode."""
+    return not isinstance(inode, Directory) or (
+        inode.listed_at is not None
+        and all(isinstance(child, Inode) and _is_known_below(child) for child in inode.children.values())
+    )
+
+
+def _longest_path_below(inode: Inode) -> int:
+    """Return the bytes, slashes included, of the longest path that begins below a directory; 0 for anything else."""
+    if not isinstance(inode, Directory):
+        return 0
+    return max((1 + len(child.name) + _longest_path_below(child) for child in inode.inodes()), default=0)

@@ -11,6 +11,7 @@ Everything is synchronous, and decided anew before each publication: between two
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from backends.base import CREATE_ONLY, IfMatch, PutMode
@@ -30,6 +31,7 @@ class Placement:
         self._mount_id = mount_id
         self._owners: dict[str, Inode] = {}
         self._leftovers: dict[str, Version] = {}
+        self._recorders: list[set[str]] = []
 
     def place(self, inode: Inode, version: Version) -> None:
         """Note that the bucket holds `version` for `inode`; where it held another one there is a leftover now."""
@@ -57,6 +59,8 @@ class Placement:
         """Note that a leftover was deleted, or turned out to be somebody else's."""
         if self._leftovers.get(version.key) == version:
             del self._leftovers[version.key]
+            for deleted in self._recorders:
+                deleted.add(version.key)
 
     def target(self, inode: Inode) -> str | None:
         """Return the key that the inode's object should have; None if there should be no object."""
@@ -85,14 +89,20 @@ class Placement:
         version = owner.version if owner is not None else self._leftovers.get(target)
         return IfMatch(version.etag) if version is not None else CREATE_ONLY
 
-    def is_leftover(self, key: str) -> bool:
-        """Return whether the object under `key` is gone for the tree, and only the bucket still has it."""
-        return key in self._leftovers
+    @property
+    def leftover_keys(self) -> set[str]:
+        """The keys of objects that are gone for the tree, and that only the bucket still has."""
+        return set(self._leftovers)
 
-    def is_moved_away(self, key: str) -> bool:
-        """Return whether the object under `key` belongs to an inode that has another path by now."""
-        owner = self._owners.get(key)
-        return owner is not None and self.target(owner) != key
+    @contextmanager
+    def recorded_deletions(self) -> Iterator[set[str]]:
+        """Yield a set that gathers the keys of leftovers as they go: a listing of that time may still name them."""
+        deleted: set[str] = set()
+        self._recorders.append(deleted)
+        try:
+            yield deleted
+        finally:
+            self._recorders = [recorder for recorder in self._recorders if recorder is not deleted]
 
     def deletable(self) -> Iterator[Version]:
         """Yield the leftovers whose key no inode of the tree is going to take."""

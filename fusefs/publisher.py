@@ -157,6 +157,28 @@ class Publisher:
         self._settle(inode)
         self._wake.set()
 
+    def lost(self, inode: Inode) -> None:
+        """Note that somebody else replaced or removed the object of an inode that had nothing to publish."""
+        if inode.version is not None:
+            inode.state.failure = StaleFile(f"{inode.version.key!r} was changed by somebody else")
+            self._placement.forget(inode.version.key)
+        self._settle(inode)
+
+    # What a listing of the bucket may say and the tree knows better
+
+    def is_unpublished(self, inode: Inode) -> bool:
+        """Return whether something of the inode is still on its way into the bucket."""
+        return inode in self._pending
+
+    def departing(self) -> set[str]:
+        """Return the keys of objects that the bucket may still have where the tree has deleted or moved them."""
+        moved = {
+            inode.version.key
+            for inode in self._pending
+            if inode.version is not None and self._is_elsewhere(inode)
+        }
+        return moved | self._placement.leftover_keys
+
     # Waiting for it
 
     async def publish(self, inode: Inode) -> None:
