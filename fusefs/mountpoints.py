@@ -37,7 +37,7 @@ def check_mountpoint(path: Path) -> None:
 def sync_filesystem(mountpoint: Path) -> None:
     """Have the kernel hand over every page of the mount that it has not written yet: syncfs(2).
 
-    Call it in a thread, and not through `pyfuse3.syncfs`: that one keeps Python's global lock while the kernel waits for
+    Call it in a thread, and not through `pyfuse3.syncfs`, which keeps Python's global lock while the kernel waits for
     this very process to take the pages. The descriptor is open only for the call, because it makes umount(8) fail.
     Raises OSError.
     """

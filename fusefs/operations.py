@@ -17,6 +17,7 @@ import pyfuse3
 
 from fusefs.entry_attributes import entry_attributes
 from fusefs.errno_boundary import errno_boundary, silent_boundary
+from fusefs.errors import OperationNotPermitted
 from fusefs.filesystem import AttributeChanges, Caller, Filesystem
 from fusefs.inodes import Inode
 
@@ -113,6 +114,12 @@ class FuseOperations(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> None:
         await self._filesystem.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+
+    @errno_boundary
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        raise OperationNotPermitted("there are no hard links")  # link(2): EPERM where a file system has none
 
     @errno_boundary
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from backends.retrying import RetryingStorage, RetryPolicy
-
 from backends.base import ObjectStorage
 from backends.directory import DirectoryStorage
 from backends.memory import MemoryStorage
 from backends.metered import MeteredStorage
 from backends.prefixed import PrefixedStorage
+from backends.retrying import RetryingStorage, RetryPolicy
 from backends.s3 import S3Storage
 from backends.s3_options import S3Options
 from fusefs.options import BucketStore, DirectoryStore, Store
@@ -39,7 +38,7 @@ def open_store(store: Store, *, retry_timeout_seconds: float) -> OpenStore:
 def _backend(store: Store) -> ObjectStorage:
     match store:
         case BucketStore():
-            return S3Storage(_s3_options(store))
+            return S3Storage(_s3_options(store), probe_prefix=store.prefix)
         case DirectoryStore():
             return DirectoryStorage(store.path)
         case _:
