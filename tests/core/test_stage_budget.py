@@ -8,20 +8,19 @@ from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from backends.base import MIB
 from backends.memory import MemoryStorage
 from fusefs.stage import StageFile
 from tests.core.tree import TreeOptions, open_tree, stored
 
-pytestmark = pytest.mark.usefixtures("autojump_clock")
-
 
 def _disk_use(directory: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
 
 
-async def test_files_larger_than_the_stage_can_be_written_and_read(tmp_path: Path) -> None:
+async def test_files_larger_than_the_stage_can_be_written_and_read(tmp_path: Path, autojump_clock: MockClock) -> None:
     """Eight files of 4 MiB go through a stage of 10 MiB, which never holds more than one write beyond it."""
     storage = MemoryStorage()
     async with open_tree(storage, tmp_path, TreeOptions(cache_size=10 * MIB)) as tree:
@@ -37,7 +36,7 @@ async def test_files_larger_than_the_stage_can_be_written_and_read(tmp_path: Pat
         assert await stored(storage) == contents
 
 
-async def test_one_open_file_larger_than_the_stage(tmp_path: Path) -> None:
+async def test_one_open_file_larger_than_the_stage(tmp_path: Path, autojump_clock: MockClock) -> None:
     """A file that is never closed is published on the way, so that its bytes can give way to the next ones."""
     storage = MemoryStorage()
     async with open_tree(storage, tmp_path, TreeOptions(cache_size=16 * MIB)) as tree:
@@ -51,7 +50,7 @@ async def test_one_open_file_larger_than_the_stage(tmp_path: Path) -> None:
         assert (await stored(storage))["large"] == data
 
 
-async def test_eviction_keeps_what_is_dirty(tmp_path: Path) -> None:
+async def test_eviction_keeps_what_is_dirty(tmp_path: Path, autojump_clock: MockClock) -> None:
     """Clean bytes of a changed file give way to others; the changed ones are still there and read as written."""
     storage = MemoryStorage()
     original = bytes(range(256)) * (6 * MIB // 256)
@@ -71,7 +70,7 @@ async def test_eviction_keeps_what_is_dirty(tmp_path: Path) -> None:
 
 
 async def test_a_disk_that_others_have_filled_first_gets_clean_bytes_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     """ENOSPC of the local disk publishes and evicts, and tries again, before a writer hears of it."""
     storage = MemoryStorage()
