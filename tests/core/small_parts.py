@@ -23,6 +23,10 @@ class SmallPartsStorage(MemoryStorage):
     def limits(self) -> Limits:
         return LIMITS
 
+    def snapshot(self) -> dict[str, bytes]:
+        """Return the bytes of every object at this moment."""
+        return {key: found.data for key, found in self._objects.items()}
+
 
 def tree_options(**changes: object) -> TreeOptions:
     """Return options of a tree over such a store."""
