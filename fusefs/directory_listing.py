@@ -19,6 +19,8 @@ class DirectoryListing:
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
+        #: Whether the directory's own marker is there.
+        self.has_marker = False
         self._objects: dict[bytes, ObjectInfo] = {}
         self._directories: set[bytes] = set()
         self._nameless: list[str] = []
@@ -29,7 +31,9 @@ class DirectoryListing:
             if self.prefix or common != keys.RESERVED_PREFIX:
                 self._add_prefix(common)
         for info in page.objects:
-            if info.key != self.prefix:  # the directory's own marker
+            if info.key == self.prefix:
+                self.has_marker = True
+            else:
                 self._add_object(info)
 
     def entries(self, known: Directory, departing: Iterable[str]) -> dict[bytes, Child]:

@@ -410,7 +410,15 @@ class Namespace:
             entries = listing.entries(directory, self._publisher.departing() | deleted)
             self._report(listing.not_shown(entries))
             self._merge(directory, entries, started)
+            if not listing.has_marker:
+                self._forget_marker(directory, started)
             directory.listed_at = started
+
+    def _forget_marker(self, directory: Directory, started: float) -> None:
+        """Believe a listing that lacks the marker: some stores (SeaweedFS) answer HEAD for every common prefix."""
+        is_ours = self._publisher.is_unpublished(directory) or directory.state.published_at >= started
+        if directory.version is not None and directory.number != ROOT_NUMBER and not is_ours:
+            self._placement.forget(directory.version.key)
 
     def _report(self, not_shown: Iterable[tuple[str, str]]) -> None:
         for key, reason in not_shown:

@@ -32,7 +32,7 @@ from typing import Final
 
 import trio
 
-from backends.base import CREATE_ONLY, ObjectStorage, PutMode
+from backends.base import CREATE_ONLY, OVERWRITE, ObjectStorage, PutMode
 from backends.errors import NotFound, PreconditionFailed, StorageError
 from fusefs.attributes import to_metadata
 from fusefs.content import Version
@@ -490,16 +490,15 @@ class Publisher:
         self._settle(inode)
 
     async def _share(self, directory: Directory, target: str) -> None:
-        """Take the marker that somebody else made or changed for ours: a directory has nothing that could be lost."""
+        """Write ours over the marker that somebody else made or changed: it has no bytes that could be lost.
+
+        A store that keeps a tree (SeaweedFS) refuses to create a marker, too, once anything is below it.
+        """
+        changes = directory.state.changes
+        metadata = to_metadata(directory.attributes)
+        etag = await self._storage.put(target, b"", metadata=metadata, mode=OVERWRITE)
         self._placement.forget(target)
-        self._placement.vacate(directory)
-        try:
-            found = await self._storage.head(target)
-        except NotFound:
-            directory.state.attributes_changed = True
-            self._schedule(directory, trio.current_time() + SETTLE_SECONDS)
-            return
-        self._note_success(directory, Version(found.key, found.etag, found.size), directory.state.changes)
+        self._note_success(directory, Version(target, etag, 0), changes)
 
     def _conflict_key(self, inode: Inode, target: str) -> str:
         suffix = f".{self._mount_id}-{inode.number}-{self._conflicts}"

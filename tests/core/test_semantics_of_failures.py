@@ -1,0 +1,54 @@
+"""The promises of SEMANTICS.md that need a store which fails when it is told; each docstring is a paragraph of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from trio.testing import MockClock
+
+from backends.errors import StorageError, Unavailable
+from backends.memory import MemoryStorage
+from backends.metered import MeteredStorage
+from backends.retrying import RetryingStorage, RetryPolicy
+from fusefs.errno_boundary import errno_of
+from tests.core.tree import open_tree, stored
+from tests.support.faulty import FaultyStorage
+
+
+async def test_store_that_does_not_answer(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """While the store does not answer, calls that need it wait, for `retry_timeout`. Then fsync returns EIO, and again,
+    until the data is in the bucket; what was written is not dropped, and later attempts go on by themselves.
+    """
+    faulty = FaultyStorage(MemoryStorage())
+    storage = RetryingStorage(faulty, RetryPolicy(timeout_seconds=300))
+    async with open_tree(storage, tmp_path) as tree:
+        handle = await tree.create("file")
+        await tree.write(handle, 0, b"bytes")
+        faulty.fail(Unavailable, times=1_000_000)
+        for _ in range(2):
+            began = autojump_clock.current_time()
+            with pytest.raises(StorageError) as failure:
+                await tree.filesystem.fsync(handle)
+            assert errno_of(failure.value) == 5
+            assert autojump_clock.current_time() - began >= 300
+        faulty.heal()
+        await tree.filesystem.release(handle)
+        await tree.publish_all()
+        assert await stored(storage) == {"file": b"bytes"}
+
+
+async def test_clean_fsync(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """fsync with nothing to publish makes no request."""
+    storage = MeteredStorage(MemoryStorage())
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.mkdir("d")
+        handle = await tree.create("d/file")
+        await tree.write(handle, 0, b"bytes")
+        directory = await tree.filesystem.opendir((await tree.find("d")).number)
+        await tree.filesystem.fsync(handle)
+        await tree.publish_all()
+        before = storage.statistics().requests
+        await tree.filesystem.fsync(handle)
+        await tree.filesystem.fsyncdir(directory)
+        assert storage.statistics().requests == before
