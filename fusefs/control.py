@@ -12,17 +12,21 @@ true and `error` null or a sentence. A connection that ends without it means tha
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import trio
+
+from fusefs.errors import MountError
 
 _log = logging.getLogger(__name__)
 
@@ -67,19 +71,27 @@ class ControlServer:
         self._all_told = trio.Event()
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Answer clients until cancelled."""
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if self._path.parent.stat().st_uid != os.getuid():
-            raise PermissionError(f"{self._path.parent} belongs to another user")
-        self._path.unlink(missing_ok=True)
-        listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            await listener.bind(str(self._path))
-            listener.listen()
-            task_status.started()
-            await trio.serve_listeners(self._answer, [trio.SocketListener(listener)])
-        finally:
-            self._path.unlink(missing_ok=True)
+        """Answer clients until cancelled. Raises `MountError` where there cannot be a socket."""
+        with trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            try:
+                _make_private(self._path.parent)
+                self._path.unlink(missing_ok=True)  # of a daemon that died
+                await listener.bind(str(self._path))
+                listener.listen()
+                ours = self._path.stat()
+            except OSError as error:
+                raise MountError(f"{self._path.parent} cannot hold a socket: {error.strerror}") from error
+            try:
+                task_status.started()
+                await trio.serve_listeners(self._answer, [trio.SocketListener(listener)])
+            finally:
+                self._remove(ours)
+
+    def _remove(self, ours: os.stat_result) -> None:
+        """Remove the socket, unless the next mount of this mount point has put its own there already."""
+        with suppress(FileNotFoundError):
+            if os.path.samestat(self._path.stat(), ours):
+                self._path.unlink()
 
     async def tell_end(self, error: str | None) -> None:
         """Tell followers how the mount ended, and return when they know."""
@@ -89,7 +101,7 @@ class ControlServer:
             with trio.move_on_after(5 * PROGRESS_SECONDS):
                 await self._all_told.wait()
 
-    async def _answer(self, stream: trio.SocketStream) -> None:
+    async def _answer(self, stream: trio.abc.Stream) -> None:
         try:
             request = (await stream.receive_some(64)).strip()
             if request == b"drain":
@@ -98,8 +110,10 @@ class ControlServer:
                 await self._answer_follow(stream)
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
             _log.debug("a client of the control socket went away")
+        except* Exception:  # it must not end the mount
+            _log.exception("a defect stopped an answer on the control socket")
 
-    async def _answer_drain(self, stream: trio.SocketStream) -> None:
+    async def _answer_drain(self, stream: trio.abc.Stream) -> None:
         error: str | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tell_progress, stream)
@@ -110,7 +124,7 @@ class ControlServer:
             nursery.cancel_scope.cancel()
         await self._tell_last(stream, error)
 
-    async def _answer_follow(self, stream: trio.SocketStream) -> None:
+    async def _answer_follow(self, stream: trio.abc.Stream) -> None:
         self._followers += 1
         try:
             async with trio.open_nursery() as nursery:
@@ -123,12 +137,12 @@ class ControlServer:
             if self._ended.is_set() and not self._followers:
                 self._all_told.set()
 
-    async def _tell_progress(self, stream: trio.SocketStream) -> None:
+    async def _tell_progress(self, stream: trio.abc.Stream) -> None:
         while True:
             await _send(stream, self._progress())
             await trio.sleep(PROGRESS_SECONDS)
 
-    async def _tell_last(self, stream: trio.SocketStream, error: str | None) -> None:
+    async def _tell_last(self, stream: trio.abc.Stream, error: str | None) -> None:
         left = self._progress()
         await _send(
             stream,
@@ -138,7 +152,14 @@ class ControlServer:
         )
 
 
-async def _send(stream: trio.SocketStream, progress: Progress) -> None:
+def _make_private(directory: Path) -> None:
+    """Make the directory. Raises OSError where it is another user's, who could put a socket of their own there."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if directory.lstat().st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, "it belongs to another user")
+
+
+async def _send(stream: trio.abc.Stream, progress: Progress) -> None:
     line = json.dumps(
         {
             "pending_inodes": progress.pending_inodes,
@@ -157,11 +178,15 @@ class ControlClient:
         self._path = socket_path(mountpoint)
 
     def connect(self, request: str) -> Iterator[Progress]:
-        """Send a request now, and return the progress to be read, up to and including the last line."""
+        """Send a request now, and return the progress to be read, up to and including the last line.
+
+        The daemon has begun to answer when this returns: whoever follows it will hear of its end.
+        """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             connection.connect(str(self._path))
             connection.sendall(request.encode() + b"\n")
+            connection.recv(1, socket.MSG_PEEK)
         except OSError as error:
             connection.close()
             raise ConnectionError(f"no daemon answers for this mount: {error.strerror}") from error
