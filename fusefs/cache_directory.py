@@ -11,6 +11,8 @@ import fcntl
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fusefs.errors import MountError
@@ -32,11 +34,12 @@ class CacheDirectory:
         mounts = cache_dir / "mounts"
         try:
             mounts.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for left_behind in mounts.iterdir():
-                _remove_if_dead(left_behind)
-            path = mounts / mount_id
-            path.mkdir(mode=0o700)
-            lock = _lock(path)
+            with _alone_in(mounts):
+                for left_behind in mounts.iterdir():
+                    _remove_if_dead(left_behind)
+                path = mounts / mount_id
+                path.mkdir(mode=0o700)
+                lock = _lock(path)
         except OSError as error:
             raise MountError(f"the cache directory {cache_dir} cannot be used: {error.strerror}") from error
         assert lock is not None, "nobody else knows this mount's name"
@@ -53,6 +56,17 @@ class CacheDirectory:
         os.close(self._lock)
 
 
+@contextmanager
+def _alone_in(mounts: Path) -> Iterator[None]:
+    """Keep other mounts from looking around for the block: one that is made and not locked yet would seem dead."""
+    descriptor = os.open(mounts, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _lock(directory: Path) -> int | None:
     """Return a descriptor that holds the directory's lock, or None if another process does."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -65,6 +79,8 @@ def _lock(directory: Path) -> int | None:
 
 
 def _remove_if_dead(directory: Path) -> None:
+    if not directory.is_dir():
+        return  # not ours
     lock = _lock(directory)
     if lock is not None:
         _log.info("removing what an earlier mount left in %s", directory)

@@ -1,0 +1,101 @@
+"""What mounts leave below `cache_dir`, and who removes it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fusefs.cache_directory import CacheDirectory
+from fusefs.errors import MountError
+
+
+def staged(cache: CacheDirectory) -> Path:
+    cache.stage.mkdir()
+    file = cache.stage / "1"
+    file.write_bytes(b"bytes")
+    return file
+
+
+def test_a_mount_has_a_directory_of_its_own_until_its_end(tmp_path: Path) -> None:
+    cache = CacheDirectory.claim(tmp_path / "cache", "one")
+    file = staged(cache)
+    assert file.is_relative_to(tmp_path / "cache")
+    assert (tmp_path / "cache/mounts/one").stat().st_mode & 0o777 == 0o700
+    cache.release()
+    assert list((tmp_path / "cache/mounts").iterdir()) == []
+
+
+def test_a_live_mounts_directory_is_left_alone(tmp_path: Path) -> None:
+    one = CacheDirectory.claim(tmp_path, "one")
+    file = staged(one)
+    two = CacheDirectory.claim(tmp_path, "two")
+    assert file.exists()
+    one.release()
+    two.release()
+
+
+def test_a_dead_mounts_directory_is_removed_by_the_next(tmp_path: Path) -> None:
+    """A killed process runs nothing at its end; the kernel drops its lock."""
+    script = (
+        "import os, sys; from pathlib import Path; from fusefs.cache_directory import CacheDirectory\n"
+        "cache = CacheDirectory.claim(Path(sys.argv[1]), 'dead')\n"
+        "cache.stage.mkdir(); (cache.stage / '1').write_bytes(b'x'); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False).returncode == -9
+    assert (tmp_path / "mounts/dead/stage/1").exists()
+    cache = CacheDirectory.claim(tmp_path, "next")
+    assert [path.name for path in (tmp_path / "mounts").iterdir()] == ["next"]
+    cache.release()
+
+
+def test_what_was_rescued_is_never_touched(tmp_path: Path) -> None:
+    cache = CacheDirectory.claim(tmp_path, "one")
+    cache.rescued.mkdir(parents=True)
+    (cache.rescued / "file").write_bytes(b"the only copy")
+    cache.release()
+    CacheDirectory.claim(tmp_path, "two").release()
+    assert (cache.rescued / "file").read_bytes() == b"the only copy"
+
+
+def test_a_file_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mounts").mkdir()
+    (tmp_path / "mounts/notes.txt").write_text("mine")
+    CacheDirectory.claim(tmp_path, "one").release()
+    assert (tmp_path / "mounts/notes.txt").read_text() == "mine"
+
+
+def test_a_mount_waits_while_another_one_looks_around(tmp_path: Path) -> None:
+    """Between mkdir and lock a directory looks dead: only one mount may be there at a time."""
+    (tmp_path / "mounts").mkdir()
+    other = os.open(tmp_path / "mounts", os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    script = (
+        "import sys; from pathlib import Path; from fusefs.cache_directory import CacheDirectory\n"
+        "print('begun', flush=True); CacheDirectory.claim(Path(sys.argv[1]), 'one'); print('claimed', flush=True)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.2)
+        assert list((tmp_path / "mounts").iterdir()) == []
+        os.close(other)
+        assert process.stdout.readline() == "claimed\n"
+
+
+@pytest.mark.parametrize("below", ["file", "file/cache"])
+def test_a_cache_directory_that_cannot_be_one_is_one_clear_line(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MountError) as caught:
+        CacheDirectory.claim(tmp_path / below, "one")
+    message = str(caught.value)
+    assert str(tmp_path / below) in message
+    assert "\n" not in message
+    assert "None" not in message
