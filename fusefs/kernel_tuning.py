@@ -30,7 +30,10 @@ _PR_SET_IO_FLUSHER: Final = 57
 def tune_process() -> None:
     """Raise the limit of open descriptors to the hard one, and tell the kernel that it writes back through us."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError) as error:  # a hard limit over fs.nr_open
+        _log.debug("RLIMIT_NOFILE is refused: %s", error)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0) != 0:
         _log.debug("PR_SET_IO_FLUSHER is refused: %s", os.strerror(ctypes.get_errno()))
