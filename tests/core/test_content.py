@@ -1,0 +1,370 @@
+"""The bytes of one file against a bytearray, and the fetching of what is not staged."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from backends.base import KIB, ObjectStorage, RangeResult
+from backends.errors import Unavailable
+from backends.intercepted import Verb
+from backends.memory import MemoryStorage
+from fusefs.content import Content, ContentSources, Version
+from fusefs.errors import StaleFile
+from fusefs.extents import ExtentSet
+from fusefs.prefetch import SequentialDetector
+from fusefs.stage import Stage
+from fusefs.stage_budget import StageBudget
+from tests.support.faulty import FaultyStorage
+
+FETCH: Final = 4 * KIB
+BODY: Final = Random(0).randbytes(40 * KIB)
+
+
+@asynccontextmanager
+async def open_sources(
+    storage: ObjectStorage, directory: Path, *, fetches: int = 4, budget: int = 1 << 40
+) -> AsyncIterator[ContentSources]:
+    stage = Stage(directory / "stage")
+    async with trio.open_nursery() as nursery:
+        yield ContentSources(
+            stage, storage, nursery.start_soon, StageBudget(budget), trio.CapacityLimiter(fetches)
+        )
+        nursery.cancel_scope.cancel()
+    stage.close()
+
+
+async def stored_content(sources: ContentSources, key: str = "k", body: bytes = BODY) -> Content:
+    """Return the content of an object that is in the bucket and nowhere else yet."""
+    return Content(sources, base=Version(key, await sources.storage.put(key, body), len(body)))
+
+
+def check_invariants(content: Content) -> None:
+    """Hold the three invariants of `fusefs.content`."""
+    covered = content.present.copy()
+    covered.add(0, content.base_limit)
+    assert covered.covers(0, content.size)
+    assert all(extents.end <= content.size for extents in (content.present, content.dirty, content.unsent))
+    assert content.base_limit <= (content.base.size if content.base else 0)
+    assert all(content.present.covers(*extent) for extent in content.dirty)
+    assert all(content.dirty.covers(*extent) for extent in content.unsent)
+
+
+class Machine:
+    """One content, the bytes that it must have, and reads and an upload that are under way."""
+
+    def __init__(self, content: Content, nursery: trio.Nursery, faulty: FaultyStorage) -> None:
+        self.content = content
+        self.model = bytearray(BODY)
+        self.nursery = nursery
+        self.faulty = faulty
+        self.stamp = 0
+        #: What an upload has taken, and will be the object when it completes.
+        self.taken: bytes | None = None
+        self.reader = SequentialDetector(16 * KIB)
+
+    async def write(self, offset: int, length: int) -> None:
+        self.stamp += 1
+        data = Random(self.stamp).randbytes(length)
+        if length:
+            self.model.extend(bytes(max(0, offset - len(self.model))))
+            self.model[offset : offset + length] = data
+            self.content.write(offset, data)
+
+    async def truncate(self, size: int) -> None:
+        del self.model[size:]
+        self.model.extend(bytes(size - len(self.model)))
+        self.content.truncate(size)
+
+    async def read(self, offset: int, length: int) -> None:
+        assert await self.content.read(offset, length) == bytes(self.model[offset : offset + length])
+
+    async def read_ahead(self, offset: int, length: int) -> None:
+        data = await self.content.read(offset, length, self.reader)
+        assert data == bytes(self.model[offset : offset + length])
+
+    async def read_later(self, offset: int, length: int) -> None:
+        """Begin a read and go on; what it returns may be of any moment until then."""
+        self.nursery.start_soon(self.content.read, offset, length)
+
+    async def begin_upload(self) -> None:
+        if self.taken is None:
+            await self.content.fetch(0, self.content.size)
+            self.content.give_back()
+            self.taken = self.content.take(0, self.content.size)
+
+    async def complete_upload(self) -> None:
+        """What was taken becomes the object, whatever has been written or cut since then."""
+        if self.taken is not None:
+            etag = await self.faulty.put("k", self.taken)
+            self.content.published(Version("k", etag, len(self.taken)))
+            self.taken = None
+
+    async def fail_upload(self) -> None:
+        if self.taken is not None:
+            self.taken = None
+            self.content.give_back()
+
+    async def evict(self) -> None:
+        self.content.evict()
+
+    async def turn(self) -> None:
+        await trio.testing.wait_all_tasks_blocked()
+
+
+offsets = st.integers(0, 48 * KIB)
+lengths = st.one_of(st.integers(0, 100), st.integers(0, 20 * KIB))
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("write"), offsets, lengths),
+        st.tuples(st.just("write"), offsets, lengths),
+        st.tuples(st.just("truncate"), offsets),
+        st.tuples(st.just("read"), offsets, lengths),
+        st.tuples(st.just("read_ahead"), offsets, lengths),
+        st.tuples(st.just("read_later"), offsets, lengths),
+        st.tuples(st.sampled_from(["begin_upload", "complete_upload", "fail_upload", "evict", "turn"])),
+    ),
+    max_size=40,
+)
+
+
+async def run_machine(directory: Path, work: list[tuple[Any, ...]]) -> None:
+    faulty = FaultyStorage(MemoryStorage())
+    async with open_sources(faulty, directory, fetches=2) as sources, trio.open_nursery() as nursery:
+        machine = Machine(await stored_content(sources), nursery, faulty)
+        for name, *arguments in work:
+            await getattr(machine, name)(*arguments)
+            check_invariants(machine.content)
+        await machine.read(0, 100 * KIB)
+        await machine.begin_upload()
+        assert machine.taken is not None
+        await machine.complete_upload()
+        await machine.evict()
+        await machine.read(0, 100 * KIB)
+        machine.content.discard()
+        await machine.turn()
+        assert sources.budget.total == 0
+        assert not list((directory / "stage").iterdir())
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
+@given(work=steps)
+def test_a_content_is_an_array_of_bytes(small_parts: None, work: list[tuple[Any, ...]]) -> None:
+    """Writes, cuts, reads, uploads that end later and evictions in any order: reads are right, the invariants hold."""
+    with TemporaryDirectory() as directory:
+        trio.run(run_machine, Path(directory), work, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+class _RangeRecorder(MemoryStorage):
+    """Notes which ranges are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ranges: list[tuple[int, int]] = []
+
+    async def get_range(
+        self, key: str, start: int = 0, length: int | None = None, *, if_match: str | None = None
+    ) -> RangeResult:
+        result = await super().get_range(key, start, length, if_match=if_match)
+        self.ranges.append((start, start + len(result.data)))
+        return result
+
+
+async def test_each_byte_is_fetched_once_however_many_read_it(small_parts: None, tmp_path: Path) -> None:
+    storage = _RangeRecorder()
+    async with open_sources(storage, tmp_path) as sources:
+        content = await stored_content(sources)
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                for offset in range(0, 20 * KIB, KIB):
+                    nursery.start_soon(content.read, offset, 8 * KIB)
+        await content.read(0, 27 * KIB)
+        assert (
+            sum(end - start for start, end in storage.ranges) == ExtentSet(storage.ranges).total == 27 * KIB
+        )
+        assert max(end - start for start, end in storage.ranges) <= FETCH
+
+
+async def test_a_write_during_a_fetch_is_not_overwritten(small_parts: None, tmp_path: Path) -> None:
+    faulty = FaultyStorage(MemoryStorage())
+    async with open_sources(faulty, tmp_path) as sources, trio.open_nursery() as nursery:
+        content = await stored_content(sources)
+        gate = faulty.hold(Verb.GET_RANGE)
+        nursery.start_soon(content.read, 0, FETCH)
+        await gate.reached.wait()
+        content.write(100, b"newer")
+        gate.open()
+        assert await content.read(90, 20) == BODY[90:100] + b"newer" + BODY[105:110]
+
+
+async def test_a_cut_during_a_fetch_stays_cut(small_parts: None, tmp_path: Path) -> None:
+    """Bytes beyond the cut arrive and are dropped; the file that grows again has zeros there."""
+    faulty = FaultyStorage(MemoryStorage())
+    async with open_sources(faulty, tmp_path) as sources, trio.open_nursery() as nursery:
+        content = await stored_content(sources)
+        gate = faulty.hold(Verb.GET_RANGE)
+        nursery.start_soon(content.read, 0, FETCH)
+        await gate.reached.wait()
+        content.truncate(10)
+        content.truncate(FETCH)
+        gate.open()
+        assert await content.read(0, FETCH) == BODY[:10] + bytes(FETCH - 10)
+
+
+async def test_bytes_of_an_older_base_are_not_staged_over_a_newer_one(
+    small_parts: None, tmp_path: Path
+) -> None:
+    """A GET of the first version ends after the second was published and its bytes were evicted."""
+    storage = MemoryStorage()
+    late = _LateStorage(storage)
+    async with open_sources(late, tmp_path) as sources, trio.open_nursery() as nursery:
+        content = await stored_content(sources, body=BODY[:FETCH])
+        nursery.start_soon(content.read, 0, FETCH)
+        await late.answered.wait()
+        content.write(0, bytes(FETCH))
+        etag = await storage.put("k", content.take(0, FETCH))
+        content.published(Version("k", etag, FETCH))
+        content.evict()
+        late.let_go.set()
+        assert await content.read(0, FETCH) == bytes(FETCH)
+
+
+class _LateStorage(FaultyStorage):
+    """Holds the first answer to a GET back: the store has read the bytes already."""
+
+    def __init__(self, inner: ObjectStorage) -> None:
+        super().__init__(inner)
+        self.answered = trio.Event()
+        self.let_go = trio.Event()
+
+    async def _carry_out(self, request: Any, send: Any) -> Any:
+        result = await super()._carry_out(request, send)
+        if request.verb is Verb.GET_RANGE and not self.answered.is_set():
+            self.answered.set()
+            await self.let_go.wait()
+        return result
+
+
+async def test_a_fetch_that_waited_while_the_file_was_cut_and_published_is_no_conflict(
+    small_parts: None, tmp_path: Path
+) -> None:
+    """Its range lies beyond the new version, and nobody else has changed anything."""
+    faulty = FaultyStorage(MemoryStorage())
+    async with open_sources(faulty, tmp_path, fetches=1) as sources, trio.open_nursery() as nursery:
+        content = await stored_content(sources)
+        results: list[bytes] = []
+
+        async def read(offset: int) -> None:
+            results.append(await content.read(offset, 10))
+
+        gate = faulty.hold(Verb.GET_RANGE)
+        nursery.start_soon(read, 0)
+        await gate.reached.wait()
+        nursery.start_soon(read, 20 * KIB)  # waits for its turn
+        await trio.testing.wait_all_tasks_blocked()
+        content.truncate(0)
+        content.published(Version("k", await faulty.put("k", b""), 0))
+        gate.open()
+        await trio.testing.wait_all_tasks_blocked()
+        assert results == [b"", b""]
+
+
+async def test_a_foreign_change_under_an_open_file_is_stale_and_never_a_mixture(
+    small_parts: None, tmp_path: Path
+) -> None:
+    storage = MemoryStorage()
+    async with open_sources(storage, tmp_path) as sources:
+        content = await stored_content(sources)
+        assert await content.read(0, 10) == BODY[:10]
+        await storage.put("k", bytes(len(BODY)))
+        assert await content.read(0, 10) == BODY[:10]  # staged: still the version that was opened
+        with pytest.raises(StaleFile):
+            await content.read(len(BODY) - 10, 10)
+        await storage.delete("k")
+        with pytest.raises(StaleFile):
+            await content.read(len(BODY) - 10, 10)
+
+
+async def test_a_fetch_that_fails_is_made_again_by_whoever_waits_for_it(
+    small_parts: None, tmp_path: Path
+) -> None:
+    faulty = FaultyStorage(MemoryStorage())
+    async with open_sources(faulty, tmp_path) as sources, trio.open_nursery() as nursery:
+        content = await stored_content(sources)
+        faulty.fail(Unavailable, verb=Verb.GET_RANGE)
+        gate = faulty.hold(Verb.GET_RANGE)
+
+        async def fail() -> None:
+            with pytest.raises(Unavailable):
+                await content.read(0, 10)
+
+        nursery.start_soon(fail)
+        await gate.reached.wait()
+        results: list[bytes] = []
+
+        async def read() -> None:
+            results.append(await content.read(0, 10))
+
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not results
+        gate.open()
+        await trio.testing.wait_all_tasks_blocked()
+        assert results == [BODY[:10]]
+
+
+async def test_a_reader_that_is_cancelled_leaves_no_claim(small_parts: None, tmp_path: Path) -> None:
+    faulty = FaultyStorage(MemoryStorage())
+    async with open_sources(faulty, tmp_path) as sources:
+        content = await stored_content(sources)
+        gate = faulty.hold(Verb.GET_RANGE)
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(content.read, 0, 10)
+                await gate.reached.wait()
+                scope.cancel()
+        with trio.fail_after(5):
+            assert await content.read(0, 10) == BODY[:10]
+
+
+async def test_reading_ahead_is_bounded_and_its_failures_are_nobodys(
+    small_parts: None, tmp_path: Path
+) -> None:
+    """No more than the window is fetched beyond a read; whatever fails there does not end the mount's nursery."""
+    faulty = FaultyStorage(MemoryStorage())
+    async with open_sources(faulty, tmp_path) as sources:
+        content = await stored_content(sources, body=bytes(4 * 1024 * KIB))
+        reader = SequentialDetector(256 * KIB)
+        await content.read(0, KIB, reader)
+        await trio.testing.wait_all_tasks_blocked()
+        assert content.present.end <= KIB + 256 * KIB + FETCH
+        faulty.fail(RuntimeError, verb=Verb.GET_RANGE, times=1_000)
+        content.evict()
+        with pytest.raises(RuntimeError):
+            await content.read(0, KIB, reader)
+        await trio.testing.wait_all_tasks_blocked()
+        faulty.heal()
+        assert await content.read(0, KIB, reader) == bytes(KIB)
+
+
+async def test_writers_wait_while_they_are_held(tmp_path: Path) -> None:
+    async with open_sources(MemoryStorage(), tmp_path) as sources, trio.open_nursery() as nursery:
+        content = Content(sources)
+        content.hold_writers()
+        content.hold_writers()
+        nursery.start_soon(content.wait_writable)
+        await trio.testing.wait_all_tasks_blocked()
+        assert nursery.child_tasks
+        content.release_writers()
+        await trio.testing.wait_all_tasks_blocked()
+        assert not nursery.child_tasks
