@@ -1,0 +1,374 @@
+"""How files go up: requests, parts and rounds, and that an object is always one whole version of its file."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from random import Random
+from typing import Final
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from backends.base import KIB, Capabilities, ObjectStorage
+from backends.errors import StorageError
+from backends.intercepted import InterceptedStorage, Request, T, Verb
+from fusefs.filesystem import AttributeChanges
+from fusefs.publisher import PublishOptions
+from tests.core.small_parts import LIMITS, PART, SmallPartsStorage, tree_options
+from tests.core.tree import Tree, open_tree, stored, stored_metadata
+from tests.support.faulty import FaultyStorage
+
+BASE: Final = Random(0).randbytes(30 * PART)
+NEW: Final = Random(1).randbytes(KIB)
+
+pytestmark = pytest.mark.usefixtures("small_parts")
+
+
+def new_store() -> FaultyStorage:
+    return FaultyStorage(SmallPartsStorage())
+
+
+def requests(faulty: FaultyStorage, since: int = 0) -> list[Verb]:
+    """Return what was asked of the store that changes it."""
+    reading = (Verb.HEAD, Verb.LIST_PREFIX, Verb.GET_RANGE)
+    return [request.verb for request in faulty.calls[since:] if request.verb not in reading]
+
+
+async def with_base(tree: Tree, key: str = "file") -> int:
+    """Put a large object into the bucket and return how many calls were made so far."""
+    await tree.storage.put(key, BASE)
+    await tree.find(key)
+    assert isinstance(tree.storage, FaultyStorage)
+    return len(tree.storage.calls)
+
+
+async def test_a_small_file_is_one_put(tmp_path: Path, autojump_clock: MockClock) -> None:
+    faulty = new_store()
+    async with open_tree(faulty, tmp_path, tree_options()) as tree:
+        await tree.write_file("file", bytes(PART - 1))
+        await tree.publish_all()
+        assert requests(faulty) == [Verb.PUT]
+
+
+async def test_parts_go_up_before_the_file_is_closed(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """All but the end of the file, from which the writer may not have moved on."""
+    faulty = new_store()
+    async with open_tree(faulty, tmp_path, tree_options()) as tree:
+        handle = await tree.create("file")
+        for start in range(0, 5 * PART + 100, KIB):
+            await tree.write(handle, start, BASE[start : min(start + KIB, 5 * PART + 100)])
+        await wait_all_tasks_blocked()
+        assert requests(faulty) == [Verb.CREATE_MULTIPART] + [Verb.UPLOAD_PART] * 4
+        await tree.close(handle)
+        await tree.publish_all()
+        parts = [request for request in faulty.calls if request.verb is Verb.UPLOAD_PART]
+        assert [part.bytes_sent for part in parts] == [PART] * 5 + [100]
+        assert await stored(faulty) == {"file": BASE[: 5 * PART + 100]}
+        inode = await tree.find("file")
+        assert (await stored_metadata(faulty))["file"]["mtime"].endswith(
+            str(inode.attributes.mtime_ns % 10**9)
+        )
+
+
+async def test_a_part_that_is_written_again_is_sent_again_alone(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    faulty = new_store()
+    async with open_tree(faulty, tmp_path, tree_options()) as tree:
+        handle = await tree.create("file")
+        await tree.write(handle, 0, BASE[: 5 * PART])
+        await wait_all_tasks_blocked()
+        before = len(faulty.calls)
+        await tree.write(handle, PART + 10, NEW)
+        await tree.filesystem.fsync(handle)
+        sent = [r.bytes_sent for r in faulty.calls[before:] if r.verb is Verb.UPLOAD_PART]
+        assert sent == [PART, PART]  # the last one, which had been held back, and the second one again
+        changed = bytearray(BASE[: 5 * PART])
+        changed[PART + 10 : PART + 10 + KIB] = NEW
+        assert await stored(faulty) == {"file": bytes(changed)}
+        await tree.close(handle)
+
+
+async def test_an_append_sends_the_appended_bytes_only(tmp_path: Path, autojump_clock: MockClock) -> None:
+    faulty = new_store()
+    async with open_tree(faulty, tmp_path, tree_options()) as tree:
+        before = await with_base(tree)
+        handle = await tree.open("file")
+        await tree.write(handle, len(BASE), NEW)
+        await tree.filesystem.fsync(handle)
+        copy_and_part = sorted([Verb.CREATE_MULTIPART, Verb.COPY_PART, Verb.UPLOAD_PART, Verb.COMPLETE])
+        assert sorted(requests(faulty, before)) == copy_and_part
+        assert sum(r.bytes_sent for r in faulty.calls[before:]) == KIB
+        assert not [r for r in faulty.calls[before:] if r.verb is Verb.GET_RANGE]
+        assert await stored(faulty) == {"file": BASE + NEW}
+        await tree.close(handle)
+
+
+async def test_a_change_in_the_middle_sends_no_more_than_a_minimal_part(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    faulty = new_store()
+    async with open_tree(faulty, tmp_path, tree_options()) as tree:
+        before = await with_base(tree)
+        handle = await tree.open("file")
+        await tree.write(handle, 15 * PART, NEW)
+        await tree.filesystem.fsync(handle)
+        assert sum(r.bytes_sent for r in faulty.calls[before:]) == LIMITS.min_part_size
+        assert await stored(faulty) == {"file": BASE[: 15 * PART] + NEW + BASE[15 * PART + KIB :]}
+        await tree.close(handle)
+
+
+@pytest.mark.parametrize("start", [0, PART + 5, 3 * PART - 100, 6 * PART])
+@pytest.mark.parametrize("based", [False, True], ids=["stream", "patch"])
+@pytest.mark.parametrize(
+    "verb", [Verb.CREATE_MULTIPART, Verb.UPLOAD_PART, Verb.COMPLETE], ids=["begin", "part", "complete"]
+)
+@pytest.mark.parametrize("change", ["write", "cut", "cut and grow", "grow"])
+async def test_a_file_that_changes_while_it_goes_up(
+    start: int, based: bool, verb: Verb, change: str, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """The object is the file as it was at some moment, and after the next publication the file as it is."""
+    faulty = new_store()
+    async with open_tree(faulty, tmp_path, tree_options()) as tree, trio.open_nursery() as nursery:
+        if based:
+            await with_base(tree)
+        handle = await (tree.open("file") if based else tree.create("file"))
+        mirror = _Mirror(tree, handle, (await tree.find("file")).number, BASE if based else b"")
+        await mirror.write(2 * PART, bytes(4 * PART))
+        gate = faulty.hold(verb)
+        published = trio.Event()
+
+        async def fsync() -> None:
+            await tree.filesystem.fsync(handle)
+            published.set()
+
+        nursery.start_soon(fsync)
+        await gate.reached.wait()
+        del mirror.versions[:-1]
+        if change.startswith("cut"):
+            await mirror.truncate(start)
+        if change == "cut and grow":
+            await mirror.truncate(7 * PART)
+        if change in ("write", "grow"):
+            await mirror.write(start if change == "write" else len(mirror.versions[-1]) + start, NEW)
+        gate.open()
+        with trio.fail_after(60):
+            await published.wait()
+        assert (await stored(faulty))["file"] in mirror.versions
+        await tree.filesystem.fsync(handle)
+        assert (await stored(faulty))["file"] == mirror.versions[-1]
+        assert await tree.filesystem.read(handle, 0, 100 * PART) == mirror.versions[-1]
+        await tree.close(handle)
+    assert not await faulty.list_multipart_uploads()
+
+
+class _Mirror:
+    """An open file, and what it has been after each change."""
+
+    def __init__(self, tree: Tree, handle: int, number: int, content: bytes) -> None:
+        self._tree = tree
+        self._handle = handle
+        self._number = number
+        self.versions = [content]
+
+    async def write(self, offset: int, data: bytes) -> None:
+        content = self.versions[-1]
+        await self._tree.write(self._handle, offset, data)
+        self.versions.append(content[:offset].ljust(offset, b"\0") + data + content[offset + len(data) :])
+
+    async def truncate(self, size: int) -> None:
+        await self._tree.filesystem.setattr(self._number, AttributeChanges(size=size))
+        self.versions.append(self.versions[-1][:size].ljust(size, b"\0"))
+
+
+@pytest.mark.parametrize("based", [False, True], ids=["stream", "patch"])
+@pytest.mark.parametrize("cutting", [False, True], ids=["writing", "cutting"])
+async def test_a_writer_that_never_rests_is_held_until_the_upload_has_ended(
+    based: bool, cutting: bool, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """It writes, or cuts and writes, whenever a part goes up; after some free rounds it waits for the last one."""
+    store = _SlowStore(SmallPartsStorage())
+    async with open_tree(store, tmp_path, tree_options()) as tree, trio.open_nursery() as nursery:
+        if based:
+            await store.put("file", BASE)
+            handle = await tree.open("file")
+        else:
+            handle = await tree.create("file")
+        await tree.write(handle, 0, bytes(4 * PART))
+        number = (await tree.find("file")).number
+
+        async def hammer() -> None:
+            for stamp in range(10_000):
+                if cutting:
+                    await tree.filesystem.setattr(number, AttributeChanges(size=PART // 2))
+                await tree.write(handle, 0, stamp.to_bytes(4, "big") * PART)
+                await trio.sleep(0.1)
+
+        with trio.fail_after(300):
+            nursery.start_soon(hammer)
+            await trio.sleep(1)
+            await tree.filesystem.fsync(handle)
+        body = (await store.get_range("file")).data
+        assert body[: 4 * PART] == body[:4] * PART  # of one round of the hammer, and not of two
+        nursery.cancel_scope.cancel()
+
+
+class _SlowStore(InterceptedStorage):
+    """Each request takes a second."""
+
+    def __init__(self, inner: ObjectStorage) -> None:
+        super().__init__(inner)
+        self.part_bytes = 0
+        self.most_part_bytes = 0
+
+    async def _carry_out(self, request: Request, send: Callable[[], Awaitable[T]]) -> T:
+        if request.verb is Verb.UPLOAD_PART:
+            self.part_bytes += request.bytes_sent
+            self.most_part_bytes = max(self.most_part_bytes, self.part_bytes)
+        try:
+            await trio.sleep(1)
+            return await send()
+        finally:
+            if request.verb is Verb.UPLOAD_PART:
+                self.part_bytes -= request.bytes_sent
+
+
+async def test_many_large_files_hold_a_bounded_number_of_parts(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Twenty files are written at once; four parts go up at a time, and no more than four streams have begun."""
+    store = _SlowStore(SmallPartsStorage())
+    async with open_tree(store, tmp_path, tree_options(parts_in_flight=4)) as tree:
+        handles = [await tree.create(f"file-{number}") for number in range(20)]
+        for handle in handles:
+            await tree.write(handle, 0, bytes(4 * PART))
+        await wait_all_tasks_blocked()
+        assert len(await store.list_multipart_uploads()) <= 4
+        for handle in handles:
+            await tree.close(handle)
+        await tree.publish_all()
+        assert store.most_part_bytes <= 4 * PART
+        assert len(await stored(store)) == 20
+
+
+async def test_a_write_during_the_last_part_of_a_new_file_is_not_lost(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """The write must not begin a second stream, which would take from the first one what is unsent."""
+    faulty = new_store()
+    async with open_tree(faulty, tmp_path, tree_options()) as tree, trio.open_nursery() as nursery:
+        handle = await tree.create("file")
+        await tree.write(handle, 0, bytes(3 * PART))
+        gate = faulty.hold(Verb.COMPLETE)
+        nursery.start_soon(tree.filesystem.fsync, handle)
+        await gate.reached.wait()
+        await tree.write(handle, 0, NEW)
+        await wait_all_tasks_blocked()
+        gate.open()
+        await tree.filesystem.fsync(handle)
+        assert (await stored(faulty))["file"] == NEW + bytes(3 * PART - KIB)
+        assert len(faulty.calls_of(Verb.COMPLETE)) == 2
+        await tree.close(handle)
+
+
+@pytest.mark.parametrize("based", [False, True], ids=["stream", "patch"])
+@pytest.mark.parametrize("error", [StorageError, RuntimeError])
+@pytest.mark.parametrize("verb", [Verb.CREATE_MULTIPART, Verb.UPLOAD_PART, Verb.COMPLETE])
+async def test_an_upload_that_fails_is_aborted_and_made_again(
+    verb: Verb, error: type[Exception], based: bool, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Whatever the store raises: the caller is told, nothing is left behind, and the next fsync makes it good."""
+    faulty = new_store()
+    async with open_tree(faulty, tmp_path, tree_options()) as tree:
+        if based:
+            await with_base(tree)
+        handle = await (tree.open("file") if based else tree.create("file"))
+        await tree.write(handle, 0, bytes(4 * PART))
+        faulty.fail(error, verb=verb, times=math.inf)
+        with pytest.raises(error):
+            await tree.filesystem.fsync(handle)
+        assert not await faulty.list_multipart_uploads()
+        faulty.heal()
+        await tree.filesystem.fsync(handle)
+        assert (await stored(faulty))["file"] == bytes(4 * PART) + (BASE[4 * PART :] if based else b"")
+        assert not await faulty.list_multipart_uploads()
+        await tree.close(handle)
+
+
+async def test_a_file_that_is_removed_while_it_goes_up_is_given_up(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """In the background, and when its upload is being finished: no object appears, no upload is left."""
+    faulty = new_store()
+    options = tree_options(publish=PublishOptions(interval_seconds=1e6))
+    async with open_tree(faulty, tmp_path, options) as tree, trio.open_nursery() as nursery:
+        handle = await tree.create("background")
+        await tree.write(handle, 0, bytes(4 * PART))
+        await wait_all_tasks_blocked()
+        assert await faulty.list_multipart_uploads()
+        await tree.unlink("background")
+        await tree.close(handle)
+        await wait_all_tasks_blocked()
+        assert not await faulty.list_multipart_uploads()
+
+        handle = await tree.create("finishing")
+        await tree.write(handle, 0, bytes(4 * PART))
+        gate = faulty.hold(Verb.UPLOAD_PART)
+        nursery.start_soon(tree.filesystem.fsync, handle)
+        await gate.reached.wait()
+        await tree.unlink("finishing")
+        await tree.close(handle)
+        gate.open()
+        await tree.publish_all()
+        assert not await faulty.list_multipart_uploads()
+        assert await stored(faulty, ours=True) == {}
+        assert not faulty.calls_of(Verb.COMPLETE)
+        assert tree.sources.budget.total == 0
+
+
+async def test_uploads_under_way_are_aborted_at_the_end(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """When the mount ends without waiting, nothing is left that would be paid for."""
+    faulty = new_store()
+    async with open_tree(faulty, tmp_path, tree_options()) as tree, trio.open_nursery() as nursery:
+        await with_base(tree, "old")
+        handle = await tree.create("new")
+        await tree.write(handle, 0, bytes(4 * PART))
+        patched = await tree.open("old")
+        await tree.write(patched, 10 * PART, NEW)
+        faulty.hold(Verb.COMPLETE, times=math.inf)
+        nursery.start_soon(tree.filesystem.fsync, patched)
+        await wait_all_tasks_blocked()
+        assert len(await faulty.list_multipart_uploads()) == 2
+        nursery.cancel_scope.cancel()
+    assert not await faulty.list_multipart_uploads()
+
+
+async def test_a_store_that_cannot_copy_parts_gets_the_whole_file(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """The clean bytes are fetched for it."""
+    store = SmallPartsStorage(capabilities=Capabilities(copy_part=False))
+    await store.put("file", BASE)
+    async with open_tree(store, tmp_path, tree_options()) as tree:
+        handle = await tree.open("file", os.O_WRONLY)
+        await tree.write(handle, 15 * PART, NEW)
+        await tree.filesystem.fsync(handle)
+        assert await stored(store) == {"file": BASE[: 15 * PART] + NEW + BASE[15 * PART + KIB :]}
+        await tree.close(handle)
+
+
+async def test_an_object_too_large_for_one_copy_is_copied_in_parts(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    faulty = new_store()
+    body = Random(2).randbytes(LIMITS.max_copy_size + 10 * KIB)
+    await faulty.put("old", body)
+    async with open_tree(faulty, tmp_path, tree_options()) as tree:
+        await tree.rename("old", "new")
+        await tree.publish_all()
+        assert await stored(faulty) == {"new": body}
+        assert len(faulty.calls_of(Verb.COPY_PART)) == 2
