@@ -1,4 +1,4 @@
-"""Fills pyfuse3's attribute struct from an inode."""
+"""Fills pyfuse3's attribute struct: from an inode, or for a name that there is not."""
 
 from __future__ import annotations
 
@@ -33,4 +33,12 @@ def entry_attributes(inode: Inode, *, timeout_seconds: float) -> pyfuse3.EntryAt
     entry.st_atime_ns = attributes.atime_ns
     entry.st_mtime_ns = attributes.mtime_ns
     entry.st_ctime_ns = attributes.ctime_ns
+    return entry
+
+
+def missing_entry(*, timeout_seconds: float) -> pyfuse3.EntryAttributes:
+    """Return what tells the kernel that a name is free, and that it need not ask again for `timeout_seconds`."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = 0
+    entry.entry_timeout = timeout_seconds
     return entry

@@ -15,9 +15,9 @@ from typing import Final
 
 import pyfuse3
 
-from fusefs.entry_attributes import entry_attributes
+from fusefs.entry_attributes import entry_attributes, missing_entry
 from fusefs.errno_boundary import errno_boundary, silent_boundary
-from fusefs.errors import OperationNotPermitted
+from fusefs.errors import NoSuchEntry, OperationNotPermitted
 from fusefs.filesystem import AttributeChanges, Caller, Filesystem
 from fusefs.inodes import Inode
 
@@ -64,7 +64,10 @@ class FuseOperations(pyfuse3.Operations):
     async def lookup(
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        return self._entry(await self._filesystem.lookup(parent_inode, name))
+        try:
+            return self._entry(await self._filesystem.lookup(parent_inode, name))
+        except NoSuchEntry:
+            return missing_entry(timeout_seconds=self._timeout)
 
     @silent_boundary
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -191,11 +194,10 @@ class FuseOperations(pyfuse3.Operations):
 
     @errno_boundary
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        while entries := await self._filesystem.readdir(fh, start_id, READDIR_BATCH):
-            for name, inode, start_id in entries:
-                if not pyfuse3.readdir_reply(token, name, self._entry(inode), start_id):
-                    return
-                self._filesystem.refer(inode)
+        for name, inode, position in await self._filesystem.readdir(fh, start_id, READDIR_BATCH):
+            if not pyfuse3.readdir_reply(token, name, self._entry(inode), position):
+                return
+            self._filesystem.refer(inode)
 
     @errno_boundary
     async def releasedir(self, fh: int) -> None:

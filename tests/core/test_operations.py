@@ -1,0 +1,223 @@
+"""The pyfuse3 handlers without a kernel: what they tell it, and that nothing but an errno gets out of any of them."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import os
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyfuse3
+import pytest
+import trio
+
+from backends.memory import MemoryStorage
+from fusefs.operations import FuseOperations, KernelOptions
+from tests.core.tree import CALLER, Tree, open_tree
+
+ROOT = 1
+CONTEXT: Any = SimpleNamespace(uid=CALLER.uid, gid=CALLER.gid)
+OPTIONS = KernelOptions(entry_timeout_seconds=60.0, writeback_cache=True)
+
+HANDLERS = sorted(
+    name
+    for name, member in vars(FuseOperations).items()
+    if inspect.iscoroutinefunction(inspect.unwrap(member)) and not name.startswith("_")
+)
+
+
+@pytest.fixture
+async def tree(tmp_path: Path) -> AsyncIterator[Tree]:
+    async with open_tree(MemoryStorage(), tmp_path) as tree:
+        yield tree
+
+
+@pytest.fixture
+def operations(tree: Tree) -> FuseOperations:
+    return FuseOperations(tree.filesystem, OPTIONS)
+
+
+def errno_of(call: pytest.ExceptionInfo[pyfuse3.FUSEError]) -> int:
+    number: int = call.value.errno
+    return number
+
+
+class Broken:
+    """A file system whose every call is a defect."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RecursionError(f"a defect in {name}")
+
+
+@pytest.mark.parametrize("name", HANDLERS)
+async def test_a_defect_below_a_handler_is_an_errno(name: str) -> None:
+    """A handler without the boundary would end the mount for everybody."""
+    handler = getattr(FuseOperations(Broken(), OPTIONS), name)  # type: ignore[arg-type]
+    arguments = [CONTEXT for _ in inspect.signature(handler).parameters]
+    if name in {"forget", "statfs"}:  # the one has no answer, the other asks nobody
+        await handler(*arguments)
+        return
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await handler(*arguments)
+    expected = {"getxattr": errno.ENOSYS, "link": errno.EPERM}
+    assert errno_of(caught) == expected.get(name, errno.EIO)
+
+
+def test_what_the_kernel_would_take_for_a_success_is_defined() -> None:
+    """pyfuse3 answers ENOSYS for the others; for these the kernel would say 0 from then on, or never ask again."""
+    assert set(HANDLERS) >= {"fsync", "fsyncdir", "flush", "release", "open", "opendir", "statfs", "forget"}
+
+
+async def test_an_entry_tells_everything_of_an_inode(tree: Tree, operations: FuseOperations) -> None:
+    handle = await tree.create("f", mode=0o640)
+    await tree.write(handle, 0, b"x" * 1_025)
+    entry = await operations.lookup(ROOT, b"f", CONTEXT)
+    inode = await tree.find("f")
+    assert entry.st_ino == inode.number
+    assert entry.st_mode == stat.S_IFREG | 0o640
+    assert (entry.st_nlink, entry.st_uid, entry.st_gid) == (1, CALLER.uid, CALLER.gid)
+    assert (entry.st_size, entry.st_blocks) == (1_025, 3)
+    assert entry.st_mtime_ns == inode.attributes.mtime_ns
+    assert entry.st_ctime_ns == inode.attributes.ctime_ns
+    assert entry.st_atime_ns == inode.attributes.atime_ns
+    assert (entry.entry_timeout, entry.attr_timeout) == (60.0, 60.0)
+    await tree.mkdir("d")
+    await tree.mkdir("d/e")
+    assert (await operations.getattr((await tree.find("d")).number, CONTEXT)).st_nlink == 3
+    special = await operations.mknod(ROOT, b"null", stat.S_IFCHR | 0o666, os.makedev(1, 3), CONTEXT)
+    assert (special.st_mode, special.st_rdev) == (stat.S_IFCHR | 0o666, os.makedev(1, 3))
+
+
+async def test_times_before_1970_reach_the_kernel(tree: Tree, operations: FuseOperations) -> None:
+    await tree.close(await tree.create("f"))
+    number = (await tree.find("f")).number
+    await set_attributes(operations, number, st_mtime_ns=-1, st_atime_ns=-1_500_000_000)
+    entry = await operations.getattr(number, CONTEXT)
+    assert (entry.st_mtime_ns, entry.st_atime_ns) == (-1, -1_500_000_000)
+
+
+async def test_a_missing_name_may_be_kept(operations: FuseOperations) -> None:
+    """The tree is ours: the kernel need not ask for the same missing library a thousand times."""
+    entry = await operations.lookup(ROOT, b"missing", CONTEXT)
+    assert (entry.st_ino, entry.entry_timeout) == (0, 60.0)
+
+
+async def set_attributes(operations: FuseOperations, number: int, **values: int) -> pyfuse3.EntryAttributes:
+    """Change these attributes and no other, whatever else the struct holds."""
+    names = ("mode", "uid", "gid", "size", "atime", "mtime")
+    struct = {f"st_{name}{'_ns' if name.endswith('time') else ''}": 0o7777 for name in names}
+    fields = {f"update_{name}": False for name in names}
+    for name, value in values.items():
+        struct[name] = value
+        fields["update_" + name.removeprefix("st_").removesuffix("_ns")] = True
+    attributes: Any = SimpleNamespace(**struct)
+    update: Any = SimpleNamespace(**fields)
+    return await operations.setattr(number, attributes, update, None, CONTEXT)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "seen"),
+    [
+        ("st_mode", 0o100600, stat.S_IFREG | 0o600),
+        ("st_uid", 5, 5),
+        ("st_gid", 6, 6),
+        ("st_size", 7, 7),
+        ("st_size", 0, 0),
+        ("st_atime_ns", 8, 8),
+        ("st_mtime_ns", 0, 0),
+    ],
+)
+async def test_setattr_changes_what_it_is_asked_for_and_nothing_else(
+    tree: Tree, operations: FuseOperations, name: str, value: int, seen: int
+) -> None:
+    await tree.write_file("f", b"123")
+    number = (await tree.find("f")).number
+    before = await operations.getattr(number, CONTEXT)
+    after = await set_attributes(operations, number, **{name: value})
+    assert getattr(after, name) == seen
+    for other in {"st_mode", "st_uid", "st_gid", "st_size", "st_atime_ns"} - {name}:
+        assert getattr(after, other) == getattr(before, other), other
+
+
+async def test_statfs_has_room_for_every_server(operations: FuseOperations) -> None:
+    data = await operations.statfs(CONTEXT)
+    assert data.f_bavail * data.f_frsize == 2**50
+    assert data.f_bfree == data.f_blocks == data.f_bavail
+    assert data.f_ffree > 10**9
+    assert data.f_namemax == 255
+
+
+@pytest.mark.parametrize("writeback", [True, False])
+async def test_only_an_owners_pages_are_kept_between_opens(tree: Tree, writeback: bool) -> None:
+    """Where others write, an open must show what they wrote (close-to-open)."""
+    options = KernelOptions(entry_timeout_seconds=1.0, writeback_cache=writeback)
+    operations = FuseOperations(tree.filesystem, options)
+    assert operations.enable_writeback_cache is writeback
+    created, entry = await operations.create(ROOT, b"f", 0o644, os.O_RDWR, CONTEXT)
+    opened = await operations.open(entry.st_ino, os.O_RDONLY, CONTEXT)
+    assert (created.keep_cache, opened.keep_cache) == (writeback, writeback)
+    for info in (created, opened):
+        await operations.flush(info.fh)
+        await operations.release(info.fh)
+
+
+async def test_a_file_from_creation_to_its_end(tree: Tree, operations: FuseOperations) -> None:
+    info, entry = await operations.create(ROOT, b"f", 0o644, os.O_RDWR, CONTEXT)
+    assert await operations.write(info.fh, 0, b"bytes") == 5
+    assert await operations.read(info.fh, 1, 100) == b"ytes"
+    await operations.fsync(info.fh, True)
+    await operations.rename(ROOT, b"f", ROOT, b"g", 0, CONTEXT)
+    await operations.unlink(ROOT, b"g", CONTEXT)
+    assert (await operations.getattr(entry.st_ino, CONTEXT)).st_nlink == 0
+    assert await operations.read(info.fh, 0, 5) == b"bytes"
+    await operations.release(info.fh)
+    await operations.forget([(entry.st_ino, 1)])
+    assert len(tree.inodes) == 1
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await operations.getattr(entry.st_ino, CONTEXT)
+    assert errno_of(caught) == errno.ESTALE
+
+
+async def test_a_link_and_a_directory(operations: FuseOperations) -> None:
+    link = await operations.symlink(ROOT, b"l", b"target", CONTEXT)
+    assert await operations.readlink(link.st_ino, CONTEXT) == b"target"
+    made = await operations.mkdir(ROOT, b"d", 0o700, CONTEXT)
+    handle = await operations.opendir(made.st_ino, CONTEXT)
+    await operations.fsyncdir(handle, False)
+    await operations.releasedir(handle)
+    await operations.rmdir(ROOT, b"d", CONTEXT)
+    await trio.lowlevel.checkpoint()
+
+
+async def test_readdir_stops_where_the_kernel_has_no_more_room(
+    tree: Tree, operations: FuseOperations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has been given it refers to, and what did not fit it does not; the next call goes on there."""
+    for number in range(5):
+        await tree.close(await tree.create(f"f{number}"))
+    replies: list[tuple[bytes, int]] = []
+    room = [2, 2, 2]
+
+    def reply(token: object, name: bytes, entry: pyfuse3.EntryAttributes, position: int) -> bool:
+        if not room[0]:
+            return False
+        room[0] -= 1
+        replies.append((name, position))
+        return True
+
+    monkeypatch.setattr(pyfuse3, "readdir_reply", reply)
+    handle = await operations.opendir(ROOT, CONTEXT)
+    token: Any = object()
+    while room:
+        start = replies[-1][1] if replies else 0
+        await operations.readdir(handle, start, token)
+        room.pop(0)
+    assert [name for name, _ in replies] == [b"f0", b"f1", b"f2", b"f3", b"f4"]
+    assert [(await tree.find(f"f{number}")).lookups for number in range(5)] == [1] * 5
+    room.append(9)
+    await operations.readdir(handle, replies[-1][1], token)
+    assert len(replies) == 5, "the end"
