@@ -1,0 +1,653 @@
+"""POSIX without a kernel: handles, references, truncation, directories, and what each kind of mount promises."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from backends.errors import Unavailable
+from backends.intercepted import Verb
+from backends.memory import MemoryStorage
+from fusefs.errors import (
+    BadHandle,
+    FileTooLarge,
+    InvalidArgument,
+    IsADirectory,
+    NoSuchEntry,
+    NoSuchInode,
+    NotADirectory,
+    ReadOnlyFilesystem,
+    StaleFile,
+)
+from fusefs.filesystem import MAX_FILE_SIZE, AttributeChanges, Caller, FilesystemOptions
+from fusefs.inodes import ROOT_NUMBER
+from fusefs.publisher import PublishOptions
+from tests.core.tree import CALLER, Tree, TreeOptions, open_tree, stored, stored_metadata
+from tests.support.faulty import FaultyStorage
+
+Clock = trio.testing.MockClock
+WRITERS = (Verb.PUT, Verb.COPY, Verb.DELETE, Verb.DELETE_MANY, Verb.CREATE_MULTIPART)
+
+
+async def filled(*keys: str) -> FaultyStorage:
+    """Return a store with objects whose bytes are their keys."""
+    storage = FaultyStorage(MemoryStorage())
+    for key in keys:
+        await storage.put(key, b"" if key.endswith("/") else key.encode())
+    storage.calls.clear()
+    return storage
+
+
+def shared(**options: Any) -> TreeOptions:
+    return TreeOptions(filesystem=FilesystemOptions(shared=True), revalidate_seconds=1.0, **options)
+
+
+# New entries
+
+
+async def test_a_new_entry_belongs_to_its_maker(autojump_clock: Clock, tmp_path: Path) -> None:
+    async with open_tree(MemoryStorage(), tmp_path) as tree:
+        caller = Caller(uid=7, gid=8)
+        inode, _ = await tree.filesystem.create(1, b"f", 0o100604, os.O_RDWR, caller)
+        assert (inode.attributes.uid, inode.attributes.gid) == (7, 8)
+        assert inode.attributes.mode == stat.S_IFREG | 0o604
+        made = await tree.filesystem.mkdir(1, b"d", 0o711, caller)
+        assert made.attributes.mode == stat.S_IFDIR | 0o711
+        link = await tree.filesystem.symlink(1, b"l", b"x", caller)
+        assert link.attributes.mode == stat.S_IFLNK | 0o777
+        assert (link.size, made.link_count, tree.root.link_count) == (1, 2, 3)
+
+
+async def test_a_set_group_id_directory_hands_its_group_down(autojump_clock: Clock, tmp_path: Path) -> None:
+    """To everything made in it, and to directories the bit as well."""
+    async with open_tree(MemoryStorage(), tmp_path) as tree:
+        await tree.mkdir("d", 0o2775)
+        directory = await tree.find("d")
+        await tree.filesystem.setattr(directory.number, AttributeChanges(gid=50))
+        below = await tree.filesystem.mkdir(directory.number, b"e", 0o755, CALLER)
+        file, _ = await tree.filesystem.create(directory.number, b"f", 0o644, os.O_RDWR, CALLER)
+        assert (below.attributes.gid, below.attributes.mode) == (50, stat.S_IFDIR | stat.S_ISGID | 0o755)
+        assert (file.attributes.gid, file.attributes.mode) == (50, stat.S_IFREG | 0o644)
+        assert file.attributes.uid == CALLER.uid
+
+
+@pytest.mark.parametrize("mode", [0o644, stat.S_IFREG | 0o644])
+async def test_mknod_makes_files_too(autojump_clock: Clock, tmp_path: Path, mode: int) -> None:
+    async with open_tree(MemoryStorage(), tmp_path) as tree:
+        await tree.filesystem.mknod(1, b"f", mode, 0, CALLER)
+        handle = await tree.open("f")
+        await tree.write(handle, 0, b"x")
+        await tree.close(handle)
+        assert (await tree.find("f")).attributes.mode == stat.S_IFREG | 0o644
+
+
+async def test_a_read_only_mode_leaves_the_creating_handle_writable(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    """git writes its objects so."""
+    async with open_tree(MemoryStorage(), tmp_path) as tree:
+        handle = await tree.create("f", mode=0o444)
+        await tree.write(handle, 0, b"x")
+        await tree.close(handle)
+        assert await tree.read_file("f") == b"x"
+
+
+async def test_a_change_of_entries_is_a_change_of_the_directory(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    async with open_tree(MemoryStorage(), tmp_path) as tree:
+        await tree.mkdir("d")
+        times = [(await tree.find("d")).attributes.mtime_ns]
+        changes: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = (
+            lambda: tree.write_file("d/a", b""),
+            lambda: tree.rename("d/a", "d/b"),
+            lambda: tree.unlink("d/b"),
+        )
+        for change in changes:
+            await trio.sleep(1)
+            await change()
+            attributes = (await tree.find("d")).attributes
+            assert attributes.mtime_ns > times[-1]
+            assert attributes.ctime_ns >= attributes.mtime_ns
+            times.append(attributes.mtime_ns)
+
+
+# Handles
+
+
+async def test_truncation_on_opening(autojump_clock: Clock, tmp_path: Path) -> None:
+    async with open_tree(await filled("f"), tmp_path) as tree:
+        old = await tree.open("f", os.O_RDONLY)
+        handle = await tree.open("f", os.O_WRONLY | os.O_TRUNC)
+        assert (await tree.find("f")).size == 0
+        assert await tree.filesystem.read(old, 0, 10) == b"", "for every handle"
+        await tree.close(handle)
+        await tree.publish_all()
+        assert await stored(tree.storage) == {"f": b""}
+
+
+async def test_appending_writes_where_the_kernel_says(autojump_clock: Clock, tmp_path: Path) -> None:
+    """It knows the end of the file; with O_APPEND and pages of its own it writes some of them twice."""
+    async with open_tree(await filled("f"), tmp_path) as tree:
+        handle = await tree.open("f", os.O_WRONLY | os.O_APPEND)
+        await tree.write(handle, 1, b"bc")
+        await tree.write(handle, 0, b"abcd")
+        await tree.close(handle)
+        assert await tree.read_file("f") == b"abcd"
+
+
+async def test_truncation_both_ways(autojump_clock: Clock, tmp_path: Path) -> None:
+    """What was cut off reads as zeros when the file grows again, before and after publication."""
+    async with open_tree(MemoryStorage(), tmp_path) as tree:
+        await tree.write_file("f", b"0123456789")
+        number = (await tree.find("f")).number
+        for publish in (False, True):
+            await tree.filesystem.setattr(number, AttributeChanges(size=4))
+            if publish:
+                await tree.publish_all()
+            await tree.filesystem.setattr(number, AttributeChanges(size=8))
+            assert await tree.read_file("f") == b"0123\0\0\0\0"
+        await tree.publish_all()
+        assert await stored(tree.storage) == {"f": b"0123\0\0\0\0"}
+
+
+async def test_truncation_moves_the_times_of_contents(autojump_clock: Clock, tmp_path: Path) -> None:
+    async with open_tree(MemoryStorage(), tmp_path) as tree:
+        await tree.write_file("f", b"f")
+        inode = await tree.find("f")
+        before = inode.attributes
+        await tree.filesystem.setattr(inode.number, AttributeChanges(size=0))
+        assert inode.attributes.mtime_ns > before.mtime_ns
+        assert inode.attributes.ctime_ns > before.ctime_ns
+        await tree.filesystem.setattr(inode.number, AttributeChanges(size=9, mtime_ns=5))
+        assert inode.attributes.mtime_ns == 5, "unless the caller says when"
+
+
+async def test_files_end_where_objects_must(autojump_clock: Clock, tmp_path: Path) -> None:
+    async with open_tree(MemoryStorage(), tmp_path) as tree:
+        handle = await tree.create("f")
+        number = (await tree.find("f")).number
+        with pytest.raises(FileTooLarge):
+            await tree.filesystem.write(handle, MAX_FILE_SIZE, b"x")
+        with pytest.raises(FileTooLarge):
+            await tree.filesystem.setattr(number, AttributeChanges(size=MAX_FILE_SIZE + 1))
+        assert (await tree.find("f")).size == 0
+
+
+async def test_a_handle_is_good_for_what_it_was_opened_for(autojump_clock: Clock, tmp_path: Path) -> None:
+    async with open_tree(await filled("f", "d/x"), tmp_path) as tree:
+        filesystem = tree.filesystem
+        reader = await tree.open("f", os.O_RDONLY)
+        with pytest.raises(BadHandle):
+            await filesystem.write(reader, 0, b"x")
+        directory = await filesystem.opendir((await tree.find("d")).number)
+        for wrong in (
+            lambda: filesystem.read(directory, 0, 1),
+            lambda: filesystem.readdir(reader, 0, 1),
+            lambda: filesystem.fsyncdir(reader),
+            lambda: filesystem.release(directory),
+            lambda: filesystem.releasedir(reader),
+        ):
+            with pytest.raises(BadHandle):
+                await wrong()
+        await filesystem.release(reader)
+        await filesystem.releasedir(directory)
+        for closed in (
+            lambda: filesystem.read(reader, 0, 1),
+            lambda: filesystem.flush(reader),
+            lambda: filesystem.fsync(reader),
+            lambda: filesystem.release(reader),
+            lambda: filesystem.readdir(directory, 0, 1),
+        ):
+            with pytest.raises(BadHandle):
+                await closed()
+        assert await stored(tree.storage) == {"f": b"f", "d/x": b"d/x"}
+
+
+async def test_calls_on_the_wrong_kind(autojump_clock: Clock, tmp_path: Path) -> None:
+    async with open_tree(await filled("f", "d/x"), tmp_path) as tree:
+        filesystem = tree.filesystem
+        await tree.symlink("l", b"f")
+        await filesystem.mknod(1, b"p", stat.S_IFIFO | 0o600, 0, CALLER)
+        file, directory, link, pipe = [(await tree.find(name)).number for name in ("f", "d", "l", "p")]
+        calls: list[tuple[Callable[[], Coroutine[Any, Any, object]], type[Exception]]] = [
+            (lambda: filesystem.open(directory, os.O_RDONLY), IsADirectory),
+            (lambda: filesystem.open(link, os.O_RDONLY), InvalidArgument),
+            (lambda: filesystem.open(pipe, os.O_RDONLY), InvalidArgument),
+            (lambda: filesystem.setattr(directory, AttributeChanges(size=0)), IsADirectory),
+            (lambda: filesystem.opendir(file), NotADirectory),
+            (lambda: filesystem.lookup(file, b"x"), NotADirectory),
+            (lambda: filesystem.create(file, b"x", 0o644, os.O_RDWR, CALLER), NotADirectory),
+            (lambda: filesystem.rename(1, b"f", link, b"x", 0), NotADirectory),
+            (lambda: filesystem.readlink(file), InvalidArgument),
+            (lambda: filesystem.getattr(999), NoSuchInode),
+        ]
+        for call, error in calls:
+            with pytest.raises(error):
+                await call()
+
+
+# Who holds an inode
+
+
+async def test_an_unlinked_file_lives_for_as_long_as_anybody_holds_it(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    """A name, a handle, a reference of the kernel: whichever goes last takes the inode with it."""
+    holders = ("name", "handle", "reference")
+    for last in holders:
+        async with open_tree(MemoryStorage(), tmp_path / last) as tree:
+            inode, handle = await tree.filesystem.create(1, b"f", 0o644, os.O_RDWR, CALLER)
+            await tree.filesystem.write(handle, 0, b"bytes")
+            letting_go: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
+                "name": lambda tree=tree: tree.filesystem.unlink(1, b"f"),  # type: ignore[misc]
+                "handle": lambda tree=tree, handle=handle: tree.close(handle),  # type: ignore[misc]
+                "reference": lambda tree=tree, inode=inode: forget(tree, inode.number),  # type: ignore[misc]
+            }
+            for holder in sorted(holders, key=lambda holder: holder == last):
+                assert await tree.filesystem.getattr(inode.number) is inode
+                await letting_go[holder]()
+            with pytest.raises(NoSuchInode):
+                await tree.filesystem.getattr(inode.number)
+            await tree.publish_all()
+            assert await stored(tree.storage, ours=True) == {}
+            assert len(tree.inodes) == 1
+            assert len(tree.filesystem._handles) == 0
+
+
+async def forget(tree: Tree, number: int, count: int = 1) -> None:
+    await trio.lowlevel.checkpoint()
+    tree.filesystem.forget([(number, count)])
+
+
+async def test_references_are_counted(autojump_clock: Clock, tmp_path: Path) -> None:
+    async with open_tree(await filled("f"), tmp_path) as tree:
+        inode = await tree.filesystem.lookup(1, b"f")
+        for _ in range(3):
+            assert await tree.filesystem.lookup(1, b"f") is inode
+        assert await tree.filesystem.lookup(1, b".") is tree.root
+        assert await tree.filesystem.lookup(1, b"..") is tree.root
+        tree.filesystem.refer(inode)
+        await tree.unlink("f")
+        await forget(tree, inode.number, 4)
+        assert await tree.filesystem.getattr(inode.number) is inode
+        await forget(tree, inode.number, 1)
+        with pytest.raises(NoSuchInode):
+            await tree.filesystem.getattr(inode.number)
+        await forget(tree, inode.number, 1)
+        await forget(tree, ROOT_NUMBER, 10)
+        assert await tree.filesystem.getattr(ROOT_NUMBER) is tree.root
+
+
+async def test_a_replaced_file_lives_until_its_handle_closes(autojump_clock: Clock, tmp_path: Path) -> None:
+    async with open_tree(await filled("f", "g"), tmp_path) as tree:
+        handle = await tree.open("f", os.O_RDONLY)
+        await tree.rename("g", "f")
+        await tree.publish_all()
+        assert await tree.filesystem.read(handle, 0, 10) == b"f"
+        await tree.close(handle)
+        await tree.publish_all()
+        assert await stored(tree.storage, ours=True) == {"f": b"g"}
+
+
+async def test_a_number_is_never_given_twice(autojump_clock: Clock, tmp_path: Path) -> None:
+    """NFS and git compare them."""
+    async with open_tree(MemoryStorage(), tmp_path) as tree:
+        numbers = set()
+        for _ in range(10):
+            await tree.write_file("f", b"")
+            numbers.add((await tree.find("f")).number)
+            await tree.unlink("f")
+        assert len(numbers) == 10
+
+
+# Directories
+
+
+async def read_names(tree: Tree, handle: int, start: int, count: int) -> list[str]:
+    return [name.decode() for name, _, _ in await tree.filesystem.readdir(handle, start, count)]
+
+
+async def test_reading_a_directory_in_batches(autojump_clock: Clock, tmp_path: Path) -> None:
+    """Each entry comes with the position after it, from which any later call goes on."""
+    async with open_tree(await filled(*(f"f{number:02d}" for number in range(25))), tmp_path) as tree:
+        handle = await tree.filesystem.opendir(1)
+        seen, position = [], 0
+        while entries := await tree.filesystem.readdir(handle, position, 10):
+            taken = entries[:7]  # the kernel's buffer is full before the batch ends
+            seen += [name for name, _, _ in taken]
+            position = taken[-1][2]
+        assert seen == sorted(tree.root.children)
+        assert all(inode.lookups == 0 for inode in tree.root.inodes()), "until `refer` says so"
+
+
+async def test_reading_is_stable_while_entries_come_and_go(autojump_clock: Clock, tmp_path: Path) -> None:
+    """What is there all the time is seen once; what went is not seen; rm -r relies on it."""
+    async with open_tree(await filled(*(f"f{number}" for number in range(10))), tmp_path) as tree:
+        handle = await tree.filesystem.opendir(1)
+        assert await read_names(tree, handle, 0, 3) == ["f0", "f1", "f2"]
+        for name in ("f0", "f1", "f2", "f4"):
+            await tree.unlink(name)
+        await tree.write_file("a", b"")
+        await tree.write_file("z", b"")
+        await tree.rename("f5", "f55")
+        assert await read_names(tree, handle, 3, 4) == ["f3", "f6"]
+        assert await read_names(tree, handle, 7, 4) == ["f7", "f8", "f9"]
+        assert await read_names(tree, handle, 10, 4) == []
+
+
+async def test_a_batch_of_which_nothing_is_left_is_not_the_end(autojump_clock: Clock, tmp_path: Path) -> None:
+    async with open_tree(await filled(*(f"f{number}" for number in range(9))), tmp_path) as tree:
+        handle = await tree.filesystem.opendir(1)
+        assert await read_names(tree, handle, 0, 3) == ["f0", "f1", "f2"]
+        for number in range(3, 6):
+            await tree.unlink(f"f{number}")
+        entries = await tree.filesystem.readdir(handle, 3, 3)
+        assert [(name, position) for name, _, position in entries] == [(b"f6", 7), (b"f7", 8), (b"f8", 9)]
+
+
+async def test_rewinding_reads_what_is_there_now(autojump_clock: Clock, tmp_path: Path) -> None:
+    async with open_tree(await filled("a", "b"), tmp_path) as tree:
+        handle = await tree.filesystem.opendir(1)
+        assert await read_names(tree, handle, 0, 10) == ["a", "b"]
+        await tree.unlink("a")
+        await tree.write_file("c", b"")
+        assert await read_names(tree, handle, 0, 10) == ["b", "c"]
+
+
+async def test_entries_are_resolved_together(autojump_clock: Clock, tmp_path: Path) -> None:
+    """`ls -l` of a hundred files takes a few round trips, not a hundred; and each HEAD is made once."""
+    storage = Slow(await filled(*(f"f{number:03d}" for number in range(100))))
+    async with open_tree(storage, tmp_path) as tree:
+        began = trio.current_time()
+        await tree.names()
+        await tree.names()
+        assert len(storage.calls_of(Verb.HEAD)) == 1 + 100, "the root's marker, and each file"
+        assert trio.current_time() - began <= 6.0
+
+
+class Slow(FaultyStorage):
+    """Every call takes a second."""
+
+    async def _carry_out(self, request: Any, send: Any) -> Any:
+        await trio.sleep(1)
+        return await super()._carry_out(request, send)
+
+
+async def test_a_head_that_fails_is_the_readers_error_and_nobody_elses(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    storage = await filled("a", "b", "c")
+    async with open_tree(storage, tmp_path) as tree:
+        storage.fail(Unavailable, verb=Verb.HEAD, key="b")
+        with pytest.raises(Unavailable):
+            await tree.names()
+        assert await tree.names() == ["a", "b", "c"]
+
+
+async def test_a_directory_that_is_opened_to_be_synced_costs_no_request(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    """As PostgreSQL does after each rename."""
+    storage = await filled("d/x")
+    async with open_tree(storage, tmp_path) as tree:
+        directory = await tree.find("d")
+        await trio.sleep(1_000)
+        storage.calls.clear()
+        handle = await tree.filesystem.opendir(directory.number)
+        await tree.filesystem.fsyncdir(handle)
+        await tree.filesystem.releasedir(handle)
+        assert storage.calls == []
+
+
+# What is in the bucket when a call returns
+
+
+async def test_fsync_and_what_costs_no_request(autojump_clock: Clock, tmp_path: Path) -> None:
+    """A clean fsync, a clean fsync of a directory, flush, release, getattr, a lookup of what is known."""
+    storage = await filled("d/f")
+    async with open_tree(storage, tmp_path) as tree:
+        filesystem = tree.filesystem
+        handle = await tree.open("d/f")
+        await tree.write(handle, 0, b"x")
+        await filesystem.fsync(handle)
+        assert (await stored(tree.storage))["d/f"] == b"x/f"
+        directory = await filesystem.opendir((await tree.find("d")).number)
+        storage.calls.clear()
+        await filesystem.fsync(handle)
+        await filesystem.fsyncdir(directory)
+        await filesystem.getattr((await tree.find("d/f")).number)
+        await filesystem.flush(handle)
+        await filesystem.release(handle)
+        await trio.sleep(30)
+        assert storage.calls == []
+
+
+async def test_new_times_alone_go_with_the_next_publication(autojump_clock: Clock, tmp_path: Path) -> None:
+    """tar and rsync set the times of each file that they have just written: one PUT for both."""
+    storage = FaultyStorage(MemoryStorage())
+    async with open_tree(storage, tmp_path) as tree:
+        handle = await tree.create("f")
+        await tree.write(handle, 0, b"x")
+        number = (await tree.find("f")).number
+        storage.calls.clear()
+        await tree.filesystem.setattr(number, AttributeChanges(mtime_ns=5, atime_ns=6))
+        assert storage.calls == []
+        await tree.close(handle)
+        await tree.filesystem.setattr(number, AttributeChanges(mtime_ns=7))
+        await tree.publish_all()
+        await trio.sleep(60)
+        assert [call.verb for call in storage.calls] == [Verb.PUT]
+        assert (await stored_metadata(storage))["f"]["mtime"] == "0.000000007"
+
+
+async def test_no_fsync_waits_for_new_times(autojump_clock: Clock, tmp_path: Path) -> None:
+    storage = await filled("f")
+    async with open_tree(storage, tmp_path) as tree:
+        handle = await tree.open("f")
+        storage.calls.clear()
+        await tree.filesystem.setattr((await tree.find("f")).number, AttributeChanges(mtime_ns=5))
+        await tree.filesystem.fsync(handle)
+        assert storage.calls == []
+        await tree.publish_all()
+        assert (await stored_metadata(storage))["f"]["mtime"] == "0.000000005", "but a clean end does"
+
+
+async def test_a_failure_is_told_to_every_close_until_it_is_made_good(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    async with open_tree(storage, tmp_path) as tree:
+        handle = await tree.create("f")
+        await tree.write(handle, 0, b"x")
+        storage.fail(Unavailable, verb=Verb.PUT, times=2)
+        for _ in range(2):
+            with pytest.raises(Unavailable):
+                await tree.filesystem.fsync(handle)
+            with pytest.raises(Unavailable):
+                await tree.filesystem.flush(handle)
+        await tree.filesystem.fsync(handle)
+        await tree.close(handle)
+        assert await stored(storage) == {"f": b"x"}
+
+
+async def test_an_owner_answers_at_once_and_publishes_behind(autojump_clock: Clock, tmp_path: Path) -> None:
+    storage = await filled("gone")
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.names()
+        storage.calls.clear()
+        await tree.write_file("f", b"x")
+        await tree.mkdir("d")
+        await tree.unlink("gone")
+        assert storage.calls == []
+        await trio.sleep(5)
+        assert await stored(storage) == {"f": b"x", "d/": b""}
+
+
+async def test_close_waits_where_it_was_asked_to(autojump_clock: Clock, tmp_path: Path) -> None:
+    options = TreeOptions(filesystem=FilesystemOptions(wait_on_close=True))
+    storage = FaultyStorage(MemoryStorage())
+    async with open_tree(storage, tmp_path, options) as tree:
+        await tree.write_file("f", b"x")
+        assert await stored(storage) == {"f": b"x"}
+        storage.fail(Unavailable, verb=Verb.PUT)
+        with pytest.raises(Unavailable):
+            await tree.write_file("f", b"y")
+
+
+async def test_a_shared_mount_publishes_before_it_answers(autojump_clock: Clock, tmp_path: Path) -> None:
+    """Another host may look as soon as the call has returned."""
+    storage = FaultyStorage(MemoryStorage())
+    async with open_tree(storage, tmp_path, shared()) as tree:
+        await tree.write_file("f", b"bytes")
+        assert await stored(storage) == {"f": b"bytes"}
+        await tree.mkdir("d")
+        assert await stored(storage) == {"f": b"bytes", "d/": b""}
+        await tree.symlink("l", b"f")
+        await tree.rename("f", "d/f")
+        assert await stored(storage) == {"d/f": b"bytes", "d/": b"", "l": b"f"}
+        number = (await tree.find("d/f")).number
+        await tree.filesystem.setattr(number, AttributeChanges(size=2))
+        assert (await stored(storage))["d/f"] == b"by"
+        await tree.filesystem.setattr(number, AttributeChanges(mode=0o600))
+        assert (await stored_metadata(storage))["d/f"]["mode"] == str(stat.S_IFREG | 0o600)
+        await tree.unlink("d/f")
+        await tree.rmdir("d")
+        assert await stored(storage) == {"l": b"f"}
+
+
+async def test_a_shared_mount_reports_what_could_not_be_published(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    async with open_tree(storage, tmp_path, shared()) as tree:
+        storage.fail(Unavailable, verb=Verb.PUT)
+        with pytest.raises(Unavailable):
+            await tree.filesystem.mkdir(1, b"d", 0o755, CALLER)
+        made = await tree.find("d")
+        assert made.lookups == 0, "the kernel was told of no inode"
+        storage.fail(Unavailable, verb=Verb.PUT)
+        with pytest.raises(Unavailable):
+            await tree.write_file("f", b"x")
+
+
+async def test_what_is_removed_while_it_is_being_made_is_not_forgotten_too_early(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    """A shared mount answers after it has published; until then somebody else may remove the entry again."""
+    storage = FaultyStorage(MemoryStorage())
+    async with open_tree(storage, tmp_path, shared()) as tree:
+        gate = storage.hold(Verb.PUT, key="d/")
+        made: list[int] = []
+
+        async def make() -> None:
+            made.append((await tree.filesystem.mkdir(1, b"d", 0o755, CALLER)).number)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(make)
+            await gate.reached.wait()
+            nursery.start_soon(tree.filesystem.rmdir, 1, b"d")
+            await trio.testing.wait_all_tasks_blocked()
+            gate.open()
+        assert (await tree.filesystem.getattr(made[0])).link_count == 0
+        await forget(tree, made[0])
+        assert len(tree.inodes) == 1
+        assert await stored(storage) == {}
+
+
+# A mount that changes nothing
+
+
+async def test_a_read_only_mount_refuses_every_change(autojump_clock: Clock, tmp_path: Path) -> None:
+    storage = await filled("f", "d/x")
+    options = TreeOptions(filesystem=FilesystemOptions(read_only=True))
+    async with open_tree(storage, tmp_path, options) as tree:
+        filesystem = tree.filesystem
+        number = (await tree.find("f")).number
+        changes: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
+            "create": lambda: filesystem.create(1, b"n", 0o644, os.O_RDWR, CALLER),
+            "mkdir": lambda: filesystem.mkdir(1, b"n", 0o755, CALLER),
+            "symlink": lambda: filesystem.symlink(1, b"n", b"x", CALLER),
+            "mknod": lambda: filesystem.mknod(1, b"n", stat.S_IFIFO, 0, CALLER),
+            "unlink": lambda: filesystem.unlink(1, b"f"),
+            "rmdir": lambda: filesystem.rmdir(1, b"d"),
+            "rename": lambda: filesystem.rename(1, b"f", 1, b"n", 0),
+            "open to write": lambda: filesystem.open(number, os.O_WRONLY),
+            "open to read and write": lambda: filesystem.open(number, os.O_RDWR),
+            "open and empty": lambda: filesystem.open(number, os.O_RDONLY | os.O_TRUNC),
+            "chmod": lambda: filesystem.setattr(number, AttributeChanges(mode=0o600)),
+            "chown": lambda: filesystem.setattr(number, AttributeChanges(uid=1)),
+            "truncate": lambda: filesystem.setattr(number, AttributeChanges(size=0)),
+            "utimens": lambda: filesystem.setattr(number, AttributeChanges(mtime_ns=0)),
+        }
+        for change in changes.values():
+            with pytest.raises(ReadOnlyFilesystem):
+                await change()
+        handle = await tree.open("f", os.O_RDONLY)
+        assert await filesystem.read(handle, 0, 10) == b"f"
+        await filesystem.fsync(handle)
+        await tree.close(handle)
+        assert await tree.names() == ["d", "f"]
+        with pytest.raises(NoSuchEntry):
+            await tree.find("n")
+        await tree.publish_all()
+        assert not [call for call in storage.calls if call.verb in WRITERS]
+
+
+# Waiting
+
+
+async def test_a_write_that_waited_looks_again_whether_the_file_is_stale(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    """While an upload holds writers back, it may find out that somebody else has changed the object."""
+    async with open_tree(await filled("f"), tmp_path) as tree:
+        handle = await tree.open("f")
+        file = await tree.find_file("f")
+        file.content.hold_writers()
+        outcome: list[Exception] = []
+
+        async def write() -> None:
+            try:
+                await tree.filesystem.write(handle, 0, b"x")
+            except StaleFile as error:
+                outcome.append(error)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            await trio.testing.wait_all_tasks_blocked()
+            file.state.failure = StaleFile("changed meanwhile")
+            file.content.release_writers()
+        assert len(outcome) == 1
+        assert not file.content.changed
+
+
+async def test_many_files_at_once_keep_their_bytes(autojump_clock: Clock, tmp_path: Path) -> None:
+    """Makers, writers, removers and readers of one directory, at the same time as its publication."""
+    options = TreeOptions(publish=PublishOptions(delay_seconds=0.1, interval_seconds=0.5))
+    async with open_tree(Slow(MemoryStorage()), tmp_path, options) as tree:
+
+        async def work(number: int) -> None:
+            for turn in range(3):
+                await tree.write_file(f"f{number}", b"%d %d" % (number, turn))
+                await trio.sleep(0.3 * (number % 4))
+                if number % 3 == 0:
+                    await tree.rename(f"f{number}", f"g{number}")
+                    await tree.names()
+                    await tree.rename(f"g{number}", f"f{number}")
+                if number % 3 == 1 and turn < 2:
+                    await tree.unlink(f"f{number}")
+
+        async with trio.open_nursery() as nursery:
+            for number in range(12):
+                nursery.start_soon(work, number)
+        await tree.publish_all()
+        assert await stored(tree.storage) == {f"f{number}": b"%d 2" % number for number in range(12)}
+        assert await tree.names() == sorted(f"f{number}" for number in range(12))
