@@ -20,7 +20,9 @@ def _disk_use(directory: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
 
 
-async def test_files_larger_than_the_stage_can_be_written_and_read(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_files_larger_than_the_stage_can_be_written_and_read(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
     """Eight files of 4 MiB go through a stage of 10 MiB, which never holds more than one write beyond it."""
     storage = MemoryStorage()
     async with open_tree(storage, tmp_path, TreeOptions(cache_size=10 * MIB)) as tree:
