@@ -16,8 +16,8 @@ import os
 import signal
 import stat
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -79,8 +79,9 @@ async def run_mount(config: Config, on_ready: Callable[[], None]) -> None:
     try:
         await _probe(store, config)
         cache = CacheDirectory.claim(config.mount.cache_dir, mount_id)
-        async with open_tree(config, store, cache.stage, mount_id) as tree:
-            await _Session(config, tree, cache).run(on_ready)
+        with _bare_mount_errors():
+            async with open_tree(config, store, cache.stage, mount_id) as tree:
+                await _Session(config, tree, cache).run(on_ready)
     finally:
         if cache is not None:
             cache.release()
@@ -94,6 +95,23 @@ async def run_mount(config: Config, on_ready: Callable[[], None]) -> None:
             used.bytes_sent,
             used.bytes_received,
         )
+
+
+@contextmanager
+def _bare_mount_errors() -> Iterator[None]:
+    """Take a `MountError` out of the groups into which nurseries put what is raised in them."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        errors, others = group.split(MountError)
+        if errors is None:
+            raise
+        if others is not None:
+            _log.error("this failed as well", exc_info=others)
+        error: BaseException = errors
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from error.__cause__
 
 
 async def _probe(store: OpenStore, config: Config) -> None:
