@@ -146,6 +146,12 @@ class Content:
         """Take `version`, a copy of the base with the same bytes, in its place."""
         self.base = version
 
+    def adopt(self, version: Version) -> None:
+        """Take `version` as the base, which an upload of this content has become: it differs in dirty bytes only."""
+        self.base = version
+        self.base_limit = min(self.base_limit, version.size)
+        self.resized = version.size != self.size
+
     def detach(self) -> None:
         """Let go of the base: `detached` is true, or its bytes will never be asked for again."""
         self.base = None

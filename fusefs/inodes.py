@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 
 import trio
 
-from backends.base import ObjectInfo
+from backends.base import Metadata, ObjectInfo
 from fusefs.attributes import Attributes
 from fusefs.content import Content, Version
 from fusefs.errors import NoSuchInode
@@ -25,7 +25,7 @@ ROOT_NUMBER: Final = 1
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class PublishState:
-    """Where an inode stands between the tree and the bucket; `publisher` alone changes it."""
+    """Where an inode stands between the tree and the bucket; `publisher` and its `uploads` alone change it."""
 
     #: Rises with every change of content, attributes or name.
     changes: int = 0
@@ -33,6 +33,10 @@ class PublishState:
     published_changes: int = 0
     #: Whether the bucket's metadata is older than the inode's attributes.
     attributes_changed: bool = False
+    #: Key and metadata of what the last attempt was to store.
+    storing: tuple[str, Metadata] | None = None
+    #: The same of attempts without an answer since the last that succeeded: they may have stored it nevertheless.
+    in_doubt: list[tuple[str, Metadata]] = field(default_factory=list)
     #: Why the last attempt failed; None as soon as one succeeds.
     failure: Exception | None = None
     #: Attempts that ended, well or not; whoever waits for one looks at this to see a new one.

@@ -9,6 +9,9 @@ be under its target (`Placement.condition`), and waits while another inode's obj
 such waits is broken by moving one object out of the way. A key is written before the one it replaces is deleted, so
 at no moment is a file under neither name.
 
+An attempt without an answer may have taken effect. Before the next one the store is asked, so that our own object is
+neither taken for somebody else's nor left behind under a name that is no longer the inode's.
+
 States of an inode: clean -> pending (`changed`) -> due (its time has come) -> running -> clean, or pending again
 when it changed meanwhile or the attempt failed. `_parked` holds due inodes that wait for a key; when the attempt that
 they wait for fails, they fail with it.
@@ -149,6 +152,9 @@ class Publisher:
             self._uploads.abandon(inode)
         if inode in self._running:
             return  # `_finished` comes back here
+        if inode.state.in_doubt:
+            self._schedule(inode, trio.current_time())  # there may be an object that we do not know of
+            return
         self._placement.vacate(inode)
         if isinstance(inode, File):
             inode.content.detach()
@@ -294,12 +300,14 @@ class Publisher:
         while self._due and len(self._running) < self._options.workers:
             inode = self._due.popleft()
             target = self._placement.target(inode)
-            if inode in self._running or (target is not None and self._is_busy(self._keys(inode, target))):
+            if inode in self._running or self._is_busy(self._keys(inode, target)):
                 self._parked.append(inode)
                 continue
             self._queued.discard(inode)
-            if target is None:
+            if target is None and not inode.state.in_doubt:
                 self.released(inode)
+            elif target is None:
+                self._begin(nursery, inode, None)
             elif inode in self._pending:
                 self._begin_or_wait(nursery, inode, target)
 
@@ -329,12 +337,18 @@ class Publisher:
             obstacle = self._obstacle(obstacle)
         return obstacle is inode
 
-    def _begin(self, nursery: trio.Nursery, inode: Inode, target: str) -> None:
+    def _begin(self, nursery: trio.Nursery, inode: Inode, target: str | None) -> None:
         self._running[inode] = self._keys(inode, target)
         nursery.start_soon(self._attempt, inode, target)
 
-    def _keys(self, inode: Inode, target: str) -> set[str]:
-        return {target} if inode.version is None else {target, inode.version.key}
+    def _keys(self, inode: Inode, target: str | None) -> set[str]:
+        """Return the keys that nobody else may change while the inode is on its way to `target`."""
+        keys = {key for key, _ in inode.state.in_doubt}
+        if target is not None:
+            keys.add(target)
+        if inode.version is not None:
+            keys.add(inode.version.key)
+        return keys
 
     def _is_busy(self, keys: set[str]) -> bool:
         return not self._sweeping.isdisjoint(keys) or any(
@@ -376,9 +390,13 @@ class Publisher:
 
     # One publication
 
-    async def _attempt(self, inode: Inode, target: str) -> None:
-        changes = inode.state.changes
+    async def _attempt(self, inode: Inode, target: str | None) -> None:
+        """Bring the inode's object to `target`; without one, find out only whether it has an object."""
         try:
+            await self._settle_doubts(inode)
+            if target is None:
+                return
+            changes = inode.state.changes
             try:
                 version, is_current = await self._carry_out(inode, target, self._placement.condition(target))
             except (PreconditionFailed, NotFound, StaleFile) as error:
@@ -400,6 +418,7 @@ class Publisher:
         """
         metadata = to_metadata(inode.attributes)
         inode.state.attributes_changed = False
+        inode.state.storing = (target, metadata)
         match inode:
             case File() if inode.linked and (inode.content.changed or inode.version is None):
                 version, stored = await self._uploads.publish(inode, target, mode=mode, metadata=metadata)
@@ -421,6 +440,7 @@ class Publisher:
         self._published += 1
         inode.state.published_at = trio.current_time()
         inode.state.failure = None
+        inode.state.in_doubt.clear()
         if changes is None:
             inode.state.attributes_changed = True
         elif not self._is_elsewhere(inode):  # on a detour, the work is still to be done
@@ -436,10 +456,18 @@ class Publisher:
             state.changes != state.published_changes or state.attributes_changed or self._is_elsewhere(inode)
         )
 
-    def _note_failure(self, inode: Inode, target: str, error: Exception) -> None:
+    def _note_failure(self, inode: Inode, target: str | None, error: Exception) -> None:
         """Note why an attempt failed, and when the next one will be; those who wait for this one fail with it."""
+        if target is None:
+            _log.error("an object may be left of what was removed: %r: %s", inode.state.in_doubt, error)
+            inode.state.in_doubt.clear()
+            return
+        storing = inode.state.storing
+        may_be_done = isinstance(error, StorageError) and error.retryable
+        if may_be_done and storing is not None and storing not in inode.state.in_doubt:
+            inode.state.in_doubt.append(storing)
         if self._placement.target(inode) is None:
-            return  # gone meanwhile
+            return  # removed meanwhile
         _log.error("cannot publish %r, trying again in %.0f s: %s", target, RETRY_SECONDS, error)
         self._failed += 1
         inode.state.failure = error
@@ -462,6 +490,22 @@ class Publisher:
                 if parked not in found and self._obstacle(parked) is blocking
             ]
         return found[1:]
+
+    async def _settle_doubts(self, inode: Inode) -> None:
+        """Look whether an attempt that had no answer took effect; then its object is not somebody else's but ours."""
+        while inode.state.in_doubt:
+            key, metadata = inode.state.in_doubt[-1]
+            try:
+                found = await self._storage.head(key)
+            except NotFound:
+                inode.state.in_doubt.pop()
+                continue
+            inode.state.in_doubt.pop()
+            version = Version(found.key, found.etag, found.size)
+            if found.metadata == metadata and version != inode.version:
+                if isinstance(inode, File):
+                    inode.content.adopt(version)
+                self._placement.place(inode, version)
 
     # Somebody else was there
 

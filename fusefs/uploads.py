@@ -211,6 +211,7 @@ class Uploads:
                     if isinstance(planned, Multipart) and _copies(planned):
                         return await self._patch(content, target, planned, mode, metadata), metadata
                     stream = await self._stream_for(file, target, metadata)
+                    file.state.storing = (target, stream.metadata)
                     return await stream.finish(mode), stream.metadata
                 except _FileWasCut:
                     # The parts that went up do not fit any more; the next plan is for the shorter file.

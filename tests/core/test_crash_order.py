@@ -21,7 +21,7 @@ from trio.testing import MockClock
 from backends.base import ObjectStorage
 from backends.errors import StorageError, Unavailable
 from backends.intercepted import Request, T
-from backends.retrying import RetryingStorage
+from backends.retrying import RetryingStorage, RetryPolicy
 from fusefs.attributes import to_metadata
 from fusefs.filesystem import RENAME_EXCHANGE, AttributeChanges
 from tests.core.small_parts import PART, SmallPartsStorage, tree_options
@@ -35,6 +35,10 @@ NEW: Final = b"small and new"
 LARGE: Final = Random(1).randbytes(3 * PART + 100)
 MOVING: Final = ".fusefs/moving/"
 FIRST_HANDLE: Final = 1
+
+
+class Outlasting(Unavailable):
+    """An outage that lasts longer than calls are repeated."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +200,7 @@ FAULTS: Final = {
     "call lost": (Unavailable, False),
     "answer lost": (Unavailable, True),
     "refused": (StorageError, False),
+    "answer never came": (Outlasting, True),
 }
 
 
@@ -219,7 +224,8 @@ async def run(
     for key, data in scenario.before.items():
         await inner.put(key, data)
     watched = Watched(inner, scenario.keeps)
-    storage = RetryingStorage(watched, rng=Random(0))
+    policy = RetryPolicy(timeout_seconds=0 if error is Outlasting else 300)
+    storage = RetryingStorage(watched, policy, rng=Random(0))
     async with open_tree(storage, directory, tree_options()) as tree:
         for key in scenario.before:
             await tree.find(key)

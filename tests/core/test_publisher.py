@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
+from random import Random
 
-import trio.testing
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
 
+from backends.base import ObjectStorage
+from backends.errors import AccessDenied, QuotaExceeded, Unavailable
+from backends.intercepted import Verb
 from backends.memory import MemoryStorage
-from tests.core.tree import open_tree, stored, stored_metadata
+from fusefs.errors import StaleFile
+from fusefs.filesystem import RENAME_EXCHANGE
+from fusefs.publisher import CONFLICTS_PREFIX, RETRY_SECONDS
+from tests.core.small_parts import PART, SmallPartsStorage, tree_options
+from tests.core.tree import Tree, open_tree, stored, stored_metadata
+from tests.support.faulty import FaultyStorage
 
 
 async def test_what_was_written_is_an_object_of_the_same_bytes(
-    autojump_clock: trio.testing.MockClock, tmp_path: Path
+    autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     storage = MemoryStorage()
     async with open_tree(storage, tmp_path) as tree:
@@ -22,3 +35,492 @@ async def test_what_was_written_is_an_object_of_the_same_bytes(
         assert (await stored_metadata(storage))["d/a"]["mode"] == str(0o100644)
         assert await tree.read_file("d/a") == b"bytes"
         assert await tree.names() == ["d"]
+
+
+async def test_fsync_waits_for_what_was_written_before_it_while_an_older_state_goes_up(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    faulty = FaultyStorage(MemoryStorage())
+    async with open_tree(faulty, tmp_path) as tree, trio.open_nursery() as nursery:
+        handle = await tree.create("file")
+        await tree.write(handle, 0, b"one")
+        gate = faulty.hold(Verb.PUT)
+        nursery.start_soon(tree.filesystem.fsync, handle)
+        await gate.reached.wait()
+        await tree.write(handle, 0, b"two")
+        done = trio.Event()
+
+        async def fsync() -> None:
+            await tree.filesystem.fsync(handle)
+            done.set()
+
+        nursery.start_soon(fsync)
+        await wait_all_tasks_blocked()
+        assert not done.is_set()
+        gate.open()
+        await done.wait()
+        assert await stored(faulty) == {"file": b"two"}
+        calls = len(faulty.calls)
+        await tree.filesystem.fsync(handle)
+        assert len(faulty.calls) == calls, "a clean fsync costs no request"
+        await tree.close(handle)
+
+
+async def test_a_failure_is_returned_until_it_is_made_good(autojump_clock: MockClock, tmp_path: Path) -> None:
+    faulty = FaultyStorage(MemoryStorage())
+    async with open_tree(faulty, tmp_path) as tree:
+        handle = await tree.create("file")
+        await tree.write(handle, 0, b"bytes")
+        faulty.fail(QuotaExceeded, times=math.inf)
+        for _ in range(3):
+            with pytest.raises(QuotaExceeded):
+                await tree.filesystem.fsync(handle)
+        with pytest.raises(QuotaExceeded):
+            await tree.filesystem.flush(handle)
+        with pytest.raises(QuotaExceeded):
+            await tree.publish_all()
+        faulty.heal()
+        await tree.filesystem.fsync(handle)
+        await tree.filesystem.flush(handle)
+        assert await stored(faulty) == {"file": b"bytes"}
+        await tree.close(handle)
+
+
+async def test_a_failed_publication_is_tried_again_without_being_asked(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    faulty = FaultyStorage(MemoryStorage())
+    async with open_tree(faulty, tmp_path) as tree:
+        faulty.fail(QuotaExceeded, verb=Verb.PUT, times=2)
+        await tree.write_file("file", b"bytes")
+        await trio.sleep(2 * RETRY_SECONDS + 1)
+        assert await stored(faulty) == {"file": b"bytes"}
+        assert len(faulty.calls_of(Verb.PUT)) == 3
+
+
+async def test_a_file_that_is_rewritten_all_the_time_is_not_put_every_time(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """A thousand times truncated, written and closed within five times `publish_delay`."""
+    faulty = FaultyStorage(MemoryStorage())
+    async with open_tree(faulty, tmp_path) as tree:
+        for stamp in range(1_000):
+            await tree.write_file("file", str(stamp).encode())
+            await trio.sleep(0.005)
+        await tree.publish_all()
+        assert await stored(faulty) == {"file": b"999"}
+        assert len(faulty.calls_of(Verb.PUT)) <= 8
+
+
+async def test_a_file_that_stays_open_is_published_at_the_interval(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    storage = MemoryStorage()
+    async with open_tree(storage, tmp_path) as tree:
+        handle = await tree.create("file")
+        await tree.write(handle, 0, b"bytes")
+        await trio.sleep(29)
+        assert await stored(storage) == {}
+        await trio.sleep(2)
+        assert await stored(storage) == {"file": b"bytes"}
+        await tree.close(handle)
+
+
+async def test_what_is_gone_before_its_turn_costs_nothing(autojump_clock: MockClock, tmp_path: Path) -> None:
+    faulty = FaultyStorage(MemoryStorage())
+    async with open_tree(faulty, tmp_path) as tree:
+        await tree.write_file("a", b"bytes")
+        await tree.rename("a", "b")
+        await tree.unlink("b")
+        await tree.write_file("temporary", b"new")
+        await tree.rename("temporary", "final")
+        await tree.publish_all()
+        changes = [(r.verb, r.key) for r in faulty.calls if r.verb not in (Verb.HEAD, Verb.LIST_PREFIX)]
+        assert changes == [(Verb.PUT, "final")]
+
+
+# Somebody else was there
+
+
+async def _conflicts(storage: ObjectStorage) -> list[bytes]:
+    objects = await stored(storage, ours=True)
+    assert not [key for key in objects if key.startswith((".fusefs/moving/", ".fusefs/orphans/"))]
+    return [data for key, data in objects.items() if key.startswith(CONFLICTS_PREFIX)]
+
+
+async def _expect_stale(tree: Tree, handle: int) -> None:
+    with pytest.raises(StaleFile):
+        await tree.filesystem.fsync(handle)
+    with pytest.raises(StaleFile):
+        await tree.write(handle, 0, b"too late")
+    with pytest.raises(StaleFile):
+        await tree.filesystem.flush(handle)
+    await tree.filesystem.release(handle)
+
+
+@pytest.mark.parametrize("theirs", [b"theirs", None], ids=["changed", "removed"])
+async def test_both_versions_are_kept_when_somebody_else_changed_a_file(
+    theirs: bytes | None, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Theirs stays under the name, ours is under `.fusefs/conflicts/`, the caller learns of it; nothing else waits."""
+    storage = MemoryStorage()
+    await storage.put("file", b"base")
+    async with open_tree(storage, tmp_path) as tree:
+        handle = await tree.open("file")
+        await tree.write(handle, 0, b"our")
+        await (storage.delete("file") if theirs is None else storage.put("file", theirs))
+        await tree.write_file("other", b"bytes")
+        await _expect_stale(tree, handle)
+        await tree.publish_all()
+        assert await stored(storage) == {"other": b"bytes"} | ({} if theirs is None else {"file": theirs})
+        # The last byte was only in the base, which is gone.
+        assert await _conflicts(storage) == [b"our\0"]
+        if theirs is not None:
+            assert await tree.read_file("file") == theirs
+        assert await tree.names() == (["other"] if theirs is None else ["file", "other"])
+
+
+async def test_both_are_kept_when_somebody_else_made_the_file_that_we_make(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    storage = MemoryStorage()
+    async with open_tree(storage, tmp_path) as tree:
+        handle = await tree.create("file")
+        await tree.write(handle, 0, b"ours")
+        await storage.put("file", b"theirs")
+        await _expect_stale(tree, handle)
+        assert await stored(storage) == {"file": b"theirs"}
+        assert await _conflicts(storage) == [b"ours"]
+        assert await tree.read_file("file") == b"theirs"
+
+
+async def test_a_clean_file_is_kept_when_somebody_else_took_its_new_name(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Its bytes are in the bucket alone, under the old name, which has to go."""
+    storage = MemoryStorage()
+    await storage.put("old", b"ours")
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.rename("old", "new")
+        await storage.put("new", b"theirs")
+        await tree.publish_all()
+        assert await stored(storage) == {"new": b"theirs"}
+        assert await _conflicts(storage) == [b"ours"]
+        assert await tree.read_file("new") == b"theirs"
+
+
+async def test_a_file_that_somebody_else_changed_before_its_rename_was_published(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """The change stays under the old name; there was nothing of ours in the file."""
+    storage = MemoryStorage()
+    await storage.put("old", b"base")
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.rename("old", "new")
+        await storage.put("old", b"theirs")
+        await tree.publish_all()
+        assert await stored(storage) == {"old": b"theirs"}
+        assert await _conflicts(storage) == []
+
+
+async def test_a_directory_that_somebody_else_made_too_is_shared(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """A marker holds nothing that could be lost; what we put into the directory is published into it."""
+    storage = MemoryStorage()
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.mkdir("d")
+        await tree.write_file("d/ours", b"ours")
+        await storage.put("d/", b"", metadata={"mode": "16877"})
+        await storage.put("d/theirs", b"theirs")
+        await tree.publish_all()
+        assert await stored(storage) == {"d/": b"", "d/ours": b"ours", "d/theirs": b"theirs"}
+        assert await tree.read_file("d/ours") == b"ours"
+        assert await _conflicts(storage) == []
+
+
+async def test_a_conflict_whose_copy_cannot_be_stored_is_tried_again(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    faulty = FaultyStorage(MemoryStorage())
+    async with open_tree(faulty, tmp_path) as tree:
+        handle = await tree.create("file")
+        await tree.write(handle, 0, b"ours")
+        await faulty.put("file", b"theirs")
+        faulty.fail(QuotaExceeded, verb=Verb.PUT, call=2)
+        with pytest.raises(QuotaExceeded):
+            await tree.filesystem.fsync(handle)
+        assert await _conflicts(faulty) == []
+        await _expect_stale(tree, handle)
+        assert await _conflicts(faulty) == [b"ours"]
+        assert await stored(faulty) == {"file": b"theirs"}
+
+
+async def test_the_key_of_a_kept_version_fits_whatever_the_name(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    storage = MemoryStorage()
+    name = "/".join(["é" * 100] * 5)[:508]
+    await storage.put(name, b"base")
+    async with open_tree(storage, tmp_path) as tree:
+        handle = await tree.open(name)
+        await tree.write(handle, 0, b"ours")
+        await storage.put(name, b"theirs")
+        await _expect_stale(tree, handle)
+        assert await _conflicts(storage) == [b"ours"]
+
+
+async def test_our_own_upload_whose_answer_never_came_is_no_conflict(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """The store took the object and the outage that swallowed the answer outlasted every repetition."""
+    faulty = FaultyStorage(MemoryStorage())
+    await faulty.put("changed", b"base and more")
+    async with open_tree(faulty, tmp_path) as tree:
+        for name, flags in (("new", os.O_CREAT), ("changed", 0)):
+            handle = await (tree.create(name) if flags else tree.open(name))
+            await tree.write(handle, 0, b"one")
+            faulty.fail(Unavailable, verb=Verb.PUT, answer_lost=True)
+            with pytest.raises(Unavailable):
+                await tree.filesystem.fsync(handle)
+            await tree.write(handle, 3, b"two")
+            await tree.filesystem.fsync(handle)
+            await tree.close(handle)
+        assert await stored(faulty) == {"new": b"onetwo", "changed": b"onetwond more"}
+        assert await _conflicts(faulty) == []
+
+
+@pytest.mark.parametrize("based", [False, True], ids=["stream", "patch"])
+async def test_our_own_parts_whose_completion_was_never_answered_are_no_conflict(
+    based: bool, autojump_clock: MockClock, tmp_path: Path, small_parts: None
+) -> None:
+    faulty = FaultyStorage(SmallPartsStorage())
+    body = Random(0).randbytes(10 * PART)
+    if based:
+        await faulty.put("file", body)
+    async with open_tree(faulty, tmp_path, tree_options()) as tree:
+        handle = await (tree.open("file") if based else tree.create("file"))
+        await tree.write(handle, 0, body[:-5])
+        await wait_all_tasks_blocked()
+        await tree.write(handle, 100, b"one")
+        faulty.fail(Unavailable, verb=Verb.COMPLETE, answer_lost=True)
+        with pytest.raises(Unavailable):
+            await tree.filesystem.fsync(handle)
+        await tree.write(handle, 5 * PART, b"two")
+        await tree.rename("file", "renamed")
+        await tree.filesystem.fsync(handle)
+        await tree.close(handle)
+        await tree.publish_all()
+        expected = body[:100] + b"one" + body[103 : 5 * PART] + b"two" + body[5 * PART + 3 :]
+        assert await stored(faulty, ours=True) == {"renamed": expected if based else expected[:-5]}
+
+
+@pytest.mark.parametrize("removed_first", [False, True])
+async def test_no_object_is_left_of_a_file_that_was_removed_when_its_upload_had_no_answer(
+    removed_first: bool, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    faulty = FaultyStorage(MemoryStorage())
+    async with open_tree(faulty, tmp_path) as tree, trio.open_nursery() as nursery:
+        await tree.write_file("file", b"bytes")
+        faulty.fail(Unavailable, verb=Verb.PUT, answer_lost=True)
+        gate = faulty.hold(Verb.PUT)
+        if not removed_first:
+            gate.open()
+            with pytest.raises(Unavailable):
+                await tree.publish_all()
+            await tree.unlink("file")
+        else:
+            nursery.start_soon(tree.publish_all)
+            await gate.reached.wait()
+            await tree.unlink("file")
+            gate.open()
+        await tree.write_file("file", b"again")
+        await tree.publish_all()
+        assert await stored(faulty, ours=True) == {"file": b"again"}
+        await tree.unlink("file")
+        await tree.publish_all()
+        assert await stored(faulty, ours=True) == {}
+
+
+# Keys that change hands
+
+
+async def test_a_swap_is_published_while_a_long_upload_goes_on(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """The circle of waits is broken at once, and nobody spins meanwhile."""
+    faulty = FaultyStorage(MemoryStorage())
+    await faulty.put("a", b"was a")
+    await faulty.put("b", b"was b")
+    async with open_tree(faulty, tmp_path) as tree:
+        gate = faulty.hold(Verb.PUT)
+        await tree.write_file("long", b"upload")
+        await gate.reached.wait()
+        await tree.rename("a", "b", RENAME_EXCHANGE)
+        handle = await tree.open("a")
+        with trio.fail_after(10):
+            await tree.filesystem.fsync(handle)
+        await trio.sleep(5)
+        assert await stored(faulty) == {"a": b"was b", "b": b"was a"}
+        await tree.close(handle)
+        gate.open()
+        await tree.publish_all()
+        assert await stored(faulty, ours=True) == {"a": b"was b", "b": b"was a", "long": b"upload"}
+
+
+async def test_a_failure_reaches_those_who_wait_for_the_key(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """`a` cannot leave its name, so `b` cannot take it, and says why; when `a` can, one call settles both."""
+    faulty = FaultyStorage(MemoryStorage())
+    await faulty.put("a", b"was a")
+    async with open_tree(faulty, tmp_path) as tree:
+        await tree.rename("a", "c")
+        handle = await tree.create("a")
+        await tree.write(handle, 0, b"new a")
+        faulty.fail(QuotaExceeded, verb=Verb.COPY, times=math.inf)
+        with trio.fail_after(10), pytest.raises(QuotaExceeded):
+            await tree.filesystem.fsync(handle)
+        assert await stored(faulty) == {"a": b"was a"}
+        faulty.heal()
+        with trio.fail_after(10):
+            await tree.filesystem.fsync(handle)
+        assert await stored(faulty) == {"a": b"new a", "c": b"was a"}
+        await tree.close(handle)
+        await tree.publish_all()
+
+
+async def test_a_file_that_is_replaced_while_it_goes_up_is_never_stored_as_zeros(
+    autojump_clock: MockClock, tmp_path: Path, small_parts: None
+) -> None:
+    """Its bytes are not thrown away before its upload has ended, so that the name always has a whole file."""
+    faulty = FaultyStorage(SmallPartsStorage())
+    old, new = Random(0).randbytes(3 * PART), Random(1).randbytes(PART)
+    async with open_tree(faulty, tmp_path, tree_options()) as tree, trio.open_nursery() as nursery:
+        await tree.write_file("file", bytes(20 * PART))
+        await tree.publish_all()
+        handle = await tree.open("file")
+        await tree.write(handle, 10 * PART, old)
+        expected = bytes(10 * PART) + old + bytes(7 * PART)
+        gates = [faulty.hold(verb) for verb in (Verb.UPLOAD_PART, Verb.COMPLETE)]
+        nursery.start_soon(tree.filesystem.fsync, handle)
+        await gates[0].reached.wait()
+        await tree.close(handle)
+        await tree.write_file("temporary", new)
+        await tree.rename("temporary", "file")
+        gates[0].open()
+        await gates[1].reached.wait()
+        gates[1].open()
+        while (now := (await stored(faulty))["file"]) != new:
+            assert now in (bytes(20 * PART), expected)
+            await trio.sleep(0.001)
+        await tree.publish_all()
+        assert await stored(faulty, ours=True) == {"file": new}
+
+
+async def test_what_cannot_be_deleted_is_told_and_tried_again(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    faulty = FaultyStorage(MemoryStorage())
+    await faulty.put("file", b"bytes")
+    async with open_tree(faulty, tmp_path) as tree:
+        faulty.fail(AccessDenied, verb=Verb.DELETE, times=math.inf)
+        await tree.unlink("file")
+        for _ in range(2):
+            with pytest.raises(AccessDenied):
+                await tree.publish_all()
+        assert tree.publisher.statistics().leftovers == 1
+        faulty.heal()
+        await tree.publish_all()
+        assert await stored(faulty) == {}
+
+
+async def test_what_somebody_else_changed_is_not_deleted(autojump_clock: MockClock, tmp_path: Path) -> None:
+    storage = MemoryStorage()
+    await storage.put("file", b"bytes")
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.find("file")
+        await storage.put("file", b"theirs")
+        await tree.unlink("file")
+        await tree.publish_all()
+        assert await stored(storage) == {"file": b"theirs"}
+
+
+@pytest.mark.parametrize("verb", [Verb.PUT, Verb.COPY, Verb.DELETE])
+async def test_a_defect_costs_one_attempt_and_not_the_mount(
+    verb: Verb, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """An exception of a class that no store may raise is a failure like others."""
+    faulty = FaultyStorage(MemoryStorage())
+    await faulty.put("old", b"bytes")
+    async with open_tree(faulty, tmp_path) as tree:
+        faulty.fail(RuntimeError, verb=verb)
+        await tree.rename("old", "new")
+        await tree.write_file("file", b"bytes")
+        with pytest.raises(RuntimeError):
+            await tree.publish_all()
+        await tree.publish_all()
+        assert await stored(faulty) == {"file": b"bytes", "new": b"bytes"}
+
+
+async def test_an_unlinked_file_stays_readable_until_its_last_close(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """The name is gone from the bucket, the content waits under `.fusefs/orphans/`; the name may be used again."""
+    storage = MemoryStorage()
+    await storage.put("file", b"first")
+    async with open_tree(storage, tmp_path) as tree:
+        handle = await tree.open("file", os.O_RDONLY)
+        await tree.unlink("file")
+        await tree.write_file("file", b"second")
+        await tree.publish_all()
+        assert await stored(storage) == {"file": b"second"}
+        assert await tree.filesystem.read(handle, 0, 10) == b"first"
+        await tree.filesystem.release(handle)
+        await tree.publish_all()
+        assert await stored(storage, ours=True) == {"file": b"second"}
+
+
+async def test_publish_all_ends_while_files_are_written_all_the_time(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_tree(MemoryStorage(), tmp_path) as tree, trio.open_nursery() as nursery:
+        handle = await tree.create("file")
+
+        async def hammer() -> None:
+            while True:
+                await tree.write(handle, 0, b"bytes")
+                await tree.write_file("other", b"bytes")
+                await trio.sleep(0.001)
+
+        nursery.start_soon(hammer)
+        await trio.sleep(1)
+        await tree.publish_all()
+        nursery.cancel_scope.cancel()
+
+
+async def test_nothing_is_kept_of_what_was_published(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """Memory does not grow with the number of changes."""
+    async with open_tree(MemoryStorage(), tmp_path) as tree:
+        for number in range(200):
+            await tree.write_file(f"file-{number}", b"bytes")
+            await tree.rename(f"file-{number}", "same")
+            await tree.rename("same", "other")
+        await tree.publish_all()
+        await tree.unlink("other")
+        await tree.publish_all()
+        await trio.sleep(60)
+        publisher = tree.publisher
+        for kept in (
+            publisher._pending,
+            publisher._queued,
+            publisher._parked,
+            publisher._due,
+            publisher._due_at,
+        ):
+            assert not kept
+        assert not publisher._timetable
+        assert not tree.placement._owners
+        assert not tree.placement._leftovers
+        assert len(tree.inodes) == 1
+        assert tree.sources.budget.total == 0
