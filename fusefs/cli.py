@@ -10,20 +10,20 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 import click
 
 from fusefs.config import Config
 from fusefs.control import ControlClient, Progress
 from fusefs.errors import ConfigError, MountError
+from fusefs.flags import configuration_flags
 from fusefs.mountpoints import check_mountpoint, unmount
 
 _READY: Final = "ready"
-_URL_HELP: Final = "s3://BUCKET[/PREFIX], file:///DIRECTORY or memory://"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -32,25 +32,10 @@ def main() -> None:
     """Mount an S3 bucket as a directory that a server can keep its data in."""
 
 
-def _flag(*names: str, help: str, **options: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    return click.option(*names, help=help, default=None, **options)
-
-
 @main.command()
 @click.argument("url")
 @click.argument("mountpoint", type=click.Path())
-@_flag("--endpoint", metavar="URL", help="URL of the S3 service, if it is not AWS.")
-@_flag("--region", metavar="REGION", help="Region of the bucket.")
-@_flag("--profile", metavar="PROFILE", help="Profile of the AWS configuration files.")
-@_flag("--anonymous", is_flag=True, help="Send unsigned requests: for public buckets, with --read-only.")
-@_flag("--cache-dir", metavar="DIR", type=click.Path(), help="Where bytes are kept on the way.")
-@_flag("--multipart-part-size", metavar="SIZE", help="Bytes of an upload's first parts, 5 MiB at least.")
-@_flag("--read-only", is_flag=True, help="Refuse every change.")
-@_flag("--shared", is_flag=True, help="Other hosts write the same prefix.")
-@_flag("--allow-other", is_flag=True, help="Let other users in; the kernel checks permission bits.")
-@_flag("--wait-on-close", is_flag=True, help="Let close(2) wait for the upload.")
-@_flag("--log-file", metavar="FILE", type=click.Path(), help="Where the log goes.")
-@_flag("--log-level", metavar="LEVEL", help="debug, info, warning or error.")
+@configuration_flags
 @click.option(
     "--config", "config_path", metavar="FILE", type=click.Path(), help="TOML file; flags win over it."
 )

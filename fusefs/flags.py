@@ -1,0 +1,73 @@
+"""The flags of `fusefs mount`: one for each key of the configuration, with the same name and the same meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, TypeVar
+
+import click
+
+_CommandT = TypeVar("_CommandT", bound=Callable[..., None])
+
+
+class _Flag(NamedTuple):
+    """How a key is said on the command line. `value` None is a switch; its opposite is `--no-NAME`."""
+
+    value: str | None
+    help: str
+    type: Any = None
+
+
+#: By the name of the key, in the order of `--help`.
+_FLAGS: Final[Mapping[str, _Flag]] = MappingProxyType(
+    {
+        "endpoint": _Flag("URL", "URL of the S3 service, if it is not AWS."),
+        "region": _Flag("REGION", "Region of the bucket."),
+        "profile": _Flag("PROFILE", "Profile of the AWS configuration files."),
+        "anonymous": _Flag(None, "Send unsigned requests: for public buckets, with --read-only."),
+        "cache_dir": _Flag("DIR", "Where bytes are kept on the way.", click.Path()),
+        "cache_size": _Flag("SIZE", "How much of that disk may be used."),
+        "read_only": _Flag(None, "Refuse every change."),
+        "shared": _Flag(None, "Other hosts write the same prefix."),
+        "allow_other": _Flag(None, "Let other users in; the kernel checks permission bits."),
+        "wait_on_close": _Flag(None, "Let close(2) wait for the upload."),
+        "publish_delay": _Flag("TIME", "Least time between two publications of a closed file."),
+        "publish_interval": _Flag("TIME", "Most time between two publications of an open file."),
+        "revalidate_interval": _Flag("TIME", "How old a listing may be before the bucket is asked again."),
+        "retry_timeout": _Flag("TIME", "For how long a store that does not answer is asked again."),
+        "read_ahead": _Flag("SIZE", "The widest window of a sequential reader."),
+        "upload_workers": _Flag("NUMBER", "Publications under way at once.", int),
+        "uid": _Flag("UID", "Owner of objects that carry none.", int),
+        "gid": _Flag("GID", "Group of objects that carry none.", int),
+        "file_mode": _Flag("MODE", "Permissions of files that carry none, in octal."),
+        "dir_mode": _Flag("MODE", "Permissions of directories that carry none, in octal."),
+        "multipart_part_size": _Flag("SIZE", "Bytes of an upload's first parts, 5 MiB at least."),
+        "ack_after_upload": _Flag(None, "Let fsync return when the bytes are in the bucket."),
+        "addressing": _Flag("STYLE", "Bucket's name in the URL: auto, path or virtual."),
+        "verify_tls": _Flag(None, "Check the certificate of the service."),
+        "ca_bundle": _Flag("FILE", "PEM file with the authorities to trust.", click.Path()),
+        "server_side_encryption": _Flag("KIND", "AES256, aws:kms or aws:kms:dsse."),
+        "kms_key_id": _Flag("KEY", "The key for aws:kms."),
+        "storage_class": _Flag("CLASS", "Storage class of new objects."),
+        "requester_pays": _Flag(None, "Pay for the requests to somebody else's bucket."),
+        "checksums": _Flag("KIND", "auto, crc32 or none."),
+        "max_connections": _Flag("NUMBER", "Requests under way at once.", int),
+        "connect_timeout": _Flag("TIME", "How long a connection may take."),
+        "read_timeout": _Flag("TIME", "How long a connection may be silent."),
+        "log_file": _Flag("FILE", "Where the log goes.", click.Path()),
+        "log_level": _Flag("LEVEL", "debug, info, warning or error."),
+    }
+)
+
+
+def configuration_flags(command: _CommandT) -> _CommandT:
+    """Give a click command all flags; they reach it as keyword arguments, None where they were not given."""
+    for name, flag in reversed(list(_FLAGS.items())):
+        word = name.replace("_", "-")
+        if flag.value is None:
+            option = click.option(f"--{word}/--no-{word}", name, default=None, help=flag.help)
+        else:
+            option = click.option(f"--{word}", name, metavar=flag.value, type=flag.type, help=flag.help)
+        command = option(command)
+    return command
