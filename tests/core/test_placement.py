@@ -1,0 +1,106 @@
+"""Whose object lies where, and where it should: the decisions of `fusefs.placement`, without a store."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from trio.testing import MockClock
+
+from backends.base import CREATE_ONLY, IfMatch
+from backends.memory import MemoryStorage
+from fusefs.content import Version
+from fusefs.placement import ROOT_MARKER
+from tests.core.tree import open_tree
+
+
+async def test_targets_follow_the_tree(autojump_clock: MockClock, tmp_path: Path) -> None:
+    async with open_tree(MemoryStorage(), tmp_path) as tree:
+        await tree.mkdir("d")
+        await tree.write_file("d/file", b"bytes")
+        target = tree.placement.target
+        file, directory = await tree.find("d/file"), await tree.find("d")
+        assert target(tree.root) == ROOT_MARKER
+        assert (target(directory), target(file)) == ("d/", "d/file")
+        await tree.rename("d", "e")
+        assert (target(directory), target(file)) == ("e/", "e/file")
+        await tree.unlink("e/file")
+        await tree.rmdir("e")
+        assert (target(directory), target(file)) == (None, None)
+
+
+async def test_an_open_file_without_a_name_has_an_object_only_as_long_as_bytes_are_there_alone(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    storage = MemoryStorage()
+    await storage.put("clean", b"bytes")
+    await storage.put("staged", b"bytes")
+    async with open_tree(storage, tmp_path) as tree:
+        for name in ("clean", "staged"):
+            file = await tree.find_file(name)
+            handle = await tree.open(name, os.O_RDONLY)
+            if name == "staged":
+                await tree.filesystem.read(handle, 0, 5)
+            await tree.unlink(name)
+            orphan = f".fusefs/orphans/mount/{file.number}"
+            assert tree.placement.target(file) == (orphan if name == "clean" else None)
+
+
+async def test_what_is_overwritten_moved_or_removed(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """A key's condition is its newest version that we know of; what nobody takes is to be deleted."""
+    storage = MemoryStorage()
+    await storage.put("a", b"a")
+    await storage.put("b", b"b")
+    async with open_tree(storage, tmp_path) as tree:
+        placement = tree.placement
+        a, b = await tree.find("a"), await tree.find("b")
+        assert a.version is not None
+        assert b.version is not None
+        was_a, was_b = a.version, b.version
+        assert placement.condition("a") == IfMatch(was_a.etag)
+        assert placement.condition("c") == CREATE_ONLY
+        assert placement.obstacle(a, "b") is b
+
+        await tree.rename("a", "b")
+        assert placement.obstacle(a, "b") is None
+        assert placement.condition("b") == IfMatch(was_b.etag), "a leftover that is overwritten"
+        assert list(placement.deletable()) == [], "`b` is wanted, and `a` is still the file's only object"
+
+        moved = Version("b", "new", 1)
+        placement.place(a, moved)
+        assert a.version == moved
+        assert list(placement.deletable()) == [was_a]
+        placement.forget_leftover(was_a)
+        assert list(placement.deletable()) == []
+        assert placement.condition("a") == CREATE_ONLY
+
+
+async def test_what_others_changed_is_not_ours_to_replace(autojump_clock: MockClock, tmp_path: Path) -> None:
+    storage = MemoryStorage()
+    await storage.put("a", b"a")
+    async with open_tree(storage, tmp_path) as tree:
+        a = await tree.find("a")
+        tree.placement.forget("a")
+        assert a.version is None
+        assert tree.placement.condition("a") == CREATE_ONLY
+        tree.placement.vacate(a)
+        assert list(tree.placement.deletable()) == []
+
+
+async def test_a_leftover_is_forgotten_only_in_the_version_that_was_deleted(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    storage = MemoryStorage()
+    await storage.put("a", b"a")
+    async with open_tree(storage, tmp_path) as tree:
+        a = await tree.find("a")
+        version = a.version
+        assert version is not None
+        tree.root.detach(b"a")
+        with tree.placement.recorded_deletions() as deleted:
+            tree.placement.vacate(a)
+            tree.placement.forget_leftover(Version("a", "other", 1))
+            assert list(tree.placement.deletable()) == [version]
+            assert tree.placement.leftover_keys == {"a"}
+            tree.placement.forget_leftover(version)
+        assert deleted == {"a"}
