@@ -36,7 +36,7 @@ from typing import Final
 import trio
 
 from backends.base import CREATE_ONLY, OVERWRITE, ObjectStorage, PutMode
-from backends.errors import NotFound, PreconditionFailed, StorageError
+from backends.errors import NotFound, PreconditionFailed, StorageError, Unavailable
 from fusefs.attributes import to_metadata
 from fusefs.content import Version
 from fusefs.errors import FilesystemError, StaleFile
@@ -463,8 +463,8 @@ class Publisher:
             inode.state.in_doubt.clear()
             return
         storing = inode.state.storing
-        may_be_done = isinstance(error, StorageError) and error.retryable
-        if may_be_done and storing is not None and storing not in inode.state.in_doubt:
+        # Only a lost answer leaves it open; every other error says that nothing was done.
+        if isinstance(error, Unavailable) and storing is not None and storing not in inode.state.in_doubt:
             inode.state.in_doubt.append(storing)
         if self._placement.target(inode) is None:
             return  # removed meanwhile
