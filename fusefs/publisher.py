@@ -25,33 +25,29 @@ next fsync or close, and it is tried again.
 
 from __future__ import annotations
 
-import heapq
 import logging
-import math
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 import trio
 
-from backends.base import CREATE_ONLY, OVERWRITE, ObjectStorage, PutMode
+from backends.base import ObjectStorage
 from backends.errors import NotFound, PreconditionFailed, StorageError, Unavailable
 from fusefs.attributes import to_metadata
 from fusefs.content import Version
 from fusefs.errors import FilesystemError, StaleFile
-from fusefs.inodes import Directory, File, Inode, Symlink
-from fusefs.keys import RESERVED_PREFIX
+from fusefs.inodes import Directory, File, Inode
+from fusefs.object_writer import ObjectWriter
 from fusefs.placement import Placement
+from fusefs.sweeper import Sweeper
+from fusefs.timetable import Timetable
 from fusefs.uploads import Uploads
 
 _log = logging.getLogger(__name__)
 
 SETTLE_SECONDS: Final = 0.05
 """How long a change of names waits before it is published: a temporary name is gone by then, and costs nothing."""
-
-CONFLICTS_PREFIX: Final = f"{RESERVED_PREFIX}conflicts/"
-"""Where what is ours is kept when somebody else has changed the object that it was to replace."""
 
 RETRY_SECONDS: Final = 30.0
 """Pause after an attempt that failed for good (the store's own outages are retried below, in `backends.retrying`)."""
@@ -97,24 +93,20 @@ class Publisher:
         self._placement = placement
         self._uploads = uploads
         self._options = options
-        self._mount_id = mount_id
+        self._writer = ObjectWriter(storage, uploads, mount_id=mount_id)
+        self._sweeper = Sweeper(storage, placement, options.workers, self._look_again)
 
         self._pending: dict[Inode, None] = {}
-        self._due_at: dict[Inode, float] = {}
-        self._timetable: list[tuple[float, int, Inode]] = []
-        self._entries = 0
+        self._timetable: Timetable[Inode] = Timetable()
         self._due: deque[Inode] = deque()
         self._parked: list[Inode] = []
         #: Those in `_due` and `_parked`: each is there once.
         self._queued: set[Inode] = set()
         self._running: dict[Inode, set[str]] = {}
-        self._sweeping: set[str] = set()
-        self._undeletable: dict[Version, Exception] = {}
         self._wake = trio.Event()
         self._progress = trio.lowlevel.ParkingLot()
         self._published = 0
         self._failed = 0
-        self._conflicts = 0
 
     # What there is to do
 
@@ -209,7 +201,7 @@ class Publisher:
 
         Without `open_files`, files with a writer are left alone: that is what an fsync of a directory asks for.
         """
-        self._undeletable.clear()  # each gets a new chance
+        self._sweeper.forgive()
         goals = {
             inode: (inode.state.changes, inode.state.attempts + (inode in self._running))
             for inode in self._pending
@@ -222,13 +214,13 @@ class Publisher:
                 if inode not in self._running:
                     self._schedule(inode, trio.current_time())  # a second attempt may be needed
                 await self._progress.park()
-        while self._sweeping or self._deletable():
+        while not self._sweeper.is_done:
             self._wake.set()
             await self._progress.park()
         for inode in goals:
             if inode in self._pending and inode.state.failure is not None:
                 raise inode.state.failure
-        for error in self._undeletable.values():
+        for error in self._sweeper.failures:
             raise error
 
     def statistics(self) -> PublishStatistics:
@@ -237,10 +229,10 @@ class Publisher:
             pending_bytes=sum(
                 inode.content.unsent.total for inode in self._pending if isinstance(inode, File)
             ),
-            leftovers=len(self._deletable()) + len(self._undeletable),
+            leftovers=self._sweeper.count(),
             published=self._published,
             failed=self._failed,
-            conflicts=self._conflicts,
+            conflicts=self._writer.conflicts,
         )
 
     def pending_inodes(self) -> list[Inode]:
@@ -263,25 +255,8 @@ class Publisher:
     def _schedule(self, inode: Inode, due: float) -> None:
         """Put the inode into the timetable, unless it is there for an earlier time or is due already."""
         self._pending.setdefault(inode)
-        if inode not in self._queued and due < self._due_at.get(inode, math.inf):
-            self._due_at[inode] = due
-            self._entries += 1
-            heapq.heappush(self._timetable, (due, self._entries, inode))
+        if inode not in self._queued and self._timetable.put(inode, due):
             self._wake.set()
-
-    def _collect_due(self) -> float:
-        """Move the inodes whose time has come to the queue; return when the next one will be."""
-        now = trio.current_time()
-        while self._timetable:
-            due, _, inode = self._timetable[0]
-            if due > now and self._due_at.get(inode) == due:
-                return due
-            heapq.heappop(self._timetable)
-            if self._due_at.get(inode) == due:
-                del self._due_at[inode]
-                self._due.append(inode)
-                self._queued.add(inode)
-        return math.inf
 
     # The loop
 
@@ -290,10 +265,12 @@ class Publisher:
         async with trio.open_nursery() as nursery:
             while True:
                 self._wake = trio.Event()
-                next_due = self._collect_due()
+                due = self._timetable.take_due(trio.current_time())
+                self._due.extend(due)
+                self._queued.update(due)
                 self._start_publications(nursery)
-                self._start_sweep(nursery)
-                with trio.move_on_at(next_due):
+                self._sweeper.start(nursery, set().union(*self._running.values()))
+                with trio.move_on_at(self._timetable.next_due()):
                     await self._wake.wait()
 
     def _start_publications(self, nursery: trio.Nursery) -> None:
@@ -351,7 +328,7 @@ class Publisher:
         return keys
 
     def _is_busy(self, keys: set[str]) -> bool:
-        return not self._sweeping.isdisjoint(keys) or any(
+        return not self._sweeper.busy.isdisjoint(keys) or any(
             not busy.isdisjoint(keys) for busy in self._running.values()
         )
 
@@ -377,7 +354,7 @@ class Publisher:
     def _settle(self, inode: Inode) -> None:
         """Note that the inode needs no publication any more."""
         self._pending.pop(inode, None)
-        self._due_at.pop(inode, None)
+        self._timetable.drop(inode)
         inode.state.published_changes = inode.state.changes
         inode.state.attempted.unpark_all()
         self._progress.unpark_all()
@@ -398,7 +375,7 @@ class Publisher:
                 return
             changes = inode.state.changes
             try:
-                version, is_current = await self._carry_out(inode, target, self._placement.condition(target))
+                version, is_current = await self._carry_out(inode, target)
             except (PreconditionFailed, NotFound, StaleFile) as error:
                 await self._keep_both(inode, target, error)
             else:
@@ -411,28 +388,14 @@ class Publisher:
         finally:
             self._finished(inode)
 
-    async def _carry_out(self, inode: Inode, target: str, mode: PutMode) -> tuple[Version, bool]:
-        """Make the object under `target` equal to the inode, at the least cost.
-
-        Returns what is there now, and whether its metadata has the attributes of the time when this began.
-        """
+    async def _carry_out(self, inode: Inode, target: str) -> tuple[Version, bool]:
+        """Return what is in the bucket now, and whether its metadata has the attributes of the time when this began."""
         metadata = to_metadata(inode.attributes)
         inode.state.attributes_changed = False
         inode.state.storing = (target, metadata)
-        match inode:
-            case File() if inode.linked and (inode.content.changed or inode.version is None):
-                version, stored = await self._uploads.publish(inode, target, mode=mode, metadata=metadata)
-                return version, stored == metadata
-            case File(version=Version() as source):
-                version = await self._uploads.copy(source, target, mode=mode, metadata=metadata)
-                inode.content.rebase(version)
-                return version, True
-            case Symlink():
-                body = inode.target
-            case _:
-                body = b""
-        etag = await self._storage.put(target, body, metadata=metadata, mode=mode)
-        return Version(target, etag, len(body)), True
+        condition = self._placement.condition(target)
+        written = await self._writer.write(inode, target, mode=condition, metadata=metadata)
+        return written.version, written.metadata == metadata
 
     def _note_success(self, inode: Inode, version: Version, changes: int | None) -> None:
         """Note what the bucket has now, all of the first `changes` changes; None: but for their attributes."""
@@ -515,98 +478,21 @@ class Publisher:
             self._placement.forget(target)
             return
         if isinstance(inode, Directory):
-            await self._share(inode, target)
+            changes = inode.state.changes
+            version = await self._writer.write_marker_over(inode, target)
+            self._placement.forget(target)
+            self._note_success(inode, version, changes)
             return
         # From now on nothing is written any more that would not be kept.
         inode.state.failure = StaleFile(f"{target!r} was changed by somebody else")
-        self._conflicts += 1
-        kept = self._conflict_key(inode, target)
-        version = await self._keep(inode, target, kept)
-        where = f"ours is kept as {kept!r}" if version is not None else "ours had no bytes of its own"
+        kept = await self._writer.keep_beside(inode, target)
+        where = f"ours is kept as {kept.key!r}" if kept is not None else "ours had no bytes of its own"
         _log.error("%r was changed by somebody else (%s); theirs stays, %s", target, error, where)
         self._placement.forget(target)
         self._placement.vacate(inode)  # at its old name, if it was on its way to a new one
         if inode.parent is not None:
             inode.parent.listed_at = None  # so that theirs is found
             inode.parent.detach(inode.name)
-        inode.version = version
+        inode.version = kept
         inode.state.failure = StaleFile(f"{target!r} was changed by somebody else; {where}")
         self._settle(inode)
-
-    async def _share(self, directory: Directory, target: str) -> None:
-        """Write ours over the marker that somebody else made or changed: it has no bytes that could be lost.
-
-        A store that keeps a tree (SeaweedFS) refuses to create a marker, too, once anything is below it.
-        """
-        changes = directory.state.changes
-        metadata = to_metadata(directory.attributes)
-        etag = await self._storage.put(target, b"", metadata=metadata, mode=OVERWRITE)
-        self._placement.forget(target)
-        self._note_success(directory, Version(target, etag, 0), changes)
-
-    def _conflict_key(self, inode: Inode, target: str) -> str:
-        suffix = f".{self._mount_id}-{inode.number}-{self._conflicts}"
-        room = self._storage.limits.max_key_length - len(CONFLICTS_PREFIX) - len(suffix)
-        return CONFLICTS_PREFIX + target.encode()[:room].decode(errors="ignore") + suffix
-
-    async def _keep(self, inode: Inode, target: str, key: str) -> Version | None:
-        """Store what is ours of the inode under `key`; None if the object that it had was all there was."""
-        metadata = to_metadata(inode.attributes)
-        if isinstance(inode, Symlink):
-            etag = await self._storage.put(key, inode.target, metadata=metadata, mode=CREATE_ONLY)
-            return Version(key, etag, len(inode.target))
-        if not isinstance(inode, File):
-            return None
-        if inode.content.changed:
-            return await self._uploads.keep(inode, key, metadata=metadata)
-        if inode.version is None or inode.version.key == target:
-            return None
-        try:
-            version = await self._uploads.copy(inode.version, key, mode=CREATE_ONLY, metadata=metadata)
-        except (NotFound, PreconditionFailed):
-            return None  # it was the object at the old name that somebody else changed
-        inode.content.rebase(version)
-        return version
-
-    # What is left over
-
-    def _deletable(self) -> list[Version]:
-        return [version for version in self._placement.deletable() if version not in self._undeletable]
-
-    def _start_sweep(self, nursery: trio.Nursery) -> None:
-        if self._sweeping:
-            return
-        busy = set().union(*self._running.values())
-        batch = [version for version in self._deletable() if version.key not in busy]
-        if batch:
-            self._sweeping = {version.key for version in batch}
-            nursery.start_soon(self._sweep, batch, nursery)
-
-    async def _sweep(self, batch: Iterable[Version], nursery: trio.Nursery) -> None:
-        """Delete objects that belong to nobody any more, unless somebody else has changed them."""
-        limiter = trio.CapacityLimiter(self._options.workers)
-        try:
-            async with trio.open_nursery() as deletions:
-                for version in batch:
-                    deletions.start_soon(self._delete, version, limiter, nursery)
-        finally:
-            self._sweeping = set()
-            self._look_again()
-
-    async def _delete(self, version: Version, limiter: trio.CapacityLimiter, nursery: trio.Nursery) -> None:
-        try:
-            async with limiter:
-                await self._storage.delete(version.key, if_match=version.etag)
-        except (PreconditionFailed, NotFound):
-            _log.warning("%r was changed by somebody else and is not deleted", version.key)
-        except Exception as error:  # of any kind: nothing may end the nursery of the whole mount
-            _log.error("cannot delete %r, trying again in %.0f s: %s", version.key, RETRY_SECONDS, error)
-            self._undeletable[version] = error
-            nursery.start_soon(self._try_again, version)
-            return
-        self._placement.forget_leftover(version)
-
-    async def _try_again(self, version: Version) -> None:
-        await trio.sleep(RETRY_SECONDS)
-        self._undeletable.pop(version, None)
-        self._wake.set()

@@ -1,0 +1,83 @@
+"""Writes the object of one inode, whatever its kind, and keeps what is ours beside what somebody else has changed."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from backends.base import CREATE_ONLY, OVERWRITE, Metadata, ObjectStorage, PutMode
+from backends.errors import NotFound, PreconditionFailed
+from fusefs.attributes import to_metadata
+from fusefs.content import Version
+from fusefs.inodes import Directory, File, Inode, Symlink
+from fusefs.keys import RESERVED_PREFIX
+from fusefs.uploads import Uploads
+
+CONFLICTS_PREFIX: Final = f"{RESERVED_PREFIX}conflicts/"
+"""Where what is ours is kept when somebody else has changed the object that it was to replace."""
+
+
+class Written(NamedTuple):
+    """What is in the bucket now, and with which metadata: a stream's are those of its beginning."""
+
+    version: Version
+    metadata: Metadata
+
+
+class ObjectWriter:
+    """The requests that make an object equal to its inode. Each raises what the store raises."""
+
+    def __init__(self, storage: ObjectStorage, uploads: Uploads, *, mount_id: str) -> None:
+        self._storage = storage
+        self._uploads = uploads
+        self._mount_id = mount_id
+        self.conflicts = 0
+
+    async def write(self, inode: Inode, target: str, *, mode: PutMode, metadata: Metadata) -> Written:
+        """Make the object under `target` equal to the inode: an upload, or a copy where the bytes are there already."""
+        match inode:
+            case File() if inode.linked and (inode.content.changed or inode.version is None):
+                return Written(*await self._uploads.publish(inode, target, mode=mode, metadata=metadata))
+            case File(version=Version() as source):
+                version = await self._uploads.copy(source, target, mode=mode, metadata=metadata)
+                inode.content.rebase(version)
+                return Written(version, metadata)
+            case Symlink():
+                body = inode.target
+            case _:
+                body = b""
+        etag = await self._storage.put(target, body, metadata=metadata, mode=mode)
+        return Written(Version(target, etag, len(body)), metadata)
+
+    async def write_marker_over(self, directory: Directory, target: str) -> Version:
+        """Write a marker over the one that somebody else made or changed: it has no bytes that could be lost.
+
+        A store that keeps a tree (SeaweedFS) refuses to create a marker, too, once anything is below it.
+        """
+        metadata = to_metadata(directory.attributes)
+        return Version(target, await self._storage.put(target, b"", metadata=metadata, mode=OVERWRITE), 0)
+
+    async def keep_beside(self, inode: Inode, target: str) -> Version | None:
+        """Store what is ours under `.fusefs/conflicts/`; None if the object under `target` was all there was of it."""
+        self.conflicts += 1
+        key = self._conflict_key(inode, target)
+        metadata = to_metadata(inode.attributes)
+        if isinstance(inode, Symlink):
+            etag = await self._storage.put(key, inode.target, metadata=metadata, mode=CREATE_ONLY)
+            return Version(key, etag, len(inode.target))
+        if not isinstance(inode, File):
+            return None
+        if inode.content.changed:
+            return await self._uploads.keep(inode, key, metadata=metadata)
+        if inode.version is None or inode.version.key == target:
+            return None
+        try:
+            version = await self._uploads.copy(inode.version, key, mode=CREATE_ONLY, metadata=metadata)
+        except (NotFound, PreconditionFailed):
+            return None  # it was the object at the old name that somebody else changed
+        inode.content.rebase(version)
+        return version
+
+    def _conflict_key(self, inode: Inode, target: str) -> str:
+        suffix = f".{self._mount_id}-{inode.number}-{self.conflicts}"
+        room = self._storage.limits.max_key_length - len(CONFLICTS_PREFIX) - len(suffix)
+        return CONFLICTS_PREFIX + target.encode()[:room].decode(errors="ignore") + suffix

@@ -1,0 +1,95 @@
+"""Deletes the objects that belong to nobody any more, in the background and many at once.
+
+An object is deleted only as long as it is the version that we left there. What cannot be deleted stays a leftover
+and is tried again; meanwhile the tree goes on without it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import trio
+
+from backends.base import ObjectStorage
+from backends.errors import NotFound, PreconditionFailed
+from fusefs.content import Version
+from fusefs.placement import Placement
+
+_log = logging.getLogger(__name__)
+
+RETRY_SECONDS: Final = 30.0
+"""Pause after a deletion that failed for good (the store's own outages are retried in `backends.retrying`)."""
+
+
+class Sweeper:
+    """One sweep at a time; `progressed` is called when keys are free again or a failed deletion may be tried."""
+
+    def __init__(
+        self, storage: ObjectStorage, placement: Placement, workers: int, progressed: Callable[[], None]
+    ) -> None:
+        self._storage = storage
+        self._placement = placement
+        self._limiter = trio.CapacityLimiter(workers)
+        self._progressed = progressed
+        self._undeletable: dict[Version, Exception] = {}
+        #: Keys that are being deleted now.
+        self.busy: frozenset[str] = frozenset()
+
+    @property
+    def failures(self) -> list[Exception]:
+        """Why objects could not be deleted that are still there."""
+        return list(self._undeletable.values())
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left that could be deleted, but for what has failed."""
+        return not self.busy and not self._deletable()
+
+    def count(self) -> int:
+        """Return the number of objects that are still to be deleted."""
+        return len(self._deletable()) + len(self._undeletable)
+
+    def forgive(self) -> None:
+        """Let what has failed be tried again at once."""
+        self._undeletable.clear()
+
+    def start(self, nursery: trio.Nursery, busy_elsewhere: set[str]) -> None:
+        """Begin to delete what may be deleted now, unless a sweep is under way."""
+        if self.busy:
+            return
+        batch = [version for version in self._deletable() if version.key not in busy_elsewhere]
+        if batch:
+            self.busy = frozenset(version.key for version in batch)
+            nursery.start_soon(self._sweep, batch, nursery)
+
+    def _deletable(self) -> list[Version]:
+        return [version for version in self._placement.deletable() if version not in self._undeletable]
+
+    async def _sweep(self, batch: Iterable[Version], nursery: trio.Nursery) -> None:
+        try:
+            async with trio.open_nursery() as deletions:
+                for version in batch:
+                    deletions.start_soon(self._delete, version, nursery)
+        finally:
+            self.busy = frozenset()
+            self._progressed()
+
+    async def _delete(self, version: Version, nursery: trio.Nursery) -> None:
+        try:
+            async with self._limiter:
+                await self._storage.delete(version.key, if_match=version.etag)
+        except (PreconditionFailed, NotFound):
+            _log.warning("%r was changed by somebody else and is not deleted", version.key)
+        except Exception as error:  # of any kind: nothing may end the nursery of the whole mount
+            _log.error("cannot delete %r, trying again in %.0f s: %s", version.key, RETRY_SECONDS, error)
+            self._undeletable[version] = error
+            nursery.start_soon(self._try_again, version)
+            return
+        self._placement.forget_leftover(version)
+
+    async def _try_again(self, version: Version) -> None:
+        await trio.sleep(RETRY_SECONDS)
+        self._undeletable.pop(version, None)
+        self._progressed()
