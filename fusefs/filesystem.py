@@ -347,9 +347,15 @@ class Filesystem:
         self._handles.remove(handle, OpenDirectory)
 
     async def fsyncdir(self, handle: int) -> None:
-        """Return when every change of names made until now is in the bucket."""
+        """Return when every change of names made until now is in the bucket.
+
+        A file that is open for writing is published only where the bucket does not have its name in this directory.
+        """
         directory = self._handles.get(handle, OpenDirectory).directory
         await self._publisher.publish(directory)
+        for child in list(directory.inodes()):
+            if isinstance(child, File) and child.writers and not _has_its_name(child):
+                await self._publisher.publish(child)
         await self._publisher.publish_all(open_files=False)
 
     # Within
@@ -423,3 +429,8 @@ class Filesystem:
 def _check_not_stale(file: File) -> None:
     if isinstance(file.state.failure, StaleFile):
         raise file.state.failure
+
+
+def _has_its_name(file: File) -> bool:
+    """Return whether the bucket has the file's object, as old as it may be, under the file's name."""
+    return file.version is not None and file.version.key == file.path_key

@@ -430,6 +430,27 @@ async def test_fsync_and_what_costs_no_request(autojump_clock: Clock, tmp_path: 
         assert storage.calls == []
 
 
+async def test_fsync_of_a_directory_is_about_names(autojump_clock: Clock, tmp_path: Path) -> None:
+    """Made, renamed and removed ones, of open files too; an open file whose name is there is not uploaded for it."""
+    storage = await filled("d/old", "d/gone", "d/open")
+    async with open_tree(storage, tmp_path) as tree:
+        written = await tree.open("d/open")
+        moved = await tree.open("d/old")
+        made = await tree.create("d/made")
+        for handle in (written, moved, made):
+            await tree.write(handle, 0, b"D")
+        await tree.rename("d/old", "d/new")
+        await tree.unlink("d/gone")
+        directory = await tree.filesystem.opendir((await tree.find("d")).number)
+        storage.calls.clear()
+        await tree.filesystem.fsyncdir(directory)
+        assert await stored(storage) == {"d/new": b"D/old", "d/made": b"D", "d/open": b"d/open"}
+        storage.calls.clear()
+        await tree.write(moved, 0, b"E")
+        await tree.filesystem.fsyncdir(directory)
+        assert storage.calls == []
+
+
 async def test_new_times_alone_go_with_the_next_publication(autojump_clock: Clock, tmp_path: Path) -> None:
     """tar and rsync set the times of each file that they have just written: one PUT for both."""
     storage = FaultyStorage(MemoryStorage())
