@@ -318,8 +318,8 @@ class _Session:
             error = (
                 f"{rescued} changed files could not be published; their bytes are in {self._cache.rescued}"
             )
-        elif self._publisher.pending_inodes():
-            error = "not every change of names and attributes could be published"
+        elif self._publisher.pending_inodes() or self._publisher.statistics().leftovers:
+            error = "not every change of names and attributes could be published; the log says which"
         await self._control.tell_end(error)
         if error is not None:
             raise MountError(error)
