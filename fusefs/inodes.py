@@ -41,6 +41,10 @@ class PublishState:
     failure: Exception | None = None
     #: Attempts that ended, well or not; whoever waits for one looks at this to see a new one.
     attempts: int = 0
+    #: Since when the bucket lacks something of the inode, on trio's clock.
+    pending_since: float = -math.inf
+    #: Whether somebody waits for the next attempt.
+    asked_for: bool = False
     #: When the last attempt that succeeded ended, on trio's clock.
     published_at: float = -math.inf
     #: Woken after every attempt.

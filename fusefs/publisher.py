@@ -26,6 +26,7 @@ next fsync or close, and it is tried again.
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from dataclasses import dataclass
 from typing import Final
@@ -191,7 +192,7 @@ class Publisher:
         while inode.state.published_changes < goal and inode in self._pending:
             if inode.state.failure is not None and inode.state.attempts > attempts:
                 raise inode.state.failure
-            self._schedule(inode, trio.current_time())
+            self._ask_for(inode)
             await inode.state.attempted.park()
         if isinstance(inode.state.failure, StaleFile):
             raise inode.state.failure
@@ -199,20 +200,21 @@ class Publisher:
     async def publish_all(self, *, open_files: bool = True) -> None:
         """Publish everything that is pending now, and delete what is left over. Raises one of the failures, if any.
 
-        Without `open_files`, files with a writer are left alone: that is what an fsync of a directory asks for.
+        Without `open_files`, files with a writer are left alone unless they were renamed: that is what an fsync of a
+        directory asks for.
         """
         self._sweeper.forgive()
         goals = {
             inode: (inode.state.changes, inode.state.attempts + (inode in self._running))
             for inode in self._pending
-            if open_files or not (isinstance(inode, File) and inode.writers)
+            if open_files or not (isinstance(inode, File) and inode.writers) or self._is_elsewhere(inode)
         }
         for inode in goals:
-            self._schedule(inode, trio.current_time())
+            self._ask_for(inode)
         for inode, goal in goals.items():
             while self._is_unfinished(inode, *goal):
                 if inode not in self._running:
-                    self._schedule(inode, trio.current_time())  # a second attempt may be needed
+                    self._ask_for(inode)  # a second attempt may be needed
                 await self._progress.park()
         while not self._sweeper.is_done:
             self._wake.set()
@@ -254,9 +256,27 @@ class Publisher:
 
     def _schedule(self, inode: Inode, due: float) -> None:
         """Put the inode into the timetable, unless it is there for an earlier time or is due already."""
-        self._pending.setdefault(inode)
+        if inode not in self._pending:
+            self._pending[inode] = None
+            inode.state.pending_since = trio.current_time()
         if inode not in self._queued and self._timetable.put(inode, due):
             self._wake.set()
+
+    def _ask_for(self, inode: Inode) -> None:
+        """Let the inode be due now, because somebody waits for it."""
+        inode.state.asked_for = True
+        self._schedule(inode, trio.current_time())
+
+    def _can_wait_until(self, inode: Inode) -> float:
+        """Return until when a due inode can wait: a file that was opened again since then is being rewritten."""
+        if (
+            not isinstance(inode, File)
+            or not inode.writers
+            or inode.state.asked_for
+            or self._is_elsewhere(inode)
+        ):
+            return -math.inf
+        return inode.state.pending_since + self._options.interval_seconds
 
     # The loop
 
@@ -281,7 +301,9 @@ class Publisher:
                 self._parked.append(inode)
                 continue
             self._queued.discard(inode)
-            if target is None and not inode.state.in_doubt:
+            if self._can_wait_until(inode) > trio.current_time():
+                self._schedule(inode, self._can_wait_until(inode))
+            elif target is None and not inode.state.in_doubt:
                 self.released(inode)
             elif target is None:
                 self._begin(nursery, inode, None)
@@ -315,6 +337,7 @@ class Publisher:
         return obstacle is inode
 
     def _begin(self, nursery: trio.Nursery, inode: Inode, target: str | None) -> None:
+        inode.state.asked_for = False
         self._running[inode] = self._keys(inode, target)
         nursery.start_soon(self._attempt, inode, target)
 
@@ -409,6 +432,7 @@ class Publisher:
         elif not self._is_elsewhere(inode):  # on a detour, the work is still to be done
             inode.state.published_changes = changes
         if self._is_pending(inode):
+            inode.state.pending_since = trio.current_time()
             self._schedule(inode, self._due_time(inode))
         else:
             self._settle(inode)

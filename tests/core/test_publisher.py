@@ -524,3 +524,34 @@ async def test_nothing_is_kept_of_what_was_published(autojump_clock: MockClock, 
         assert not tree.placement._leftovers
         assert len(tree.inodes) == 1
         assert tree.sources.budget.total == 0
+
+
+async def test_a_file_that_is_rewritten_is_not_published_half_way(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """A close makes a file due; if it is opened again and cut before its turn, its turn is after the next close."""
+    storage = MemoryStorage()
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.write_file("file", b"one")
+        await tree.publish_all()
+        await tree.write_file("file", b"two")
+        handle = await tree.open("file", os.O_WRONLY | os.O_TRUNC)
+        await trio.sleep(10)
+        assert await stored(storage) == {"file": b"one"}
+        await tree.write(handle, 0, b"three")
+        await tree.close(handle)
+        await trio.sleep(2)
+        assert await stored(storage) == {"file": b"three"}
+
+
+async def test_a_file_that_is_rewritten_for_long_is_published(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """What is rewritten again and again is published after `publish_interval` all the same."""
+    storage = MemoryStorage()
+    async with open_tree(storage, tmp_path) as tree:
+        handle = await tree.create("file")
+        for second in range(40):
+            await tree.write(handle, 0, b"%02d" % second)
+            await trio.sleep(1)
+        assert int((await stored(storage))["file"]) >= 29
