@@ -89,6 +89,8 @@ class Content:
         self.resized = False
         self._writable = trio.Event()
         self._writable.set()
+        self._replaced = trio.Event()
+        self._replaced.set()
         self._pins = 0
 
     @property
@@ -166,6 +168,18 @@ class Content:
         finally:
             self._pins -= 1
             self._note_staged()
+
+    @contextmanager
+    def being_replaced(self) -> Iterator[None]:
+        """Say that the block puts another version in the place of the base, and notes it.
+
+        The store has it before we know: a read that finds the base gone in between waits for the end of the block.
+        """
+        self._replaced = trio.Event()
+        try:
+            yield
+        finally:
+            self._replaced.set()
 
     def evict(self) -> None:
         """Give back the disk space of bytes that the base has; they are fetched again when they are read."""
@@ -306,6 +320,7 @@ class Content:
                 base.key, fetch.start, end - fetch.start, if_match=base.etag
             )
         except (NotFound, PreconditionFailed, RangeNotSatisfiable) as error:
+            await self._replaced.wait()
             if self.base != base:
                 return b""  # published or moved meanwhile; whoever still misses bytes asks for them again
             raise StaleFile(f"{base.key!r} was changed in the bucket while it was open") from error

@@ -38,8 +38,9 @@ class ObjectWriter:
             case File() if inode.linked and (inode.content.changed or inode.version is None):
                 return Written(*await self._uploads.publish(inode, target, mode=mode, metadata=metadata))
             case File(version=Version() as source):
-                version = await self._uploads.copy(source, target, mode=mode, metadata=metadata)
-                inode.content.rebase(version)
+                with inode.content.being_replaced():
+                    version = await self._uploads.copy(source, target, mode=mode, metadata=metadata)
+                    inode.content.rebase(version)
                 return Written(version, metadata)
             case Symlink():
                 body = inode.target

@@ -332,12 +332,12 @@ class Uploads:
                         raise _FileWasCut
                     planned = replanned
                 size = content.size
-                etag = await upload.complete(patch.parts, mode=mode)
+                with content.being_replaced():
+                    version = Version(target, await upload.complete(patch.parts, mode=mode), size)
+                    content.published(version)
+                    return version
         finally:
             content.release_writers()
-        version = Version(target, etag, size)
-        content.published(version)
-        return version
 
 
 class _Patch:

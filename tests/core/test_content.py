@@ -295,6 +295,27 @@ async def test_a_foreign_change_under_an_open_file_is_stale_and_never_a_mixture(
             await content.read(len(BODY) - 10, 10)
 
 
+async def test_a_read_between_the_stores_new_version_and_our_knowing_of_it_is_not_stale(
+    small_parts: None, tmp_path: Path
+) -> None:
+    storage = MemoryStorage()
+    async with open_sources(storage, tmp_path) as sources:
+        content = await stored_content(sources)
+        ours = bytes(len(BODY))
+        read: list[bytes] = []
+
+        async def read_all() -> None:
+            read.append(await content.read(0, len(BODY)))
+
+        async with trio.open_nursery() as nursery:
+            with content.being_replaced():
+                etag = await storage.put("k", ours)
+                nursery.start_soon(read_all)
+                await trio.testing.wait_all_tasks_blocked()
+                content.published(Version("k", etag, len(ours)))
+        assert read == [ours]
+
+
 async def test_a_fetch_that_fails_is_made_again_by_whoever_waits_for_it(
     small_parts: None, tmp_path: Path
 ) -> None:
