@@ -6,6 +6,7 @@ the command or the configuration is wrong.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import subprocess
@@ -21,7 +22,7 @@ from fusefs.config import Config
 from fusefs.control import ControlClient, Progress
 from fusefs.errors import ConfigError, MountError
 from fusefs.flags import configuration_flags
-from fusefs.mountpoints import check_mountpoint, unmount
+from fusefs.mountpoints import check_alive, check_mountpoint, unmount
 
 _READY: Final = "ready"
 
@@ -126,6 +127,10 @@ def _set_up_log(config: Config) -> None:
 def umount(mountpoint: str) -> None:
     """Publish everything, unmount MOUNTPOINT, and return when its daemon has ended."""
     path = Path(os.path.abspath(mountpoint))
+    try:
+        check_alive(path)
+    except MountError as failure:
+        _fail(str(failure), status=1)
     if not os.path.ismount(path):
         _fail(f"nothing is mounted on {path}", status=1)
     client = ControlClient(path)
@@ -146,7 +151,8 @@ def _watch(label: str, progress: Iterator[Progress]) -> str | None:
     """Show progress on a terminal until its end; return the daemon's complaint, if it has one."""
     most = 0
     last: Progress | None = None
-    with click.progressbar(length=1, label=label, file=sys.stderr) as bar:
+    shown = sys.stderr if sys.stderr.isatty() else io.StringIO()
+    with click.progressbar(length=1, label=label, file=shown) as bar:
         for last in progress:
             left = last.pending_bytes + last.pending_inodes
             most = max(most, left, 1)

@@ -231,6 +231,11 @@ class Filesystem:
 
     # Files
 
+    @property
+    def has_writers(self) -> bool:
+        """Whether a file is open for writing."""
+        return self._handles.any_writable
+
     async def open(self, number: int, flags: int) -> int:
         """Return a new handle; O_TRUNC in `flags` empties the file.
 

@@ -25,7 +25,9 @@ from typing import Final
 import pyfuse3
 import trio
 
+from backends.base import ObjectStorage
 from backends.errors import StorageError
+from backends.noting import NotingStorage
 from fusefs.attributes import Defaults, fresh
 from fusefs.cache_directory import CacheDirectory
 from fusefs.clock import SystemClock
@@ -45,6 +47,7 @@ from fusefs.publisher import Publisher, PublishOptions
 from fusefs.stage import Stage
 from fusefs.stage_budget import StageBudget
 from fusefs.stores import OpenStore, open_store
+from fusefs.upload_notes import UploadNotes, abort_orphans
 from fusefs.uploads import Uploads
 
 _log = logging.getLogger(__name__)
@@ -54,6 +57,9 @@ FETCHES_IN_FLIGHT: Final = 12
 
 PART_MEMORY: Final = 64 * 1024 * 1024
 """Bytes of parts in memory at once, for all uploads together."""
+
+COLLECTING_SHARE: Final = 0.25
+"""Of `publish_interval`: how long written pages of open files stay with the kernel; the rest is the publisher's."""
 
 DEFAULT_PART_SIZE: Final = 8 * 1024 * 1024
 
@@ -80,8 +86,18 @@ async def run_mount(config: Config, on_ready: Callable[[], None]) -> None:
         await _probe(store, config)
         cache = CacheDirectory.claim(config.mount.cache_dir, mount_id)
         with _bare_mount_errors():
-            async with open_tree(config, store, cache.stage, mount_id) as tree:
+            notes = UploadNotes(cache.upload_notes, config.store.url)
+            storage = NotingStorage(store.storage, notes)
+            for orphan in cache.orphans:
+                notes.remember(orphan)
+            async with (
+                open_tree(config, storage, cache.stage, mount_id) as tree,
+                trio.open_nursery() as nursery,
+            ):
+                if not config.mount.read_only:
+                    nursery.start_soon(abort_orphans, storage, config.store.url, cache.orphans)
                 await _Session(config, tree, cache).run(on_ready)
+                nursery.cancel_scope.cancel()
     finally:
         if cache is not None:
             cache.release()
@@ -122,7 +138,9 @@ async def _probe(store: OpenStore, config: Config) -> None:
 
 
 @asynccontextmanager
-async def open_tree(config: Config, store: OpenStore, stage_path: Path, mount_id: str) -> AsyncIterator[Tree]:
+async def open_tree(
+    config: Config, storage: ObjectStorage, stage_path: Path, mount_id: str
+) -> AsyncIterator[Tree]:
     """Build everything below the kernel's interface, with its tasks running for the block."""
     options = config.mount
     part_size = (
@@ -133,7 +151,7 @@ async def open_tree(config: Config, store: OpenStore, stage_path: Path, mount_id
     clock = SystemClock()
     async with trio.open_nursery() as nursery:
         sources = ContentSources(
-            stage, store.storage, nursery.start_soon, budget, trio.CapacityLimiter(FETCHES_IN_FLIGHT)
+            stage, storage, nursery.start_soon, budget, trio.CapacityLimiter(FETCHES_IN_FLIGHT)
         )
         root = Directory(
             number=ROOT_NUMBER,
@@ -147,24 +165,24 @@ async def open_tree(config: Config, store: OpenStore, stage_path: Path, mount_id
         inodes = InodeTable(root)
         placement = Placement(root, mount_id=mount_id)
         uploads = Uploads(
-            store.storage,
+            storage,
             nursery.start_soon,
             part_size=part_size,
             parts_in_flight=max(2, PART_MEMORY // part_size),
         )
         publisher = Publisher(
-            store.storage,
+            storage,
             placement,
             uploads,
             PublishOptions(
                 delay_seconds=options.publish_delay_seconds,
-                interval_seconds=options.publish_interval_seconds,
+                interval_seconds=options.publish_interval_seconds * (1 - COLLECTING_SHARE),
                 workers=options.upload_workers,
             ),
             mount_id=mount_id,
         )
         namespace = Namespace(
-            store.storage,
+            storage,
             sources,
             placement,
             publisher,
@@ -212,6 +230,7 @@ class _Session:
     def __init__(self, config: Config, tree: Tree, cache: CacheDirectory) -> None:
         self._config = config
         self._mountpoint = config.mount.mountpoint
+        self._filesystem = tree.filesystem
         self._publisher = tree.publisher
         self._cache = cache
         self._operations = FuseOperations(
@@ -237,6 +256,8 @@ class _Session:
                     await nursery.start(self._control.serve)
                     nursery.start_soon(self._stop_on_signal, signals, nursery)
                     nursery.start_soon(self._announce, on_ready)
+                    if self._operations.enable_writeback_cache and not self._config.mount.read_only:
+                        nursery.start_soon(self._collect_pages)
                     await pyfuse3.main()
                     self._unmount()
                     await self._end()
@@ -294,6 +315,19 @@ class _Session:
                 _log.error("not everything could be published while mounted: %s", error)
         if self._mounted:
             pyfuse3.terminate()
+
+    async def _collect_pages(self) -> None:
+        """Fetch in time what was written to files that stay open, and that only the kernel has: it keeps pages long.
+
+        With no writer there are no such pages, and the descriptor of the call would only be in the way of umount(8).
+        """
+        while True:
+            await trio.sleep(self._config.mount.publish_interval_seconds * COLLECTING_SHARE)
+            if self._filesystem.has_writers:
+                try:
+                    await trio.to_thread.run_sync(sync_filesystem, self._mountpoint)
+                except OSError as error:
+                    _log.warning("the kernel's pages could not be fetched: %s", error.strerror)
 
     async def _drain(self) -> None:
         """Publish everything, the pages that only the kernel holds included. Raises why something was not."""

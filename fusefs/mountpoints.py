@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import stat
 import subprocess
@@ -19,6 +20,7 @@ def check_mountpoint(path: Path) -> None:
         if not stat.S_ISDIR(path.stat().st_mode):
             raise MountError(f"{path} is not a directory")
         if os.path.ismount(path):
+            check_alive(path)
             raise MountError(
                 f"{path} is busy: something is mounted there; unmount it with: fusefs umount {path}"
             )
@@ -27,11 +29,19 @@ def check_mountpoint(path: Path) -> None:
     except FileNotFoundError:
         raise MountError(f"{path} does not exist; make it with: mkdir -p {path}") from None
     except OSError as error:
-        if not os.path.exists(path) and os.path.lexists(path):
-            raise MountError(
-                f"{path} holds a mount whose daemon is gone ({error.strerror}); remove it with: fusermount3 -uz {path}"
-            ) from error
+        check_alive(path)
         raise MountError(f"{path} cannot be used: {error.strerror}") from error
+
+
+def check_alive(path: Path) -> None:
+    """Raise `MountError` if `path` is a mount whose daemon is gone."""
+    try:
+        os.statvfs(path)  # stat(2) is no proof: the kernel may answer it itself
+    except OSError as error:
+        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+            raise MountError(
+                f"{path} holds a mount whose daemon is gone; remove it with: fusermount3 -uz {path}"
+            ) from error
 
 
 def sync_filesystem(mountpoint: Path) -> None:

@@ -46,6 +46,11 @@ class Handles:
     def __len__(self) -> int:
         return len(self._handles)
 
+    @property
+    def any_writable(self) -> bool:
+        """Whether a file is open for writing."""
+        return any(isinstance(handle, OpenFile) and handle.writable for handle in self._handles.values())
+
     def add(self, handle: OpenFile | OpenDirectory) -> int:
         """Return the number by which the kernel will name the handle."""
         number = self._next_number

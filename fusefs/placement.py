@@ -10,6 +10,7 @@ Everything is synchronous, and decided anew before each publication: between two
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -31,6 +32,8 @@ class Placement:
         self._mount_id = mount_id
         self._owners: dict[str, Inode] = {}
         self._leftovers: dict[str, Version] = {}
+        #: How many of both lie below a prefix, for each prefix of a key.
+        self._below: Counter[str] = Counter()
         self._recorders: list[set[str]] = []
 
     def place(self, inode: Inode, version: Version) -> None:
@@ -39,6 +42,8 @@ class Placement:
         previous = self._owners.get(version.key)
         if previous is not None and previous is not inode:
             previous.version = None  # its object was overwritten
+        if previous is None and version.key not in self._leftovers:
+            self._count(version.key, 1)
         self._leftovers.pop(version.key, None)
         self._owners[version.key] = inode
         inode.version = version
@@ -50,6 +55,8 @@ class Placement:
 
     def forget(self, key: str) -> None:
         """Note that we do not know what is under `key`: somebody else has changed it."""
+        if key in self._owners or key in self._leftovers:
+            self._count(key, -1)
         owner = self._owners.pop(key, None)
         if owner is not None:
             owner.version = None
@@ -59,6 +66,7 @@ class Placement:
         """Note that a leftover was deleted, or turned out to be somebody else's."""
         if self._leftovers.get(version.key) == version:
             del self._leftovers[version.key]
+            self._count(version.key, -1)
             for deleted in self._recorders:
                 deleted.add(version.key)
 
@@ -105,13 +113,31 @@ class Placement:
             self._recorders = [recorder for recorder in self._recorders if recorder is not deleted]
 
     def deletable(self) -> Iterator[Version]:
-        """Yield the leftovers whose key no inode of the tree is going to take."""
-        return (version for version in self._leftovers.values() if not self._is_wanted(version.key))
+        """Yield the leftovers whose key no inode of the tree is going to take; a marker comes after all below it.
+
+        That order is for stores that keep a file system below: where a marker goes before the objects under it, they
+        show an empty directory for ever, which no object can replace.
+        """
+        return (
+            version
+            for version in self._leftovers.values()
+            if not self._is_wanted(version.key)
+            and not (version.key.endswith("/") and self._below[version.key])
+        )
 
     def _abandon(self, version: Version | None, inode: Inode) -> None:
         if version is not None and self._owners.get(version.key) is inode:
             del self._owners[version.key]
             self._leftovers[version.key] = version
+
+    def _count(self, key: str, change: int) -> None:
+        end = key.rfind("/", 0, len(key) - 1)
+        while end >= 0:
+            prefix = key[: end + 1]
+            self._below[prefix] += change
+            if not self._below[prefix]:
+                del self._below[prefix]
+            end = key.rfind("/", 0, end)
 
     def _is_wanted(self, key: str) -> bool:
         """Return whether the tree has an inode whose target is `key`."""

@@ -6,7 +6,7 @@ outage is waited for; `prefixed`, so that everything above sees keys of its own 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from backends.base import ObjectStorage
 from backends.directory import DirectoryStorage
@@ -30,9 +30,14 @@ class OpenStore:
 def open_store(store: Store, *, retry_timeout_seconds: float) -> OpenStore:
     """Return the store; no request is made before `probe`."""
     meter = MeteredStorage(_backend(store))
-    retrying = RetryingStorage(meter, RetryPolicy(timeout_seconds=retry_timeout_seconds))
+    retrying = RetryingStorage(meter, _retry_policy(retry_timeout_seconds))
     prefix = store.prefix if isinstance(store, BucketStore) else ""
     return OpenStore(PrefixedStorage(retrying, prefix) if prefix else retrying, meter)
+
+
+def _retry_policy(timeout_seconds: float) -> RetryPolicy:
+    policy = RetryPolicy(timeout_seconds=timeout_seconds)
+    return replace(policy, probe_timeout_seconds=min(policy.probe_timeout_seconds, timeout_seconds))
 
 
 def _backend(store: Store) -> ObjectStorage:

@@ -104,3 +104,29 @@ async def test_a_leftover_is_forgotten_only_in_the_version_that_was_deleted(
             assert tree.placement.leftover_keys == {"a"}
             tree.placement.forget_leftover(version)
         assert deleted == {"a"}
+
+
+async def test_a_marker_is_deleted_after_all_that_lies_below_it(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Also where the directory moved and one of its files has not yet: its object is still under the old prefix."""
+    storage = MemoryStorage()
+    for key in ("d/", "d/e/", "d/e/file", "d/open"):
+        await storage.put(key, b"")
+    async with open_tree(storage, tmp_path) as tree:
+        placement = tree.placement
+        opened = await tree.find("d/open")
+        inodes = [await tree.find(path) for path in ("d", "d/e", "d/e/file")]
+        versions = {inode.version.key: inode.version for inode in inodes if inode.version is not None}
+        await tree.rename("d", "new")
+        for inode in inodes:
+            placement.vacate(inode)
+        assert [version.key for version in placement.deletable()] == ["d/e/file"]
+        placement.forget_leftover(versions["d/e/file"])
+        assert [version.key for version in placement.deletable()] == ["d/e/"]
+        placement.forget_leftover(versions["d/e/"])
+        assert list(placement.deletable()) == []
+        placement.place(opened, Version("new/open", "etag", 0))
+        assert [version.key for version in placement.deletable()] == ["d/open"]
+        placement.forget("d/open")
+        assert [version.key for version in placement.deletable()] == ["d/"]

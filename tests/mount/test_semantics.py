@@ -393,6 +393,25 @@ def test_crash(mount: Mount, bucket: Bucket) -> None:
     assert bucket.read("file") in versions
 
 
+def test_orphaned_uploads(mount: Mount, bucket: Bucket) -> None:
+    """The parts of an upload that a crash cut short are removed by the next mount with the same cache directory.
+    Uploads that others have begun are never touched.
+    """
+    theirs = bucket.client.create_multipart_upload(Bucket=bucket.name, Key=bucket.prefix + "theirs")[
+        "UploadId"
+    ]
+    writer = os.open(mount.path / "large", os.O_WRONLY | os.O_CREAT)
+    os.write(writer, bytes(24 * MIB))
+    os.sync()
+    wait_until(lambda: len(bucket.unfinished_uploads()) == 2, "the first part")
+    mount.kill()
+    with contextlib.suppress(OSError):  # there is no mount any more to close it
+        os.close(writer)
+    mount.mount()
+    wait_until(lambda: len(bucket.unfinished_uploads()) == 1, "the abort")
+    assert [upload_id for _, upload_id in bucket.unfinished_uploads()] == [theirs]
+
+
 @pytest.mark.parametrize("way", ["SIGTERM", "SIGINT", "fusefs umount", "umount(8)"])
 def test_every_end_publishes(mount: Mount, bucket: Bucket, way: str) -> None:
     """SIGTERM, SIGINT, `fusefs umount` and umount(8) all end a mount with everything in the bucket, pages
