@@ -156,6 +156,8 @@ class DirectoryStorage(ObjectStorage):
             except OSError as error:
                 raise translate(error, self._root) from error
 
+        if self._closed:
+            raise StorageError(f"the directory store in {self._root} was closed")
         return await trio.to_thread.run_sync(translated, limiter=self._threads)
 
 

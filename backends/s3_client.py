@@ -182,14 +182,16 @@ class Bucket:
 
     async def aclose(self) -> None:
         """Wait for the calls under way, then close the connections."""
+        if self._closed:
+            await trio.lowlevel.checkpoint()
+            return
         self._closed = True
-        borrowers = [object() for _ in range(int(self._limiter.total_tokens))]
-        for borrower in borrowers:
-            await self._limiter.acquire_on_behalf_of(borrower)
-        for borrower in borrowers:
-            self._limiter.release_on_behalf_of(borrower)
-        if self._client is not None:
-            await trio.to_thread.run_sync(self._client.close)
+        # With all tokens in hand no call is under way; those that are cannot be cancelled either.
+        with trio.CancelScope(shield=True):
+            for number in range(self.options.max_connections):
+                await self._limiter.acquire_on_behalf_of((self, number))
+            if self._client is not None:
+                await trio.to_thread.run_sync(self._client.close)
 
     def _call_in_thread(
         self,

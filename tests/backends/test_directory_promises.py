@@ -231,6 +231,13 @@ async def test_closing_removes_the_session(storage: ObjectStorage, tmp_path: Pat
     await storage.aclose()
 
 
+async def test_nothing_may_be_asked_after_the_end(storage: ObjectStorage) -> None:
+    """It fails, rather than wait for ever for a thread."""
+    await storage.aclose()
+    with pytest.raises(StorageError, match="closed"):
+        await storage.head("k")
+
+
 async def test_closing_waits_for_calls_under_way_even_when_cancelled(
     storage: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
