@@ -113,17 +113,21 @@ class UploadInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a store can do, found by `ObjectStorage.probe`; checked before the call, not after its failure."""
+    """What a store can do, found by `ObjectStorage.probe`; checked before the call, not after its failure.
 
-    #: `put(mode=CreateOnly())` is honoured.
+    Where the store honours a condition, it is atomic. Where it does not, `S3Storage` looks first and then acts: what
+    somebody else changed before is noticed, and what changes in between is overwritten. The probe logs which these are.
+    """
+
+    #: `put(mode=CreateOnly())` is atomic.
     create_only: bool = True
-    #: `put(mode=IfMatch(...))` is honoured.
+    #: `put(mode=IfMatch(...))` is atomic.
     if_match: bool = True
-    #: `complete(mode=...)` honours conditions. Where it does not, completing looks first and then acts.
+    #: `complete(mode=...)` is atomic.
     conditional_complete: bool = True
-    #: `copy(mode=...)` honours conditions on the target. Where it does not, copying looks first and then acts.
+    #: `copy(mode=...)`, a condition on the target, is atomic.
     conditional_copy: bool = True
-    #: `delete(if_match=...)` is honoured by the store. Where it is not, deleting looks first and then acts.
+    #: `delete(if_match=...)` is atomic.
     conditional_delete: bool = True
     #: `MultipartUpload.copy_part` works. Where it does not, the bytes are fetched and uploaded.
     copy_part: bool = True

@@ -6,6 +6,7 @@ looked at before the act, which keeps the promise towards one writer and not tow
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +27,7 @@ from backends.base import (
     UploadInfo,
 )
 from backends.errors import (
+    InvalidKey,
     InvalidRequest,
     NotFound,
     NotSupported,
@@ -60,6 +62,8 @@ from backends.s3_values import (
     unquote_etag,
 )
 
+_log = logging.getLogger(__name__)
+
 #: What XML 1.0 cannot say, not even escaped; keys with these are removed one by one.
 _NOT_IN_XML: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
@@ -82,6 +86,7 @@ class S3Storage(ObjectStorage):
         if not read_only:
             trials = f"{self._probe_prefix}.fusefs/probe/{secrets.token_hex(8)}/"
             self._bucket.dialect = await find_dialect(self._bucket, trials)
+            _log_what_is_missing(self.capabilities)
         return self.capabilities
 
     async def head(self, key: str) -> ObjectInfo:
@@ -155,6 +160,11 @@ class S3Storage(ObjectStorage):
         failures: dict[str, StorageError] = {}
         together: list[str] = []
         for key in keys:
+            try:
+                check_key(key)
+            except InvalidKey as error:  # which would fail its whole batch
+                failures[key] = error
+                continue
             if _NOT_IN_XML.search(key):
                 await self._delete_one(key, failures)
             else:
@@ -252,3 +262,24 @@ class S3Storage(ObjectStorage):
             error = from_code(code, entry.get("Message", ""), self._bucket.request("delete_objects", key))
             if not isinstance(error, NotFound):
                 failures[key] = error
+
+
+def _log_what_is_missing(capabilities: Capabilities) -> None:
+    conditions = {
+        "creations": capabilities.create_only,
+        "overwrites": capabilities.if_match,
+        "completions of uploads": capabilities.conditional_complete,
+        "copies": capabilities.conditional_copy,
+        "deletions": capabilities.conditional_delete,
+    }
+    missing = [name for name, honoured in conditions.items() if not honoured]
+    if missing:
+        _log.warning(
+            "the store ignores conditions on %s: fusefs looks first and then acts, so what somebody else writes"
+            " in between is overwritten",
+            ", ".join(missing),
+        )
+    if not capabilities.checksums:
+        _log.info("the store gets no checksums with objects, so damage on the way to it is not noticed")
+    if not capabilities.copy_part:
+        _log.info("the store copies no parts: a change in a large file sends all of it")

@@ -81,6 +81,9 @@ class NameContract(StoreDescription):
         with pytest.raises(InvalidKey):
             await storage.create_multipart(key)
         assert await all_keys(storage) == ["source"]
+        failures = await storage.delete_many([key, "source"])
+        assert {refused: type(error) for refused, error in failures.items()} == {key: InvalidKey}
+        assert await all_keys(storage) == []
 
     async def test_an_object_and_the_keys_below_it_come_and_go_in_any_order(
         self, storage: ObjectStorage

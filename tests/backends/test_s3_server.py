@@ -195,8 +195,10 @@ def forget_conditions(request: AWSRequest, operation_name: str, **_: object) -> 
             del request.headers[name]
 
 
-async def test_a_store_that_ignores_conditions_is_found_out(s3_server: SeaweedFS, s3_prefix: str) -> None:
-    """What can be looked at before the act is; the capabilities say that it is not more than that."""
+async def test_a_store_that_ignores_conditions_is_found_out(
+    s3_server: SeaweedFS, s3_prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What can be looked at before the act is; the capabilities and the log say that it is not more than that."""
     storage = S3Storage(
         options_of(s3_server),
         probe_prefix=s3_prefix,
@@ -209,6 +211,8 @@ async def test_a_store_that_ignores_conditions_is_found_out(s3_server: SeaweedFS
         conditional_copy=False,
         conditional_delete=False,
     )
+    [warning] = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "creations, overwrites, completions of uploads, copies, deletions: fusefs looks first" in warning
     key, other = s3_prefix + "k", s3_prefix + "other"
     stale = await storage.put(key, b"first", mode=CREATE_ONLY)
     current = await storage.put(key, b"second", mode=IfMatch(stale))
@@ -305,13 +309,16 @@ async def test_a_put_under_way_is_not_abandoned_when_it_is_cancelled(
     await storage.aclose()
 
 
-async def test_closing_waits_for_the_calls_under_way(s3_server: SeaweedFS, s3_prefix: str) -> None:
+async def test_closing_waits_for_the_calls_under_way_even_when_cancelled(
+    s3_server: SeaweedFS, s3_prefix: str
+) -> None:
     gate = Gate()
     closed = trio.Event()
     storage = S3Storage(options_of(s3_server), client_factory=hooked("before-send.s3", gate.hold))
 
     async def close() -> None:
-        await storage.aclose()
+        with trio.move_on_after(0):
+            await storage.aclose()
         closed.set()
 
     async with trio.open_nursery() as nursery:
