@@ -1,0 +1,314 @@
+"""Servers as Debian has them, with their data on a mount: load, restart the server, remount, the same data."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.support.bucket import Bucket
+from tests.support.mounts import Mount, wait_until
+
+MIB = 1024 * 1024
+
+
+def program(name: str) -> str:
+    """Where a program is; a missing one is a failure, because a test that is not run proves nothing."""
+    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
+    assert found is not None, f"{name} is not installed; scripts/test installs it"
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def running(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server for the block, and end it by SIGTERM, which it must obey."""
+    with log.open("ab") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+
+
+# nginx
+
+
+@pytest.fixture
+def uploaded(bucket: Bucket) -> bytes:
+    """What an S3 tool has put into `www/uploaded/` before the mount: a page and this large file."""
+    large = os.urandom(20 * MIB)
+    bucket.put("www/uploaded/page.html", b"<h1>there</h1>")
+    bucket.put("www/uploaded/large", large)
+    return large
+
+
+@pytest.fixture
+def nginx(uploaded: bytes, mount: Mount, tmp_path: Path) -> Iterator[str]:
+    """The URL of an nginx that serves the directory `www` of the mount, and logs into it."""
+    port = free_port()
+    configuration = tmp_path / "nginx.conf"
+    places = "".join(
+        f"{kind}_temp_path {tmp_path}/{kind};"
+        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    configuration.write_text(
+        f"daemon off; master_process off; pid {tmp_path}/nginx.pid; error_log stderr;"
+        "events {}"
+        f"http {{ {places} sendfile on; access_log {mount.path}/access.log;"
+        f"server {{ listen 127.0.0.1:{port}; root {mount.path}/www; autoindex on; }} }}"
+    )
+    with running([program("nginx"), "-c", str(configuration), "-e", "stderr"], tmp_path / "nginx.log"):
+        wait_until(lambda: _answers(port), "nginx")
+        yield f"http://127.0.0.1:{port}"
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def get(url: str, **headers: str) -> tuple[int, bytes]:
+    request = urllib.request.Request(
+        url, headers={name.replace("_", "-"): value for name, value in headers.items()}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+def test_nginx_serves_files(uploaded: bytes, mount: Mount, nginx: str) -> None:
+    """Whole files, ranges, conditional requests and listings, of what is written here and of what an S3 tool put."""
+    www = mount.path / "www"
+    large = os.urandom(20 * MIB)
+    (www / "page.html").write_bytes(b"<h1>here</h1>")
+    (www / "large").write_bytes(large)
+
+    assert get(f"{nginx}/page.html") == (200, b"<h1>here</h1>")
+    assert get(f"{nginx}/large") == (200, large)
+    assert get(f"{nginx}/large", Range=f"bytes={15 * MIB}-{15 * MIB + 99}") == (206, large[15 * MIB :][:100])
+    assert get(f"{nginx}/large", Range="bytes=-7") == (206, large[-7:])
+    assert get(f"{nginx}/missing")[0] == 404
+    changed = (www / "page.html").stat().st_mtime
+    assert get(f"{nginx}/page.html", If_Modified_Since=formatdate(changed, usegmt=True)) == (304, b"")
+    assert get(f"{nginx}/page.html", If_Modified_Since=formatdate(changed - 9, usegmt=True))[0] == 200
+    assert get(f"{nginx}/uploaded/page.html") == (200, b"<h1>there</h1>")
+    assert get(f"{nginx}/uploaded/large", Range="bytes=100-199") == (206, uploaded[100:200])
+    assert get(f"{nginx}/uploaded/large") == (200, uploaded)
+    assert b'href="large"' in get(f"{nginx}/uploaded/")[1]
+
+    (www / "page.tmp").write_bytes(b"<h1>new</h1>")
+    (www / "page.tmp").rename(www / "page.html")
+    assert get(f"{nginx}/page.html") == (200, b"<h1>new</h1>")
+
+
+# Redis
+
+
+@contextmanager
+def redis_server(
+    directory: Path, fsync: str, log: Path
+) -> Iterator[tuple[redis.Redis, subprocess.Popen[bytes]]]:
+    """A Redis with its append-only file in `directory`, and a client of it."""
+    port = free_port()
+    command = [program("redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)]
+    command += ["--appendonly", "yes", "--appendfsync", fsync, "--save", ""]
+    with running(command, log) as process, closing(redis.Redis(port=port, socket_timeout=60)) as client:
+        wait_until(lambda: _pongs(client), "Redis")
+        yield client, process
+
+
+def _pongs(client: redis.Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.ConnectionError:
+        return False
+
+
+def load_redis(client: redis.Redis, commits: int, batch: int, salt: str) -> dict[bytes, bytes]:
+    """Set `commits` times `batch` values, and return them."""
+    expected: dict[bytes, bytes] = {}
+    for commit in range(commits):
+        values = {
+            f"{salt}:{commit}:{number}".encode(): f"{commit * number}".encode() * (number % 90 + 1)
+            for number in range(batch)
+        }
+        client.mset(values)
+        expected |= values
+    return expected
+
+
+def content_of(client: redis.Redis) -> dict[bytes, bytes]:
+    keys = list(client.scan_iter(count=1000))
+    assert client.dbsize() == len(keys)
+    return dict(zip(keys, client.mget(keys), strict=True))
+
+
+@pytest.mark.parametrize(("fsync", "commits", "batch"), [("everysec", 100, 100), ("always", 60, 20)])
+def test_redis_append_only_file(mount: Mount, tmp_path: Path, fsync: str, commits: int, batch: int) -> None:
+    """Every value is there after a restart of Redis, after its rewrite of the file, and after a remount."""
+    directory = mount.path / "redis"
+    directory.mkdir()
+    log = tmp_path / "redis.log"
+    with redis_server(directory, fsync, log) as (client, _):
+        expected = load_redis(client, commits, batch, "one")
+    with redis_server(directory, fsync, log) as (client, _):
+        assert content_of(client) == expected
+        client.bgrewriteaof()
+        expected |= load_redis(client, commits // 4, batch, "two")
+        wait_until(lambda: not client.info("persistence")["aof_rewrite_in_progress"], "the rewrite")
+        assert client.info("persistence")["aof_last_bgrewrite_status"] == "ok"
+        assert client.info("persistence")["aof_last_write_status"] == "ok"
+    mount.remount()
+    with redis_server(directory, fsync, log) as (client, _):
+        assert content_of(client) == expected
+
+
+def test_redis_loses_nothing_acknowledged_with_the_host(mount: Mount, tmp_path: Path) -> None:
+    """With `appendfsync always`, Redis and the daemon are killed and the cache is lost: every SET that was answered
+    is in the bucket.
+    """
+    log = tmp_path / "redis.log"
+    with redis_server(mount.path, "always", log) as (client, process):
+        expected = load_redis(client, 30, 10, "kept")
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        mount.kill()
+    mount.mount_cold()
+    with redis_server(mount.path, "always", log) as (client, _):
+        assert content_of(client) == expected
+
+
+# SQLite
+
+WRITER = """
+import sqlite3, sys
+path, name, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+connection = sqlite3.connect(path, timeout=60, isolation_level=None)
+for number in range(count):
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("INSERT INTO entries VALUES (?, ?, ?)", (name, number, name * 200))
+    connection.execute("UPDATE total SET entries = entries + 1")
+    connection.execute("COMMIT")
+connection.close()
+"""
+
+
+@pytest.mark.parametrize("journal", ["wal", "delete"])
+def test_sqlite_with_two_writers(mount: Mount, journal: str) -> None:
+    """Two processes write one database in turns: each transaction is there, and the database is whole, before and
+    after a remount; the sqlite3 of Debian says so too.
+    """
+    path = mount.path / "database.sqlite"
+    each = 40
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute(f"PRAGMA journal_mode = {journal}").fetchone() == (journal,)
+        connection.executescript(
+            "CREATE TABLE entries (writer, number, text); CREATE INDEX by_number ON entries (number, writer);"
+            "CREATE TABLE total (entries); INSERT INTO total VALUES (0)"
+        )
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(path), name, str(each)]) for name in ("a", "b")
+    ]
+    assert [writer.wait(120) for writer in writers] == [0, 0]
+    assert_whole(path, 2 * each)
+    mount.remount()
+    assert_whole(path, 2 * each)
+
+
+def test_sqlite_loses_nothing_committed_with_the_host(mount: Mount) -> None:
+    """A transaction that was committed with `synchronous = FULL` survives the end of daemon and cache."""
+    path = mount.path / "database.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("CREATE TABLE entries (number)")
+        connection.execute("INSERT INTO entries VALUES (42)")
+        connection.commit()
+        mount.kill()
+    mount.mount_cold()
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT number FROM entries").fetchall() == [(42,)]
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def assert_whole(path: Path, count: int) -> None:
+    query = "PRAGMA integrity_check; SELECT count(DISTINCT writer || number) FROM entries; SELECT entries FROM total;"
+    done = subprocess.run(
+        [program("sqlite3"), str(path), query], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.split() == ["ok", str(count), str(count)]
+
+
+# git
+
+
+def test_git(mount: Mount, tmp_path: Path) -> None:
+    """A repository with 200 files is whole, and its working tree clean, before and after a remount."""
+    work = mount.path / "repository"
+    home = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_AUTHOR_NAME": "a",
+        "GIT_AUTHOR_EMAIL": "a@example.com",
+        "GIT_COMMITTER_NAME": "a",
+        "GIT_COMMITTER_EMAIL": "a@example.com",
+    }
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            [program("git"), "-C", str(work), *arguments],
+            capture_output=True,
+            text=True,
+            env=home,
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    work.mkdir()
+    git("init", "--quiet")
+    for number in range(200):
+        path = work / f"directory{number % 10}" / f"file{number}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"content {number}\n" * number)
+    git("add", ".")
+    git("commit", "--quiet", "--message", "all")
+    (work / "directory0" / "file0").write_text("changed")
+    git("commit", "--quiet", "--all", "--message", "changed")
+    git("gc", "--quiet")
+    git("fsck", "--strict")
+    assert git("status", "--porcelain") == ""
+    mount.remount()
+    git("fsck", "--strict")
+    assert git("status", "--porcelain") == ""
+    assert git("log", "--format=%s").split() == ["changed", "all"]
+    assert len(git("ls-files").split()) == 200
