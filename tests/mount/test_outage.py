@@ -1,0 +1,77 @@
+"""The store goes away and comes back while it is needed: what was to be done is done, and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.mount.conftest import NewMount
+from tests.support.bucket import Bucket
+from tests.support.mounts import wait_until
+from tests.support.seaweedfs import SeaweedFS
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+def own_server() -> Iterator[SeaweedFS]:
+    """A server that may be stopped without anybody else's noticing."""
+    server = SeaweedFS()
+    server.start()
+    yield server
+    server.close()
+
+
+def _make_tree(root: Path) -> dict[str, bytes]:
+    contents = {f"d{number % 7}/small-{number}": os.urandom(number * 17) for number in range(300)}
+    contents |= {f"large-{number}": os.urandom(12 * MIB) for number in range(6)}
+    for path, data in contents.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(data)
+    return contents
+
+
+def test_outage_in_the_middle_of_a_copy(own_server: SeaweedFS, new_mount: NewMount, tmp_path: Path) -> None:
+    """The server is killed while a tree is being copied in, and started again: the copy finishes, all of it arrives."""
+    contents = _make_tree(tmp_path / "original")
+    bucket = Bucket(own_server.client(), own_server.bucket, "copy/")
+    mount = new_mount(bucket.url, server=own_server).mount()
+    copying = threading.Thread(target=shutil.copytree, args=(tmp_path / "original", mount.path / "copy"))
+    copying.start()
+    wait_until(lambda: len(bucket.sizes()) > 20, "the first files")
+    own_server.kill()
+    copying.join(timeout=2)
+    own_server.start()
+    copying.join(timeout=120)
+    assert not copying.is_alive()
+    mount.umount()
+    files = [key for key in bucket.sizes() if not key.endswith("/")]
+    assert sorted(files) == sorted(f"copy/{path}" for path in contents)
+    for path, data in contents.items():
+        assert bucket.read(f"copy/{path}") == data
+    assert bucket.unfinished_uploads() == []
+
+
+def test_outage_while_unmounting(own_server: SeaweedFS, new_mount: NewMount) -> None:
+    """umount waits for the store to come back, and ends with everything published."""
+    bucket = Bucket(own_server.client(), own_server.bucket, "unmounting/")
+    mount = new_mount(bucket.url, server=own_server).mount()
+    assert os.listdir(mount.path) == []  # so that the mount knows which names are free
+    own_server.kill()
+    contents = {f"file-{number}": os.urandom(1000 + number) for number in range(20)}
+    for name, data in contents.items():
+        (mount.path / name).write_bytes(data)
+    unmounting = subprocess.Popen(
+        mount.umount_command(), env=mount.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    with pytest.raises(subprocess.TimeoutExpired):
+        unmounting.wait(timeout=2)
+    own_server.start()
+    assert unmounting.wait(timeout=120) == 0
+    assert {name: bucket.read(name) for name in bucket.sizes()} == contents
