@@ -17,6 +17,7 @@ because writers and publishers have been at work meanwhile.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -104,15 +105,21 @@ class Content:
         return self.present.covers(0, self.base_limit)
 
     def write(self, offset: int, data: Data) -> None:
-        """Put bytes into the stage; beyond the end the file grows, with zeros in between. OSError: the local disk."""
-        end = offset + len(data)
-        self._file.write(offset, data)
-        if offset > self.size:
-            self._mark_written(self.size, offset)
-        self._mark_written(offset, end)
-        if end > self.size:
-            self._resize(end)
-        self._note_staged()
+        """Put bytes into the stage; beyond the end the file grows, with zeros in between.
+
+        Raises OSError of the local disk; what was written before it is part of the file, as with write(2).
+        """
+        view = memoryview(data)
+        while view:
+            end = offset + self._file.write(offset, view)
+            if offset > self.size:
+                self._mark_written(self.size, offset)
+            self._mark_written(offset, end)
+            if end > self.size:
+                self._resize(end)
+            view = view[end - offset :]
+            offset = end
+            self._note_staged()
 
     def truncate(self, size: int) -> None:
         """Cut the file, or let it grow with zeros."""
@@ -227,16 +234,41 @@ class Content:
         end = min(offset + length, self.size)
         if offset >= end:
             return b""
+        disk_is_full = False
         with self.pinned():
-            if not self.present.covers(offset, min(end, self.base_limit)):
-                await self._read_through(offset, end, reader)
-                end = min(end, self.size)
-            elif reader is not None:
-                self._fetch_ahead(end, reader.observe(offset, end - offset).ahead_end)
-            data = self._file.read(offset, max(end - offset, 0))
-        if self._sources.budget.is_exceeded:
+            try:
+                if not self.present.covers(offset, min(end, self.base_limit)):
+                    await self._read_through(offset, end, reader)
+                elif reader is not None:
+                    self._fetch_ahead(end, reader.observe(offset, end - offset).ahead_end)
+                data = self._file.read(offset, max(min(end, self.size) - offset, 0))
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                disk_is_full = True
+                data = await self._read_past_stage(offset, end)
+        if disk_is_full:
+            self._sources.budget.make_room(goal_bytes=0)
+        elif self._sources.budget.is_exceeded:
             self._sources.budget.make_room()  # too much is dirty for anything to be kept, this read's bytes included
         return data
+
+    async def _read_past_stage(self, offset: int, end: int) -> bytes:
+        """Return bytes of a pinned content where the local disk has no room for those that are missing."""
+        while True:
+            base = self.base
+            fetched: list[tuple[int, bytes]] = []
+            for gap in list(self.present.gaps(offset, max(offset, min(end, self.base_limit)))):
+                async with self._sources.fetch_limiter:
+                    fetched.append((gap.start, await self._get(_Fetch(gap.start, gap.end), base)))
+            if self.base == base:
+                break
+        end = min(end, self.size)
+        data = bytearray(self._file.read(offset, max(end - offset, 0)))
+        for start, missing in fetched:
+            for gap in self.present.gaps(start, max(start, min(start + len(missing), self.base_limit))):
+                data[gap.start - offset : gap.end - offset] = missing[gap.start - start : gap.end - start]
+        return bytes(data)
 
     async def fetch(self, start: int, end: int) -> None:
         """Stage what is missing of a range; several GETs at once where it is long. Raises as `read`."""
@@ -304,7 +336,7 @@ class Content:
                 base = self.base
                 data = await self._get(fetch, base)
             if self.base == base:  # or else these bytes may be older than what was published meanwhile
-                self._store_fetched(fetch.start, data)
+                self._make_room_and_store(fetch.start, data)
         except Exception as error:  # of any kind: nothing may end the nursery of the whole mount
             failures.append(error)
         finally:
@@ -326,11 +358,24 @@ class Content:
             raise StaleFile(f"{base.key!r} was changed in the bucket while it was open") from error
         return result.data
 
+    def _make_room_and_store(self, start: int, data: bytes) -> None:
+        """Stage fetched bytes; where the disk is full, let other contents give theirs back first."""
+        try:
+            self._store_fetched(start, data)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            self._sources.budget.make_room(keep=self, goal_bytes=0)
+            self._store_fetched(start, data)
+
     def _store_fetched(self, start: int, data: bytes) -> None:
         """Stage fetched bytes where nothing newer has been written and the file was not cut."""
         end = min(start + len(data), self.base_limit)
         view = memoryview(data)
         for gap in list(self.present.gaps(start, max(start, end))):
-            self._file.write(gap.start, view[gap.start - start : gap.end - start])
-            self.present.add(gap.start, gap.end)
+            position = gap.start
+            while position < gap.end:
+                written = self._file.write(position, view[position - start : gap.end - start])
+                self.present.add(position, position + written)
+                position += written
         self._note_staged()

@@ -41,6 +41,9 @@ from fusefs.stage_budget import StageBudget
 MAX_FILE_SIZE: Final = 5 * 1024**4
 """Bytes: what S3 allows for one object."""
 
+FULL_DISK_ATTEMPTS: Final = 4
+"""Of a write, each after everything was published; while it waited for that, other writers may have had the room."""
+
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
 
@@ -282,14 +285,17 @@ class Filesystem:
         if self._budget.is_exceeded:
             await self._publisher.publish_all()
             self._budget.make_room()
-        try:
-            file.content.write(offset, data)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
+        for attempts_left in reversed(range(FULL_DISK_ATTEMPTS)):
+            try:
+                file.content.write(offset, data)
+                return
+            except OSError as error:
+                if file.content.changed:
+                    self._publisher.changed(file)  # some of it may have been written
+                if error.errno != errno.ENOSPC or not attempts_left:
+                    raise
             await self._publisher.publish_all()
             self._budget.make_room(goal_bytes=0)
-            file.content.write(offset, data)
 
     async def flush(self, handle: int) -> None:
         """Come once per close(2) of a descriptor. Raises a failure that is not made good yet."""

@@ -83,15 +83,13 @@ class StageFile:
         self._number = number
         self._exists = False
 
-    def write(self, offset: int, data: Data) -> None:
-        """Write all of `data` at `offset`. Raises OSError (ENOSPC, EIO) of the local disk."""
+    def write(self, offset: int, data: Data) -> int:
+        """Write `data` at `offset`, and return how many bytes of it: fewer where the disk is full in the middle.
+
+        Raises OSError (ENOSPC, EIO) of the local disk, with nothing written.
+        """
         self._exists = True
-        descriptor = self._stage._descriptor(self._number)
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(descriptor, view, offset)
-            view = view[written:]
-            offset += written
+        return os.pwrite(self._stage._descriptor(self._number), data, offset)
 
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes from `offset`."""

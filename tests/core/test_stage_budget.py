@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 from pathlib import Path
 
@@ -10,14 +11,29 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from backends.base import MIB
+from backends.base import MIB, Data
+from backends.errors import Unavailable
 from backends.memory import MemoryStorage
 from fusefs.stage import StageFile
 from tests.core.tree import TreeOptions, open_tree, stored
+from tests.support.faulty import FaultyStorage
 
 
 def _disk_use(directory: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
+
+
+def _limit_disk(monkeypatch: pytest.MonkeyPatch, directory: Path, limit: int) -> None:
+    """Let the stage be on a disk of that many bytes."""
+    write = StageFile.write
+
+    def write_what_fits(self: StageFile, offset: int, data: Data) -> int:
+        room = limit - _disk_use(directory)
+        if room <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(self, offset, memoryview(data)[:room])
+
+    monkeypatch.setattr(StageFile, "write", write_what_fits)
 
 
 async def test_files_larger_than_the_stage_can_be_written_and_read(
@@ -78,11 +94,11 @@ async def test_a_disk_that_others_have_filled_first_gets_clean_bytes_back(
     storage = MemoryStorage()
     write, refused = StageFile.write, []
 
-    def write_if_empty(self: StageFile, offset: int, data: bytes) -> None:
+    def write_if_empty(self: StageFile, offset: int, data: bytes) -> int:
         if _disk_use(tmp_path / "stage") > 2 * MIB:
             refused.append(offset)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(self, offset, data)
+        return write(self, offset, data)
 
     async with open_tree(storage, tmp_path) as tree:
         monkeypatch.setattr(StageFile, "write", write_if_empty)
@@ -92,3 +108,52 @@ async def test_a_disk_that_others_have_filled_first_gets_clean_bytes_back(
         assert refused
         await tree.publish_all()
         assert await stored(storage) == contents
+
+
+async def test_a_full_disk_does_not_keep_files_from_being_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """A file larger than the local disk is read whole, by several readers at once, and what is dirty stays."""
+    storage = MemoryStorage()
+    body = os.urandom(12 * MIB)
+    await storage.put("large", body)
+    _limit_disk(monkeypatch, tmp_path / "stage", 3 * MIB)
+    async with open_tree(storage, tmp_path) as tree:
+        written = await tree.create("dirty")
+        await tree.write(written, 0, b"dirty" * 1000)
+        read: list[bytes] = []
+
+        async def reader() -> None:
+            handle = await tree.open("large", os.O_RDONLY)
+            pieces = [await tree.filesystem.read(handle, start, MIB) for start in range(0, 12 * MIB, MIB)]
+            read.append(b"".join(pieces))
+            await tree.close(handle)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(reader)
+        assert read == [body] * 3
+        assert await tree.filesystem.read(written, 0, 5000) == b"dirty" * 1000
+        await tree.close(written)
+        await tree.publish_all()
+    assert await stored(storage) == {"large": body, "dirty": b"dirty" * 1000}
+
+
+async def test_what_a_full_disk_took_of_a_write_is_part_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """Where nothing can give way a write fails in its middle; what it left in the stage is never taken for zeros."""
+    storage = FaultyStorage(MemoryStorage())
+    _limit_disk(monkeypatch, tmp_path / "stage", 1 * MIB)
+    async with open_tree(storage, tmp_path) as tree:
+        handle = await tree.create("file")
+        storage.fail(Unavailable, times=math.inf)
+        with pytest.raises(Unavailable):
+            await tree.filesystem.write(handle, 0, b"x" * (2 * MIB))
+        file = await tree.find_file("file")
+        assert file.size == 1 * MIB
+        assert await tree.filesystem.read(handle, 0, 3 * MIB) == b"x" * MIB
+        storage.heal()
+        await tree.publish_all()
+        assert await stored(storage) == {"file": b"x" * MIB}
+        await tree.close(handle)
