@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import subprocess
 import sys
 import threading
@@ -149,6 +148,63 @@ async def test_a_counter_shared_by_processes_loses_no_update(storage: ObjectStor
     assert (await storage.get_range("counter")).data == b"75"
 
 
+RACER = """
+import sys, trio
+from backends.base import CREATE_ONLY, IfMatch
+from backends.directory import DirectoryStorage
+from backends.errors import PreconditionFailed
+
+async def main():
+    store = DirectoryStorage(sys.argv[1])
+    mode = IfMatch(sys.argv[2]) if sys.argv[2] else CREATE_ONLY
+    sys.stdout.write("ready\\n")
+    sys.stdout.flush()
+    sys.stdin.read()
+    for round in range(10):
+        try:
+            await store.put(f"k{round}", sys.argv[3].encode(), mode=mode)
+            print(f"k{round}")
+        except PreconditionFailed:
+            pass
+    await store.aclose()
+
+trio.run(main)
+"""
+
+
+@pytest.mark.parametrize("overwriting", [False, True], ids=["create-only", "if-match"])
+async def test_of_eight_processes_that_write_on_a_condition_exactly_one_wins(
+    storage: ObjectStorage, tmp_path: Path, overwriting: bool
+) -> None:
+    """Ten times, and what is there is what the winner wrote."""
+    etag = (await storage.put("base", b"base")) if overwriting else ""
+    for number in range(10 if overwriting else 0):
+        await storage.put(f"k{number}", b"base")
+    start, hold = os.pipe()
+    racers = [
+        await trio.lowlevel.open_process(
+            [sys.executable, "-c", RACER, str(tmp_path), etag, str(number)],
+            stdin=start,
+            stdout=subprocess.PIPE,
+        )
+        for number in range(8)
+    ]
+    os.close(start)
+    outputs = [racer.stdout for racer in racers if racer.stdout is not None]
+    for output in outputs:
+        assert await output.receive_some() == b"ready\n"
+    os.close(hold)
+    won: dict[str, list[int]] = {}
+    for number, output in enumerate(outputs):
+        async with output:
+            for key in b"".join([chunk async for chunk in output]).decode().split():
+                won.setdefault(key, []).append(number)
+        assert await racers[number].wait() == 0
+    for number in range(10):
+        [winner] = won[f"k{number}"]
+        assert (await storage.get_range(f"k{number}")).data == str(winner).encode()
+
+
 async def test_two_stores_of_one_directory_see_each_other(storage: ObjectStorage, tmp_path: Path) -> None:
     other = DirectoryStorage(tmp_path)
     await storage.put("k", b"content", mode=CREATE_ONLY)
@@ -234,7 +290,7 @@ async def test_closing_removes_the_session(storage: ObjectStorage, tmp_path: Pat
 async def test_nothing_may_be_asked_after_the_end(storage: ObjectStorage) -> None:
     """It fails, rather than wait for ever for a thread."""
     await storage.aclose()
-    with pytest.raises(StorageError, match="closed"):
+    with pytest.raises(StorageError, match="closed"), trio.fail_after(10):
         await storage.head("k")
 
 
@@ -360,37 +416,6 @@ def test_a_root_that_went_away_is_told_from_a_missing_file(tmp_path: Path) -> No
     error = FileNotFoundError(errno.ENOENT, "gone")
     assert type(translate(error, str(tmp_path))) is StorageError
     assert type(translate(error, str(tmp_path / "missing"))) is BucketNotFound
-
-
-# Durability
-
-
-async def test_a_put_syncs_the_file_before_its_name_and_the_directory_after(
-    storage: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is synced is complete: bytes and record."""
-    await storage.put("dir/other", b"")
-    steps: list[str] = []
-    fsync, rename = os.fsync, os.rename
-
-    def noted_fsync(descriptor: int) -> None:
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            steps.append(f"sync directory {os.path.basename(os.readlink(f'/proc/self/fd/{descriptor}'))}")
-        else:
-            assert os.getxattr(descriptor, RECORD)
-            steps.append(f"sync {os.fstat(descriptor).st_size} bytes")
-        fsync(descriptor)
-
-    def noted_rename(source: str, target: str) -> None:
-        steps.append(f"rename to {os.path.relpath(target, tmp_path)}")
-        rename(source, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", noted_fsync)
-        patch.setattr(os, "rename", noted_rename)
-        await storage.put("dir/k", b"content")
-        await storage.delete("dir/k")
-    assert steps == ["sync 7 bytes", "rename to dir/k", "sync directory dir", "sync directory dir"]
 
 
 # Bounded work

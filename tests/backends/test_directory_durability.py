@@ -1,0 +1,166 @@
+"""What the store in a directory has brought to the disk when a call returns, in which order, and in how much memory."""
+
+from __future__ import annotations
+
+import os
+import tracemalloc
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import pytest
+
+from backends.base import MIB, MultipartUpload, ObjectStorage, Part
+from backends.directory import DirectoryStorage
+from tests.backends.contract import PART_DATA, put_all
+
+UPLOADS: Final = ".fusefs-store/uploads"
+ID: Final = "0" * 32
+
+
+class Steps:
+    """The fsyncs and renames of a store, in order: `sync FILE`, `sync DIRECTORY/` and `rename TO`.
+
+    Files and directories of the session have a `*` for a name, whatever it is.
+    """
+
+    def __init__(self, root: Path, patch: pytest.MonkeyPatch) -> None:
+        self.taken: list[str] = []
+        self._root = root
+        self._patch = patch
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note the steps of the block."""
+        fsync, rename = os.fsync, os.rename
+
+        def noted_fsync(descriptor: int) -> None:
+            path = os.readlink(f"/proc/self/fd/{descriptor}")
+            is_directory = os.path.isdir(path)
+            self.taken.append(f"sync {self._shown(path)}{'/' if is_directory else ''}")
+            # What is synced is complete: an object's or a part's record is there with its bytes.
+            assert is_directory or os.path.basename(path) == "upload" or os.listxattr(descriptor)
+            fsync(descriptor)
+
+        def noted_rename(source: str, target: str) -> None:
+            self.taken.append(f"rename {self._shown(target)}")
+            rename(source, target)
+
+        with self._patch.context() as patch:
+            patch.setattr(os, "fsync", noted_fsync)
+            patch.setattr(os, "rename", noted_rename)
+            yield
+
+    def _shown(self, path: str) -> str:
+        parts = Path(path).relative_to(self._root).parts
+        return "/".join(("*", *parts[4:]) if parts[:2] == (".fusefs-store", "tmp") else parts) or "."
+
+
+@pytest.fixture
+async def storage(tmp_path: Path) -> AsyncIterator[ObjectStorage]:
+    store = DirectoryStorage(tmp_path, new_upload_id=lambda: ID)
+    await store.put("dir/there", b"content")
+    yield store
+    await store.aclose()
+
+
+@pytest.fixture
+def steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Steps:
+    return Steps(tmp_path, monkeypatch)
+
+
+Call: TypeAlias = Callable[[ObjectStorage], Awaitable[object]]
+
+#: The file before it gets its name, the directory after that; directories above it from the top.
+WRITES: Final[dict[str, tuple[Call, list[str]]]] = {
+    "put": (lambda store: store.put("dir/k", b"content"), ["sync *", "rename dir/k", "sync dir/"]),
+    "put over": (lambda store: store.put("dir/there", b"new"), ["sync *", "rename dir/there", "sync dir/"]),
+    "put below new directories": (
+        lambda store: store.put("dir/new/newer/k", b"content"),
+        ["sync *", "sync dir/", "sync dir/new/", "rename dir/new/newer/k", "sync dir/new/newer/"],
+    ),
+    "put below an object": (
+        lambda store: store.put("dir/there/k", b"content"),
+        ["sync *", "rename dir/there%=", "sync dir/", "rename dir/there/k", "sync dir/there/"],
+    ),
+    "copy": (lambda store: store.copy("dir/there", "k"), ["sync *", "rename k", "sync ./"]),
+    "delete": (lambda store: store.delete("dir/there"), ["sync dir/"]),
+    "delete what is not there": (lambda store: store.delete("dir/missing"), []),
+    "begin an upload": (
+        lambda store: store.create_multipart("k"),
+        ["sync */upload", "sync */", f"rename {UPLOADS}/{ID}", f"sync {UPLOADS}/"],
+    ),
+}
+
+
+@pytest.mark.parametrize("call", WRITES)
+async def test_a_write_is_on_the_disk_when_it_returns(
+    storage: ObjectStorage, steps: Steps, call: str
+) -> None:
+    write, expected = WRITES[call]
+    with steps.noted():
+        await write(storage)
+    assert steps.taken == expected
+
+
+async def test_a_batch_of_deletions_syncs_each_directory_once(storage: ObjectStorage, steps: Steps) -> None:
+    await put_all(storage, ["dir/1", "dir/2", "other/1", "other/2"])
+    with steps.noted():
+        assert await storage.delete_many(["dir/1", "dir/2", "other/1"]) == {}
+    assert sorted(steps.taken) == ["sync dir/", "sync other/"]
+
+
+PART_STEPS: Final = ["sync *", f"rename {UPLOADS}/{ID}/00007", f"sync {UPLOADS}/{ID}/"]
+
+
+async def test_parts_are_on_the_disk_when_they_are_stored(storage: ObjectStorage, steps: Steps) -> None:
+    upload = await storage.create_multipart("k")
+    with steps.noted():
+        await upload.upload_part(7, b"content")
+    assert steps.taken == PART_STEPS
+    steps.taken.clear()
+    with steps.noted():
+        await upload.copy_part(7, "dir/there", 0, 7)
+    assert steps.taken == PART_STEPS
+
+
+async def test_an_upload_is_removed_after_its_object_is_on_the_disk(
+    storage: ObjectStorage, steps: Steps
+) -> None:
+    upload = await storage.create_multipart("k")
+    part = await upload.upload_part(1, b"content")
+    with steps.noted():
+        await upload.complete([part])
+    assert steps.taken == ["sync *", "rename k", "sync ./", "rename *", f"sync {UPLOADS}/"]
+
+
+async def test_an_aborted_upload_is_gone_from_the_disk(storage: ObjectStorage, steps: Steps) -> None:
+    upload = await storage.create_multipart("k")
+    with steps.noted():
+        await upload.abort()
+    assert steps.taken == ["rename *", f"sync {UPLOADS}/"]
+
+
+# Memory
+
+
+async def three_parts(storage: ObjectStorage, key: str) -> tuple[MultipartUpload, list[Part]]:
+    upload = await storage.create_multipart(key)
+    return upload, [await upload.upload_part(number, PART_DATA) for number in (1, 2, 3)]
+
+
+async def test_no_object_is_read_into_memory_to_make_another_one(storage: ObjectStorage) -> None:
+    """An assembly, a copy and a copied part of 15 MiB take less than 3 MiB."""
+    upload, parts = await three_parts(storage, "source")
+    tracemalloc.start()
+    try:
+        await upload.complete(parts)
+        await storage.copy("source", "copy")
+        copying = await storage.create_multipart("target")
+        await copying.complete([await copying.copy_part(1, "copy", 0, 3 * len(PART_DATA))])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * MIB
+    assert (await storage.get_range("target")).data == 3 * PART_DATA
