@@ -22,6 +22,7 @@ from tests.support.mounts import COMMAND_SECONDS, Mount, wait_until
 from tests.support.seaweedfs import READER_ACCESS_KEY, READER_SECRET_KEY, SECRET_KEY, SeaweedFS
 
 MIB = 1024 * 1024
+END_SECONDS = 60.0
 UNUSED_ENDPOINT = "http://127.0.0.1:9"
 
 
@@ -188,7 +189,7 @@ def test_signal_publishes_everything(new_mount: NewMount, bucket: Bucket, number
     process = mount.start()
     descriptor = leave_unpublished(mount)
     process.send_signal(number)
-    output, errors = process.communicate(timeout=COMMAND_SECONDS)
+    output, errors = end_of(process, mount)
     with pytest.raises(OSError, match="not connected"):
         os.fsync(descriptor)
     with suppress(OSError):
@@ -288,6 +289,14 @@ def on_a_terminal(mount: Mount, command: list[str]) -> str:
     return shown.decode()
 
 
+def end_of(process: subprocess.Popen[str], mount: Mount) -> tuple[str, str]:
+    """Wait for the end of a daemon, and return its output and its complaints; a hang is explained by its log."""
+    try:
+        return process.communicate(timeout=END_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise AssertionError(f"the daemon does not end; its log:\n{mount.log}") from None
+
+
 def leave_unpublished(mount: Mount) -> int:
     """Write what `assert_published` will look for, and close all but the file whose descriptor is returned."""
     (mount.path / "large").write_bytes(b"large" * 4 * MIB)
@@ -340,7 +349,7 @@ def test_unpublishable_bytes_are_rescued(new_mount: NewMount, tmp_path: Path) ->
         assert re.fullmatch(r"fusefs: .* stays mounted, .*\n", done.stderr)
         assert os.path.ismount(mount.path)
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=COMMAND_SECONDS)
+        _, errors = end_of(process, mount)
     assert process.returncode == 1
     assert not mount.is_mounted
     assert re.fullmatch(r"fusefs: 1 changed files? could not be published; [^\n]*\n", errors)
@@ -361,7 +370,7 @@ def test_second_signal_ends_the_waiting(new_mount: NewMount) -> None:
         process.send_signal(signal.SIGTERM)
         wait_until(lambda: "SIGTERM" in mount.log, "the first signal")
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=30)
+        _, errors = end_of(process, mount)
     assert process.returncode == 1
     assert "rescued" in errors
     assert not mount.is_mounted
