@@ -91,6 +91,18 @@ class Placement:
         owner = self._owners.get(target)
         return owner if owner is not None and owner is not inode and self.target(owner) is not None else None
 
+    def departing_from(self, target: str) -> list[Inode] | None:
+        """Return whose objects are still on their way out of the directory that had the name of `target`.
+
+        None if there is nothing at all; leftovers belong to nobody, and an empty list may be all that is known of
+        them. Where a store keeps a file system below (SeaweedFS), no object can take the name of a directory before.
+        """
+        prefix = f"{target}/"
+        is_marked = prefix in self._owners or prefix in self._leftovers
+        if target.endswith("/") or not (is_marked or self._below[prefix]):
+            return None
+        return [inode for key, inode in self._owners.items() if key.startswith(prefix)]
+
     def condition(self, target: str) -> PutMode:
         """Return the condition under which an object may be written to `target`: nobody else has changed it."""
         owner = self._owners.get(target)

@@ -297,7 +297,11 @@ class Publisher:
         while self._due and len(self._running) < self._options.workers:
             inode = self._due.popleft()
             target = self._placement.target(inode)
-            if inode in self._running or self._is_busy(self._keys(inode, target)):
+            if (
+                inode in self._running
+                or self._is_busy(self._keys(inode, target))
+                or (target is not None and self._waits_for_directory(target))
+            ):
                 self._parked.append(inode)
                 continue
             self._queued.discard(inode)
@@ -340,6 +344,13 @@ class Publisher:
         inode.state.asked_for = False
         self._running[inode] = self._keys(inode, target)
         nursery.start_soon(self._attempt, inode, target)
+
+    def _waits_for_directory(self, target: str) -> bool:
+        """Return whether a directory of the same name is still leaving the bucket, and nothing keeps it there."""
+        departing = self._placement.departing_from(target)
+        if departing is None or self._sweeper.failures:
+            return False
+        return all(inode.state.failure is None for inode in departing)
 
     def _keys(self, inode: Inode, target: str | None) -> set[str]:
         """Return the keys that nobody else may change while the inode is on its way to `target`."""

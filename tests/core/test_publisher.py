@@ -555,3 +555,42 @@ async def test_a_file_that_is_rewritten_for_long_is_published(
             await tree.write(handle, 0, b"%02d" % second)
             await trio.sleep(1)
         assert int((await stored(storage))["file"]) >= 29
+
+
+@pytest.mark.parametrize("way", ["removed", "moved"])
+async def test_a_name_is_taken_after_the_directory_that_had_it_has_left(
+    way: str, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """A store that keeps a file system below has no object `x` while anything is under `x/`."""
+    storage = FaultyStorage(MemoryStorage())
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.mkdir("x")
+        await tree.write_file("x/file", b"in the directory")
+        await tree.publish_all()
+        if way == "moved":
+            await tree.rename("x", "elsewhere")
+        else:
+            await tree.unlink("x/file")
+            await tree.rmdir("x")
+        await tree.write_file("x", b"a file")
+        storage.calls.clear()
+        await tree.publish_all()
+        order = [request.key for request in storage.calls if request.verb in (Verb.PUT, Verb.DELETE)]
+        assert order.index("x") > max(order.index("x/"), order.index("x/file"))
+        assert (await stored(storage))["x"] == b"a file"
+
+
+async def test_a_directory_that_cannot_leave_does_not_keep_its_name(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Where its marker cannot be deleted, the file of that name is published all the same: S3 has room for both."""
+    storage = FaultyStorage(MemoryStorage())
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.mkdir("x")
+        await tree.publish_all()
+        storage.fail(AccessDenied, verb=Verb.DELETE, times=1_000)
+        await tree.rmdir("x")
+        await tree.write_file("x", b"a file")
+        with pytest.raises(AccessDenied), trio.fail_after(600):
+            await tree.publisher.publish_all()
+        assert (await stored(storage))["x"] == b"a file"
