@@ -56,6 +56,8 @@ class FilesystemOptions:
     shared: bool = False
     #: Whether close(2) returns only when the object is in the bucket, as it always does on a shared mount.
     wait_on_close: bool = False
+    #: Whether the kernel tells the times of writes (its writeback cache): what it hands over was written earlier.
+    kernel_keeps_times: bool = False
     #: The widest window, in bytes, that a sequential reader is given.
     read_ahead: int = 32 * 1024 * 1024
 
@@ -270,7 +272,8 @@ class Filesystem:
         await file.content.wait_writable()
         _check_not_stale(file)
         await self._stage(file, offset, data)
-        file.attributes = file.attributes.changed(self._clock.realtime_ns(), contents=True)
+        if not self._options.kernel_keeps_times:
+            file.attributes = file.attributes.changed(self._clock.realtime_ns(), contents=True)
         self._publisher.written(file)
         return len(data)
 

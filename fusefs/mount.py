@@ -209,6 +209,7 @@ async def open_tree(
                 read_only=options.read_only,
                 shared=options.shared,
                 wait_on_close=options.wait_on_close,
+                kernel_keeps_times=not options.shared,
                 read_ahead=options.read_ahead_bytes,
             ),
         )

@@ -57,8 +57,8 @@ def test_reserved_prefix(mount: Mount, bucket: Bucket) -> None:
 
 
 def test_attributes_are_kept(mount: Mount) -> None:
-    """Permissions, owner, times to the nanosecond and the targets of symbolic links are kept in the objects'
-    metadata, under the names that s3fs uses, and are the same after a remount.
+    """Permissions, owner and times of files, to the nanosecond, and the targets of symbolic links are kept in
+    the objects' metadata, under the names that s3fs uses, and are the same after a remount.
     """
     file, link = mount.path / "file", mount.path / "link"
     file.write_bytes(b"x")
@@ -66,8 +66,12 @@ def test_attributes_are_kept(mount: Mount) -> None:
     os.chown(file, 12, 34)
     os.utime(file, ns=(1_000_000_000_123_456_789, 1_100_000_000_987_654_321))
     link.symlink_to("somewhere/else")
+    written = mount.path / "written"
+    written.write_bytes(b"x" * 100_000)
+    written_at = written.stat().st_mtime_ns
     mount.remount()
     status = file.stat()
+    assert written.stat().st_mtime_ns == written_at
     assert (status.st_mode & 0o7777, status.st_uid, status.st_gid) == (0o640, 12, 34)
     assert status.st_mtime_ns == 1_100_000_000_987_654_321
     assert status.st_atime_ns == 1_000_000_000_123_456_789
@@ -183,8 +187,8 @@ def test_open_files_are_published_too(new_mount: NewMount, bucket: Bucket, tmp_p
 
 
 def test_fsync(mount: Mount, bucket: Bucket) -> None:
-    """When fsync of a file has returned, its bytes, whichever descriptor wrote them, and its size, attributes
-    and name are in the bucket: they survive the loss of this host.
+    """When fsync of a file has returned, its bytes, whichever descriptor wrote them, and its size,
+    permissions, owner and name are in the bucket: they survive the loss of this host.
     """
     directory = mount.path / "a" / "b"
     directory.mkdir(parents=True)
