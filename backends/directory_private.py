@@ -25,7 +25,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Final
 
-from backends.directory_files import closing
+from backends.directory_files import closing, sync_directory
 from backends.escaping import PRIVATE_NAME
 
 _SHARDS: Final = 256
@@ -96,6 +96,7 @@ class PrivateArea:
         for path in (self._path, sessions, os.path.join(self._path, "locks"), self.uploads):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(path)
+                sync_directory(os.path.dirname(path))
         with lock_file(os.path.join(self._path, "lock")):
             _remove_dead_sessions(sessions)
             session = tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=sessions)

@@ -104,6 +104,17 @@ async def test_a_write_is_on_the_disk_when_it_returns(
     assert steps.taken == expected
 
 
+async def test_the_places_of_uploads_are_on_the_disk_before_the_first_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = Steps(tmp_path, monkeypatch)
+    store = DirectoryStorage(tmp_path, new_upload_id=lambda: ID)
+    with steps.noted():
+        await store.create_multipart("k")
+    assert steps.taken[:4] == ["sync ./", *["sync .fusefs-store/"] * 3]
+    await store.aclose()
+
+
 async def test_a_batch_of_deletions_syncs_each_directory_once(storage: ObjectStorage, steps: Steps) -> None:
     await put_all(storage, ["dir/1", "dir/2", "other/1", "other/2"])
     with steps.noted():
