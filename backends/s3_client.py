@@ -13,6 +13,7 @@ import contextlib
 import functools
 import importlib.metadata
 import io
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import boto3
 import trio
+import urllib3
 from botocore import UNSIGNED
 from botocore.config import Config
 
@@ -38,6 +40,8 @@ T = TypeVar("T")
 Arguments: TypeAlias = Mapping[str, Any]
 Response: TypeAlias = dict[str, Any]
 ClientFactory: TypeAlias = Callable[[S3Options], "S3Client"]
+
+_log = logging.getLogger(__name__)
 
 _EXPECT_CONTINUE_FROM_BYTES: Final = MIB
 _NO_ARGUMENTS: Final[Arguments] = {}
@@ -72,6 +76,10 @@ class Dialect:
 
 def create_client(options: S3Options) -> S3Client:
     """Make the boto3 client. Blocks; raises botocore's exceptions."""
+    if not options.verify_tls:
+        # Said in words, and logged once; urllib3 would say it again and again.
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+        _log.warning("the certificate of the service is not checked: verify_tls is off")
     session = boto3.session.Session(profile_name=options.profile, region_name=options.region)
     client: S3Client = session.client(
         "s3",

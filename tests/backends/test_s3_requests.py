@@ -6,6 +6,8 @@ import base64
 import dataclasses
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -223,6 +225,41 @@ async def test_without_credentials_the_message_says_how_to_give_them(wire: Wire)
     with pytest.raises(AuthenticationFailed, match="AWS_ACCESS_KEY_ID"):
         await storage.head("k")
     assert wire.requests == []
+
+
+async def test_a_profile_gives_credentials_token_and_region(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of two profiles the one that was named; and without one, that of the environment."""
+    settings = tmp_path / "config"
+    settings.write_text(
+        "[default]\naws_access_key_id = ours\naws_secret_access_key = s\nregion = us-west-2\n"
+        "[profile named]\naws_access_key_id = theirs\naws_secret_access_key = s\nregion = ap-south-1\n"
+        "aws_session_token = token\n"
+    )
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(settings))
+    for profile, expected in ((None, "ours/*/us-west-2/s3/"), ("named", "theirs/*/ap-south-1/s3/")):
+        storage = storage_with(wire, access_key=None, secret_key=None, region=None, profile=profile)
+        wire.answer(204)
+        await storage.delete("k")
+        assert fnmatch(wire.header("authorization") or "", f"*Credential={expected}*")
+        await storage.aclose()
+    assert wire.header("x-amz-security-token") == "token"
+    monkeypatch.setenv("AWS_PROFILE", "named")
+    storage = storage_with(wire, access_key=None, secret_key=None, region=None)
+    wire.answer(204)
+    await storage.delete("k")
+    assert "Credential=theirs/" in (wire.header("authorization") or "")
+    await storage.aclose()
+
+
+async def test_without_a_region_requests_are_signed_for_the_usual_one(wire: Wire) -> None:
+    """Servers other than AWS have none, and nobody should have to make one up."""
+    storage = storage_with(wire, region=None)
+    wire.answer(204)
+    await storage.delete("k")
+    assert "/us-east-1/s3/" in (wire.header("authorization") or "")
+    await storage.aclose()
 
 
 async def test_a_missing_profile_is_named(wire: Wire) -> None:
