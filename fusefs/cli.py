@@ -87,9 +87,12 @@ def _mount_here(config: Config, ready_descriptor: int | None) -> None:
 
 def _mount_in_background(config: Config) -> None:
     """Start this same command in the foreground of a session of its own, and wait until it is ready or has failed."""
-    read_end, write_end = os.pipe()
     log_path = config.mount.log_file or config.mount.cache_dir / "fusefs.log"
-    log_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        log_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise MountError(f"the log {log_path} cannot be written: {error.strerror}") from error
+    read_end, write_end = os.pipe()
     command = [sys.executable, "-m", "fusefs", *sys.argv[1:]]
     command += ["--foreground", "--log-file", str(log_path), "--ready-descriptor", str(write_end)]
     daemon = subprocess.Popen(
@@ -101,22 +104,29 @@ def _mount_in_background(config: Config) -> None:
         start_new_session=True,
     )
     os.close(write_end)
-    with os.fdopen(read_end) as ready:
-        if ready.read() == _READY:
-            click.echo(f"{config.store.url} is mounted on {config.mount.mountpoint}; log: {log_path}")
-            return
-    _, complaint = daemon.communicate()
+    try:
+        with os.fdopen(read_end) as ready:
+            if ready.read() == _READY:
+                click.echo(f"{config.store.url} is mounted on {config.mount.mountpoint}; log: {log_path}")
+                return
+        _, complaint = daemon.communicate()
+    except KeyboardInterrupt:
+        daemon.terminate()  # in a session of its own it does not hear of it, and would mount when nobody waits
+        raise
     sys.stderr.buffer.write(complaint)
     sys.exit(daemon.returncode or 1)
 
 
 def _set_up_log(config: Config) -> None:
     options = config.mount
-    logging.basicConfig(
-        level=options.log_level.upper(),
-        filename=options.log_file,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    try:
+        logging.basicConfig(
+            level=options.log_level.upper(),
+            filename=options.log_file,
+            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        )
+    except OSError as error:
+        raise MountError(f"the log {options.log_file} cannot be written: {error.strerror}") from error
     # botocore's own log tells of headers and credentials; ours tells what matters of a request.
     for library in ("boto3", "botocore", "urllib3", "s3transfer"):
         logging.getLogger(library).setLevel(logging.WARNING)

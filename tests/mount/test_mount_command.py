@@ -1,0 +1,46 @@
+"""The command `fusefs mount` where it can do nothing: places that cannot be written, and a user who gives up."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.mount.conftest import NewMount
+from tests.support.mounts import COMMAND_SECONDS
+
+
+@pytest.mark.parametrize("foreground", [False, True])
+@pytest.mark.parametrize("flag", ["--cache-dir", "--log-file"])
+def test_a_place_that_cannot_be_written(
+    new_mount: NewMount, tmp_path: Path, flag: str, *, foreground: bool
+) -> None:
+    """A cache directory or a log below a file is one line that names it, and exit status 1."""
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" / "below"
+    mount = new_mount("memory://", flag, str(place), *(["--foreground"] if foreground else []))
+    done = mount.run(mount.mount_command())
+    assert done.returncode == 1
+    assert done.stderr.startswith("fusefs: ")
+    assert done.stderr.count("\n") == 1
+    assert f"{place}" in done.stderr
+    assert not mount.is_mounted
+
+
+def test_ctrl_c_leaves_no_daemon_behind(new_mount: NewMount) -> None:
+    """Whoever stops waiting for a mount does not get it later."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        mount = new_mount("s3://bucket", "--endpoint", endpoint)
+        command = subprocess.Popen(mount.mount_command(), env=mount.environment, stderr=subprocess.PIPE)
+        silent.settimeout(COMMAND_SECONDS)
+        connection, _ = silent.accept()  # the daemon is asking
+        with connection:
+            command.send_signal(signal.SIGINT)
+            assert command.wait(COMMAND_SECONDS) == 1
+            mount.wait_for_end()
+        command.communicate()
+    assert not mount.is_mounted
