@@ -348,9 +348,9 @@ class Content:
         if base is None or end <= fetch.start:
             return b""  # let go of, or cut, while the fetch waited for its turn
         try:
-            result = await self._sources.storage.get_range(
-                base.key, fetch.start, end - fetch.start, if_match=base.etag
-            )
+            # A whole object is asked for as such: S3 has checksums of objects, not of ranges.
+            length = None if (fetch.start, end) == (0, base.size) else end - fetch.start
+            result = await self._sources.storage.get_range(base.key, fetch.start, length, if_match=base.etag)
         except (NotFound, PreconditionFailed, RangeNotSatisfiable) as error:
             await self._replaced.wait()
             if self.base != base:

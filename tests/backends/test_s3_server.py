@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final
@@ -169,6 +170,21 @@ async def test_a_body_damaged_on_its_way_is_refused(s3_server: SeaweedFS, s3_pre
     with pytest.raises(ChecksumMismatch):
         await upload.upload_part(1, b"content")
     await upload.abort()
+    await storage.aclose()
+
+
+def damage_answer(parsed: dict[str, Any], **_: object) -> None:
+    # Below the place where botocore compares, if the server sent something to compare with.
+    parsed["Body"]._raw_stream = io.BytesIO(b"Xontent")
+
+
+async def test_a_body_damaged_on_its_way_back_is_refused(s3_server: SeaweedFS, s3_prefix: str) -> None:
+    """The server keeps the checksum that the put sent, and gives it back."""
+    client_factory = hooked("after-call.s3.GetObject", damage_answer)
+    storage = S3Storage(options_of(s3_server), client_factory=client_factory)
+    await storage.put(s3_prefix + "k", b"content")
+    with pytest.raises(ChecksumMismatch):
+        await storage.get_range(s3_prefix + "k")
     await storage.aclose()
 
 

@@ -389,3 +389,27 @@ async def test_writers_wait_while_they_are_held(tmp_path: Path) -> None:
         content.release_writers()
         await trio.testing.wait_all_tasks_blocked()
         assert not nursery.child_tasks
+
+
+class NotingRanges(MemoryStorage):
+    """Notes which ranges it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ranges: list[tuple[int, int | None]] = []
+
+    async def get_range(
+        self, key: str, start: int = 0, length: int | None = None, *, if_match: str | None = None
+    ) -> RangeResult:
+        self.ranges.append((start, length))
+        return await super().get_range(key, start, length, if_match=if_match)
+
+
+async def test_a_whole_object_is_fetched_with_its_checksum(small_parts: None, tmp_path: Path) -> None:
+    """Not as a range, for which S3 has none."""
+    store = NotingRanges()
+    async with open_sources(store, tmp_path) as sources:
+        for size in (1, FETCH, FETCH + 1):
+            content = await stored_content(sources, f"k{size}", BODY[:size])
+            assert await content.read(0, size) == BODY[:size]
+        assert sorted(store.ranges, key=str) == [(0, FETCH), (0, None), (0, None), (FETCH, 1)]
