@@ -147,6 +147,8 @@ def _report(operation: str, raised: BaseException) -> int:
     number = errno_of(error)
     if not isinstance(error, errors.FilesystemError | storage.StorageError | OSError | pyfuse3.FUSEError):
         _log.error("%s: a defect of fusefs, answered with errno %d", operation, number, exc_info=raised)
+    elif isinstance(error, errors.NoSuchInode):
+        _log.debug("%s: %s", operation, error)  # the kernel looks the path up again, and nobody sees an error
     elif number in (errno.EIO, errno.ESTALE) or isinstance(error, storage.StorageError | OSError):
         _log.error("%s: %s: %s", operation, type(error).__name__, error)
     return number

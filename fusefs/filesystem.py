@@ -251,6 +251,8 @@ class Filesystem:
         _check_not_stale(file)
         if not file.linked and not file.handles:
             raise NoSuchInode(f"inode {number} was removed, and its content with it")
+        if self._options.shared:
+            await self._namespace.check_current(file)
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             self._check_writable()
         if flags & os.O_TRUNC:

@@ -14,6 +14,7 @@ Keys that cannot be names here, and a file `x` beside a directory `x/`, are repo
 from __future__ import annotations
 
 import logging
+import math
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -35,6 +36,7 @@ from fusefs.errors import (
     IsADirectory,
     NameTooLong,
     NoSuchEntry,
+    NoSuchInode,
     NotADirectory,
 )
 from fusefs.inodes import (
@@ -387,17 +389,14 @@ class Namespace:
 
     # Listing
 
-    async def _ensure_listed(self, directory: Directory, *, max_age_seconds: float | None = None) -> None:
-        while not self._is_fresh(directory, max_age_seconds):
-            await self._listing.run(directory, partial(self._list, directory))
+    async def _ensure_listed(self, directory: Directory, *, max_age_seconds: float = math.inf) -> None:
+        """Return when there is a listing that was no older than that at the time of the call.
 
-    @staticmethod
-    def _is_fresh(directory: Directory, max_age_seconds: float | None) -> bool:
-        if not directory.linked:
-            return True
-        if directory.listed_at is None:
-            return False
-        return max_age_seconds is None or trio.current_time() - directory.listed_at <= max_age_seconds
+        Older than that it may be on return: a large directory takes longer to list than a shared mount's interval.
+        """
+        begun_after = trio.current_time() - max_age_seconds
+        while directory.linked and (directory.listed_at is None or directory.listed_at < begun_after):
+            await self._listing.run(directory, partial(self._list, directory))
 
     async def _list(self, directory: Directory) -> None:
         """Ask the bucket for the entries of a directory and bring them into the tree."""
@@ -477,6 +476,25 @@ class Namespace:
         self.drop_if_unused(inode)
 
     # Shared mounts
+
+    async def check_current(self, file: File) -> None:
+        """Ask the store whether the file's object is still the one that we know, unless what we have is newer.
+
+        Raises `NoSuchInode` where it is not; the next lookup finds what is there now.
+        """
+        version, directory = file.version, file.parent
+        if version is None or directory is None or self._has_own(file):
+            return
+        try:
+            etag = (await self._storage.head(version.key)).etag
+        except NotFound:
+            etag = ""
+        if etag != version.etag and file.version == version and not self._has_own(file):
+            directory.listed_at = None
+            raise NoSuchInode(f"{version.key!r} is another file by now")
+
+    def _has_own(self, file: File) -> bool:
+        return self._publisher.is_unpublished(file) or file.writers > 0
 
     async def _revalidate(self, directory: Directory, name: bytes) -> None:
         """List again where the last listing is too old for an answer about this name."""

@@ -8,6 +8,7 @@ import stat
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -29,6 +30,7 @@ from fusefs.errors import (
     IsADirectory,
     NameTooLong,
     NoSuchEntry,
+    NoSuchInode,
     NotADirectory,
     StaleFile,
 )
@@ -878,6 +880,46 @@ async def test_a_change_of_the_root_is_conditional_like_any_other(
         await tree.publish_all()
     async with open_tree(storage, tmp_path / "2") as tree:
         assert tree.root.attributes.mode == stat.S_IFDIR | 0o700
-        assert tree.placement.condition(".fusefs/root/") == IfMatch(
-            (await storage.head(".fusefs/root/")).etag
-        )
+        assert tree.placement.condition(".fusefs/root") == IfMatch((await storage.head(".fusefs/root")).etag)
+
+
+class LargeDirectories(MemoryStorage):
+    """Listing one takes five times the interval of a shared mount, as that of a large directory does."""
+
+    async def list_prefix(self, prefix: str = "", **options: Any) -> ListPage:
+        await trio.sleep(5)
+        return await super().list_prefix(prefix, **options)
+
+
+async def test_listings_that_take_longer_than_the_interval(autojump_clock: Clock, tmp_path: Path) -> None:
+    """A listing that is out of date when it is complete is an answer nevertheless: asking again would never end."""
+    storage = LargeDirectories()
+    await storage.put("file", b"")
+    async with open_tree(storage, tmp_path, SHARED) as tree:
+        with trio.fail_after(60):
+            assert await tree.names() == ["file"]
+            await trio.sleep(2)
+            assert (await tree.find("file")).name == b"file"
+
+
+async def test_open_on_a_shared_mount_finds_what_is_there_now(autojump_clock: Clock, tmp_path: Path) -> None:
+    """ESTALE makes the kernel look the path up again: an open does not give what was there a moment ago."""
+    storage = MemoryStorage()
+    await storage.put("file", b"one")
+    await storage.put("gone", b"one")
+    async with open_tree(storage, tmp_path, SHARED) as tree:
+        assert await tree.read_file("file") == b"one"
+        gone = await tree.find("gone")
+        await storage.put("file", b"two!")
+        await storage.delete("gone")
+        with pytest.raises(NoSuchInode):
+            await tree.open("file")
+        assert await tree.read_file("file") == b"two!"
+        with pytest.raises(NoSuchInode):
+            await tree.filesystem.open(gone.number, os.O_RDONLY)
+        with pytest.raises(NoSuchEntry):
+            await tree.find("gone")
+        handle = await tree.open("file")
+        await tree.write(handle, 0, b"o")
+        await storage.put("file", b"three")
+        await tree.filesystem.release(await tree.open("file", os.O_RDONLY))  # ours, until it is published
