@@ -38,15 +38,19 @@ class _Step(NamedTuple):
     size: int
 
 
+def largest_part_size(limits: Limits = S3_LIMITS) -> int:
+    """Return how long a part may be planned: a remainder too small to be a part of its own has room after it."""
+    return limits.max_part_size - limits.min_part_size
+
+
 class PartSizes:
     """The boundaries of an object's parts; its last part ends where the object does.
 
-    `first_part_size` is at least the store's minimum, and its maximum less that minimum at most, so that a remainder
-    which is too small to be a part of its own has room in the part before it; ValueError otherwise.
+    `first_part_size` is between the store's minimum and `largest_part_size`; ValueError otherwise.
     """
 
     def __init__(self, first_part_size: int, limits: Limits = S3_LIMITS) -> None:
-        largest = limits.max_part_size - limits.min_part_size
+        largest = largest_part_size(limits)
         if not limits.min_part_size <= first_part_size <= largest:
             raise ValueError(f"a part has {limits.min_part_size} to {largest} bytes, not {first_part_size}")
         self.first_part_size: Final = first_part_size
@@ -81,7 +85,7 @@ def _steps(first: int, limits: Limits) -> tuple[_Step, ...]:
     """Return the runs of parts; ValueError if no parts within the limits reach the largest object."""
     bounds = [1 + step * limits.max_part_number // _STEPS for step in range(_STEPS + 1)]
     counts = [after - number for number, after in pairwise(bounds)]
-    largest = limits.max_part_size - limits.min_part_size
+    largest = largest_part_size(limits)
     if limits.max_part_number * largest < limits.max_object_size:
         raise ValueError(f"{limits.max_part_number} parts do not reach {limits.max_object_size} bytes")
     for percent in count(100):

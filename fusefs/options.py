@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from backends.base import GIB, MIB, S3_LIMITS
+from backends.part_sizes import largest_part_size
 from fusefs.locations import check_bucket_name, normalize_prefix
 from fusefs.quantities import format_size, parse_duration, parse_permissions, parse_size, shown
 
@@ -57,7 +58,7 @@ def _positive(seconds: float) -> float:
 
 
 def _legal_part_size(size: int) -> int:
-    smallest, largest = S3_LIMITS.min_part_size, S3_LIMITS.max_part_size
+    smallest, largest = S3_LIMITS.min_part_size, largest_part_size()
     if size < smallest:
         raise ValueError(f"must be at least {format_size(smallest)} (got {format_size(size)})")
     if size > largest:

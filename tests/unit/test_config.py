@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from backends.base import GIB, MIB
+from backends.part_sizes import PartSizes
 from fusefs.config import FLAG_KEYS, Config, default_bucket_dir, default_cache_dir
 from fusefs.errors import ConfigError
 from fusefs.options import BucketStore, DirectoryStore, MemoryStore
@@ -45,6 +46,12 @@ def bucket_of(config: Config) -> BucketStore:
 
 
 # What is accepted
+
+
+@pytest.mark.parametrize("size", ["5 MiB", "5115 MiB"])
+def test_every_part_size_that_is_accepted_can_be_used(size: str) -> None:
+    store = bucket_of(from_command_line(multipart_part_size=size))
+    assert PartSizes(store.multipart_part_size_bytes).part(1).start == 0
 
 
 def test_a_url_and_a_mountpoint_are_enough() -> None:
@@ -295,7 +302,8 @@ MISTAKES = [
     (BUCKET + "multipart_part_size = '1 MiB'", f"{OBJECT}.multipart_part_size: must be at least 5 MiB (got 1 MiB)"),
     (BUCKET + "multipart_part_size = 5242879",
      f"{OBJECT}.multipart_part_size: must be at least 5 MiB (got 5242879 bytes)"),
-    (BUCKET + "multipart_part_size = '6 GiB'", f"{OBJECT}.multipart_part_size: must be at most 5 GiB (got 6 GiB)"),
+    (BUCKET + "multipart_part_size = '5 GiB'",
+     f"{OBJECT}.multipart_part_size: must be at most 5115 MiB (got 5 GiB)"),
     (BUCKET + "multipart_part_size = 'big'", f"{OBJECT}.multipart_part_size: must be a number of bytes, "
      'or a string such as "8 MiB" (got "big")'),
     (BUCKET + "multipart_part_size = true", f"{OBJECT}.multipart_part_size: must be a number of bytes, "
