@@ -20,7 +20,7 @@ from fusefs.content import Version
 from fusefs.inodes import ROOT_NUMBER, Directory, File, Inode
 from fusefs.keys import RESERVED_PREFIX
 
-ROOT_MARKER: Final = f"{RESERVED_PREFIX}root/"
+ROOT_MARKER: Final = f"{RESERVED_PREFIX}root"
 """Carries the attributes of the root, which no key of its own could: a server's data directory may be the mount."""
 
 

@@ -249,7 +249,7 @@ class Run:
         assert await stored(self.tree.storage) == self._expected()
         ours = [key for key in await stored(self.tree.storage, ours=True) if key.startswith(".fusefs/")]
         unlinked = [node for node in self.model.opened.values() if node not in self.model.nodes.values()]
-        assert [key for key in ours if not key.startswith(".fusefs/orphans/")] in ([], [".fusefs/root/"])
+        assert [key for key in ours if not key.startswith(".fusefs/orphans/")] in ([], [".fusefs/root"])
         assert len([key for key in ours if key.startswith(".fusefs/orphans/")]) <= len(set(map(id, unlinked)))
         metadata = await stored_metadata(self.tree.storage)
         for path, node in self.model.nodes.items():
