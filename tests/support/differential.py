@@ -147,7 +147,7 @@ class Arena:
     """One mount, its bucket and a plain directory, for one machine after the other."""
 
     def __init__(self, mount: Mount, objects: Objects, plain: Path, *, store_is_tree: bool) -> None:
-        """`store_is_tree`: as SeaweedFS, which drops the metadata of directories, and has no file `x` beside `x/`."""
+        """`store_is_tree`: as SeaweedFS, which drops the metadata of directories."""
         self.mount = mount
         self.objects = objects
         self.store_is_tree = store_is_tree
@@ -332,7 +332,6 @@ class Differential(RuleBasedStateMachine):
             os.replace(side / source, side / to)
 
         self.twins.ask(replace)
-        self._settle_names()
         self.twins.compare_file(to)
 
     @step(path=PATHS, size=SIZES)
@@ -428,16 +427,12 @@ class Differential(RuleBasedStateMachine):
 
     @step(source=PATHS, to=PATHS, flags=st.sampled_from([0, 0, 0, RENAME_NOREPLACE, RENAME_EXCHANGE]))
     def rename(self, source: str, to: str, flags: int) -> None:
-        if self.arena.store_is_tree and flags == RENAME_EXCHANGE and self._differ_in_kind(source, to):
-            return
         self.twins.ask(lambda side: rename(side / source, side / to, flags))
-        self._settle_names()
         self.twins.compare_file(to)
 
     @step(path=PATHS)
     def unlink(self, path: str) -> None:
         self.twins.ask(lambda side: (side / path).unlink())
-        self._settle_names()
         for handle in self.twins.handles:
             if handle.path == path:
                 self.twins.compare_handle(handle)
@@ -449,7 +444,6 @@ class Differential(RuleBasedStateMachine):
     @step(path=PATHS)
     def rmdir(self, path: str) -> None:
         self.twins.ask(lambda side: (side / path).rmdir())
-        self._settle_names()
 
     @step(path=PATHS, to=TARGETS)
     def symlink(self, path: str, to: str) -> None:
@@ -466,14 +460,6 @@ class Differential(RuleBasedStateMachine):
                 os.close(descriptor)
 
         self.twins.ask(sync)
-
-    def _settle_names(self) -> None:
-        """Let what was removed leave the bucket: a store that is a tree has no room for a file in its place before."""
-        if self.arena.store_is_tree:
-            _fsync(self.twins.mounted.root)
-
-    def _differ_in_kind(self, *paths: str) -> bool:
-        return len({(self.twins.plain / path).is_dir() for path in paths}) > 1
 
     # Attributes
 
