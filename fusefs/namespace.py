@@ -15,18 +15,17 @@ from __future__ import annotations
 
 import logging
 import math
-import stat
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 import trio
 
 from backends.base import ObjectInfo, ObjectStorage, iterate_pages
-from backends.errors import NotFound, PreconditionFailed
+from backends.errors import NotFound
 from fusefs import keys
-from fusefs.attributes import Attributes, Defaults, from_metadata
+from fusefs.attributes import Attributes, Defaults
 from fusefs.content import Content, ContentSources, Version
 from fusefs.directory_listing import DirectoryListing
 from fusefs.errors import (
@@ -39,6 +38,7 @@ from fusefs.errors import (
     NoSuchInode,
     NotADirectory,
 )
+from fusefs.inode_loader import InodeLoader
 from fusefs.inodes import (
     ROOT_NUMBER,
     Child,
@@ -58,9 +58,6 @@ _log = logging.getLogger(__name__)
 
 RESOLVE_TASKS: Final = 32
 """HEADs under way at once for one directory; more of them than a store answers in one round trip gain nothing."""
-
-MAX_SYMLINK_SIZE: Final = 4_095
-"""Linux's PATH_MAX without the zero at its end: a longer object that calls itself a symlink is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +91,9 @@ class Namespace:
         self._publisher = publisher
         self._inodes = inodes
         self._options = options
+        self._loader = InodeLoader(
+            storage, sources, inodes, defaults=options.defaults, mounted_at_ns=options.mounted_at_ns
+        )
         self._listing = SingleFlight[Directory]()
         self._resolving = SingleFlight[tuple[Directory, bytes]]()
         self._reported: set[str] = set()
@@ -106,7 +106,7 @@ class Namespace:
             info = await self._storage.head(ROOT_MARKER)
         except NotFound:
             return
-        root.attributes = self._attributes(info, directory=True)
+        root.attributes = self._loader.attributes_of(info, directory=True)
         self._placement.place(root, Version(info.key, info.etag, info.size))
 
     async def lookup(self, directory: Directory, name: bytes) -> Inode:
@@ -504,7 +504,7 @@ class Namespace:
     # Resolving
 
     async def _resolve_now(self, directory: Directory, name: bytes, child: Child) -> None:
-        inode, version = await self._load(directory.prefix + name.decode(), child)
+        inode, version = await self._loader.load(directory.prefix + name.decode(), child)
         if directory.children.get(name) is not child:
             return  # a listing has replaced it meanwhile
         if inode is None:
@@ -514,49 +514,6 @@ class Namespace:
         self._inodes.add(inode)
         if version is not None:
             self._placement.place(inode, version)
-
-    async def _load(self, key: str, child: Child) -> tuple[Inode | None, Version | None]:
-        """Return a new inode for an object, and the object's version; (None, None) if it is gone by now."""
-        if isinstance(child, ImplicitDirectory):
-            return await self._load_directory(f"{key}/")
-        while True:
-            try:
-                info = await self._storage.head(key)
-                version = Version(key, info.etag, info.size)
-                return await self._inode_of(self._attributes(info, directory=False), version), version
-            except NotFound:
-                return None, None
-            except PreconditionFailed:
-                continue  # somebody has replaced it since the HEAD
-
-    async def _inode_of(self, attributes: Attributes, version: Version) -> Inode:
-        number = self._inodes.new_number()
-        if attributes.kind == stat.S_IFLNK and version.size <= MAX_SYMLINK_SIZE:
-            target = (await self._storage.get_range(version.key, if_match=version.etag)).data
-            return Symlink(number=number, attributes=attributes, target=target)
-        if attributes.kind in (stat.S_IFREG, stat.S_IFLNK):
-            attributes = replace(attributes, mode=stat.S_IFREG | stat.S_IMODE(attributes.mode))
-            content = Content(self._sources, base=version)
-            return File(number=number, attributes=attributes, content=content)
-        return Special(number=number, attributes=attributes)
-
-    async def _load_directory(self, key: str) -> tuple[Directory, Version | None]:
-        version: Version | None = None
-        try:
-            info = await self._storage.head(key)
-            version = Version(key, info.etag, info.size)
-        except NotFound:
-            info = ObjectInfo(key=key, etag="", size=0, last_modified_ns=self._options.mounted_at_ns)
-        attributes = self._attributes(info, directory=True)
-        return Directory(number=self._inodes.new_number(), attributes=attributes), version
-
-    def _attributes(self, info: ObjectInfo, *, directory: bool) -> Attributes:
-        return from_metadata(
-            info.metadata or {},
-            directory=directory,
-            stored_at_ns=info.last_modified_ns,
-            defaults=self._options.defaults,
-        )
 
 
 def _is_same_version(known: Child, listed: Child) -> bool:
