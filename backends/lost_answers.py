@@ -12,7 +12,6 @@ where somebody has replaced our work before we look, it is a conflict like any o
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -28,9 +27,9 @@ from backends.base import (
     PutMode,
 )
 from backends.errors import NotFound, PreconditionFailed
+from backends.rules import have_md5_etags, multipart_etag
 
 _COMPARED_AT_ONCE: Final = 8 * MIB
-_MD5: Final = re.compile(r"[0-9a-f]{32}")
 
 
 async def etag_of_put(storage: ObjectStorage, key: str, data: Data, metadata: Metadata) -> str | None:
@@ -90,7 +89,7 @@ async def etag_of_completion(
     found = await _find(storage, upload.key)
     if found is None or found.size != sum(part.size for part in parts):
         return None
-    if found.etag == _etag_of_parts(parts):
+    if have_md5_etags(parts) and found.etag == multipart_etag(parts):
         return found.etag
     is_replaceable = isinstance(mode, IfMatch) and found.etag == mode.etag
     is_similar = found.etag.endswith(f"-{len(parts)}") and metadata is not None and found.metadata == metadata
@@ -118,11 +117,3 @@ async def _same_bytes(storage: ObjectStorage, one: ObjectInfo, other: ObjectInfo
     except (NotFound, PreconditionFailed):
         return False
     return True
-
-
-def _etag_of_parts(parts: Sequence[Part]) -> str | None:
-    """Return the ETag that S3 gives to an object of these parts; None if theirs are not MD5 sums."""
-    if not all(_MD5.fullmatch(part.etag) for part in parts):
-        return None
-    digests = b"".join(bytes.fromhex(part.etag) for part in parts)
-    return f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(parts)}"

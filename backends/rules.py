@@ -25,6 +25,7 @@ from backends.errors import (
 
 #: Names travel as HTTP header names, which have no case: only lower-case ones come back as they were given.
 _METADATA_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
+_MD5 = re.compile(r"[0-9a-f]{32}")
 
 
 def check_key(key: str) -> None:
@@ -159,3 +160,8 @@ def multipart_etag(parts: Sequence[Part]) -> str:
     """The ETag that S3 gives to an object made of these parts, whose own ETags are the MD5 of their bytes."""
     digests = b"".join(bytes.fromhex(part.etag) for part in parts)
     return f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(parts)}"
+
+
+def have_md5_etags(parts: Sequence[Part]) -> bool:
+    """Whether `multipart_etag` holds for these parts; some kinds of encryption give them other ETags."""
+    return all(_MD5.fullmatch(part.etag) for part in parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from fnmatch import fnmatch
@@ -301,6 +302,18 @@ async def test_an_error_in_an_answer_of_200_is_an_error(storage: S3Storage, wire
     wire.answer(200, error)
     with pytest.raises(Unavailable):
         await storage.resume_multipart("k", "id").complete([Part(number=1, etag=ETAG, size=1)])
+
+
+async def test_a_completion_without_an_etag_has_that_of_its_parts(storage: S3Storage, wire: Wire) -> None:
+    """Ceph 16.2 leaves it empty, and no ETag at all would make the next write a conflict with our own."""
+    parts = [Part(number=1, etag=ETAG, size=1)]
+    answer = b"<CompleteMultipartUploadResult><ETag></ETag></CompleteMultipartUploadResult>"
+    wire.answer(200, answer)
+    etag = await storage.resume_multipart("k", "id").complete(parts)
+    assert etag == hashlib.md5(bytes.fromhex(ETAG)).hexdigest() + "-1"
+    wire.answer(200, answer)
+    with pytest.raises(StoreCorrupt):
+        await storage.resume_multipart("k", "id").complete([Part(number=1, etag="opaque", size=1)])
 
 
 async def test_an_answer_that_is_no_xml_is_unavailability(storage: S3Storage, wire: Wire) -> None:
