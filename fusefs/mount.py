@@ -41,7 +41,7 @@ from fusefs.kernel_tuning import tune_mount, tune_process
 from fusefs.mountpoints import check_mountpoint, sync_filesystem
 from fusefs.namespace import Namespace, NamespaceOptions
 from fusefs.operations import FuseOperations, KernelOptions
-from fusefs.options import BucketStore
+from fusefs.options import BucketStore, MountOptions
 from fusefs.placement import Placement
 from fusefs.publisher import Publisher, PublishOptions
 from fusefs.stage import Stage
@@ -105,9 +105,8 @@ async def run_mount(config: Config, on_ready: Callable[[], None]) -> None:
             await store.storage.aclose()
         used = store.meter.statistics()
         _log.info(
-            "%d requests, %d failed, %d bytes sent, %d bytes received",
+            "%d requests, %d bytes sent, %d bytes received",
             used.requests,
-            used.failures,
             used.bytes_sent,
             used.bytes_received,
         )
@@ -195,7 +194,7 @@ async def open_tree(
                     directory_mode=options.directory_mode,
                 ),
                 mounted_at_ns=clock.realtime_ns(),
-                revalidate_seconds=options.revalidate_interval_seconds,
+                revalidate_seconds=_freshness_seconds(options),
                 shared=options.shared,
             ),
         )
@@ -237,7 +236,7 @@ class _Session:
         self._operations = FuseOperations(
             tree.filesystem,
             KernelOptions(
-                entry_timeout_seconds=config.mount.revalidate_interval_seconds,
+                entry_timeout_seconds=_freshness_seconds(config.mount),
                 writeback_cache=not config.mount.shared,
             ),
         )
@@ -375,6 +374,14 @@ class _Session:
                 "%r was not published; bytes %s of %d are in %s", file.path_key, staged, file.size, where
             )
         return len(files)
+
+
+def _freshness_seconds(options: MountOptions) -> float:
+    """Return how long the kernel, and how long the tree, may believe what the bucket said.
+
+    On a shared mount the two add up to the interval: what the kernel is told may be as old as a listing.
+    """
+    return options.revalidate_interval_seconds / (2 if options.shared else 1)
 
 
 def _why_not(config: Config) -> str:
