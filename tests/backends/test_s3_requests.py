@@ -30,6 +30,7 @@ from backends.errors import (
     Unavailable,
 )
 from backends.s3 import S3Storage
+from backends.s3_client import create_client
 from backends.s3_options import S3Options
 from tests.backends.s3_helpers import Wire
 
@@ -267,6 +268,17 @@ async def test_a_missing_profile_is_named(wire: Wire) -> None:
     storage = storage_with(wire, profile="nobody")
     with pytest.raises(AuthenticationFailed, match="nobody"):
         await storage.head("k")
+
+
+def test_connections_are_made_as_the_options_say() -> None:
+    options = dataclasses.replace(
+        OPTIONS, max_connections=7, connect_timeout_seconds=3.5, read_timeout_seconds=21
+    )
+    client = create_client(options)
+    config: Any = client.meta.config
+    assert (config.max_pool_connections, config.connect_timeout, config.read_timeout) == (7, 3.5, 21)
+    assert config.tcp_keepalive
+    client.close()
 
 
 # What odd answers become

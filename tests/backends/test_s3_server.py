@@ -253,6 +253,38 @@ async def test_a_store_that_ignores_conditions_is_found_out(
     await storage.aclose()
 
 
+async def test_a_store_that_copies_nothing_into_a_part_is_found_out(
+    s3_server: SeaweedFS, s3_prefix: str, s3_client: S3Client
+) -> None:
+    """One server answers a copy with success and leaves the part empty."""
+    s3_client.put_object(Bucket=s3_server.bucket, Key=s3_prefix + "empty", Body=b"")
+
+    def copy_nothing(request: AWSRequest, operation_name: str, **_: object) -> None:
+        if operation_name == "UploadPartCopy":
+            del request.headers["x-amz-copy-source"]
+            request.headers["x-amz-copy-source"] = f"{s3_server.bucket}/{s3_prefix}empty"
+
+    client_factory = hooked("before-sign.s3", copy_nothing)
+    storage = S3Storage(options_of(s3_server), probe_prefix=s3_prefix, client_factory=client_factory)
+    assert await storage.probe() == Capabilities(copy_part=False)
+    await storage.aclose()
+
+
+async def test_a_probe_that_fails_leaves_nothing_in_the_bucket(
+    s3_server: SeaweedFS, s3_prefix: str, s3_client: S3Client
+) -> None:
+    def fail(**_: object) -> None:
+        raise ConnectionResetError
+
+    client_factory = hooked("before-send.s3.CompleteMultipartUpload", fail)
+    storage = S3Storage(options_of(s3_server), probe_prefix=s3_prefix, client_factory=client_factory)
+    with pytest.raises(Unavailable):
+        await storage.probe()
+    assert keys_in_bucket(s3_client, s3_server.bucket, s3_prefix) == []
+    assert "Uploads" not in s3_client.list_multipart_uploads(Bucket=s3_server.bucket, Prefix=s3_prefix)
+    await storage.aclose()
+
+
 def match_bare_etags_only(request: AWSRequest, operation_name: str, **_: object) -> None:
     """Make the server one that compares ETags without quotes, as Ceph does on PUT."""
     given = request.headers.get("If-Match")
