@@ -22,6 +22,7 @@ from backends.errors import (
     ConcurrentRequest,
     EntityTooLarge,
     InvalidPart,
+    InvalidRequest,
     PreconditionFailed,
     RangeNotSatisfiable,
     StorageError,
@@ -444,6 +445,15 @@ async def test_a_range_of_a_small_source_is_carried_over(storage: S3Storage, wir
     assert part == Part(number=3, etag="part", size=3)
     assert wire.requests[-1].body == b"nte"
     assert wire.header("if-match", 2) == f'"{ETAG}"'
+
+
+async def test_a_range_of_a_large_source_is_not_carried_over(storage: S3Storage, wire: Wire) -> None:
+    """It could be gigabytes in memory; the refusal has another reason, and the caller gets it."""
+    wire.answer_error(400, "InvalidRequest")
+    wire.answer(200, etag=f'"{ETAG}"', content_length=str(6 * MIB))
+    with pytest.raises(InvalidRequest):
+        await storage.resume_multipart("k", "id").copy_part(3, "s", 2, 3)
+    assert len(wire.requests) == 2
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,40 @@ async def test_checksums_can_be_turned_off(s3_server: SeaweedFS, s3_prefix: str)
     await storage.aclose()
 
 
+CRC32: Final = "x-amz-checksum-crc32"
+MD5: Final = "Content-MD5"
+
+
+@pytest.mark.parametrize(
+    ("choice", "ignored", "expected"),
+    [
+        ("auto", [], CRC32),
+        ("auto", [CRC32], MD5),
+        ("auto", [CRC32, MD5], None),
+        ("crc32", [CRC32, MD5], CRC32),
+        ("none", [], None),
+    ],
+)
+async def test_objects_are_sent_with_what_the_store_compares(
+    s3_server: SeaweedFS, s3_prefix: str, choice: str, ignored: list[str], expected: str | None
+) -> None:
+    """A checksum that the store ignores is not sent, unless that was said in words."""
+    sent: list[str] = []
+
+    def ignore(request: AWSRequest, **_: object) -> None:
+        sent[:] = [name for name in (CRC32, MD5) if name in request.headers]
+        for name in ignored:
+            del request.headers[name]
+
+    client_factory = hooked("before-sign.s3.PutObject", ignore)
+    options = options_of(s3_server, checksum=choice)
+    storage = S3Storage(options, probe_prefix=s3_prefix, client_factory=client_factory)
+    assert (await storage.probe()).checksums == (expected is not None)
+    await storage.put(s3_prefix + "k", b"content")
+    assert sent == ([] if expected is None else [expected])
+    await storage.aclose()
+
+
 # Stores that can do less
 
 
