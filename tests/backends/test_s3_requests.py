@@ -413,6 +413,16 @@ async def test_a_listing_that_does_not_lead_on_is_not_followed(storage: S3Storag
         await storage.list_prefix(page_token=page.next_token)
 
 
+async def test_a_prefix_that_a_listing_has_passed_is_left_out(storage: S3Storage, wire: Wire) -> None:
+    """Stores disagree whether `StartAfter` leaves out the prefix that it lies in."""
+    prefixes = "".join(
+        f"<CommonPrefixes><Prefix>{each}</Prefix></CommonPrefixes>" for each in ("a/", "b/", "c/")
+    )
+    wire.answer(200, f"<ListBucketResult>{prefixes}</ListBucketResult>".encode())
+    page = await storage.list_prefix("", delimiter="/", start_after="b/x")
+    assert page.prefixes == ("c/",)
+
+
 async def test_uploads_are_listed_once_though_the_store_says_more(storage: S3Storage, wire: Wire) -> None:
     """One server says that there is more, gives no marker and ignores the one that it is given."""
     upload = (
