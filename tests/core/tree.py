@@ -48,9 +48,6 @@ class TrioTime:
     def __init__(self) -> None:
         self._readings = 0
 
-    def monotonic_seconds(self) -> float:
-        return trio.current_time()
-
     def realtime_ns(self) -> int:
         self._readings += 1
         return EPOCH_NS + int(trio.current_time() * 1e9) + self._readings
