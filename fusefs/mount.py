@@ -241,6 +241,8 @@ class _Session:
             ),
         )
         self._mounted = False
+        #: Whether what could not be published has been rescued.
+        self._ended = False
         self._patience = trio.CancelScope()
         self._impatient = False
         self._control = ControlServer(
@@ -262,8 +264,11 @@ class _Session:
                     self._unmount()
                     await self._end()
                     nursery.cancel_scope.cancel()
-            finally:
+            except BaseException:
                 self._unmount()
+                if not self._ended:
+                    self._rescue()  # whatever ended the mount, what was written is not thrown away with the stage
+                raise
 
     def _mount(self) -> None:
         try:
@@ -348,6 +353,7 @@ class _Session:
             except Exception as failure:
                 _log.error("not everything could be published: %s", failure)
         rescued = self._rescue()
+        self._ended = True
         if rescued:
             error = (
                 f"{rescued} changed files could not be published; their bytes are in {self._cache.rescued}"
@@ -363,12 +369,16 @@ class _Session:
         files = [
             inode
             for inode in self._publisher.pending_inodes()
-            if isinstance(inode, File) and inode.content.changed
+            if isinstance(inode, File) and inode.linked and inode.content.changed
         ]
         for file in files:
             where = self._cache.rescued / file.path_key
-            where.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            file.content.rescue(where)
+            try:
+                where.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                file.content.rescue(where)
+            except OSError as error:
+                _log.error("%r was not published and cannot be rescued: %s", file.path_key, error)
+                continue
             staged = [(extent.start, extent.end) for extent in file.content.present]
             _log.error(
                 "%r was not published; bytes %s of %d are in %s", file.path_key, staged, file.size, where

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pyfuse3
 import pytest
 
 from fusefs import mount
 from fusefs.config import Config
 from fusefs.errors import MountError
+from fusefs.filesystem import Caller
+from fusefs.operations import FuseOperations
 
 
 @pytest.fixture
@@ -49,3 +53,26 @@ async def test_a_defect_stays_what_it_is(config: Config, monkeypatch: pytest.Mon
     with pytest.raises(ExceptionGroup) as caught:
         await mount.run_mount(config, lambda: None)
     assert caught.value.subgroup(KeyError) is not None
+
+
+async def test_what_was_written_is_rescued_from_a_defect(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the mount ends, bytes that are not published are not thrown away with the stage."""
+    operations: list[FuseOperations] = []
+
+    async def write_and_fail() -> None:
+        filesystem = operations[0]._filesystem
+        _, handle = await filesystem.create(1, b"file", 0o644, os.O_WRONLY, Caller(uid=0, gid=0))
+        await filesystem.write(handle, 0, b"precious")
+        raise KeyError("a defect")
+
+    monkeypatch.setattr(pyfuse3, "init", lambda ours, *_: operations.append(ours))
+    monkeypatch.setattr(pyfuse3, "main", write_and_fail)
+    monkeypatch.setattr(pyfuse3, "close", lambda unmount: None)
+    monkeypatch.setattr(mount, "tune_process", lambda: None)
+    monkeypatch.setattr(mount, "tune_mount", lambda device: None)
+    with pytest.raises(ExceptionGroup):
+        await mount.run_mount(config, lambda: None)
+    [rescued] = [path for path in (config.mount.cache_dir / "rescued").rglob("*") if path.is_file()]
+    assert (rescued.name, rescued.read_bytes()) == ("file", b"precious")
