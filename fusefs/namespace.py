@@ -1,33 +1,21 @@
-"""The tree: which entries a directory has, found by listing the bucket when they are first asked for.
+"""The tree: what there is under which name, and how names are made, changed and taken away.
 
-A directory is listed once, wholly, and then answered from memory: the tree is this mount's. Listing it again (when
-it is opened and the listing is older than `revalidate_seconds`) brings in what others have changed. Our own changes
-win over a listing, which may be older than they are: an entry that is pending, moved away or deleted here is left as
-the tree has it.
-
-The listing names keys, ETags and sizes; attributes are in the object's metadata and cost a HEAD, which is made when
-the entry is looked up (`resolve`), by many tasks at once for many entries, and never twice at the same time for one.
-
-Keys that cannot be names here, and a file `x` beside a directory `x/`, are reported once in the log.
+A directory is found by listing the bucket when it is first asked for (`listings`), and answered from memory then. What
+an entry is follows from its object's metadata, which is read when the entry is looked up (`resolver`).
 """
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
-from typing import Final
 
 import trio
 
-from backends.base import ObjectInfo, ObjectStorage, iterate_pages
+from backends.base import ObjectStorage
 from backends.errors import NotFound
 from fusefs import keys
 from fusefs.attributes import Attributes, Defaults
 from fusefs.content import Content, ContentSources, Version
-from fusefs.directory_listing import DirectoryListing
 from fusefs.errors import (
     DirectoryNotEmpty,
     EntryExists,
@@ -41,23 +29,17 @@ from fusefs.errors import (
 from fusefs.inode_loader import InodeLoader
 from fusefs.inodes import (
     ROOT_NUMBER,
-    Child,
     Directory,
     File,
-    ImplicitDirectory,
     Inode,
     InodeTable,
     Special,
     Symlink,
 )
+from fusefs.listings import Listings
 from fusefs.placement import ROOT_MARKER, Placement
 from fusefs.publisher import Publisher
-from fusefs.single_flight import SingleFlight
-
-_log = logging.getLogger(__name__)
-
-RESOLVE_TASKS: Final = 32
-"""HEADs under way at once for one directory; more of them than a store answers in one round trip gain nothing."""
+from fusefs.resolver import Resolver
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,9 +76,8 @@ class Namespace:
         self._loader = InodeLoader(
             storage, sources, inodes, defaults=options.defaults, mounted_at_ns=options.mounted_at_ns
         )
-        self._listing = SingleFlight[Directory]()
-        self._resolving = SingleFlight[tuple[Directory, bytes]]()
-        self._reported: set[str] = set()
+        self._resolver = Resolver(self._loader, placement, inodes)
+        self._listings = Listings(storage, placement, publisher, inodes)
 
     # Looking
 
@@ -112,59 +93,28 @@ class Namespace:
     async def lookup(self, directory: Directory, name: bytes) -> Inode:
         """Return the entry's inode. Raises `NoSuchEntry`, `NameTooLong`, `InvalidName`."""
         keys.check_name(name)
-        await self._ensure_listed(directory)
+        await self._listings.ensure_listed(directory)
         if self._options.shared:
             await self._revalidate(directory, name)
         if name not in directory.children:
             raise NoSuchEntry(f"{directory.prefix}{name.decode()!r} does not exist")
-        return await self.resolve(directory, name)
+        return await self._resolver.resolve(directory, name)
 
     async def names(self, directory: Directory) -> list[bytes]:
         """Return the names in the directory, sorted, from a listing that is recent enough."""
-        await self._ensure_listed(directory, max_age_seconds=self._options.revalidate_seconds)
+        await self._listings.ensure_listed(directory, max_age_seconds=self._options.revalidate_seconds)
         return sorted(directory.children)
-
-    async def resolve(self, directory: Directory, name: bytes) -> Inode:
-        """Return the inode of an entry, made from the object's metadata if need be. Raises `NoSuchEntry`."""
-        while True:
-            child = directory.children.get(name)
-            if child is None:
-                raise NoSuchEntry(f"{directory.prefix}{name.decode()!r} does not exist")
-            if isinstance(child, Inode):
-                return child
-            await self._resolving.run((directory, name), partial(self._resolve_now, directory, name, child))
 
     async def resolve_many(self, directory: Directory, names: Iterable[bytes]) -> None:
         """Resolve those of the names that still exist, several at once. Raises what the store raises."""
-        unresolved = [
-            name
-            for name in names
-            if (child := directory.children.get(name)) is not None and not isinstance(child, Inode)
-        ]
-        failures: list[Exception] = []
-        limiter = trio.CapacityLimiter(RESOLVE_TASKS)
-
-        async def resolve_one(name: bytes) -> None:
-            try:
-                async with limiter:
-                    await self.resolve(directory, name)
-            except NoSuchEntry:
-                return
-            except Exception as error:
-                failures.append(error)
-
-        async with trio.open_nursery() as nursery:
-            for name in unresolved:
-                nursery.start_soon(resolve_one, name)
-        if failures:
-            raise failures[0]
+        await self._resolver.resolve_many(directory, names)
 
     # Changing
 
     async def prepare_create(self, directory: Directory, name: bytes) -> None:
         """Make sure that `add` can tell whether the name is free. Raises `EntryExists`, and the errors of names."""
         self._check_key(directory, name)
-        await self._ensure_listed(directory)
+        await self._listings.ensure_listed(directory)
         if self._options.shared:
             await self._revalidate(directory, name)
         self._check_free(directory, name)
@@ -209,7 +159,7 @@ class Namespace:
             inode = await self.lookup(directory, name)
             if not isinstance(inode, Directory):
                 raise NotADirectory(f"{inode.path_key!r} is no directory")
-            await self._ensure_listed(inode, max_age_seconds=self._options.revalidate_seconds)
+            await self._listings.ensure_listed(inode, max_age_seconds=self._options.revalidate_seconds)
             if directory.children.get(name) is inode:
                 break
         if inode.children:
@@ -244,7 +194,7 @@ class Namespace:
             for known in moved:
                 await self._list_below(known)
             if isinstance(other, Directory) and not exchange:
-                await self._ensure_listed(other, max_age_seconds=self._options.revalidate_seconds)
+                await self._listings.ensure_listed(other, max_age_seconds=self._options.revalidate_seconds)
             if (
                 directory.children.get(name) is inode
                 and new_directory.children.get(new_name) is other
@@ -259,10 +209,7 @@ class Namespace:
 
     def drop_if_unused(self, inode: Inode) -> None:
         """Let an inode go that has no name, no handle and no reference from the kernel."""
-        if inode.linked or inode.handles or inode.lookups:
-            return
-        self._publisher.released(inode)
-        self._inodes.drop(inode)
+        self._listings.drop_if_unused(inode)
 
     async def _lookup_if_any(self, directory: Directory, name: bytes) -> Inode | None:
         try:
@@ -382,98 +329,10 @@ class Namespace:
         """List and resolve everything below: objects move one by one, and each must be known to be moved."""
         if not isinstance(inode, Directory):
             return
-        await self._ensure_listed(inode)
-        await self.resolve_many(inode, list(inode.children))
+        await self._listings.ensure_listed(inode)
+        await self._resolver.resolve_many(inode, list(inode.children))
         for child in list(inode.inodes()):
             await self._list_below(child)
-
-    # Listing
-
-    async def _ensure_listed(self, directory: Directory, *, max_age_seconds: float = math.inf) -> None:
-        """Return when there is a listing that was no older than that at the time of the call.
-
-        Older than that it may be on return: a large directory takes longer to list than a shared mount's interval.
-        """
-        begun_after = trio.current_time() - max_age_seconds
-        while directory.linked and (directory.listed_at is None or directory.listed_at < begun_after):
-            await self._listing.run(directory, partial(self._list, directory))
-
-    async def _list(self, directory: Directory) -> None:
-        """Ask the bucket for the entries of a directory and bring them into the tree."""
-        started = trio.current_time()
-        listing = DirectoryListing(directory.prefix)
-        with self._placement.recorded_deletions() as deleted:
-            async for page in iterate_pages(self._storage, listing.prefix, delimiter="/"):
-                listing.add(page)
-        if directory.linked and directory.prefix == listing.prefix:
-            entries = listing.entries(directory, self._publisher.departing() | deleted)
-            self._report(listing.not_shown(entries))
-            self._merge(directory, entries, started)
-            if not listing.has_marker:
-                self._forget_marker(directory, started)
-            directory.listed_at = started
-
-    def _forget_marker(self, directory: Directory, started: float) -> None:
-        """Believe a listing that lacks the marker: some stores (SeaweedFS) answer HEAD for every common prefix."""
-        is_ours = self._publisher.is_unpublished(directory) or directory.state.published_at >= started
-        if directory.version is not None and directory.number != ROOT_NUMBER and not is_ours:
-            self._placement.forget(directory.version.key)
-
-    def _report(self, not_shown: Iterable[tuple[str, str]]) -> None:
-        for key, reason in not_shown:
-            if key not in self._reported:
-                self._reported.add(key)
-                _log.warning("the object %r cannot be shown: %s", key, reason)
-
-    def _merge(self, directory: Directory, found: dict[bytes, Child], started: float) -> None:
-        for name, child in found.items():
-            self._merge_entry(directory, name, child, started)
-        for name, known in list(directory.children.items()):
-            if name not in found and not self._is_ours(known, started):
-                self._replace(directory, name, None)
-
-    def _merge_entry(self, directory: Directory, name: bytes, child: Child, started: float) -> None:
-        known = directory.children.get(name)
-        if known is None:
-            directory.attach(name, child)
-        elif isinstance(known, Directory | ImplicitDirectory) and isinstance(child, ImplicitDirectory):
-            return
-        elif not self._is_ours(known, started) and not _is_same_version(known, child):
-            self._replace(directory, name, child)
-
-    def _is_ours(self, known: Child, started: float) -> bool:
-        """Return whether the tree knows better than a listing begun at `started`.
-
-        A file that is open for writing is ours: a foreign change is found when it is published, and both are kept.
-        """
-        if not isinstance(known, Inode):
-            return False
-        if self._publisher.is_unpublished(known) or known.state.published_at >= started:
-            return True
-        if isinstance(known, Directory):
-            return any(self._is_ours(child, started) for child in known.children.values())
-        return known.version is None or (
-            isinstance(known, File) and (known.content.changed or known.writers > 0)
-        )
-
-    def _replace(self, directory: Directory, name: bytes, child: Child | None) -> None:
-        """Take somebody else's change in: the old inode, if any, becomes one without a name."""
-        known = directory.children[name]
-        directory.detach(name)
-        if isinstance(known, Inode):
-            self._let_go(known)
-        if child is not None:
-            directory.attach(name, child)
-
-    def _let_go(self, inode: Inode) -> None:
-        """Give up an inode, with everything below it, whose object somebody else has replaced or removed."""
-        if isinstance(inode, Directory):
-            for name, child in list(inode.children.items()):
-                inode.detach(name)
-                if isinstance(child, Inode):
-                    self._let_go(child)
-        self._publisher.lost(inode)
-        self.drop_if_unused(inode)
 
     # Shared mounts
 
@@ -499,29 +358,7 @@ class Namespace:
     async def _revalidate(self, directory: Directory, name: bytes) -> None:
         """List again where the last listing is too old for an answer about this name."""
         if directory.listed_at is not None:
-            await self._ensure_listed(directory, max_age_seconds=self._options.revalidate_seconds)
-
-    # Resolving
-
-    async def _resolve_now(self, directory: Directory, name: bytes, child: Child) -> None:
-        inode, version = await self._loader.load(directory.prefix + name.decode(), child)
-        if directory.children.get(name) is not child:
-            return  # a listing has replaced it meanwhile
-        if inode is None:
-            directory.detach(name)
-            return
-        directory.attach(name, inode)
-        self._inodes.add(inode)
-        if version is not None:
-            self._placement.place(inode, version)
-
-
-def _is_same_version(known: Child, listed: Child) -> bool:
-    if isinstance(listed, ObjectInfo):
-        if isinstance(known, Inode):
-            return known.version is not None and known.version.etag == listed.etag
-        return isinstance(known, ObjectInfo) and known.etag == listed.etag
-    return False
+            await self._listings.ensure_listed(directory, max_age_seconds=self._options.revalidate_seconds)
 
 
 def _is_known_below(inode: Inode) -> bool:
