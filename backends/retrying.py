@@ -6,6 +6,9 @@ own first attempt (`backends.lost_answers`); if it is, the call has succeeded.
 Limits: a `create_multipart` without an answer may leave an upload that nobody knows; the mount collects those. A call
 that is cancelled during a pause may have taken effect, as a call during a crash may.
 
+Some stores (Ceph) answer 500, which sounds like something that passes, for parts of an upload that somebody has
+aborted. So when a call of an upload goes on failing, the store is asked whether the upload is still there.
+
 An outage is logged twice, when it begins and when it has ended, however many calls wait for its end.
 """
 
@@ -36,6 +39,7 @@ from backends.errors import (
     PreconditionFailed,
     StorageError,
     Throttled,
+    Unavailable,
     UploadNotFound,
 )
 from backends.intercepted import InterceptedStorage, InterceptedUpload, Request, T, Verb
@@ -45,6 +49,9 @@ _log = logging.getLogger(__name__)
 
 _QUIET_SECONDS: Final = 60.0
 """At most one outage is announced in this time: a store that fails now and then must not fill the log."""
+
+_GONE_AFTER: Final = 3
+"""Failures of one call of an upload before the store is asked whether it knows the upload."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,9 +272,49 @@ class _RetryingUpload(InterceptedUpload):
         self._storage: Final = storage
         self._metadata: Final = metadata
 
+    async def upload_part(self, number: int, data: Data) -> Part:
+        return await self._carry_out(
+            Request(Verb.UPLOAD_PART, self.key, len(data)),
+            self._unless_gone(lambda: self._inner.upload_part(number, data)),
+        )
+
+    async def copy_part(
+        self, number: int, source: str, start: int, length: int, *, if_match: str | None = None
+    ) -> Part:
+        return await self._carry_out(
+            Request(Verb.COPY_PART, self.key),
+            self._unless_gone(
+                lambda: self._inner.copy_part(number, source, start, length, if_match=if_match)
+            ),
+        )
+
     async def complete(self, parts: Sequence[Part], *, mode: PutMode = OVERWRITE) -> str:
         return await self._storage._repeat(
             Request(Verb.COMPLETE, self.key),
-            lambda: self._inner.complete(parts, mode=mode),
+            self._unless_gone(lambda: self._inner.complete(parts, mode=mode)),
             lambda: etag_of_completion(self._storage, self, parts, metadata=self._metadata, mode=mode),
         )
+
+    def _unless_gone(self, send: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T]]:
+        """Return `send` for one call; when it goes on failing for want of the upload, that is what it raises."""
+        failures = 0
+
+        async def send_or_tell() -> T:
+            nonlocal failures
+            try:
+                return await send()
+            except Unavailable as error:
+                failures += 1
+                if failures >= _GONE_AFTER and await self._is_gone():
+                    raise UploadNotFound(f"the upload of {self.key!r} was ended by somebody else") from error
+                raise
+
+        return send_or_tell
+
+    async def _is_gone(self) -> bool:
+        """Return whether the store answers, and knows nothing of the upload."""
+        try:
+            begun = await self._storage._inner.list_multipart_uploads(self.key)
+        except StorageError:
+            return False
+        return all(upload.upload_id != self.upload_id for upload in begun)

@@ -22,7 +22,7 @@ from typing import Final, TypeAlias
 import trio
 
 from backends.base import CREATE_ONLY, MIB, Metadata, MultipartUpload, ObjectStorage, Part, PutMode
-from backends.errors import StorageError
+from backends.errors import InvalidPart, StorageError, UploadNotFound
 from backends.multipart import ABORT_TIMEOUT_SECONDS, BufferedMultipartWriter, open_writer
 from fusefs.attributes import to_metadata
 from fusefs.content import Content, Spawn, Version
@@ -35,6 +35,9 @@ _log = logging.getLogger(__name__)
 
 FREE_ROUNDS: Final = 3
 """Rounds of an upload before the writers of its file have to wait."""
+
+RESTARTS: Final = 3
+"""How often a publication begins a new upload where the store does not know the one that it has begun any more."""
 
 LAG: Final = 1 * MIB
 """How far behind the end of what was written a stream stays: the kernel may send its last pages again, fuller."""
@@ -202,7 +205,7 @@ class Uploads:
         Raises what the store raises, and `StaleFile` if clean bytes cannot be read from the base any more.
         """
         with self._alone_with(file) as content:
-            cuts = 0
+            cuts = restarts = 0
             while True:
                 if cuts >= FREE_ROUNDS:
                     content.hold_writers()
@@ -216,6 +219,12 @@ class Uploads:
                 except _FileWasCut:
                     # The parts that went up do not fit any more; the next plan is for the shorter file.
                     cuts += 1
+                except (UploadNotFound, InvalidPart) as error:
+                    # Somebody else (a rule of the bucket, an operator) has aborted it; all of it is staged still.
+                    restarts += 1
+                    if restarts > RESTARTS:
+                        raise
+                    _log.warning("beginning the upload of %r anew: %s", target, error)
 
     async def keep(self, file: File, key: str, *, metadata: Metadata) -> Version:
         """Store the file's bytes under another key than its own, as far as they are staged or can still be fetched.

@@ -480,6 +480,41 @@ async def test_an_aborted_upload_did_not_become_what_it_was_to_replace(
         await upload.complete([part], mode=IfMatch(base))
 
 
+@pytest.mark.parametrize("verb", [Verb.UPLOAD_PART, Verb.COPY_PART, Verb.COMPLETE])
+async def test_an_upload_that_is_gone_is_not_waited_for(
+    storage: RetryingStorage,
+    autojump_clock: MockClock,
+    faulty: FaultyStorage,
+    memory: MemoryStorage,
+    verb: Verb,
+) -> None:
+    """Ceph answers 500 for an upload that somebody has aborted: after some failures the store is asked for it."""
+    await storage.put("source", PART_DATA)
+    upload = await storage.create_multipart("k", metadata=METADATA)
+    part = await upload.upload_part(1, b"ours")
+    calls: dict[Verb, Callable[[], Awaitable[object]]] = {
+        Verb.UPLOAD_PART: lambda: upload.upload_part(1, b"ours"),
+        Verb.COPY_PART: lambda: upload.copy_part(1, "source", 0, 5),
+        Verb.COMPLETE: lambda: upload.complete([part]),
+    }
+    faulty.fail(Unavailable, verb=verb, times=math.inf)
+    await memory.resume_multipart("k", upload.upload_id).abort()
+    with pytest.raises(UploadNotFound):
+        await calls[verb]()
+    assert len(faulty.calls_of(verb)) < 5
+
+
+async def test_an_upload_that_is_still_there_is_waited_for(
+    storage: RetryingStorage, autojump_clock: MockClock, faulty: FaultyStorage
+) -> None:
+    """So it is where the store does not answer the question."""
+    upload = await storage.create_multipart("k")
+    faulty.fail(Unavailable, verb=Verb.UPLOAD_PART, times=9)
+    faulty.fail(Unavailable, verb=Verb.LIST_MULTIPART_UPLOADS, times=2)
+    await upload.upload_part(1, b"ours")
+    assert len(faulty.calls_of(Verb.LIST_MULTIPART_UPLOADS)) == 7
+
+
 # What is told
 
 

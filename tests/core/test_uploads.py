@@ -14,10 +14,11 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from backends.base import KIB, Capabilities, ObjectStorage
-from backends.errors import StorageError
+from backends.errors import StorageError, UploadNotFound
 from backends.intercepted import InterceptedStorage, Request, T, Verb
 from fusefs.filesystem import AttributeChanges
 from fusefs.publisher import PublishOptions
+from fusefs.uploads import RESTARTS
 from tests.core.small_parts import LIMITS, PART, SmallPartsStorage, tree_options
 from tests.core.tree import Tree, open_tree, stored, stored_metadata
 from tests.support.faulty import FaultyStorage
@@ -296,6 +297,49 @@ async def test_an_upload_that_fails_is_aborted_and_made_again(
         await tree.filesystem.fsync(handle)
         assert (await stored(faulty))["file"] == bytes(4 * PART) + (BASE[4 * PART :] if based else b"")
         assert not await faulty.list_multipart_uploads()
+        await tree.close(handle)
+
+
+@pytest.mark.parametrize("based", [False, True], ids=["stream", "patch"])
+@pytest.mark.parametrize("verb", [Verb.UPLOAD_PART, Verb.COMPLETE])
+async def test_an_upload_that_somebody_else_aborts_is_begun_anew(
+    verb: Verb, based: bool, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """A bucket may have a rule for it; the fsync that meets it succeeds."""
+    faulty = new_store()
+    async with open_tree(faulty, tmp_path, tree_options()) as tree, trio.open_nursery() as nursery:
+        if based:
+            await with_base(tree)
+        handle = await (tree.open("file") if based else tree.create("file"))
+        await tree.write(handle, 0, bytes(4 * PART))
+        gate = faulty.hold(verb)
+        nursery.start_soon(tree.filesystem.fsync, handle)
+        await gate.reached.wait()
+        [begun] = await faulty.list_multipart_uploads()
+        await faulty.resume_multipart(begun.key, begun.upload_id).abort()
+        gate.open()
+        await tree.filesystem.fsync(handle)
+        assert (await stored(faulty))["file"] == bytes(4 * PART) + (BASE[4 * PART :] if based else b"")
+        assert not await faulty.list_multipart_uploads()
+        await tree.close(handle)
+
+
+@pytest.mark.parametrize("based", [False, True], ids=["stream", "patch"])
+async def test_a_store_that_forgets_every_upload_is_an_error(
+    based: bool, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    faulty = new_store()
+    async with open_tree(faulty, tmp_path, tree_options()) as tree:
+        if based:
+            await with_base(tree)
+        handle = await (tree.open("file") if based else tree.create("file"))
+        await tree.write(handle, 0, bytes(4 * PART))
+        faulty.fail(UploadNotFound, verb=Verb.COMPLETE, times=math.inf)
+        with pytest.raises(UploadNotFound):
+            await tree.filesystem.fsync(handle)
+        assert len(faulty.calls_of(Verb.COMPLETE)) == 1 + RESTARTS
+        faulty.heal()
+        await tree.publish_all()
         await tree.close(handle)
 
 
