@@ -2,16 +2,21 @@
 
 A reader that goes forward gets a window ahead of it which doubles with every window that it uses up, from one
 block to the configured limit, so that a long read keeps many ranges in flight and a short one costs little. Small
-gaps (a reader that skips headers, or requests that the kernel reordered) keep the window; a jump closes it, and
-random readers get what they ask for, rounded to a block.
+gaps (a reader that skips headers) keep the window. Whoever jumps, or goes backwards, is a random reader and gets what
+it asks for, rounded to a block.
+
+One handle may have several readers: threads share descriptors, and so do servers' connections. Each read is taken for
+that reader's whose place it continues, and for a new one's where there is none. The kernel sends the requests of one
+reader at the same time and they arrive in any order: a read of what its reader has just skipped is still its own.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from backends.base import KIB, MIB
+from fusefs.extents import ExtentSet
 
 BLOCK_SIZE: Final = 128 * KIB
 """What a random read is rounded to: the kernel's own default read-ahead, small enough for a database's page."""
@@ -20,7 +25,10 @@ FIRST_WINDOW: Final = 1 * MIB
 """What a reader is given on trust when it begins at the start of a file or continues where it was."""
 
 MAX_GAP: Final = 2 * MIB
-"""How far from the expected place, either way, a read may be and still count as going forward."""
+"""How far beyond the expected place a read may be and still count as going forward, and how late one may come."""
+
+MAX_READERS: Final = 8
+"""Readers of one handle that are told apart; the one that was not heard of for longest is forgotten first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,32 +40,71 @@ class Wish:
     ahead_end: int
 
 
+@dataclass(eq=False, slots=True)
+class _Reader:
+    """One of a handle's readers: where it is, and how far beyond that is fetched for it."""
+
+    #: Where its next read will begin.
+    expected: int
+    window: int = 0
+    ahead_end: int = 0
+    #: What it has left out, no further behind than a request may be late.
+    skipped: ExtentSet = field(default_factory=ExtentSet)
+
+    def distance(self, offset: int, end: int) -> int | None:
+        """Return how far from the expected place a read is, if it is this reader's next or one that comes late."""
+        if self.expected == 0:
+            return 0 if offset == 0 else None  # it has not begun
+        if self.expected <= offset <= self.expected + MAX_GAP:
+            return offset - self.expected
+        is_overlapping = offset < self.expected < end
+        return 0 if is_overlapping or self.skipped.intersect(offset, end) else None
+
+    def go_on(self, offset: int, end: int, max_window: int) -> None:
+        """Note a read that is this reader's."""
+        self.skipped.remove(offset, end)
+        if end <= self.expected:
+            return  # late
+        self.skipped.add(self.expected, offset)
+        self.skipped.remove(0, offset - MAX_GAP)
+        self.expected = end
+        if self.window == 0:
+            self.window = min(FIRST_WINDOW, max_window)
+            self.ahead_end = end + self.window
+        elif end + self.window // 2 >= self.ahead_end:
+            self.window = min(2 * self.window, max_window)
+            self.ahead_end = end + self.window
+
+
 class SequentialDetector:
-    """The reads of one handle, as far as they tell where the next one will be."""
+    """The reads of one handle, as far as they tell where the next ones will be."""
 
     def __init__(self, max_window: int) -> None:
         self._max_window = max_window
-        self._expected = 0
-        self._window = 0
-        self._ahead_end = 0
+        #: The one that was heard of last is at the end. Whoever begins at the start of the file is trusted.
+        self._readers = [_Reader(expected=0)]
 
     def observe(self, offset: int, length: int) -> Wish:
         """Note a read and return what to fetch for it; ends may lie beyond the end of the file."""
         end = offset + length
         start = offset - offset % BLOCK_SIZE
         rounded_end = end + -end % BLOCK_SIZE
-        if abs(offset - self._expected) <= MAX_GAP:
-            self._grow(end)
-        else:
-            self._window = 0
-            self._ahead_end = 0
-        self._expected = max(end, self._expected) if self._window else end
-        return Wish(start, rounded_end, max(rounded_end, self._ahead_end))
+        reader = self._reader_of(offset, end)
+        if reader is None:
+            self._readers.append(_Reader(expected=end))
+            del self._readers[:-MAX_READERS]
+            return Wish(start, rounded_end, rounded_end)
+        self._readers.remove(reader)
+        self._readers.append(reader)
+        reader.go_on(offset, end, self._max_window)
+        return Wish(start, rounded_end, max(rounded_end, reader.ahead_end))
 
-    def _grow(self, end: int) -> None:
-        if self._window == 0:
-            self._window = min(FIRST_WINDOW, self._max_window)
-            self._ahead_end = end + self._window
-        elif end + self._window // 2 >= self._ahead_end:
-            self._window = min(2 * self._window, self._max_window)
-            self._ahead_end = end + self._window
+    def _reader_of(self, offset: int, end: int) -> _Reader | None:
+        """Return the reader whose read it is, the nearest of them if there are several."""
+        found = None
+        nearest = MAX_GAP + 1
+        for reader in self._readers:
+            distance = reader.distance(offset, end)
+            if distance is not None and distance < nearest:
+                found, nearest = reader, distance
+        return found

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.base import KIB, MIB
-from fusefs.prefetch import BLOCK_SIZE, FIRST_WINDOW, MAX_GAP, SequentialDetector
+from fusefs.prefetch import BLOCK_SIZE, FIRST_WINDOW, MAX_GAP, MAX_READERS, SequentialDetector
 
 MAX_WINDOW: Final = 32 * MIB
 
@@ -59,3 +59,57 @@ def test_no_window_means_no_read_ahead() -> None:
     for offset in range(0, 10 * MIB, MIB):
         wish = detector.observe(offset, MIB)
         assert wish.ahead_end == wish.end
+
+
+@given(start=st.integers(1, 300 * MIB), length=st.integers(1, MIB), count=st.integers(2, 40))
+def test_a_reader_that_goes_backwards_is_a_random_one(start: int, length: int, count: int) -> None:
+    detector = SequentialDetector(MAX_WINDOW)
+    for offset in range(start, max(start - count * length, 0), -length):
+        wish = detector.observe(offset, length)
+        assert wish.ahead_end == wish.end
+
+
+def test_who_has_read_forwards_and_turns_round_is_a_random_one() -> None:
+    detector = SequentialDetector(MAX_WINDOW)
+    for offset in range(0, 50 * MIB, MIB):
+        detector.observe(offset, MIB)
+    for offset in range(49 * MIB, 0, -MIB):
+        wish = detector.observe(offset, MIB)
+        assert wish.ahead_end == wish.end
+    assert detector.observe(0, MIB).ahead_end == MIB
+    assert detector.observe(MIB, MIB).ahead_end > 2 * MIB, "a second pass"
+
+
+@given(order=st.permutations(range(3)), count=st.integers(1, 20))
+def test_requests_that_the_kernel_reorders_keep_the_window(order: list[int], count: int) -> None:
+    """Read-ahead sends several requests at once; what is fetched ahead grows as if they had come in order."""
+    ordered, reordered = SequentialDetector(MAX_WINDOW), SequentialDetector(MAX_WINDOW)
+    for detector in (ordered, reordered):
+        detector.observe(0, MIB)
+    for group in range(count):
+        offsets = [(1 + 3 * group + place) * MIB for place in order]
+        in_order = [ordered.observe(offset, MIB).ahead_end for offset in sorted(offsets)]
+        as_they_came = [reordered.observe(offset, MIB).ahead_end for offset in offsets]
+        assert all(ahead > offset + MIB for ahead, offset in zip(as_they_came, offsets, strict=True))
+        assert max(as_they_came) >= min(max(in_order), max(offsets) + MIB + FIRST_WINDOW)
+
+
+@given(turns=st.lists(st.integers(0, MAX_READERS - 1), max_size=200), length=st.integers(1, MIB))
+def test_readers_of_one_handle_do_not_disturb_each_other(turns: list[int], length: int) -> None:
+    """Each gets what it would have on a handle of its own, in whatever order their reads come."""
+    together = SequentialDetector(MAX_WINDOW)
+    alone = [SequentialDetector(MAX_WINDOW) for _ in range(MAX_READERS)]
+    places = [(1 + number) * 1024 * MIB for number in range(MAX_READERS)]
+    for number in turns:
+        offset = places[number]
+        assert together.observe(offset, length) == alone[number].observe(offset, length)
+        places[number] = offset + length
+
+
+def test_the_reader_that_was_not_heard_of_for_longest_is_forgotten() -> None:
+    detector = SequentialDetector(MAX_WINDOW)
+    places = [(1 + number) * 100 * MIB for number in range(MAX_READERS + 1)]
+    for place in places:
+        detector.observe(place, MIB)
+    windows = [detector.observe(place + MIB, MIB).ahead_end - place - 2 * MIB for place in places[::-1]]
+    assert windows == [FIRST_WINDOW] * MAX_READERS + [0]
