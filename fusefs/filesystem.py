@@ -215,6 +215,8 @@ class Filesystem:
             )
             if inode.linked:
                 self._publisher.touched(inode)
+        elif changes == AttributeChanges():
+            inode.attributes = inode.attributes.changed(now_ns)  # chown(2) to nobody: ctime alone
         if self._options.shared and not (isinstance(inode, File) and inode.writers):
             await self._publisher.publish(inode)
         return inode
@@ -241,8 +243,8 @@ class Filesystem:
         """Whether a file is open for writing."""
         return self._handles.any_writable
 
-    async def open(self, number: int, flags: int) -> int:
-        """Return a new handle; O_TRUNC in `flags` empties the file.
+    async def open(self, number: int, flags: int, caller: Caller) -> int:
+        """Return a new handle; O_TRUNC in `flags` empties the file, and takes set-ID bits away as a write would.
 
         Raises `StaleFile` where somebody else has replaced the object, and `NoSuchInode` for a file that was removed
         and is open nowhere: the kernel then looks the path up again.
@@ -257,6 +259,7 @@ class Filesystem:
             self._check_writable()
         if flags & os.O_TRUNC:
             await self._truncate(file, 0, self._clock.realtime_ns())
+            _drop_set_id_bits(file, caller)
         return self._open(file, flags)
 
     async def read(self, handle: int, offset: int, length: int) -> bytes:
@@ -445,6 +448,19 @@ class Filesystem:
 def _check_not_stale(file: File) -> None:
     if isinstance(file.state.failure, StaleFile):
         raise file.state.failure
+
+
+def _drop_set_id_bits(file: File, caller: Caller) -> None:
+    """Take away what would let a program that somebody else writes run as its owner.
+
+    For every other change the kernel asks for it by itself.
+    """
+    mode = file.attributes.mode
+    if caller.uid != 0 and mode & stat.S_ISUID:
+        mode &= ~stat.S_ISUID
+    if caller.uid != 0 and mode & stat.S_ISGID and mode & stat.S_IXGRP:
+        mode &= ~stat.S_ISGID
+    file.attributes = replace(file.attributes, mode=mode)
 
 
 def _has_its_name(file: File) -> bool:

@@ -164,7 +164,7 @@ class FuseOperations(pyfuse3.Operations):
 
     @errno_boundary
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        return self._file_info(await self._filesystem.open(inode, flags))
+        return self._file_info(await self._filesystem.open(inode, flags, _caller(ctx)))
 
     @errno_boundary
     async def read(self, fh: int, off: int, size: int) -> bytes:

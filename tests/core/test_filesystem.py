@@ -133,6 +133,35 @@ async def test_truncation_on_opening(autojump_clock: Clock, tmp_path: Path) -> N
         assert await stored(tree.storage) == {"f": b""}
 
 
+@pytest.mark.parametrize(
+    ("uid", "mode", "left"),
+    [(1000, 0o6755, 0o755), (1000, 0o2745, 0o2745), (1000, 0o4644, 0o644), (0, 0o6755, 0o6755)],
+)
+async def test_truncation_on_opening_takes_set_id_bits_away(
+    autojump_clock: Clock, tmp_path: Path, uid: int, mode: int, left: int
+) -> None:
+    """As a write does; set-group-ID without permission to execute means something else, and root may keep them."""
+    async with open_tree(MemoryStorage(), tmp_path) as tree:
+        await tree.close(await tree.create("f", mode=mode))
+        number = (await tree.find("f")).number
+        handle = await tree.filesystem.open(number, os.O_WRONLY | os.O_TRUNC, Caller(uid=uid, gid=uid))
+        await tree.close(handle)
+        assert stat.S_IMODE((await tree.find("f")).attributes.mode) == left
+        await tree.publish_all()
+        assert (await stored_metadata(tree.storage))["f"]["mode"] == str(stat.S_IFREG | left)
+
+
+async def test_chown_to_nobody_is_a_change_of_status(autojump_clock: Clock, tmp_path: Path) -> None:
+    """chown(path, -1, -1): the request has nothing to set, and ctime moves."""
+    async with open_tree(MemoryStorage(), tmp_path) as tree:
+        await tree.write_file("f", b"f")
+        inode = await tree.find("f")
+        before = inode.attributes
+        await tree.filesystem.setattr(inode.number, AttributeChanges())
+        assert inode.attributes.ctime_ns > before.ctime_ns
+        assert inode.attributes.mtime_ns == before.mtime_ns
+
+
 async def test_appending_writes_where_the_kernel_says(autojump_clock: Clock, tmp_path: Path) -> None:
     """It knows the end of the file; with O_APPEND and pages of its own it writes some of them twice."""
     async with open_tree(await filled("f"), tmp_path) as tree:
@@ -218,9 +247,9 @@ async def test_calls_on_the_wrong_kind(autojump_clock: Clock, tmp_path: Path) ->
         await filesystem.mknod(1, b"p", stat.S_IFIFO | 0o600, 0, CALLER)
         file, directory, link, pipe = [(await tree.find(name)).number for name in ("f", "d", "l", "p")]
         calls: list[tuple[Callable[[], Coroutine[Any, Any, object]], type[Exception]]] = [
-            (lambda: filesystem.open(directory, os.O_RDONLY), IsADirectory),
-            (lambda: filesystem.open(link, os.O_RDONLY), InvalidArgument),
-            (lambda: filesystem.open(pipe, os.O_RDONLY), InvalidArgument),
+            (lambda: filesystem.open(directory, os.O_RDONLY, CALLER), IsADirectory),
+            (lambda: filesystem.open(link, os.O_RDONLY, CALLER), InvalidArgument),
+            (lambda: filesystem.open(pipe, os.O_RDONLY, CALLER), InvalidArgument),
             (lambda: filesystem.setattr(directory, AttributeChanges(size=0)), IsADirectory),
             (lambda: filesystem.opendir(file), NotADirectory),
             (lambda: filesystem.lookup(file, b"x"), NotADirectory),
@@ -600,9 +629,9 @@ async def test_a_read_only_mount_refuses_every_change(autojump_clock: Clock, tmp
             "unlink": lambda: filesystem.unlink(1, b"f"),
             "rmdir": lambda: filesystem.rmdir(1, b"d"),
             "rename": lambda: filesystem.rename(1, b"f", 1, b"n", 0),
-            "open to write": lambda: filesystem.open(number, os.O_WRONLY),
-            "open to read and write": lambda: filesystem.open(number, os.O_RDWR),
-            "open and empty": lambda: filesystem.open(number, os.O_RDONLY | os.O_TRUNC),
+            "open to write": lambda: filesystem.open(number, os.O_WRONLY, CALLER),
+            "open to read and write": lambda: filesystem.open(number, os.O_RDWR, CALLER),
+            "open and empty": lambda: filesystem.open(number, os.O_RDONLY | os.O_TRUNC, CALLER),
             "chmod": lambda: filesystem.setattr(number, AttributeChanges(mode=0o600)),
             "chown": lambda: filesystem.setattr(number, AttributeChanges(uid=1)),
             "truncate": lambda: filesystem.setattr(number, AttributeChanges(size=0)),

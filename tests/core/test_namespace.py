@@ -324,7 +324,7 @@ async def test_what_was_below_a_directory_that_others_removed_has_no_name(
         assert await tree.names() == []
         assert not file.linked
         with pytest.raises(StaleFile):
-            await tree.filesystem.open(file.number, os.O_RDWR)
+            await tree.filesystem.open(file.number, os.O_RDWR, CALLER)
         with pytest.raises(StaleFile):
             await tree.filesystem.setattr(file.number, AttributeChanges(size=1))
         await tree.filesystem.setattr(file.number, AttributeChanges(mode=0o600))
@@ -916,7 +916,7 @@ async def test_open_on_a_shared_mount_finds_what_is_there_now(autojump_clock: Cl
             await tree.open("file")
         assert await tree.read_file("file") == b"two!"
         with pytest.raises(NoSuchInode):
-            await tree.filesystem.open(gone.number, os.O_RDONLY)
+            await tree.filesystem.open(gone.number, os.O_RDONLY, CALLER)
         with pytest.raises(NoSuchEntry):
             await tree.find("gone")
         handle = await tree.open("file")

@@ -108,7 +108,7 @@ class Tree:
         return handle
 
     async def open(self, path: str, flags: int = os.O_RDWR) -> int:
-        return await self.filesystem.open((await self.find(path)).number, flags)
+        return await self.filesystem.open((await self.find(path)).number, flags, CALLER)
 
     async def close(self, handle: int) -> None:
         """As close(2) of the only descriptor: flush, whose error is the caller's, and release."""
