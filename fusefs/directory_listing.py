@@ -50,7 +50,7 @@ class DirectoryListing:
     def not_shown(self, entries: dict[bytes, Child]) -> Iterator[tuple[str, str]]:
         """Yield the keys that cannot be seen in the tree, each with the reason."""
         for key in self._nameless:
-            yield key, "its name is no name of a file"
+            yield key, "its name would be too long"
         for name, info in self._objects.items():
             if isinstance(entries.get(name), ImplicitDirectory):
                 yield info.key, "a directory has the same name"
@@ -69,12 +69,12 @@ class DirectoryListing:
         else:
             self._objects[name] = info
 
-    def _names_of(self, departing: Iterable[str]) -> tuple[set[bytes], set[bytes]]:
+    def _names_of(self, departing: Iterable[str]) -> tuple[set[bytes | None], set[bytes | None]]:
         """Return the names of departing objects in this directory, and of prefixes that have some below them."""
-        objects: set[bytes] = set()
-        prefixes: set[bytes] = set()
+        objects: set[bytes | None] = set()
+        prefixes: set[bytes | None] = set()
         for key in departing:
             if key.startswith(self.prefix):
                 name, slash, _ = key[len(self.prefix) :].partition("/")
-                (prefixes if slash else objects).add(name.encode())
+                (prefixes if slash else objects).add(keys.name_of(name))
         return objects, prefixes

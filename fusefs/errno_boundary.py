@@ -40,8 +40,6 @@ ERRNO_OF: Final[dict[type[Exception], int]] = {
     errors.IsADirectory: errno.EISDIR,
     errors.DirectoryNotEmpty: errno.ENOTEMPTY,
     errors.NameTooLong: errno.ENAMETOOLONG,
-    # What ext4 with a strict encoding and ZFS with utf8only answer for bytes that are not UTF-8.
-    errors.InvalidName: errno.EILSEQ,
     errors.CrossesReserved: errno.EPERM,
     errors.InvalidArgument: errno.EINVAL,
     errors.PermissionDenied: errno.EACCES,

@@ -44,12 +44,8 @@ class NameTooLong(FilesystemError):
     """A name is over 255 bytes, a link's target over 4,095, or a whole path makes a key over 1,024 bytes."""
 
 
-class InvalidName(FilesystemError):
-    """The name's bytes cannot be part of a key: they are not UTF-8."""
-
-
 class CrossesReserved(FilesystemError):
-    """The name is `.fusefs` at the root, which holds the file system's own objects."""
+    """The name is `.fusefs` at the root, which holds our own objects, or stands for a key that is no name."""
 
 
 class InvalidArgument(FilesystemError):

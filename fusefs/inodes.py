@@ -18,6 +18,7 @@ from backends.base import Metadata, ObjectInfo
 from fusefs.attributes import Attributes
 from fusefs.content import Content, Version
 from fusefs.errors import NoSuchInode
+from fusefs.keys import segment_of
 
 ROOT_NUMBER: Final = 1
 """FUSE's number of the root (FUSE_ROOT_ID)."""
@@ -79,12 +80,18 @@ class Inode:
     @property
     def path_key(self) -> str:
         """The key of the inode's path, without a slash at the end; '' for the root."""
+        return "/".join(map(segment_of, self.path))
+
+    @property
+    def path(self) -> list[bytes]:
+        """The names on the way from the root."""
         names: list[bytes] = []
         node: Inode = self
         while node.parent is not None:
             names.append(node.name)
             node = node.parent
-        return b"/".join(reversed(names)).decode()
+        names.reverse()
+        return names
 
     @property
     def size(self) -> int:
@@ -144,8 +151,7 @@ class Directory(Inode):
     @property
     def prefix(self) -> str:
         """The prefix of the keys of everything below it; '' for the root."""
-        key = self.path_key
-        return f"{key}/" if key else ""
+        return f"{self.path_key}/" if self.parent is not None else ""
 
     @property
     def link_count(self) -> int:

@@ -372,7 +372,7 @@ class _Session:
             if isinstance(inode, File) and inode.linked and inode.content.changed
         ]
         for file in files:
-            where = self._cache.rescued / file.path_key
+            where = self._cache.rescued.joinpath(*map(os.fsdecode, file.path))
             try:
                 where.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 file.content.rescue(where)

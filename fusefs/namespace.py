@@ -91,13 +91,13 @@ class Namespace:
         self._placement.place(root, Version(info.key, info.etag, info.size))
 
     async def lookup(self, directory: Directory, name: bytes) -> Inode:
-        """Return the entry's inode. Raises `NoSuchEntry`, `NameTooLong`, `InvalidName`."""
+        """Return the entry's inode. Raises `NoSuchEntry`, `NameTooLong`."""
         keys.check_name(name)
         await self._listings.ensure_listed(directory)
         if self._options.shared:
             await self._revalidate(directory, name)
         if name not in directory.children:
-            raise NoSuchEntry(f"{directory.prefix}{name.decode()!r} does not exist")
+            raise NoSuchEntry(f"{name!r} does not exist")
         return await self._resolver.resolve(directory, name)
 
     async def names(self, directory: Directory) -> list[bytes]:
@@ -226,7 +226,7 @@ class Namespace:
         if not directory.linked:
             raise NoSuchEntry("the directory was removed")
         if name in directory.children:
-            raise EntryExists(f"{directory.prefix}{name.decode()} exists")
+            raise EntryExists(f"{name!r} exists")
 
     def _check_rename(
         self,
@@ -265,7 +265,7 @@ class Namespace:
 
     def _check_keys_below(self, inode: Inode, new_directory: Directory, new_name: bytes) -> None:
         """Raise `NameTooLong` if something below a directory would have too long a key in its new place."""
-        length = len(new_directory.prefix.encode()) + len(new_name) + _longest_path_below(inode)
+        length = len(new_directory.prefix.encode()) + _key_length(new_name) + _longest_path_below(inode)
         if length >= self._storage.limits.max_key_length:
             raise NameTooLong(f"{new_name!r} would have a path below it that is too long for a key")
 
@@ -369,8 +369,15 @@ def _is_known_below(inode: Inode) -> bool:
     )
 
 
+def _key_length(name: bytes) -> int:
+    """Return the bytes that a name has in a key."""
+    return len(keys.segment_of(name).encode())
+
+
 def _longest_path_below(inode: Inode) -> int:
     """Return the bytes, slashes included, of the longest path that begins below a directory; 0 for anything else."""
     if not isinstance(inode, Directory):
         return 0
-    return max((1 + len(child.name) + _longest_path_below(child) for child in inode.inodes()), default=0)
+    return max(
+        (1 + _key_length(child.name) + _longest_path_below(child) for child in inode.inodes()), default=0
+    )

@@ -18,7 +18,7 @@ from typing import Final
 from backends.base import CREATE_ONLY, IfMatch, PutMode
 from fusefs.content import Version
 from fusefs.inodes import ROOT_NUMBER, Directory, File, Inode
-from fusefs.keys import RESERVED_PREFIX
+from fusefs.keys import RESERVED_PREFIX, name_of
 
 ROOT_MARKER: Final = f"{RESERVED_PREFIX}root"
 """Carries the attributes of the root, which no key of its own could: a server's data directory may be the mount."""
@@ -153,8 +153,8 @@ class Placement:
 
     def _is_wanted(self, key: str) -> bool:
         """Return whether the tree has an inode whose target is `key`."""
-        *directories, name = key.removesuffix("/").encode().split(b"/")
         node: object = self._root
-        for segment in [*directories, name]:
-            node = node.children.get(segment) if isinstance(node, Directory) else None
+        for segment in key.removesuffix("/").split("/"):
+            name = name_of(segment)
+            node = node.children.get(name) if isinstance(node, Directory) and name is not None else None
         return isinstance(node, Inode) and self.target(node) == key

@@ -14,6 +14,7 @@ import trio
 from fusefs.errors import NoSuchEntry
 from fusefs.inode_loader import InodeLoader
 from fusefs.inodes import Child, Directory, Inode, InodeTable
+from fusefs.keys import segment_of
 from fusefs.placement import Placement
 from fusefs.single_flight import SingleFlight
 
@@ -35,7 +36,7 @@ class Resolver:
         while True:
             child = directory.children.get(name)
             if child is None:
-                raise NoSuchEntry(f"{directory.prefix}{name.decode()!r} does not exist")
+                raise NoSuchEntry(f"{name!r} does not exist")
             if isinstance(child, Inode):
                 return child
             await self._resolving.run((directory, name), partial(self._resolve_now, directory, name, child))
@@ -66,7 +67,7 @@ class Resolver:
             raise failures[0]
 
     async def _resolve_now(self, directory: Directory, name: bytes, child: Child) -> None:
-        inode, version = await self._loader.load(directory.prefix + name.decode(), child)
+        inode, version = await self._loader.load(directory.prefix + segment_of(name), child)
         if directory.children.get(name) is not child:
             return  # a listing has replaced it meanwhile
         if inode is None:

@@ -25,7 +25,6 @@ INTENDED = {
     errors.IsADirectory: errno.EISDIR,
     errors.DirectoryNotEmpty: errno.ENOTEMPTY,
     errors.NameTooLong: errno.ENAMETOOLONG,
-    errors.InvalidName: errno.EILSEQ,
     errors.CrossesReserved: errno.EPERM,
     errors.InvalidArgument: errno.EINVAL,
     errors.PermissionDenied: errno.EACCES,

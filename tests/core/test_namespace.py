@@ -26,7 +26,6 @@ from fusefs.errors import (
     EntryExists,
     FilesystemError,
     InvalidArgument,
-    InvalidName,
     IsADirectory,
     NameTooLong,
     NoSuchEntry,
@@ -176,7 +175,7 @@ async def test_keys_that_are_no_names_are_reported_and_break_nothing(
     autojump_clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Once each; what can be named is there."""
-    odd = ["d//x", "d/./x", "d/../x", "d/" + "n" * 256, "d/" + "p" * 256 + "/x", "/lead"]
+    odd = ["d/" + "n" * 256, "d/" + "p" * 256 + "/x"]
     storage = await filled("d/a", "same", "same/b", *odd)
     async with open_tree(storage, tmp_path) as tree:
         assert await tree.names() == ["d", "same"]
@@ -185,7 +184,7 @@ async def test_keys_that_are_no_names_are_reported_and_break_nothing(
         await trio.sleep(REVALIDATE)
         assert await tree.names("d") == ["a"]
         reported = [record.getMessage() for record in caplog.records]
-        for shown in ("d//", "d/./", "d/../", "n" * 256, "p" * 256, "'/'", "'same'"):
+        for shown in ("n" * 256, "p" * 256, "'same'"):
             assert sum(shown in message for message in reported) == 1, shown
         assert all("cannot be shown" in message for message in reported)
     assert set(odd) <= set(await stored(storage)), "and nothing is lost"
@@ -828,7 +827,12 @@ async def test_nothing_is_made_in_a_directory_that_was_removed(posix: Tree) -> N
 
 @pytest.mark.parametrize(
     ("name", "error"),
-    [(b"\xff", InvalidName), (b".fusefs", CrossesReserved), (b"n" * 256, NameTooLong), (b"f", EntryExists)],
+    [
+        (b"%key-", CrossesReserved),
+        (b".fusefs", CrossesReserved),
+        (b"n" * 256, NameTooLong),
+        (b"f", EntryExists),
+    ],
 )
 async def test_names_that_cannot_be_made(posix: Tree, name: bytes, error: type[FilesystemError]) -> None:
     for make in (

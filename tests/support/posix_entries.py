@@ -186,7 +186,7 @@ def names(do: Calls) -> None:
         b"\x7f",
     ):
         do.write_file(name)
-    for name in (b" ", b"...", b".fusefs", b"~", b"*?[]", b"'\"", b"a:b"):
+    for name in (b" ", b"...", b".fusefs", b"~", b"*?[]", b"'\"", b"a:b", b"\xff", b"\xe9t\xe9", b"\xc0\xaf"):
         do(os.mkdir, name)
         do.write_file(name + b"/" + name)
     do(lambda: sorted(os.listdir(b".")))
@@ -198,6 +198,9 @@ def names(do: Calls) -> None:
     do(os.rmdir, longest + b"n")
     do(os.stat, longest + b"n")
     do(os.rename, longest, longest + b"n")
+    do(os.rename, longest, b"\xff/" + longest)
+    do(os.rename, b"\xe9t\xe9", b"\xed\xa0\x80")
+    do.write_file(b"\xff" * 255)
     do(lambda: sorted(os.listdir(b".")))
 
 
