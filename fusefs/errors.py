@@ -1,8 +1,8 @@
 """What fusefs itself finds wrong: one class per reaction, no errno and no text of the kernel's.
 
 Classes below `FilesystemError` say what is wrong with one call on the tree; `fusefs.errno_boundary` holds the table
-from them (and from `backends.errors`) to what the caller sees. `ConfigError` and `MountError` stop a command before
-anything is mounted; their message is one line for the operator.
+from them (and from `backends.errors`) to what the caller sees. `ConfigError` and `MountError` (with what is below it)
+stop a command before anything is mounted; their message is one line for the operator.
 """
 
 from __future__ import annotations
@@ -86,3 +86,7 @@ class ConfigError(Exception):
 
 class MountError(Exception):
     """The mount cannot be made. The message is one line: what is wrong, and what to do about it."""
+
+
+class LeaseDamaged(MountError):
+    """What is under the lease's key cannot be read. React: look at it; nobody may write before it is removed."""
