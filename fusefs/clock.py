@@ -1,7 +1,8 @@
 """The time of day as a parameter: tests give a clock of their own.
 
-What waits (a pause, a time-out, a period) uses trio's clock, which tests replace through trio itself. This one is
-for what is only read: the stamps on files.
+What waits (a pause, a time-out, a period) uses trio's clock, which tests replace through trio itself. `Clock` is
+for what is only read: the stamps on files. `boottime` is for what must not be believed for too long: trio's clock
+stands still while the host is suspended, and the others' do not.
 """
 
 from __future__ import annotations
@@ -22,3 +23,8 @@ class SystemClock:
 
     def realtime_ns(self) -> int:
         return time.time_ns()
+
+
+def boottime() -> float:
+    """Return seconds since some moment, those in which the host was suspended included; nobody can set it."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

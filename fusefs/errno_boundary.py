@@ -45,6 +45,10 @@ ERRNO_OF: Final[dict[type[Exception], int]] = {
     errors.PermissionDenied: errno.EACCES,
     errors.OperationNotPermitted: errno.EPERM,
     errors.ReadOnlyFilesystem: errno.EROFS,
+    # As after a disk's controller has gone: no write will ever succeed, and what is there can still be read.
+    errors.LeaseLost: errno.EROFS,
+    # Waited for as an outage is, and then told as one.
+    errors.LeaseLapsed: errno.EIO,
     errors.StaleFile: errno.ESTALE,
     errors.FileTooLarge: errno.EFBIG,
     errors.NotSupportedHere: errno.EOPNOTSUPP,

@@ -80,12 +80,24 @@ class UploadFailed(FilesystemError):
     """An earlier upload of this file failed and has not succeeded since. The bytes are kept; `__cause__` says why."""
 
 
+class LeaseLost(ReadOnlyFilesystem):
+    """Another mount writes this prefix now, or may: the lease is gone for good. What was written here is kept."""
+
+
+class LeaseLapsed(FilesystemError):
+    """The lease could not be renewed in time, and nobody is known to have taken it. React: wait until it is held."""
+
+
 class ConfigError(Exception):
     """The configuration is wrong. The message is one line that names the key; the command exits with status 2."""
 
 
 class MountError(Exception):
     """The mount cannot be made. The message is one line: what is wrong, and what to do about it."""
+
+
+class LeaseHeld(MountError):
+    """Another mount, which is alive, holds the lease of the prefix. React: end that one, or wait for its end."""
 
 
 class LeaseDamaged(MountError):

@@ -30,6 +30,8 @@ INTENDED = {
     errors.PermissionDenied: errno.EACCES,
     errors.OperationNotPermitted: errno.EPERM,
     errors.ReadOnlyFilesystem: errno.EROFS,
+    errors.LeaseLost: errno.EROFS,
+    errors.LeaseLapsed: errno.EIO,
     errors.StaleFile: errno.ESTALE,
     errors.FileTooLarge: errno.EFBIG,
     errors.NotSupportedHere: errno.EOPNOTSUPP,

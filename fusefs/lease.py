@@ -1,0 +1,144 @@
+"""The right to write a prefix, as everything else in a mount sees it; one mount at a time has it.
+
+A lease is *held*; or it has *lapsed*, because the store did not answer for too long or this process was stopped; or it
+is *lost*. While it has lapsed others may take it, and if nobody has, it is held again. Once lost it stays lost.
+
+The limit of every lease: a request that was sent while it was held may arrive later. Whoever takes it over must make
+such requests fail (the journal's seal), and writes of objects are conditional on what was there.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from fusefs.errors import LeaseLapsed, LeaseLost
+from fusefs.lease_record import LeaseRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseStatistics:
+    """How a lease stands."""
+
+    epoch: int
+    is_held: bool
+    #: Until it lapses unless it is renewed; 0 if it is not held.
+    seconds_left: float
+    renewals: int
+    #: Renewals that the store did not answer, or refused.
+    failures: int
+    #: How often it had lapsed and was held again.
+    lapses: int
+    lost_reason: str | None
+
+
+class Lease(abc.ABC):
+    """The right to write, as everything else in a mount sees it."""
+
+    @property
+    @abc.abstractmethod
+    def epoch(self) -> int:
+        """The number of this mount's term, higher than that of any term before."""
+
+    @property
+    @abc.abstractmethod
+    def previous(self) -> LeaseRecord | None:
+        """What the term before has left; its `logs` are to be recovered, whether it was released or not."""
+
+    @property
+    @abc.abstractmethod
+    def is_held(self) -> bool:
+        """Whether nobody else can hold it at this moment, however long this process was stopped."""
+
+    @property
+    @abc.abstractmethod
+    def lost_reason(self) -> str | None:
+        """Why it will never be held again; None as long as it may be."""
+
+    def check(self) -> None:
+        """Raise `LeaseLost` or `LeaseLapsed` unless it is held."""
+        if self.lost_reason is not None:
+            raise LeaseLost(f"this mount may not write any more: {self.lost_reason}")
+        if not self.is_held:
+            raise LeaseLapsed("the lease of the prefix could not be renewed in time")
+
+    @abc.abstractmethod
+    async def wait_held(self) -> None:
+        """Wait until it is held, if it is not; it takes `run` for that. Raises `LeaseLost`."""
+
+    @abc.abstractmethod
+    async def wait_lost(self) -> str:
+        """Wait until it is lost, and return why. Giving it back is no loss."""
+
+    @abc.abstractmethod
+    def recovered(self) -> None:
+        """Say that what the logs of earlier terms held is in the bucket; the next renewal forgets where they are."""
+
+    @abc.abstractmethod
+    async def run(self) -> None:
+        """Renew it until it is lost or given back."""
+
+    @abc.abstractmethod
+    async def release(self, *, clean: bool = True) -> None:
+        """Give it back, so that the next mount does not wait; it is not held from now on, whatever becomes of it.
+
+        `clean` says that everything is published, so that no log is needed any more. Raises nothing that the store
+        raises: a lease that cannot be given back ends with its term.
+        """
+
+    @abc.abstractmethod
+    def statistics(self) -> LeaseStatistics:
+        """Return how it stands."""
+
+
+class NoLease(Lease):
+    """Always held: a mount that was told to do without, and whose owner sees to it that there is no other."""
+
+    def __init__(self, epoch: int) -> None:
+        self._epoch: Final = epoch
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch
+
+    @property
+    def previous(self) -> LeaseRecord | None:
+        return None
+
+    @property
+    def is_held(self) -> bool:
+        return True
+
+    @property
+    def lost_reason(self) -> str | None:
+        return None
+
+    async def wait_held(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def wait_lost(self) -> str:
+        await trio.sleep_forever()
+        raise AssertionError("unreachable")
+
+    def recovered(self) -> None:
+        """There is nobody to tell."""
+
+    async def run(self) -> None:
+        await trio.sleep_forever()
+
+    async def release(self, *, clean: bool = True) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def statistics(self) -> LeaseStatistics:
+        return LeaseStatistics(
+            epoch=self._epoch,
+            is_held=True,
+            seconds_left=float("inf"),
+            renewals=0,
+            failures=0,
+            lapses=0,
+            lost_reason=None,
+        )
