@@ -17,6 +17,12 @@ from typing import Final
 
 _NANOSECONDS: Final = 1_000_000_000
 
+_MAX_ID: Final = 0xFFFF_FFFE
+_INTEGERS: Final = {"mode": 0xFFFF, "uid": _MAX_ID, "gid": _MAX_ID, "rdev": 0xFFFF_FFFF}
+"""Numbers in metadata, and the largest that each can be."""
+
+_TIMES: Final = ("mtime", "ctime", "atime")
+
 _TIME: Final = re.compile(r"(-?[0-9]{1,12})(?:\.([0-9]{0,32}))?")
 """A time in metadata; twelve digits of seconds are 31,000 years."""
 
@@ -90,7 +96,7 @@ def from_metadata(
     kind, permissions = (
         (stat.S_IFDIR, defaults.directory_mode) if directory else (stat.S_IFREG, defaults.file_mode)
     )
-    mode = _integer(metadata.get("mode"), limit=0xFFFF)
+    mode = _integer(metadata, "mode")
     if mode is not None:
         permissions = stat.S_IMODE(mode)
         if not directory and stat.S_IFMT(mode) in _FILE_KINDS:
@@ -98,24 +104,37 @@ def from_metadata(
     mtime_ns = _parse_time(metadata.get("mtime"), stored_at_ns)
     return Attributes(
         mode=kind | permissions,
-        uid=_or(_integer(metadata.get("uid"), limit=0xFFFF_FFFE), defaults.uid),
-        gid=_or(_integer(metadata.get("gid"), limit=0xFFFF_FFFE), defaults.gid),
+        uid=_or(_integer(metadata, "uid"), defaults.uid),
+        gid=_or(_integer(metadata, "gid"), defaults.gid),
         atime_ns=_parse_time(metadata.get("atime"), mtime_ns),
         mtime_ns=mtime_ns,
         ctime_ns=_parse_time(metadata.get("ctime"), mtime_ns),
-        rdev=_or(_integer(metadata.get("rdev"), limit=0xFFFF_FFFF), 0),
+        rdev=_or(_integer(metadata, "rdev"), 0),
     )
+
+
+def kind_of(metadata: Mapping[str, str]) -> int:
+    """Return the type bits of the mode that metadata carries; 0 without one."""
+    return stat.S_IFMT(_integer(metadata, "mode") or 0)
+
+
+def unreadable(metadata: Mapping[str, str]) -> list[str]:
+    """Return the names of attributes that metadata carries in a form that nobody can read."""
+    return [name for name in _INTEGERS if name in metadata and _integer(metadata, name) is None] + [
+        name for name in _TIMES if name in metadata and not _TIME.fullmatch(metadata[name])
+    ]
 
 
 def _or(value: int | None, default: int) -> int:
     return default if value is None else value
 
 
-def _integer(text: str | None, *, limit: int) -> int | None:
+def _integer(metadata: Mapping[str, str], name: str) -> int | None:
+    text = metadata.get(name)
     if text is None or not text.isascii() or not text.isdecimal() or len(text) > 12:
         return None
     value = int(text)
-    return value if value <= limit else None
+    return value if value <= _INTEGERS[name] else None
 
 
 def _format_time(nanoseconds: int) -> str:

@@ -21,7 +21,7 @@ import click
 from fusefs.config import Config
 from fusefs.control import ControlClient, Progress
 from fusefs.errors import ConfigError, MountError
-from fusefs.flags import configuration_flags
+from fusefs.flags import configuration_flags, store_flags
 from fusefs.mountpoints import check_alive, check_mountpoint, unmount
 
 _READY: Final = "ready"
@@ -155,6 +155,53 @@ def umount(mountpoint: str) -> None:
         _fail(f"{path}: {failure}" if isinstance(failure, ConnectionError) else str(failure), status=1)
     if error is not None:
         _fail(error, status=1)
+
+
+@main.command()
+@click.argument("url")
+@store_flags
+@click.option(
+    "--config", "config_path", metavar="FILE", type=click.Path(), help="TOML file; flags win over it."
+)
+@click.option(
+    "--attributes", is_flag=True, help="Look at the metadata of each object too: a request for each."
+)
+def check(url: str, *, config_path: str | None, attributes: bool, **flags: object) -> None:
+    """List what a mount of URL would not show as it is, and what mounts have left there. Nothing is changed.
+
+    A line for each: what it is, the key, and why. Exit status: 0 there is nothing, 1 there is something, 2 the command
+    or the configuration is wrong, 3 the bucket could not be read.
+    """
+    import trio
+
+    from backends.errors import StorageError
+
+    try:
+        config = Config.of_store(url, config_path=config_path, flags=flags)
+    except ConfigError as error:
+        _fail(str(error), status=2)
+    try:
+        found = trio.run(_print_findings, config, attributes)
+    except StorageError as error:
+        _fail(f"{config.store.url}: {error}", status=3)
+    sys.exit(1 if found else 0)
+
+
+async def _print_findings(config: Config, attributes: bool) -> bool:
+    """Print a line for each finding, as soon as it is found; return whether there was one."""
+    from fusefs.check import findings
+    from fusefs.stores import open_store
+
+    store = open_store(config.store, retry_timeout_seconds=config.mount.retry_timeout_seconds)
+    found = False
+    try:
+        await store.storage.probe(read_only=True)
+        async for finding in findings(store.storage, attributes=attributes):
+            found = True
+            click.echo(finding)
+    finally:
+        await store.storage.aclose()
+    return found
 
 
 def _watch(label: str, progress: Iterator[Progress]) -> str | None:

@@ -75,6 +75,10 @@ FLAG_KEYS: Final[Mapping[str, str]] = MappingProxyType(
     }
     | {name: f"{_CREDENTIALS}.{name}" for name in ("profile", "anonymous")}
 )
+#: Flags that say how a store is reached.
+STORE_FLAGS: Final = frozenset(
+    {name for name, key in FLAG_KEYS.items() if key.startswith(_OBJECT)} | {"retry_timeout"}
+)
 #: Flags whose value is a path, relative to where the command is run.
 _PATH_FLAGS: Final = frozenset({"cache_dir", "log_file", "ca_bundle"})
 
@@ -85,6 +89,19 @@ class Config:
 
     store: Store
     mount: MountOptions
+
+    @classmethod
+    def of_store(
+        cls,
+        url: str,
+        *,
+        config_path: str | os.PathLike[str] | None = None,
+        flags: Mapping[str, object] = MappingProxyType({}),
+    ) -> Config:
+        """Merge and check what a command needs that only reads the store. Raises `ConfigError`."""
+        return cls.from_sources(
+            url=url, mountpoint=os.devnull, config_path=config_path, flags={**flags, "read_only": True}
+        )
 
     @classmethod
     def from_sources(

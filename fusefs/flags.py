@@ -1,4 +1,4 @@
-"""The flags of `fusefs mount`: one for each key of the configuration, with the same name and the same meaning."""
+"""The flags of the commands: one for each key of the configuration, with the same name and the same meaning."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeVar
 
 import click
+
+from fusefs.config import STORE_FLAGS
 
 _CommandT = TypeVar("_CommandT", bound=Callable[..., None])
 
@@ -63,7 +65,17 @@ _FLAGS: Final[Mapping[str, _Flag]] = MappingProxyType(
 
 def configuration_flags(command: _CommandT) -> _CommandT:
     """Give a click command all flags; they reach it as keyword arguments, None where they were not given."""
-    for name, flag in reversed(list(_FLAGS.items())):
+    return _with_flags(command, list(_FLAGS))
+
+
+def store_flags(command: _CommandT) -> _CommandT:
+    """Give a click command the flags that say how the store is reached."""
+    return _with_flags(command, [name for name in _FLAGS if name in STORE_FLAGS])
+
+
+def _with_flags(command: _CommandT, names: list[str]) -> _CommandT:
+    for name in reversed(names):
+        flag = _FLAGS[name]
         word = name.replace("_", "-")
         if flag.value is None:
             option = click.option(f"--{word}/--no-{word}", name, default=None, help=flag.help)

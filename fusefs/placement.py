@@ -23,6 +23,12 @@ from fusefs.keys import RESERVED_PREFIX, name_of
 ROOT_MARKER: Final = f"{RESERVED_PREFIX}root"
 """Carries the attributes of the root, which no key of its own could: a server's data directory may be the mount."""
 
+ORPHANS_PREFIX: Final = f"{RESERVED_PREFIX}orphans/"
+"""Where the content of unlinked files lies that are still open."""
+
+DETOURS_PREFIX: Final = f"{RESERVED_PREFIX}moving/"
+"""Where an object waits while its own key is taken."""
+
 
 class Placement:
     """The known objects of a bucket, by key; `place`, `vacate` and `forget_leftover` are the only changes."""
@@ -79,12 +85,12 @@ class Placement:
         if inode.linked:
             return inode.path_key
         if isinstance(inode, File) and inode.handles and inode.version and not inode.content.detached:
-            return f"{RESERVED_PREFIX}orphans/{self._mount_id}/{inode.number}"
+            return f"{ORPHANS_PREFIX}{self._mount_id}/{inode.number}"
         return None
 
     def detour(self, inode: Inode) -> str:
         """Return a key where the inode's object can wait while its own is taken."""
-        return f"{RESERVED_PREFIX}moving/{self._mount_id}/{inode.number}"
+        return f"{DETOURS_PREFIX}{self._mount_id}/{inode.number}"
 
     def obstacle(self, inode: Inode, target: str) -> Inode | None:
         """Return the inode whose object has to leave `target` before that of `inode` can go there."""

@@ -1,0 +1,140 @@
+"""Looks through a bucket, changing nothing, for what a mount does not show as it is and for what mounts have left.
+
+One listing of everything, in bounded memory; attributes are looked at only when asked for, with a HEAD for each object.
+What a mount that is running now has under way (an upload, an unlinked file that is open) is found like what a dead
+one has left: the bucket does not tell them apart.
+"""
+
+from __future__ import annotations
+
+import enum
+import stat
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from backends.base import Metadata, ObjectInfo, ObjectStorage, iterate_pages
+from backends.errors import NotFound
+from fusefs.attributes import kind_of, unreadable
+from fusefs.inode_loader import MAX_SYMLINK_SIZE
+from fusefs.keys import RESERVED_PREFIX, name_of
+from fusefs.object_writer import CONFLICTS_PREFIX
+from fusefs.placement import DETOURS_PREFIX, ORPHANS_PREFIX
+
+PROBES_PREFIX: Final = f"{RESERVED_PREFIX}probe/"
+"""Where `probe` of the seam writes trial objects."""
+
+
+class Kind(enum.Enum):
+    """What a finding is; the value begins its line."""
+
+    ESCAPED = "escaped"
+    HIDDEN = "hidden"
+    CONFLICT = "conflict"
+    LEFTOVER = "leftover"
+    UPLOAD = "upload"
+    DAMAGED = "damaged"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing, the key that it is about, and what is to be known of it."""
+
+    kind: Kind
+    key: str
+    reason: str
+
+    def __str__(self) -> str:
+        """Return one line, whatever is in the key."""
+        return f"{self.kind.value} {self.key!r}: {self.reason}"
+
+
+_LEFT_BY_MOUNTS: Final = {
+    CONFLICTS_PREFIX: (
+        Kind.CONFLICT,
+        "ours, of a file that somebody else had changed; nothing reads it any more",
+    ),
+    ORPHANS_PREFIX: (
+        Kind.LEFTOVER,
+        "a file that was removed while it was open; needed until its mount has ended",
+    ),
+    DETOURS_PREFIX: (Kind.LEFTOVER, "a file on its way to another name; its mount did not finish"),
+    PROBES_PREFIX: (Kind.LEFTOVER, "a trial object of a mount that was beginning"),
+}
+
+
+async def findings(storage: ObjectStorage, *, attributes: bool = False) -> AsyncIterator[Finding]:
+    """Yield what there is to say, in the order of keys, and of unfinished uploads at the end."""
+    inspector = _Inspector()
+    async for page in iterate_pages(storage):
+        for info in page.objects:
+            for finding in inspector.look_at(info):
+                yield finding
+            if attributes and not info.key.startswith(RESERVED_PREFIX):
+                for finding in await _look_at_attributes(storage, info):
+                    yield finding
+    for upload in await storage.list_multipart_uploads():
+        begun = datetime.fromtimestamp(upload.initiated_ns // 1_000_000_000, UTC)
+        yield Finding(
+            Kind.UPLOAD,
+            upload.key,
+            f"begun {begun:%Y-%m-%d %H:%M:%S} UTC and not completed: {upload.upload_id}",
+        )
+
+
+class _Inspector:
+    """What keys and sizes tell, one after the other in their order."""
+
+    def __init__(self) -> None:
+        #: Objects whose keys are beginnings of the last one; those that are directories' names come before it.
+        self._beginnings: list[str] = []
+
+    def look_at(self, info: ObjectInfo) -> Iterator[Finding]:
+        if info.key.startswith(RESERVED_PREFIX):
+            for prefix, (kind, reason) in _LEFT_BY_MOUNTS.items():
+                if info.key.startswith(prefix):
+                    yield Finding(kind, info.key, reason)
+            return
+        yield from self._look_at_place(info.key)
+        yield from _look_at_names(info.key)
+        if info.key.endswith("/") and info.size:
+            yield Finding(
+                Kind.HIDDEN,
+                info.key,
+                f"a directory's marker has no content here, and this has {info.size} bytes",
+            )
+
+    def _look_at_place(self, key: str) -> Iterator[Finding]:
+        while self._beginnings and not key.startswith(self._beginnings[-1]):
+            self._beginnings.pop()
+        while self._beginnings and key.startswith(f"{self._beginnings[-1]}/"):
+            yield Finding(Kind.HIDDEN, self._beginnings.pop(), "there is a directory of the same name")
+        if not key.endswith("/"):
+            self._beginnings.append(key)
+
+
+def _look_at_names(key: str) -> Iterator[Finding]:
+    segments = key.removesuffix("/").split("/")
+    names = [name for segment in segments if (name := name_of(segment)) is not None]
+    if len(names) < len(segments):
+        longest = max(len(segment.encode()) for segment in segments)
+        yield Finding(Kind.HIDDEN, key, f"{longest} bytes between two slashes are too long for a name")
+    elif any(name.startswith(b"%key-") for name in names):
+        path = b"/".join(names).decode(errors="backslashreplace")
+        yield Finding(Kind.ESCAPED, key, f"it cannot be a path, and is shown as {path!r}")
+
+
+async def _look_at_attributes(storage: ObjectStorage, info: ObjectInfo) -> list[Finding]:
+    try:
+        metadata = (await storage.head(info.key)).metadata or {}
+    except NotFound:
+        return []  # it is gone by now
+    return [Finding(Kind.DAMAGED, info.key, reason) for reason in _damages(metadata, info.size)]
+
+
+def _damages(metadata: Metadata, size: int) -> Iterator[str]:
+    for name in unreadable(metadata):
+        yield f"the metadata {name!r} cannot be read: {metadata[name]!r}"
+    if kind_of(metadata) == stat.S_IFLNK and size > MAX_SYMLINK_SIZE:
+        yield f"a symbolic link's target of {size} bytes is too long, and shown as a file"
