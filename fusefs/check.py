@@ -17,8 +17,8 @@ from typing import Final
 from backends.base import Metadata, ObjectInfo, ObjectStorage, iterate_pages
 from backends.errors import NotFound
 from fusefs.attributes import kind_of, unreadable
-from fusefs.inode_loader import MAX_SYMLINK_SIZE
 from fusefs.keys import RESERVED_PREFIX, name_of
+from fusefs.listed import MAX_SYMLINK_SIZE
 from fusefs.object_writer import CONFLICTS_PREFIX
 from fusefs.placement import DETOURS_PREFIX, ORPHANS_PREFIX
 

@@ -7,6 +7,7 @@ from typing import Final
 import pyfuse3
 
 from fusefs.inodes import Inode
+from fusefs.namespace import Outline
 
 BLOCK_SIZE: Final = 512
 """The unit of st_blocks, whatever the file system (stat(2))."""
@@ -42,3 +43,25 @@ def missing_entry(*, timeout_seconds: float) -> pyfuse3.EntryAttributes:
     entry.st_ino = 0
     entry.entry_timeout = timeout_seconds
     return entry
+
+
+def outlined_entry(outline: Outline) -> pyfuse3.EntryAttributes:
+    """Return a directory entry without attributes: the kernel asks for them when somebody wants to know.
+
+    What it takes for that is node 0 beside a number to be shown (fs/fuse/readdir.c, `fuse_direntplus_link`): libfuse
+    has two fields for them, and pyfuse3's setter of `st_ino` fills both, in this order.
+    """
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = _NoNodeButNumber(outline.number)  # type: ignore[assignment]
+    entry.st_mode = outline.kind
+    return entry
+
+
+class _NoNodeButNumber:
+    """Gives 0 to the first who asks for an integer, and the number to the second."""
+
+    def __init__(self, number: int) -> None:
+        self._answers = [number, 0]
+
+    def __int__(self) -> int:
+        return self._answers.pop()

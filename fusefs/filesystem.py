@@ -32,7 +32,7 @@ from fusefs.errors import (
     StaleFile,
 )
 from fusefs.inodes import Directory, File, Inode, InodeTable, Symlink
-from fusefs.namespace import Namespace
+from fusefs.namespace import Namespace, Outline
 from fusefs.open_files import Handles, OpenDirectory, OpenFile
 from fusefs.prefetch import SequentialDetector
 from fusefs.publisher import Publisher
@@ -112,6 +112,7 @@ class Filesystem:
         elif name == b"..":
             inode = directory.parent or directory
         else:
+            directory.lookups_within += 1
             inode = await self._namespace.lookup(directory, name)
         return self._referred_to(inode)
 
@@ -336,22 +337,27 @@ class Filesystem:
         """Return a new handle. Nothing is listed before it is read: servers open directories to fsync them."""
         return self._handles.add(OpenDirectory(self._directory(number)))
 
-    async def readdir(self, handle: int, start: int, count: int) -> list[tuple[bytes, Inode, int]]:
+    async def readdir(self, handle: int, start: int, count: int) -> list[tuple[bytes, Inode | Outline, int]]:
         """Return up to `count` entries after position `start`, each with the position after it.
 
-        An empty answer means the end. Reading from position 0 takes the names anew, as rewinddir(3) asks for.
+        An empty answer means the end. Reading from position 0 takes the names anew, as rewinddir(3) asks for; of a
+        large directory the first come while the rest is still being listed. An entry that nobody has looked at is an
+        outline, unless the reader looks entries up: then attributes are fetched ahead, and come with the names.
         Entries are not referred to by the kernel until `refer` says so.
         """
         opened = self._handles.get(handle, OpenDirectory)
+        directory = opened.directory
         if start == 0:
-            opened.names = await self._namespace.names(opened.directory)
-        while start < len(opened.names):
-            names = opened.names[start : start + count]
-            await self._namespace.resolve_many(opened.directory, names)
+            opened.names = await self._namespace.names(directory)
+        elif directory.lookups_within != opened.lookups_seen:
+            opened.is_detailed = True
+        opened.lookups_seen = directory.lookups_within
+        while names := await opened.names.take(start, count):
+            if opened.is_detailed:
+                await self._namespace.resolve_ahead(directory, names)
+            positions = {name: position for position, name in enumerate(names, start + 1)}
             entries = [
-                (name, child, position)
-                for position, name in enumerate(names, start + 1)
-                if isinstance(child := opened.directory.children.get(name), Inode)
+                (name, entry, positions[name]) for name, entry in self._namespace.outlines(directory, names)
             ]
             if entries:
                 return entries

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import stat
 from dataclasses import replace
-from typing import Final
 
 from backends.base import ObjectInfo, ObjectStorage
 from backends.errors import NotFound, PreconditionFailed
 from fusefs.attributes import Attributes, Defaults, from_metadata
 from fusefs.content import Content, ContentSources, Version
-from fusefs.inodes import Child, Directory, File, ImplicitDirectory, Inode, InodeTable, Special, Symlink
-
-MAX_SYMLINK_SIZE: Final = 4_095
-"""Linux's PATH_MAX without the zero at its end: a longer object that calls itself a symlink is none."""
+from fusefs.inodes import Directory, File, Inode, Special, Symlink, number_of_key
+from fusefs.listed import MAX_SYMLINK_SIZE, ListedDirectory, ListedEntry
 
 
 class InodeLoader:
@@ -27,20 +24,18 @@ class InodeLoader:
         self,
         storage: ObjectStorage,
         sources: ContentSources,
-        inodes: InodeTable,
         *,
         defaults: Defaults,
         mounted_at_ns: int,
     ) -> None:
         self._storage = storage
         self._sources = sources
-        self._inodes = inodes
         self._defaults = defaults
         self._mounted_at_ns = mounted_at_ns
 
-    async def load(self, key: str, child: Child) -> tuple[Inode | None, Version | None]:
+    async def load(self, key: str, child: ListedEntry) -> tuple[Inode | None, Version | None]:
         """Return a new inode for an object, and the object's version; (None, None) if it is gone by now."""
-        if isinstance(child, ImplicitDirectory):
+        if isinstance(child, ListedDirectory):
             return await self._load_directory(f"{key}/")
         while True:
             try:
@@ -53,7 +48,7 @@ class InodeLoader:
                 continue  # somebody has replaced it since the HEAD
 
     async def _inode_of(self, attributes: Attributes, version: Version) -> Inode:
-        number = self._inodes.new_number()
+        number = number_of_key(version.key)
         if attributes.kind == stat.S_IFLNK and version.size <= MAX_SYMLINK_SIZE:
             target = (await self._storage.get_range(version.key, if_match=version.etag)).data
             return Symlink(number=number, attributes=attributes, target=target)
@@ -71,7 +66,7 @@ class InodeLoader:
         except NotFound:
             info = ObjectInfo(key=key, etag="", size=0, last_modified_ns=self._mounted_at_ns)
         attributes = self.attributes_of(info, directory=True)
-        return Directory(number=self._inodes.new_number(), attributes=attributes), version
+        return Directory(number=number_of_key(key), attributes=attributes), version
 
     def attributes_of(self, info: ObjectInfo, *, directory: bool) -> Attributes:
         """Return what an object's metadata says, or the defaults of the mount."""

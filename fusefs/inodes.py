@@ -10,18 +10,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from hashlib import blake2b
+from random import Random
 from typing import Final, TypeAlias
 
 import trio
 
-from backends.base import Metadata, ObjectInfo
+from backends.base import Metadata
 from fusefs.attributes import Attributes
 from fusefs.content import Content, Version
 from fusefs.errors import NoSuchInode
 from fusefs.keys import segment_of
+from fusefs.listed import ListedDirectory, ListedObject
+from fusefs.look_ahead import LookAhead
 
 ROOT_NUMBER: Final = 1
 """FUSE's number of the root (FUSE_ROOT_ID)."""
+
+NUMBER_BITS: Final = 63
+"""Of an inode number: some programs keep it in a signed integer."""
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -133,11 +140,6 @@ class Special(Inode):
     """A fifo, a socket or a device; its object is empty, and the kind is in the metadata's mode."""
 
 
-@dataclass(frozen=True, slots=True)
-class ImplicitDirectory:
-    """A common prefix that a listing named and nobody has looked at: there may be a marker with attributes."""
-
-
 @dataclass(eq=False, repr=False, slots=True, kw_only=True)
 class Directory(Inode):
     """A directory; its object, if it has one, is the marker under its key with a slash."""
@@ -147,6 +149,10 @@ class Directory(Inode):
     #: When its listing was complete, on the monotonic clock; None if it has not been listed.
     listed_at: float | None = None
     subdirectories: int = 0
+    #: How often entries were looked up: whoever does that after reading names wants attributes.
+    lookups_within: int = 0
+    #: Which entries will be looked up next, since somebody has read the names.
+    look_ahead: LookAhead | None = None
 
     @property
     def prefix(self) -> str:
@@ -161,7 +167,7 @@ class Directory(Inode):
         """Put an entry under a name that is free or holds the listing's word of the same entry."""
         self.detach(name)
         self.children[name] = child
-        self.subdirectories += isinstance(child, Directory | ImplicitDirectory)
+        self.subdirectories += isinstance(child, Directory | ListedDirectory)
         if isinstance(child, Inode):
             child.parent = self
             child.name = name
@@ -169,7 +175,7 @@ class Directory(Inode):
     def detach(self, name: bytes) -> None:
         """Remove the entry of that name, if there is one; an inode is unlinked by it."""
         child = self.children.pop(name, None)
-        self.subdirectories -= isinstance(child, Directory | ImplicitDirectory)
+        self.subdirectories -= isinstance(child, Directory | ListedDirectory)
         if isinstance(child, Inode):
             child.parent = None
             child.name = b""
@@ -179,16 +185,27 @@ class Directory(Inode):
         return (child for child in self.children.values() if isinstance(child, Inode))
 
 
-Child: TypeAlias = Inode | ObjectInfo | ImplicitDirectory
+Child: TypeAlias = Inode | ListedObject | ListedDirectory
 """An entry: an inode, or what a listing told of one that nobody has looked at."""
 
 
-class InodeTable:
-    """Inodes by number, and the numbers to come. A number is never given twice in one mount."""
+def number_of_key(key: str) -> int:
+    """Return the number of an inode of which nothing is known but its key; that of a directory ends with a slash."""
+    digest = blake2b(key.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % ((1 << NUMBER_BITS) - 2) + 2
 
-    def __init__(self, root: Directory) -> None:
+
+class InodeTable:
+    """Inodes by number, and the numbers to come.
+
+    A number must stay the same from mount to mount (PostgreSQL and git compare st_ino), and two hosts may give them at
+    the same time, so there is no counter: a new inode's number is drawn from 63 bits; that of an object without a
+    remembered one follows from its key.
+    """
+
+    def __init__(self, root: Directory, rng: Random | None = None) -> None:
         self._inodes: dict[int, Inode] = {root.number: root}
-        self._next_number = ROOT_NUMBER + 1
+        self._rng = Random() if rng is None else rng
         root.lookups = 1  # the kernel never forgets the root, and never looks it up
 
     def __getitem__(self, number: int) -> Inode:
@@ -202,12 +219,16 @@ class InodeTable:
         return len(self._inodes)
 
     def new_number(self) -> int:
-        """Return a number that no inode of this mount has had."""
-        self._next_number += 1
-        return self._next_number - 1
+        """Return a number that no inode has."""
+        while True:
+            number = self._rng.randrange(ROOT_NUMBER + 1, 1 << NUMBER_BITS)
+            if number not in self._inodes:
+                return number
 
     def add(self, inode: Inode) -> None:
-        """Make the inode known by its number."""
+        """Make the inode known by its number, or by another one if that is taken."""
+        if inode.number in self._inodes:
+            inode.number = self.new_number()
         self._inodes[inode.number] = inode
 
     def forget(self, number: int, lookups: int) -> Inode | None:

@@ -11,40 +11,126 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import Iterable
-from functools import partial
+from dataclasses import dataclass, field
 
 import trio
 
-from backends.base import ObjectInfo, ObjectStorage, iterate_pages
+from backends.base import ListPage, ObjectStorage
+from backends.errors import StorageError
+from fusefs.content import Spawn
 from fusefs.directory_listing import DirectoryListing
 from fusefs.inodes import (
     ROOT_NUMBER,
     Child,
     Directory,
     File,
-    ImplicitDirectory,
     Inode,
     InodeTable,
 )
-from fusefs.placement import Placement
+from fusefs.keys import segment_of
+from fusefs.listed import ListedDirectory, ListedObject
+from fusefs.placement import Deletions, Placement
 from fusefs.publisher import Publisher
-from fusefs.single_flight import SingleFlight
 
 _log = logging.getLogger(__name__)
 
 
+class ListingRun:
+    """One listing under way: what it has brought into the tree so far, in the order of the listing."""
+
+    def __init__(self, directory: Directory) -> None:
+        self.began = trio.current_time()
+        #: Whether the tree knows nothing of the directory yet.
+        self.is_first = not directory.children
+        self.names: list[bytes] = []
+        self.is_over = False
+        self.failure: Exception | None = None
+        self._news = trio.lowlevel.ParkingLot()
+
+    async def wait_for_names(self, count: int) -> None:
+        """Return when there are more names than that, or no more to come. Raises why the listing failed."""
+        while len(self.names) <= count and not self.is_over:
+            await self._news.park()
+        if self.failure is not None:
+            raise self.failure
+
+    async def wait_until_over(self) -> None:
+        await self.wait_for_names(sys.maxsize)
+
+    def add(self, names: Iterable[bytes]) -> None:
+        self.names += names
+        self._news.unpark_all()
+
+    def end(self, failure: Exception | None) -> None:
+        self.is_over = True
+        self.failure = failure
+        self._news.unpark_all()
+
+
+class DirectoryNames:
+    """The names of a directory as one reader gets them: each once, at a place that stays; more may be on their way."""
+
+    def __init__(self, directory: Directory, run: ListingRun | None) -> None:
+        self._directory = directory
+        self._run = run
+        #: Grows while the listing goes on; it is the run's own list.
+        self.so_far: list[bytes] = run.names if run is not None else sorted(directory.children)
+
+    async def take(self, start: int, count: int) -> list[bytes]:
+        """Return up to `count` names from place `start` on, as soon as there are any; none means the end."""
+        if self._run is not None:
+            await self._run.wait_for_names(start)
+            if self._run.is_over:
+                self._add_the_rest(self._run)
+                self._run = None
+        return self.so_far[start : start + count]
+
+    def _add_the_rest(self, run: ListingRun) -> None:
+        """Add what the tree has and the bucket has not; a first listing found a tree that had nothing."""
+        if not run.is_first:
+            listed = set(self.so_far)
+            self.so_far += sorted(name for name in self._directory.children if name not in listed)
+
+
+@dataclass(slots=True)
+class _Merge:
+    """What one listing must remember from page to page."""
+
+    directory: Directory
+    listing: DirectoryListing
+    run: ListingRun
+    deletions: Deletions
+    #: Names that have come up, where the tree had some before; None where whatever it has is of this listing.
+    seen: set[bytes] | None
+    directories: set[bytes] = field(default_factory=set)
+    #: Objects of the same name as what the tree has for a directory: that may be gone.
+    shadowed: dict[bytes, ListedObject] = field(default_factory=dict)
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the directory was moved or removed since."""
+        return not self.directory.linked or self.directory.prefix != self.listing.prefix
+
+
 class Listings:
-    """Listings under way, one for each directory, and the merging of them."""
+    """Listings under way, one for each directory, and the merging of them, page by page."""
 
     def __init__(
-        self, storage: ObjectStorage, placement: Placement, publisher: Publisher, inodes: InodeTable
+        self,
+        storage: ObjectStorage,
+        spawn: Spawn,
+        placement: Placement,
+        publisher: Publisher,
+        inodes: InodeTable,
     ) -> None:
         self._storage = storage
+        self._spawn = spawn
         self._placement = placement
         self._publisher = publisher
         self._inodes = inodes
-        self._listing = SingleFlight[Directory]()
+        self._runs: dict[Directory, ListingRun] = {}
         self._reported: set[str] = set()
 
     async def ensure_listed(self, directory: Directory, *, max_age_seconds: float = math.inf) -> None:
@@ -53,23 +139,124 @@ class Listings:
         Older than that it may be on return: a large directory takes longer to list than a shared mount's interval.
         """
         begun_after = trio.current_time() - max_age_seconds
-        while directory.linked and (directory.listed_at is None or directory.listed_at < begun_after):
-            await self._listing.run(directory, partial(self._list, directory))
+        while self._is_wanted(directory, begun_after):
+            await self._run_of(directory).wait_until_over()
 
-    async def _list(self, directory: Directory) -> None:
+    async def names(self, directory: Directory, *, max_age_seconds: float) -> DirectoryNames:
+        """Return the names from a listing that is as young, or from one that has just begun to name them."""
+        begun_after = trio.current_time() - max_age_seconds
+        while self._is_wanted(directory, begun_after):
+            run = self._run_of(directory)
+            await run.wait_for_names(0)
+            if run.is_over:
+                continue
+            if run.began >= begun_after:
+                return DirectoryNames(directory, run)
+            await run.wait_until_over()
+        return DirectoryNames(directory, None)
+
+    @staticmethod
+    def _is_wanted(directory: Directory, begun_after: float) -> bool:
+        return directory.linked and (directory.listed_at is None or directory.listed_at < begun_after)
+
+    def _run_of(self, directory: Directory) -> ListingRun:
+        """Return the listing of the directory that is under way, or begin one; it goes on without those who wait."""
+        run = self._runs.get(directory)
+        if run is None:
+            run = self._runs[directory] = ListingRun(directory)
+            self._spawn(self._list, directory, run)
+        return run
+
+    async def _list(self, directory: Directory, run: ListingRun) -> None:
+        failure: Exception | None = StorageError("the listing was given up")
+        try:
+            await self._list_now(directory, run)
+            failure = None
+        except Exception as error:  # of any kind: it is for those who wait
+            failure = error
+        finally:
+            del self._runs[directory]
+            run.end(failure)
+
+    async def _list_now(self, directory: Directory, run: ListingRun) -> None:
         """Ask the bucket for the entries of a directory and bring them into the tree."""
-        started = trio.current_time()
         listing = DirectoryListing(directory.prefix)
-        with self._placement.recorded_deletions() as deleted:
-            async for page in iterate_pages(self._storage, listing.prefix, delimiter="/"):
-                listing.add(page)
-        if directory.linked and directory.prefix == listing.prefix:
-            entries = listing.entries(directory, self._publisher.departing() | deleted)
-            self._report(listing.not_shown(entries))
-            self._merge(directory, entries, started)
-            if not listing.has_marker:
-                self._forget_marker(directory, started)
-            directory.listed_at = started
+        with self._placement.recorded_deletions(listing.prefix) as deletions:
+            merge = _Merge(directory, listing, run, deletions, seen=None if run.is_first else set())
+            token: str | None = None
+            while not merge.is_outdated:
+                page = await self._storage.list_prefix(listing.prefix, delimiter="/", page_token=token)
+                if not merge.is_outdated:
+                    self._merge_page(merge, page)
+                token = page.next_token
+                if token is None:
+                    break
+            if not merge.is_outdated:
+                self._finish(merge)
+
+    def _merge_page(self, merge: _Merge, page: ListPage) -> None:
+        names = []
+        for name, child in merge.listing.read(page):
+            is_new = name not in (merge.directory.children if merge.seen is None else merge.seen)
+            if isinstance(child, ListedObject):
+                self._merge_object(merge, name, child)
+            else:
+                self._merge_directory(merge, name, child)
+            if merge.seen is not None:
+                merge.seen.add(name)
+            if is_new and name in merge.directory.children:
+                names.append(name)
+        merge.run.add(names)
+        for key in merge.listing.take_nameless():
+            self._report(key, "its name would be too long")
+
+    def _merge_object(self, merge: _Merge, name: bytes, child: ListedObject) -> None:
+        directory, started = merge.directory, merge.run.began
+        known = directory.children.get(name)
+        if isinstance(known, Directory | ListedDirectory):
+            merge.shadowed[name] = child
+        elif known is None:
+            segment = segment_of(name)
+            is_departing = self._placement.is_departing(merge.listing.prefix + segment)
+            if not is_departing and segment not in merge.deletions.objects:
+                directory.attach(name, child)
+        elif not self._is_ours(known, started) and not _is_same_version(known, child):
+            self._replace(directory, name, child)
+
+    def _merge_directory(self, merge: _Merge, name: bytes, child: ListedDirectory) -> None:
+        directory = merge.directory
+        known = directory.children.get(name)
+        merge.directories.add(name)
+        if isinstance(known, Directory):
+            return
+        segment = segment_of(name)
+        is_departing = self._placement.knows_below(f"{merge.listing.prefix}{segment}/")
+        if is_departing or segment in merge.deletions.directories:
+            return  # it may have nothing else below it than what is on its way out
+        if known is None:
+            directory.attach(name, child)
+        elif not isinstance(known, ListedDirectory) and not self._is_ours(known, merge.run.began):
+            if merge.seen is None or name in merge.seen:
+                self._report_shadowed(merge, name)
+            self._replace(directory, name, child)
+
+    def _finish(self, merge: _Merge) -> None:
+        """Take in what only the whole listing tells: what is not there any more."""
+        directory, started = merge.directory, merge.run.began
+        for name, child in merge.shadowed.items():
+            known = directory.children.get(name)
+            if name in merge.directories:
+                self._report_shadowed(merge, name)
+            elif known is not None and not self._is_ours(known, started):
+                self._replace(directory, name, child)
+        if merge.seen is not None:
+            gone = [name for name in directory.children if name not in merge.seen]
+            for name in gone:
+                if not self._is_ours(directory.children[name], started):
+                    self._replace(directory, name, None)
+        if merge.listing.marker is None:
+            self._forget_marker(directory, started)
+        directory.listed_at = started
 
     def _forget_marker(self, directory: Directory, started: float) -> None:
         """Believe a listing that lacks the marker: some stores (SeaweedFS) answer HEAD for every common prefix."""
@@ -77,27 +264,13 @@ class Listings:
         if directory.version is not None and directory.number != ROOT_NUMBER and not is_ours:
             self._placement.forget(directory.version.key)
 
-    def _report(self, not_shown: Iterable[tuple[str, str]]) -> None:
-        for key, reason in not_shown:
-            if key not in self._reported:
-                self._reported.add(key)
-                _log.warning("the object %r cannot be shown: %s", key, reason)
+    def _report_shadowed(self, merge: _Merge, name: bytes) -> None:
+        self._report(merge.listing.prefix + segment_of(name), "a directory has the same name")
 
-    def _merge(self, directory: Directory, found: dict[bytes, Child], started: float) -> None:
-        for name, child in found.items():
-            self._merge_entry(directory, name, child, started)
-        for name, known in list(directory.children.items()):
-            if name not in found and not self._is_ours(known, started):
-                self._replace(directory, name, None)
-
-    def _merge_entry(self, directory: Directory, name: bytes, child: Child, started: float) -> None:
-        known = directory.children.get(name)
-        if known is None:
-            directory.attach(name, child)
-        elif isinstance(known, Directory | ImplicitDirectory) and isinstance(child, ImplicitDirectory):
-            return
-        elif not self._is_ours(known, started) and not _is_same_version(known, child):
-            self._replace(directory, name, child)
+    def _report(self, key: str, reason: str) -> None:
+        if key not in self._reported:
+            self._reported.add(key)
+            _log.warning("the object %r cannot be shown: %s", key, reason)
 
     def _is_ours(self, known: Child, started: float) -> bool:
         """Return whether the tree knows better than a listing begun at `started`.
@@ -141,9 +314,7 @@ class Listings:
         self._inodes.drop(inode)
 
 
-def _is_same_version(known: Child, listed: Child) -> bool:
-    if isinstance(listed, ObjectInfo):
-        if isinstance(known, Inode):
-            return known.version is not None and known.version.etag == listed.etag
-        return isinstance(known, ObjectInfo) and known.etag == listed.etag
-    return False
+def _is_same_version(known: Child, listed: ListedObject) -> bool:
+    if isinstance(known, Inode):
+        return known.version is not None and known.version.etag == listed.etag
+    return known.etag == listed.etag and known.stored_at_ns == listed.stored_at_ns

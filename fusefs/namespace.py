@@ -6,8 +6,9 @@ an entry is follows from its object's metadata, which is read when the entry is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import trio
 
@@ -29,14 +30,18 @@ from fusefs.errors import (
 from fusefs.inode_loader import InodeLoader
 from fusefs.inodes import (
     ROOT_NUMBER,
+    Child,
     Directory,
     File,
     Inode,
     InodeTable,
     Special,
     Symlink,
+    number_of_key,
 )
-from fusefs.listings import Listings
+from fusefs.listed import ListedDirectory, kind_of
+from fusefs.listings import DirectoryNames, Listings
+from fusefs.look_ahead import LookAhead
 from fusefs.placement import ROOT_MARKER, Placement
 from fusefs.publisher import Publisher
 from fusefs.resolver import Resolver
@@ -53,6 +58,14 @@ class NamespaceOptions:
     revalidate_seconds: float
     #: Whether others write the same prefix: then every lookup of an entry older than that asks the store.
     shared: bool = False
+
+
+class Outline(NamedTuple):
+    """What can be told of an entry without a request."""
+
+    number: int
+    #: Type bits of the mode, or 0.
+    kind: int
 
 
 class Namespace:
@@ -74,10 +87,10 @@ class Namespace:
         self._inodes = inodes
         self._options = options
         self._loader = InodeLoader(
-            storage, sources, inodes, defaults=options.defaults, mounted_at_ns=options.mounted_at_ns
+            storage, sources, defaults=options.defaults, mounted_at_ns=options.mounted_at_ns
         )
         self._resolver = Resolver(self._loader, placement, inodes)
-        self._listings = Listings(storage, placement, publisher, inodes)
+        self._listings = Listings(storage, sources.spawn, placement, publisher, inodes)
 
     # Looking
 
@@ -98,16 +111,31 @@ class Namespace:
             await self._revalidate(directory, name)
         if name not in directory.children:
             raise NoSuchEntry(f"{name!r} does not exist")
-        return await self._resolver.resolve(directory, name)
+        return await self._resolver.look_up(directory, name)
 
-    async def names(self, directory: Directory) -> list[bytes]:
-        """Return the names in the directory, sorted, from a listing that is recent enough."""
-        await self._listings.ensure_listed(directory, max_age_seconds=self._options.revalidate_seconds)
-        return sorted(directory.children)
+    async def names(self, directory: Directory) -> DirectoryNames:
+        """Return the names in the directory, from a listing that is recent enough; it may be still going on.
 
-    async def resolve_many(self, directory: Directory, names: Iterable[bytes]) -> None:
-        """Resolve those of the names that still exist, several at once. Raises what the store raises."""
-        await self._resolver.resolve_many(directory, names)
+        Names that a complete listing has are sorted; those of one that goes on come as it names them.
+        """
+        names = await self._listings.names(directory, max_age_seconds=self._options.revalidate_seconds)
+        directory.look_ahead = LookAhead(names.so_far, _numbers_in(directory))
+        return names
+
+    @staticmethod
+    def outlines(directory: Directory, names: Iterable[bytes]) -> Iterator[tuple[bytes, Inode | Outline]]:
+        """Yield what is known of entries without a request; those that are gone are left out."""
+        prefix = directory.prefix
+        for name in names:
+            child = directory.children.get(name)
+            if isinstance(child, Inode):
+                yield name, child
+            elif child is not None:
+                yield name, Outline(_number_of(prefix, name, child), kind_of(child))
+
+    async def resolve_ahead(self, directory: Directory, names: Iterable[bytes]) -> None:
+        """Find out what is not known of the entries yet, several at once, as far as that succeeds."""
+        await self._resolver.resolve_ahead(directory, names)
 
     # Changing
 
@@ -359,6 +387,28 @@ class Namespace:
         """List again where the last listing is too old for an answer about this name."""
         if directory.listed_at is not None:
             await self._listings.ensure_listed(directory, max_age_seconds=self._options.revalidate_seconds)
+
+
+def _number_of(prefix: str, name: bytes, child: Child) -> int:
+    """Return the number that an entry has or, if nobody has looked at it, would get."""
+    if isinstance(child, Inode):
+        return child.number
+    remembered = child.remembered
+    if remembered is not None:
+        return remembered.number
+    slash = "/" if isinstance(child, ListedDirectory) else ""
+    return number_of_key(f"{prefix}{keys.segment_of(name)}{slash}")
+
+
+def _numbers_in(directory: Directory) -> Callable[[bytes], int]:
+    """Return what tells the numbers of the entries of a directory; 0 for those that are gone."""
+    prefix = directory.prefix
+
+    def number_of(name: bytes) -> int:
+        child = directory.children.get(name)
+        return 0 if child is None else _number_of(prefix, name, child)
+
+    return number_of
 
 
 def _is_known_below(inode: Inode) -> bool:

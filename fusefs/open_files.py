@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
+
+import trio
 
 from fusefs.errors import BadHandle
 from fusefs.inodes import Directory, File
@@ -25,12 +27,31 @@ class OpenFile:
         return self.flags & os.O_ACCMODE != os.O_RDONLY
 
 
+class Names(Protocol):
+    """The names of a directory, each at a place that stays."""
+
+    async def take(self, start: int, count: int) -> list[bytes]:
+        """Return up to `count` names from place `start` on; none means the end."""
+
+
+class _NoNames:
+    """Where nothing has been read yet; a reader begins at place 0, where the names are taken."""
+
+    async def take(self, start: int, count: int) -> list[bytes]:
+        await trio.lowlevel.checkpoint()
+        return []
+
+
 @dataclass(eq=False, slots=True)
 class OpenDirectory:
     """One opendir(3): the names as they were when reading began, so that what is read stays in order."""
 
     directory: Directory
-    names: list[bytes] = field(default_factory=list)
+    names: Names = field(default_factory=_NoNames)
+    #: `Directory.lookups_within` at the last read.
+    lookups_seen: int = 0
+    #: Whether entries were looked up between two reads: attributes are wanted.
+    is_detailed: bool = False
 
 
 _Handle = TypeVar("_Handle", OpenFile, OpenDirectory)

@@ -15,14 +15,15 @@ from typing import Final
 
 import pyfuse3
 
-from fusefs.entry_attributes import entry_attributes, missing_entry
+from fusefs.entry_attributes import entry_attributes, missing_entry, outlined_entry
 from fusefs.errno_boundary import errno_boundary, silent_boundary
 from fusefs.errors import NoSuchEntry, OperationNotPermitted
 from fusefs.filesystem import AttributeChanges, Caller, Filesystem
 from fusefs.inodes import Inode
+from fusefs.namespace import Outline
 
 READDIR_BATCH: Final = 128
-"""Entries resolved ahead for one READDIRPLUS; the kernel's buffer takes about as many."""
+"""Entries for one READDIRPLUS; the kernel's buffer takes about as many."""
 
 _CAPACITY_BLOCKS: Final = 1 << 38
 """What statfs says: 2^38 blocks of 4 KiB, 1 PiB. A bucket has no size, and servers refuse to start on a full disk."""
@@ -194,10 +195,14 @@ class FuseOperations(pyfuse3.Operations):
 
     @errno_boundary
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        for name, inode, position in await self._filesystem.readdir(fh, start_id, READDIR_BATCH):
-            if not pyfuse3.readdir_reply(token, name, self._entry(inode), position):
+        for name, entry, position in await self._filesystem.readdir(fh, start_id, READDIR_BATCH):
+            if isinstance(entry, Outline):
+                if not pyfuse3.readdir_reply(token, name, outlined_entry(entry), position):
+                    return
+            elif pyfuse3.readdir_reply(token, name, self._entry(entry), position):
+                self._filesystem.refer(entry)
+            else:
                 return
-            self._filesystem.refer(inode)
 
     @errno_boundary
     async def releasedir(self, fh: int) -> None:

@@ -30,6 +30,22 @@ DETOURS_PREFIX: Final = f"{RESERVED_PREFIX}moving/"
 """Where an object waits while its own key is taken."""
 
 
+class Deletions:
+    """The segments of keys in one directory whose objects have gone since this began."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self.objects: set[str] = set()
+        #: Of directories below which something has gone, or whose marker has.
+        self.directories: set[str] = set()
+
+    def note(self, key: str) -> None:
+        """Note that the object under `key` is gone."""
+        if key.startswith(self._prefix):
+            name, slash, _ = key[len(self._prefix) :].partition("/")
+            (self.directories if slash else self.objects).add(name)
+
+
 class Placement:
     """The known objects of a bucket, by key; `place`, `vacate` and `forget_leftover` are the only changes."""
 
@@ -40,7 +56,7 @@ class Placement:
         self._leftovers: dict[str, Version] = {}
         #: How many of both lie below a prefix, for each prefix of a key.
         self._below: Counter[str] = Counter()
-        self._recorders: list[set[str]] = []
+        self._recorders: list[Deletions] = []
 
     def place(self, inode: Inode, version: Version) -> None:
         """Note that the bucket holds `version` for `inode`; where it held another one there is a leftover now."""
@@ -73,8 +89,8 @@ class Placement:
         if self._leftovers.get(version.key) == version:
             del self._leftovers[version.key]
             self._count(version.key, -1)
-            for deleted in self._recorders:
-                deleted.add(version.key)
+            for recorder in self._recorders:
+                recorder.note(version.key)
 
     def target(self, inode: Inode) -> str | None:
         """Return the key that the inode's object should have; None if there should be no object."""
@@ -115,20 +131,24 @@ class Placement:
         version = owner.version if owner is not None else self._leftovers.get(target)
         return IfMatch(version.etag) if version is not None else CREATE_ONLY
 
-    @property
-    def leftover_keys(self) -> set[str]:
-        """The keys of objects that are gone for the tree, and that only the bucket still has."""
-        return set(self._leftovers)
+    def is_departing(self, key: str) -> bool:
+        """Return whether the bucket may have an object under `key` where the tree has deleted or moved it."""
+        owner = self._owners.get(key)
+        return key in self._leftovers if owner is None else self.target(owner) != key
+
+    def knows_below(self, prefix: str) -> bool:
+        """Return whether we know of objects with this prefix; they depart where the tree has no such directory."""
+        return bool(self._below[prefix]) or prefix in self._owners or prefix in self._leftovers
 
     @contextmanager
-    def recorded_deletions(self) -> Iterator[set[str]]:
-        """Yield a set that gathers the keys of leftovers as they go: a listing of that time may still name them."""
-        deleted: set[str] = set()
-        self._recorders.append(deleted)
+    def recorded_deletions(self, prefix: str) -> Iterator[Deletions]:
+        """Yield what gathers the leftovers that go from a directory: a listing of that time may still name them."""
+        deletions = Deletions(prefix)
+        self._recorders.append(deletions)
         try:
-            yield deleted
+            yield deletions
         finally:
-            self._recorders = [recorder for recorder in self._recorders if recorder is not deleted]
+            self._recorders = [recorder for recorder in self._recorders if recorder is not deletions]
 
     def deletable(self) -> Iterator[Version]:
         """Yield the leftovers whose key no inode of the tree is going to take; a marker comes after all below it.

@@ -169,15 +169,6 @@ class Publisher:
         """Return whether something of the inode is still on its way into the bucket."""
         return inode in self._pending
 
-    def departing(self) -> set[str]:
-        """Return the keys of objects that the bucket may still have where the tree has deleted or moved them."""
-        moved = {
-            inode.version.key
-            for inode in self._pending
-            if inode.version is not None and self._is_elsewhere(inode)
-        }
-        return moved | self._placement.leftover_keys
-
     # Waiting for it
 
     async def publish(self, inode: Inode) -> None:

@@ -27,7 +27,8 @@ from fusefs.errors import (
     StaleFile,
 )
 from fusefs.filesystem import MAX_FILE_SIZE, AttributeChanges, Caller, FilesystemOptions
-from fusefs.inodes import ROOT_NUMBER
+from fusefs.inodes import ROOT_NUMBER, File
+from fusefs.namespace import Outline
 from fusefs.publisher import PublishOptions
 from tests.core.tree import CALLER, Tree, TreeOptions, open_tree, stored, stored_metadata
 from tests.support.faulty import FaultyStorage
@@ -391,15 +392,58 @@ async def test_rewinding_reads_what_is_there_now(autojump_clock: Clock, tmp_path
         assert await read_names(tree, handle, 0, 10) == ["b", "c"]
 
 
-async def test_entries_are_resolved_together(autojump_clock: Clock, tmp_path: Path) -> None:
+async def test_names_cost_no_request_for_each_entry(autojump_clock: Clock, tmp_path: Path) -> None:
+    storage = await filled(*(f"f{number:03d}" for number in range(300)))
+    async with open_tree(storage, tmp_path) as tree:
+        storage.calls.clear()
+        await tree.names()
+        await tree.names()
+        assert [call.verb for call in storage.calls] == [Verb.LIST_PREFIX]
+
+
+async def test_entries_that_are_looked_up_one_by_one_are_resolved_together(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
     """`ls -l` of a hundred files takes a few round trips, not a hundred; and each HEAD is made once."""
     storage = Slow(await filled(*(f"f{number:03d}" for number in range(100))))
     async with open_tree(storage, tmp_path) as tree:
         began = trio.current_time()
-        await tree.names()
+        for name in await tree.names():
+            await tree.find(name)
         await tree.names()
         assert len(storage.calls_of(Verb.HEAD)) == 1 + 100, "the root's marker, and each file"
-        assert trio.current_time() - began <= 6.0
+        assert trio.current_time() - began <= 8.0
+
+
+async def test_a_reader_that_looks_entries_up_is_given_their_attributes(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    """The kernel asks for nothing more then."""
+    async with open_tree(await filled(*(f"f{number:02d}" for number in range(30))), tmp_path) as tree:
+        handle = await tree.filesystem.opendir(1)
+        first = await tree.filesystem.readdir(handle, 0, 10)
+        assert all(isinstance(entry, Outline) for _, entry, _ in first)
+        await tree.filesystem.lookup(1, b"f00")
+        second = await tree.filesystem.readdir(handle, 10, 10)
+        assert all(isinstance(entry, File) for _, entry, _ in second)
+        third = await tree.filesystem.readdir(handle, 20, 10)
+        assert all(isinstance(entry, File) for _, entry, _ in third)
+
+
+async def test_what_is_shown_of_an_entry_that_nobody_has_looked_at(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    """Its type where no other is possible, and the number that it will have."""
+    storage = await filled("d/x")
+    await storage.put("large", b"x" * 5_000)
+    await storage.put("small", b"x", metadata={"mode": str(stat.S_IFLNK | 0o777)})
+    async with open_tree(storage, tmp_path) as tree:
+        handle = await tree.filesystem.opendir(1)
+        shown = {name: entry for name, entry, _ in await tree.filesystem.readdir(handle, 0, 10)}
+        kinds = {name: entry.kind for name, entry in shown.items() if isinstance(entry, Outline)}
+        assert kinds == {b"d": stat.S_IFDIR, b"large": stat.S_IFREG, b"small": 0}
+        for name, entry in shown.items():
+            assert (await tree.find(name.decode())).number == entry.number
 
 
 class Slow(FaultyStorage):
@@ -410,15 +454,19 @@ class Slow(FaultyStorage):
         return await super()._carry_out(request, send)
 
 
-async def test_a_head_that_fails_is_the_readers_error_and_nobody_elses(
+async def test_a_head_that_fails_is_the_error_of_whoever_wants_to_know(
     autojump_clock: Clock, tmp_path: Path
 ) -> None:
+    """And nobody else's."""
     storage = await filled("a", "b", "c")
     async with open_tree(storage, tmp_path) as tree:
-        storage.fail(Unavailable, verb=Verb.HEAD, key="b")
-        with pytest.raises(Unavailable):
-            await tree.names()
         assert await tree.names() == ["a", "b", "c"]
+        storage.fail(Unavailable, verb=Verb.HEAD, key="b", times=2)
+        await tree.find("a")  # and the others ahead
+        with pytest.raises(Unavailable):
+            await tree.find("b")
+        await tree.find("c")
+        await tree.find("b")
 
 
 async def test_a_directory_that_is_opened_to_be_synced_costs_no_request(
@@ -531,7 +579,7 @@ async def test_a_failure_is_told_to_every_close_until_it_is_made_good(
 async def test_an_owner_answers_at_once_and_publishes_behind(autojump_clock: Clock, tmp_path: Path) -> None:
     storage = await filled("gone")
     async with open_tree(storage, tmp_path) as tree:
-        await tree.names()
+        await tree.find("gone")
         storage.calls.clear()
         await tree.write_file("f", b"x")
         await tree.mkdir("d")

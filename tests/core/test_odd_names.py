@@ -47,7 +47,7 @@ async def test_names_that_are_not_utf8(autojump_clock: MockClock, tmp_path: Path
         assert await stored(storage) == {"%bytes-caf%E9/%bytes-%FF": b"bytes", "%bytes-caf%E9/": b""}
     async with open_tree(storage, tmp_path / "two") as tree:
         root = tree.root.number
-        assert await tree.namespace.names(tree.root) == [LATIN1]
+        assert await tree.listed(tree.root) == [LATIN1]
         found = await tree.namespace.lookup(tree.root, LATIN1)
         assert isinstance(found, Directory)
         assert await read(tree, found, b"\xff") == b"bytes"
@@ -77,7 +77,7 @@ async def test_names_that_look_like_escapes(autojump_clock: MockClock, tmp_path:
             b"%key-%25bytes-theirs": b"%bytes-theirs",
             b"%key-%25key-%2525bytes-theirs": b"%key-%25bytes-theirs",
         }
-        assert set(await tree.namespace.names(tree.root)) == {*names, *theirs}
+        assert set(await tree.listed(tree.root)) == {*names, *theirs}
         for name in names:
             assert await read(tree, tree.root, name) == name
         for name, content in theirs.items():

@@ -97,13 +97,14 @@ async def test_a_leftover_is_forgotten_only_in_the_version_that_was_deleted(
         version = a.version
         assert version is not None
         tree.root.detach(b"a")
-        with tree.placement.recorded_deletions() as deleted:
+        with tree.placement.recorded_deletions("") as deleted:
             tree.placement.vacate(a)
             tree.placement.forget_leftover(Version("a", "other", 1))
             assert list(tree.placement.deletable()) == [version]
-            assert tree.placement.leftover_keys == {"a"}
+            assert tree.placement.is_departing("a")
             tree.placement.forget_leftover(version)
-        assert deleted == {"a"}
+            assert not tree.placement.is_departing("a")
+        assert (deleted.objects, deleted.directories) == ({"a"}, set())
 
 
 async def test_a_marker_is_deleted_after_all_that_lies_below_it(

@@ -122,7 +122,7 @@ class Tree:
         directory, name = await self.place_of(path)
         known = self.inodes[directory]
         assert isinstance(known, Directory)
-        if name in await self.namespace.names(known):
+        if name in await self.listed(known):
             handle = await self.open(path, os.O_WRONLY | os.O_TRUNC)
         else:
             handle = await self.create(path, flags=os.O_WRONLY)
@@ -169,6 +169,14 @@ class Tree:
             return names
         finally:
             await self.filesystem.releasedir(handle)
+
+    async def listed(self, directory: Directory) -> list[bytes]:
+        """Return the names of a directory when all of them are known."""
+        names = await self.namespace.names(directory)
+        found: list[bytes] = []
+        while more := await names.take(len(found), 1_000):
+            found += more
+        return found
 
     async def publish_all(self) -> None:
         """As `Publisher.publish_all`, which must end."""

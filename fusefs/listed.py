@@ -1,0 +1,136 @@
+"""What is known of an entry that nobody has looked at: what the listing said, and what an earlier mount remembered.
+
+A directory may have a million of them, so each is one short string of bytes with a fixed layout and not an object with
+fields: size, time and ETag of the object, and where they are known the inode number, the attributes and the target of a
+symbolic link.
+"""
+
+from __future__ import annotations
+
+import stat
+import struct
+from typing import Final, NamedTuple, TypeVar
+
+from backends.base import ObjectInfo
+from fusefs.attributes import Attributes
+
+MAX_SYMLINK_SIZE: Final = 4_095
+"""Linux's PATH_MAX without the zero at its end: a longer object that calls itself a symlink is none."""
+
+_HEAD: Final = struct.Struct("<QqH")
+_REMEMBERED: Final = struct.Struct("<QIIIIqqq")
+
+_Entry = TypeVar("_Entry", bound="ListedEntry")
+
+
+class Remembered(NamedTuple):
+    """What an inode was when it was last seen."""
+
+    number: int
+    attributes: Attributes
+    #: Of a symbolic link.
+    target: bytes = b""
+
+
+class ListedEntry(bytes):
+    """The layout; two entries are equal if everything that is known of them is."""
+
+    __slots__ = ()
+
+    @classmethod
+    def pack(
+        cls: type[_Entry],
+        *,
+        size: int,
+        stored_at_ns: int,
+        etag: str,
+        remembered: Remembered | None = None,
+    ) -> _Entry:
+        """Raises `struct.error` where a value is beyond what the layout holds: a time after the year 2262."""
+        packed_etag = etag.encode()
+        head = _HEAD.pack(size, stored_at_ns, len(packed_etag)) + packed_etag
+        return cls(head if remembered is None else head + _pack_remembered(remembered))
+
+    @property
+    def size(self) -> int:
+        """The object's size in bytes."""
+        size: int = _HEAD.unpack_from(self)[0]
+        return size
+
+    @property
+    def stored_at_ns(self) -> int:
+        """When the store received the object, by its own clock."""
+        stored_at_ns: int = _HEAD.unpack_from(self)[1]
+        return stored_at_ns
+
+    @property
+    def etag(self) -> str:
+        return self[_HEAD.size : self._head_end].decode()
+
+    @property
+    def remembered(self) -> Remembered | None:
+        """What is known beyond the listing; None if nothing is."""
+        start = self._head_end
+        if len(self) == start:
+            return None
+        number, mode, uid, gid, rdev, atime_ns, mtime_ns, ctime_ns = _REMEMBERED.unpack_from(self, start)
+        attributes = Attributes(
+            mode=mode,
+            uid=uid,
+            gid=gid,
+            rdev=rdev,
+            atime_ns=atime_ns,
+            mtime_ns=mtime_ns,
+            ctime_ns=ctime_ns,
+        )
+        return Remembered(number, attributes, bytes(self[start + _REMEMBERED.size :]))
+
+    @property
+    def _head_end(self) -> int:
+        length: int = _HEAD.unpack_from(self)[2]
+        return _HEAD.size + length
+
+
+class ListedObject(ListedEntry):
+    """An object: a file, a symbolic link or something special."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, info: ObjectInfo) -> ListedObject:
+        return cls.pack(size=info.size, stored_at_ns=info.last_modified_ns, etag=info.etag)
+
+
+class ListedDirectory(ListedEntry):
+    """A common prefix. There may be a marker with attributes, which the listing of the parent does not tell."""
+
+    __slots__ = ()
+
+
+UNKNOWN_DIRECTORY: Final = ListedDirectory.pack(size=0, stored_at_ns=0, etag="")
+"""A common prefix of which nothing else is known."""
+
+
+def kind_of(entry: ListedEntry) -> int:
+    """Return the type bits of the mode that the entry must have, or 0 where its metadata would have to be read."""
+    if isinstance(entry, ListedDirectory):
+        return stat.S_IFDIR
+    remembered = entry.remembered
+    if remembered is not None:
+        return remembered.attributes.kind
+    return stat.S_IFREG if entry.size > MAX_SYMLINK_SIZE else 0
+
+
+def _pack_remembered(remembered: Remembered) -> bytes:
+    number, attributes, target = remembered
+    packed = _REMEMBERED.pack(
+        number,
+        attributes.mode,
+        attributes.uid,
+        attributes.gid,
+        attributes.rdev,
+        attributes.atime_ns,
+        attributes.mtime_ns,
+        attributes.ctime_ns,
+    )
+    return packed + target

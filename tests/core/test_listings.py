@@ -1,0 +1,196 @@
+"""Listings of large directories: names come while the rest is still being listed, and little is kept of each."""
+
+from __future__ import annotations
+
+import gc
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from backends.base import ListPage, ObjectInfo
+from backends.errors import Unavailable
+from backends.intercepted import Verb
+from backends.memory import MemoryStorage
+from fusefs.errors import NoSuchEntry
+from fusefs.inodes import Directory
+from tests.core.tree import Tree, open_tree
+from tests.support.faulty import FaultyStorage
+
+MILLION = 1_000_000
+
+
+async def filled(*keys: str) -> FaultyStorage:
+    storage = FaultyStorage(MemoryStorage())
+    for key in keys:
+        await storage.put(key, b"" if key.endswith("/") else key.encode())
+    storage.calls.clear()
+    return storage
+
+
+async def read(tree: Tree, handle: int, start: int) -> list[bytes]:
+    return [name for name, _, _ in await tree.filesystem.readdir(handle, start, 10_000)]
+
+
+async def test_the_first_entries_come_before_the_rest_is_listed(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    keys = [f"f{number:04d}" for number in range(2_500)]
+    storage = await filled(*keys)
+    async with open_tree(storage, tmp_path) as tree:
+        second = storage.hold(Verb.LIST_PREFIX, call=2)
+        handle = await tree.filesystem.opendir(1)
+        first = await read(tree, handle, 0)
+        assert first == [key.encode() for key in keys[:1_000]]
+        await second.reached.wait()
+        second.open()
+        seen = first
+        while more := await read(tree, handle, len(seen)):
+            seen = seen + more
+        assert seen == [key.encode() for key in keys]
+        assert len(storage.calls_of(Verb.LIST_PREFIX)) == 3
+
+
+async def test_what_happens_while_a_reader_follows_a_listing(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Each name once, and at the end those that the bucket does not have yet; what was removed is not shown."""
+    storage = await filled(*(f"f{number:04d}" for number in range(1_500)))
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.names()
+        await trio.sleep(61)
+        puts = storage.hold(Verb.PUT)
+        await tree.write_file("a", b"")
+        await trio.sleep(61)
+        second = storage.hold(Verb.LIST_PREFIX, call=2)
+        handle = await tree.filesystem.opendir(1)
+        first = await read(tree, handle, 0)
+        await tree.unlink("f1400")
+        second.open()
+        seen = first
+        while more := await read(tree, handle, len(seen)):
+            seen = seen + more
+        names = [name.decode() for name in seen]
+        assert sorted(names) == sorted({*(f"f{number:04d}" for number in range(1_500)), "a"} - {"f1400"})
+        assert names[-1] == "a"
+        puts.open()
+
+
+async def test_a_listing_that_fails_half_way(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """Whoever reads it learns that, and nothing is taken for all there is."""
+    storage = await filled(*(f"f{number:04d}" for number in range(1_500)))
+    async with open_tree(storage, tmp_path) as tree:
+        storage.fail(Unavailable, verb=Verb.LIST_PREFIX, call=2)
+        second = storage.hold(Verb.LIST_PREFIX, call=2)
+        handle = await tree.filesystem.opendir(1)
+        first = await read(tree, handle, 0)
+        second.open()
+        with pytest.raises(Unavailable):
+            await read(tree, handle, len(first))
+        assert len(await tree.names()) == 1_500
+        await tree.find("f1499")
+
+
+async def test_a_failed_first_listing_is_followed_by_what_is_there_then(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    storage = await filled(*(f"f{number:04d}" for number in range(1_500)))
+    async with open_tree(storage, tmp_path) as tree:
+        storage.fail(Unavailable, verb=Verb.LIST_PREFIX, call=2)
+        with pytest.raises(Unavailable):
+            await tree.find("f0000")
+        await storage.delete("f0000")
+        with pytest.raises(NoSuchEntry):
+            await tree.find("f0000")
+
+
+async def test_an_object_and_a_directory_of_one_name_on_different_pages(
+    autojump_clock: MockClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Their keys are not neighbours: `x`, then all that begins with `x-`, then `x/`."""
+    storage = await filled("x", *(f"x-{number:04d}" for number in range(1_500)), "x/y")
+    async with open_tree(storage, tmp_path) as tree:
+        for _ in range(2):
+            names = await tree.names()
+            assert (len(names), len(set(names))) == (1_501, 1_501)
+            assert isinstance(await tree.find("x"), Directory)
+            assert [record.getMessage() for record in caplog.records] == [
+                "the object 'x' cannot be shown: a directory has the same name"
+            ]
+            await trio.sleep(61)
+        await storage.delete("x/y")
+        await trio.sleep(61)
+        await tree.names()
+        assert (await tree.find("x")).size == 1
+
+
+async def test_numbers_are_the_same_in_every_mount(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """Also in one that can write nothing into the bucket."""
+    storage = await filled("d/a", "d/b", "d/e/", "f")
+    found: list[dict[str, int]] = []
+    for mount in ("1", "2"):
+        async with open_tree(storage, tmp_path / mount) as tree:
+            paths = ["f", "d", "d/e", "d/b", "d/a"] if found else ["d", "d/a", "d/b", "d/e", "f"]
+            found.append({path: (await tree.find(path)).number for path in paths})
+    assert found[0] == found[1]
+    assert len(set(found[0].values())) == 5
+
+
+async def test_a_number_that_is_taken_is_not_given_again(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """A file moves away, somebody else makes an object under its old name: the kernel must not confuse the two."""
+    storage = await filled("a")
+    async with open_tree(storage, tmp_path) as tree:
+        moved = await tree.find("a")
+        await tree.rename("a", "b")
+        await tree.publish_all()
+        await storage.put("a", b"theirs")
+        await trio.sleep(61)
+        await tree.names()
+        theirs = await tree.find("a")
+        assert theirs.number != moved.number
+        assert tree.inodes[theirs.number] is theirs
+        assert tree.inodes[moved.number] is moved
+
+
+class ManyKeys(MemoryStorage):
+    """A directory of a million objects that takes no memory itself; each page is made when it is asked for."""
+
+    async def list_prefix(self, prefix: str = "", **options: Any) -> ListPage:
+        await trio.lowlevel.checkpoint()
+        first = int(options.get("page_token") or 0)
+        objects = tuple(
+            ObjectInfo(
+                key=f"measurement-{number:07d}.json",
+                etag=f"{number:032x}",
+                size=100_000 + number,
+                last_modified_ns=1_700_000_000_000_000_000 + number,
+            )
+            for number in range(first, first + 1_000)
+        )
+        return ListPage(
+            objects=objects, prefixes=(), next_token=str(first + 1_000) if first + 1_000 < MILLION else None
+        )
+
+
+async def test_a_directory_of_a_million_files_takes_little_memory(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Its names can be read, and an entry is found, with some 300 bytes for each of them."""
+    async with open_tree(ManyKeys(), tmp_path) as tree:
+        gc.collect()
+        before = resident_bytes()
+        handle = await tree.filesystem.opendir(1)
+        position = 0
+        while entries := await tree.filesystem.readdir(handle, position, 5_000):
+            position = entries[-1][2]
+        assert position == MILLION
+        assert resident_bytes() - before < 350 * MILLION
+
+
+def resident_bytes() -> int:
+    """Return how much memory this process has."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
