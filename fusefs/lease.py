@@ -86,7 +86,7 @@ class Lease(abc.ABC):
         """Give it back, so that the next mount does not wait; it is not held from now on, whatever becomes of it.
 
         `clean` says that everything is published, so that no log is needed any more. Raises nothing that the store
-        raises: a lease that cannot be given back ends with its term.
+        raises: a lease that cannot be given back ends with its term. Whoever may be cancelled meanwhile shields it.
         """
 
     @abc.abstractmethod

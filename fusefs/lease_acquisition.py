@@ -9,6 +9,8 @@ Nothing is repeated here: the store given has its own patience. But a write whos
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +32,8 @@ from fusefs.lease_record import (
     with_log,
 )
 from fusefs.stored_lease import LEASE_KEY, FoundLease, StoredLease, look
+
+_log = logging.getLogger(__name__)
 
 _LOOKS_PER_TERM: Final = 12
 
@@ -55,8 +59,16 @@ class Claim:
             raise ValueError(f"a term of {self.term_seconds} s")
 
 
+def waiting_message(seconds: float, record: LeaseRecord) -> str:
+    """Return what to tell whoever waits for `acquire`, in one line."""
+    return (
+        f"the prefix is mounted read-write at {record.holder_shown}, or was when that mount died;"
+        f" it is taken over if nothing is heard of it for {math.ceil(seconds)} s more"
+    )
+
+
 def ignore_waiting(seconds: float, record: LeaseRecord) -> None:
-    """Tell nobody."""
+    """Tell nobody; the log says it once anyway."""
 
 
 def check_supported(capabilities: Capabilities) -> None:
@@ -126,6 +138,7 @@ class _Acquisition:
         self._seen: FoundLease | None = None
         self._seen_at = 0.0
         self._is_alive = False
+        self._has_logged = False
 
     async def run(self) -> StoredLease:
         while True:
@@ -160,10 +173,13 @@ class _Acquisition:
         now = trio.current_time()
         if self._is_alive and now >= self._give_up_at:
             raise LeaseHeld(
-                f"the prefix is in use: it is mounted read-write at {record.holder_shown}, which is alive;"
-                " unmount it there first, or mount with --shared or --read-only"
+                f"the prefix is in use: it is mounted read-write at {record.holder_shown}, and that mount is alive;"
+                " unmount it there first, or mount with --read-only"
             )
         left = self._seen_at + record.watched_seconds - now
+        if not self._has_logged:
+            self._has_logged = True
+            _log.info("%s", waiting_message(left, record))
         self._on_waiting(left, record)
         await trio.sleep(min(left, record.watched_seconds / _LOOKS_PER_TERM))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 
@@ -14,7 +15,7 @@ from backends.errors import AccessDenied, PreconditionFailed, StorageError, Unav
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs.errors import LeaseDamaged, LeaseHeld, MountError
-from fusefs.lease_acquisition import acquire, check_supported
+from fusefs.lease_acquisition import acquire, check_supported, waiting_message
 from fusefs.lease_record import LeaseRecord, LogPlace
 from fusefs.stored_lease import LEASE_KEY, StoredLease
 from tests.core.leases import TERM, WallClock, claim, record_in, take
@@ -74,6 +75,19 @@ async def test_a_silent_holder_is_watched_for_its_whole_term(autojump_clock: Moc
     assert len(storage.calls) < 20
 
 
+async def test_whoever_waits_is_told_why(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
+    storage = MemoryStorage()
+    await take(storage, "a")
+    record = await record_in(storage)
+    caplog.set_level(logging.INFO)
+    await take(storage, "b")
+    assert caplog.messages == [waiting_message(TERM, record)]
+    assert waiting_message(29.3, record) == (
+        "the prefix is mounted read-write at /mnt/a on host host-a (process 7, since 2023-11-14 22:13:20 UTC), or was"
+        " when that mount died; it is taken over if nothing is heard of it for 30 s more"
+    )
+
+
 async def test_the_wait_counts_from_the_answer(autojump_clock: MockClock) -> None:
     """A state that was asked for long ago may have come about since."""
     storage = FaultyStorage(MemoryStorage())
@@ -100,7 +114,7 @@ async def test_a_holder_that_is_alive_is_left_alone(autojump_clock: MockClock) -
         assert trio.current_time() - began < TERM / 2
         assert str(refusal.value) == (
             "the prefix is in use: it is mounted read-write at /mnt/a on host host-a (process 7, since"
-            " 2023-11-14 22:13:20 UTC), which is alive; unmount it there first, or mount with --shared or --read-only"
+            " 2023-11-14 22:13:20 UTC), and that mount is alive; unmount it there first, or mount with --read-only"
         )
         assert holder.is_held
         nursery.cancel_scope.cancel()
