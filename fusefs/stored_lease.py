@@ -102,7 +102,9 @@ class StoredLease(Lease):
         self._stopped: Final = trio.Event()
         self._lost: Final = trio.Event()
         self._end_reason: str | None = None
+        #: Replaced after each renewal.
         self._renewed = trio.Event()
+        # Under the invariant.
         self._record = taken.record
         self._etag = taken.etag
         self._asked_at = asked_at
@@ -112,6 +114,8 @@ class StoredLease(Lease):
         self._in_doubt_since: float | None = None
         self._logs = taken.record.logs
         self._is_failing = False
+        # What the log was told: since when renewals fail, and that it has lapsed.
+        self._trouble_since: float | None = None
         self._has_told_lapse = False
         self._renewals = 0
         self._failures = 0
@@ -219,26 +223,33 @@ class StoredLease(Lease):
             self._lose(f"the prefix was taken over by {found.record.holder_shown}")
 
     def _note_renewal(self, found: FoundLease, asked_at: float) -> None:
-        if self._now() >= self._holds_until:
-            self._lapses += 1
-        if self._is_failing:
-            _log.warning("the lease is renewed again, %.1f s after the last time", asked_at - self._asked_at)
+        had_lapsed = self._now() >= self._holds_until
         self._record, self._etag, self._asked_at = found.record, found.etag, asked_at
         # What was asked for before depends on a state that is gone, and cannot take effect any more.
         self._in_doubt_since = None
-        self._is_failing = self._has_told_lapse = False
+        self._is_failing = False
         self._renewals += 1
-        self._wake()
+        if self.is_held:  # and not over already, because it was found late
+            self._lapses += had_lapsed
+            self._note_end_of_trouble()
+            self._wake()
 
     def _note_failure(self, error: StorageError) -> None:
         self._failures += 1
-        if not self._is_failing:
-            self._is_failing = True
-            left = self._holds_until - self._now()
+        self._is_failing = True
+        if self._trouble_since is None:
+            self._trouble_since = self._now()
+            left = self._holds_until - self._trouble_since
             _log.warning("the lease could not be renewed, %.1f s of it are left: %s", left, error)
         if not self.is_held and not self._has_told_lapse:
             self._has_told_lapse = True
             _log.error("the lease has lapsed; whatever needs it waits until it can be renewed: %s", error)
+
+    def _note_end_of_trouble(self) -> None:
+        if self._trouble_since is not None:
+            _log.warning("the lease is renewed again, after %.1f s", self._now() - self._trouble_since)
+        self._trouble_since = None
+        self._has_told_lapse = False
 
     def _lose(self, reason: str) -> None:
         _log.error("the lease is lost, and this mount writes no more: %s", reason)

@@ -199,17 +199,21 @@ async def test_a_renewal_whose_answer_is_lost(error: type[StorageError], autojum
         assert not storage.faults_left
 
 
-async def test_every_answer_is_lost_for_some_time(autojump_clock: MockClock) -> None:
+async def test_every_answer_is_lost_for_some_time(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
     """Renewals arrive, one of many, and nobody hears of it; meanwhile the lease counts as not renewed."""
     storage = FaultyStorage(MemoryStorage())
     lease = await take(storage, "a")
     async with running(lease):
         storage.fail(Unavailable, times=math.inf, answer_lost=True)
-        await trio.sleep(TERM)
+        await trio.sleep(2 * TERM)
         assert not holds(lease)
         storage.heal()
         await trio.sleep(TERM / 2)
         assert lease.is_held
+        assert lease.statistics().lapses == 1
+    assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR", "WARNING"]
 
 
 async def test_a_found_renewal_counts_from_when_it_may_have_been_sent(autojump_clock: MockClock) -> None:
