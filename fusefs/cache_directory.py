@@ -31,6 +31,7 @@ class CacheDirectory:
         self._path = cache_dir / "mounts" / mount_id
         self._lock = lock
         self.orphans = orphans
+        self.kept = cache_dir / "kept"
         self.rescued = cache_dir / "rescued" / mount_id
 
     @classmethod

@@ -11,6 +11,12 @@ Three sets of byte ranges tell where each byte is. `present` bytes are in the st
 with `take`, which removes them from `unsent`; a write puts them back. Whoever completes an upload looks, with no
 `await` between, whether `unsent` is empty inside what it sent: then the object is one whole version of the file.
 
+Blocks that came from the bucket have checksums (`fusefs.block_checksums`) and are compared with them whenever they are
+read: what the local disk has damaged is not present any more, is reported, and fetched again. What an earlier mount
+has kept of the base (`fusefs.kept_content`) becomes present when the file is first touched, and is checked as well.
+
+    blocks with a checksum  are inside  present without dirty    (invariant 4)
+
 Everything here is synchronous but `read` and `fetch`; after each of their awaits the sets are looked at anew,
 because writers and publishers have been at work meanwhile.
 """
@@ -18,6 +24,8 @@ because writers and publishers have been at work meanwhile.
 from __future__ import annotations
 
 import errno
+import logging
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,14 +36,21 @@ import trio
 
 from backends.base import MIB, Data, ObjectStorage
 from backends.errors import NotFound, PreconditionFailed, RangeNotSatisfiable
-from fusefs.errors import StaleFile
-from fusefs.extents import ExtentSet
+from fusefs.block_checksums import BlockChecksums, enclosing
+from fusefs.errors import DamagedCache, StaleFile
+from fusefs.extents import Extent, ExtentSet
+from fusefs.kept_content import KeptContent
 from fusefs.prefetch import SequentialDetector
 from fusefs.stage import Stage
 from fusefs.stage_budget import StageBudget
 
+_log = logging.getLogger(__name__)
+
 FETCH_SIZE: Final = 4 * MIB
 """Bytes of one ranged GET: long enough to be limited by the network and not by the request, and many fit a window."""
+
+DAMAGED_READS: Final = 3
+"""How often one read fetches again what the local disk has damaged, before it is an error."""
 
 
 class Spawn(Protocol):
@@ -63,6 +78,7 @@ class ContentSources:
     budget: StageBudget
     #: Bounds the ranged GETs under way for all files together, and so the memory they hold.
     fetch_limiter: trio.CapacityLimiter
+    kept: KeptContent
 
 
 @dataclass(eq=False, slots=True)
@@ -93,6 +109,10 @@ class Content:
         self._replaced = trio.Event()
         self._replaced.set()
         self._pins = 0
+        self.checksums = BlockChecksums()
+        self._is_untouched = base is not None
+        self._damage_reported = False
+        self._missing_are_zeros = False
 
     @property
     def changed(self) -> bool:
@@ -101,14 +121,15 @@ class Content:
 
     @property
     def detached(self) -> bool:
-        """Whether every byte is staged, so that the base is not needed any more."""
-        return self.present.covers(0, self.base_limit)
+        """Whether every byte is staged and was seen to be right, so that the base is not needed any more."""
+        return self.present.covers(0, self.base_limit) and self.checksums.all_proved
 
     def write(self, offset: int, data: Data) -> None:
         """Put bytes into the stage; beyond the end the file grows, with zeros in between.
 
         Raises OSError of the local disk; what was written before it is part of the file, as with write(2).
         """
+        self._take_over_kept()
         view = memoryview(data)
         while view:
             end = offset + self._file.write(offset, view)
@@ -123,7 +144,9 @@ class Content:
 
     def truncate(self, size: int) -> None:
         """Cut the file, or let it grow with zeros."""
+        self._take_over_kept()
         if size < self.size:
+            self._forget_checksums(size, self.size)
             self._file.truncate(size)
             for extents in (self.present, self.dirty, self.unsent):
                 extents.truncate(size)
@@ -135,9 +158,16 @@ class Content:
         self._note_staged()
 
     def take(self, start: int, end: int) -> bytes:
-        """Return present bytes for an upload, and note that it has them."""
+        """Return present bytes for an upload, and note that it has them.
+
+        Raises `DamagedCache` where the disk has damaged clean ones, which have to be fetched again then.
+        """
+        is_whole = self._missing_are_zeros or self.present.covers(start, min(end, self.size))
+        data = self._staged(start, end) if is_whole else None
+        if data is None:
+            raise DamagedCache(f"staged bytes between {start} and {end} were damaged")
         self.unsent.remove(start, end)
-        return self._file.read(start, end - start)
+        return data
 
     def give_back(self) -> None:
         """Note that no upload has anything: the one that took bytes has failed."""
@@ -177,6 +207,15 @@ class Content:
             self._note_staged()
 
     @contextmanager
+    def zeros_for_missing(self) -> Iterator[None]:
+        """Let uploads take bytes that can be fetched nowhere any more, as zeros, for the block."""
+        self._missing_are_zeros = True
+        try:
+            yield
+        finally:
+            self._missing_are_zeros = False
+
+    @contextmanager
     def being_replaced(self) -> Iterator[None]:
         """Say that the block puts another version in the place of the base, and notes it.
 
@@ -199,13 +238,40 @@ class Content:
         ]:
             self._file.punch_hole(extent.start, extent.length)
             self.present.remove(extent.start, extent.end)
+            self.checksums.forget(extent.start, extent.end)
         self._note_staged()
+
+    def keep(self, used_at_ns: int, deadline: float) -> None:
+        """Leave what is clean to later mounts, at the end of this one; the content is of no use after it.
+
+        Blocks that have no checksum yet are read for it until `deadline`, on the monotonic clock.
+        """
+        base = self.base
+        if base is None or self.changed:
+            return
+        self._add_checksums(deadline)
+        for extent in self.present:
+            for gap in ExtentSet(self.checksums.extents(self.size)).gaps(*extent):
+                self._file.punch_hole(gap.start, gap.length)
+        if self.checksums:
+            checksums = self.checksums.by_block
+            self._sources.kept.keep(
+                self._file, checksums, key=base.key, etag=base.etag, size=base.size, used_at_ns=used_at_ns
+            )
+
+    def _add_checksums(self, deadline: float) -> None:
+        for extent in self.present:
+            for block in self.checksums.lacking(*extent, self.size):
+                if time.monotonic() >= deadline:
+                    return
+                self.checksums.record(block.start, self._file.read(block.start, block.length), self.size)
 
     def discard(self) -> None:
         """Remove everything from the local disk; the file is gone for good, and nothing is fetched for it any more."""
         self.detach()
         self._file.discard()
         self.present, self.dirty, self.unsent = ExtentSet(), ExtentSet(), ExtentSet()
+        self.checksums = BlockChecksums()
         self._note_staged()
 
     def rescue(self, where: Path) -> None:
@@ -237,11 +303,7 @@ class Content:
         disk_is_full = False
         with self.pinned():
             try:
-                if not self.present.covers(offset, min(end, self.base_limit)):
-                    await self._read_through(offset, end, reader)
-                elif reader is not None:
-                    self._fetch_ahead(end, reader.observe(offset, end - offset).ahead_end)
-                data = self._file.read(offset, max(min(end, self.size) - offset, 0))
+                data = await self._read_staged(offset, end, reader)
             except OSError as error:
                 if error.errno != errno.ENOSPC:
                     raise
@@ -253,6 +315,19 @@ class Content:
             self._sources.budget.make_room()  # too much is dirty for anything to be kept, this read's bytes included
         return data
 
+    async def _read_staged(self, offset: int, end: int, reader: SequentialDetector | None) -> bytes:
+        """Return bytes of a pinned content by way of the stage."""
+        for _ in range(DAMAGED_READS):
+            if not self.present.covers(offset, min(end, self.base_limit)):
+                await self._read_through(offset, end, reader)
+            elif reader is not None:
+                self._fetch_ahead(end, reader.observe(offset, end - offset).ahead_end)
+            data = self._staged(offset, min(end, self.size))
+            if data is not None:
+                return data
+            reader = None  # it has seen this read
+        raise DamagedCache(f"what is staged between {offset} and {end} is damaged again and again")
+
     async def _read_past_stage(self, offset: int, end: int) -> bytes:
         """Return bytes of a pinned content where the local disk has no room for those that are missing."""
         while True:
@@ -261,10 +336,10 @@ class Content:
             for gap in list(self.present.gaps(offset, max(offset, min(end, self.base_limit)))):
                 async with self._sources.fetch_limiter:
                     fetched.append((gap.start, await self._get(_Fetch(gap.start, gap.end), base)))
-            if self.base == base:
+            staged = self._staged(offset, min(end, self.size)) if self.base == base else None
+            if staged is not None:
                 break
-        end = min(end, self.size)
-        data = bytearray(self._file.read(offset, max(end - offset, 0)))
+        data = bytearray(staged)
         for start, missing in fetched:
             for gap in self.present.gaps(start, max(start, min(start + len(missing), self.base_limit))):
                 data[gap.start - offset : gap.end - offset] = missing[gap.start - start : gap.end - start]
@@ -290,7 +365,55 @@ class Content:
         clean = 0 if self.base is None or self._pins else staged - self.dirty.total
         self._sources.budget.note(self, staged, clean)
 
+    def _take_over_kept(self) -> None:
+        """Stage what an earlier mount has kept, before the file is read or changed for the first time."""
+        base = self.base
+        if self._is_untouched and base is not None:
+            checksums = self._sources.kept.take_over(self._file, key=base.key, etag=base.etag, size=base.size)
+            self.checksums = BlockChecksums(checksums)
+            for extent in self.checksums.extents(base.size):
+                self.present.add(*extent)
+            self._note_staged()
+        self._is_untouched = False
+
+    def _staged(self, start: int, end: int) -> bytes | None:
+        """Return staged bytes; None where the disk has damaged some of them, which are not present any more then.
+
+        Raises `DamagedCache` for those that nobody else has.
+        """
+        if start >= end:
+            return b""
+        if not self.checksums:
+            return self._file.read(start, end - start)
+        wide = self.checksums.widened(start, end, self.size)
+        data = self._file.read(wide.start, wide.length)
+        damaged = self.checksums.damaged(wide.start, data, self.size)
+        if damaged:
+            self._drop_damaged(damaged)
+            return None
+        return data if wide == (start, end) else data[start - wide.start : end - wide.start]
+
+    def _drop_damaged(self, blocks: list[Extent]) -> None:
+        if self.base is None or blocks[-1].end > self.base_limit:
+            raise DamagedCache(f"bytes {blocks[0].start} to {blocks[-1].end} of a removed file were damaged")
+        for block in blocks:
+            self._file.punch_hole(block.start, block.length)
+            self.checksums.forget(*block)
+            self.present.remove(*block)
+        self._note_staged()
+        if not self._damage_reported:
+            self._damage_reported = True
+            _log.warning(
+                "the local disk has damaged cached bytes of %r; they are fetched again", self.base.key
+            )
+
+    def _forget_checksums(self, start: int, end: int) -> None:
+        """Note that bytes change, and drop what could not be checked any more after it."""
+        for block in self.checksums.forget(start, end):
+            self.present.remove(*block)
+
     def _mark_written(self, start: int, end: int) -> None:
+        self._forget_checksums(start, end)
         for extents in (self.present, self.dirty, self.unsent):
             extents.add(start, end)
 
@@ -300,7 +423,7 @@ class Content:
 
     async def _read_through(self, offset: int, end: int, reader: SequentialDetector | None) -> None:
         if reader is None:
-            await self.fetch(offset, end)
+            await self.fetch(*enclosing(offset, end, self.size))
             return
         wish = reader.observe(offset, end - offset)
         self._fetch_ahead(wish.end, wish.ahead_end)
@@ -313,6 +436,7 @@ class Content:
 
     def _begin_missing(self, start: int, end: int) -> list[_Fetch]:
         """Claim the ranges, none longer than one GET, that are neither present nor being fetched."""
+        self._take_over_kept()
         absent = ExtentSet()
         for gap in self.present.gaps(start, max(start, min(end, self.base_limit))):
             absent.add(gap.start, gap.end)
@@ -378,4 +502,5 @@ class Content:
                 written = self._file.write(position, view[position - start : gap.end - start])
                 self.present.add(position, position + written)
                 position += written
+            self.checksums.record(gap.start, view[gap.start - start : gap.end - start], self.size)
         self._note_staged()

@@ -50,6 +50,7 @@ ERRNO_OF: Final[dict[type[Exception], int]] = {
     # Waited for as an outage is, and then told as one.
     errors.LeaseLapsed: errno.EIO,
     errors.StaleFile: errno.ESTALE,
+    errors.DamagedCache: errno.EIO,
     errors.FileTooLarge: errno.EFBIG,
     errors.NotSupportedHere: errno.EOPNOTSUPP,
     errors.UploadFailed: errno.EIO,

@@ -68,6 +68,10 @@ class StaleFile(FilesystemError):
     """The object was changed or removed in the bucket under a file of this mount. What was written here is kept."""
 
 
+class DamagedCache(FilesystemError):
+    """The local disk has damaged bytes, and they are nowhere else or cannot be had now. React: fetch them again."""
+
+
 class FileTooLarge(FilesystemError):
     """The file would be larger than an object can be."""
 

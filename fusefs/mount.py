@@ -19,7 +19,6 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import pyfuse3
@@ -37,6 +36,7 @@ from fusefs.control import ControlServer, Progress, socket_path
 from fusefs.errors import MountError
 from fusefs.filesystem import Filesystem, FilesystemOptions
 from fusefs.inodes import ROOT_NUMBER, Directory, File, InodeTable
+from fusefs.kept_content import KeptContent, keep_all
 from fusefs.kernel_tuning import tune_mount, tune_process
 from fusefs.mountpoints import check_mountpoint, sync_filesystem
 from fusefs.namespace import Namespace, NamespaceOptions
@@ -91,7 +91,7 @@ async def run_mount(config: Config, on_ready: Callable[[], None]) -> None:
             for orphan in cache.orphans:
                 notes.remember(orphan)
             async with (
-                open_tree(config, storage, cache.stage, mount_id) as tree,
+                open_tree(config, storage, cache, mount_id) as tree,
                 trio.open_nursery() as nursery,
             ):
                 if not config.mount.read_only:
@@ -138,19 +138,23 @@ async def _probe(store: OpenStore, config: Config) -> None:
 
 @asynccontextmanager
 async def open_tree(
-    config: Config, storage: ObjectStorage, stage_path: Path, mount_id: str
+    config: Config, storage: ObjectStorage, cache: CacheDirectory, mount_id: str
 ) -> AsyncIterator[Tree]:
-    """Build everything below the kernel's interface, with its tasks running for the block."""
+    """Build everything below the kernel's interface, with its tasks running for the block.
+
+    If the block ends well, what is clean then is kept for later mounts.
+    """
     options = config.mount
     part_size = (
         config.store.multipart_part_size_bytes if isinstance(config.store, BucketStore) else DEFAULT_PART_SIZE
     )
-    stage = Stage(stage_path)
+    stage = Stage(cache.stage)
     budget = StageBudget(options.cache_size_bytes)
+    kept = KeptContent(cache.kept, budget, store=config.store.identity)
     clock = SystemClock()
     async with trio.open_nursery() as nursery:
         sources = ContentSources(
-            stage, storage, nursery.start_soon, budget, trio.CapacityLimiter(FETCHES_IN_FLIGHT)
+            stage, storage, nursery.start_soon, budget, trio.CapacityLimiter(FETCHES_IN_FLIGHT), kept
         )
         root = Directory(
             number=ROOT_NUMBER,
@@ -222,6 +226,8 @@ async def open_tree(
         finally:
             nursery.cancel_scope.cancel()
             stage.close()
+    keep_all(budget)
+    stage.close()
 
 
 class _Session:

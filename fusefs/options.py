@@ -136,6 +136,10 @@ class MemoryStore(Table):
     def url(self) -> str:
         return "memory://"
 
+    @property
+    def identity(self) -> str:
+        return self.url
+
 
 class DirectoryStore(Table):
     """`[system.storage.fs]`: a directory that plays a bucket."""
@@ -145,6 +149,10 @@ class DirectoryStore(Table):
     @property
     def url(self) -> str:
         return f"file://{self.path}"
+
+    @property
+    def identity(self) -> str:
+        return self.url
 
 
 class BucketStore(Table):
@@ -183,6 +191,11 @@ class BucketStore(Table):
     @property
     def url(self) -> str:
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    @property
+    def identity(self) -> str:
+        """The URL, and the service that it is meant for: two of them may have buckets of the same name."""
+        return f"{self.url} at {self.endpoint}" if self.endpoint else self.url
 
     @field_validator("kms_key_id")
     @classmethod

@@ -11,6 +11,7 @@ handing them to another thread would, and being synchronous they are atomic to e
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -116,6 +117,30 @@ class StageFile:
         os.ftruncate(descriptor, size)
         os.fsync(descriptor)
         shutil.move(self._stage._path(self._number), where)
+        self.discard()
+
+    def take_over(self, path: Path) -> None:
+        """Make a file of the same disk this one, which is empty until then. Raises OSError (ENOENT: it is gone)."""
+        path.rename(self._stage._path(self._number))
+        self._exists = True
+
+    def cut(self, size: int, at_most: int) -> bytes:
+        """Cut the file and return what was beyond. Raises ValueError if that is nothing, or more than `at_most`."""
+        descriptor = self._stage._descriptor(self._number)
+        length = os.fstat(descriptor).st_size - size
+        if not 0 < length <= at_most:
+            raise ValueError(f"it has {length} bytes beyond the {size} of the object")
+        beyond = os.pread(descriptor, length, size)
+        os.ftruncate(descriptor, size)
+        return beyond
+
+    def leave_at(self, path: Path, size: int, trailer: bytes) -> None:
+        """Put `trailer` behind the first `size` bytes and make both the file `path` of the same disk; empty then."""
+        descriptor = self._stage._descriptor(self._number)
+        os.ftruncate(descriptor, size)
+        if os.pwrite(descriptor, trailer, size) != len(trailer):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._stage._path(self._number).rename(path)
         self.discard()
 
     def discard(self) -> None:

@@ -15,6 +15,9 @@ class Evictable(Protocol):
     def evict(self) -> None:
         """Give back clean bytes, and note what is left with `StageBudget.note`."""
 
+    def keep(self, used_at_ns: int, deadline: float) -> None:
+        """Leave clean bytes to later mounts; read nothing for it after `deadline`, on the monotonic clock."""
+
 
 class StageBudget:
     """Bytes staged by all contents of a mount; `note` is called after each change and each use of one."""
@@ -35,6 +38,11 @@ class StageBudget:
     def is_exceeded(self) -> bool:
         """Whether more is staged than may be, although all that could be given back was."""
         return self._total > self._limit
+
+    @property
+    def by_last_use(self) -> list[Evictable]:
+        """The contents with clean bytes, the one that was used last at the end."""
+        return list(self._clean)
 
     def note(self, content: Evictable, staged: int, clean: int) -> None:
         """Count what a content has staged, and make room if that is too much."""

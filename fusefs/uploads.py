@@ -26,7 +26,7 @@ from backends.errors import InvalidPart, StorageError, UploadNotFound
 from backends.multipart import ABORT_TIMEOUT_SECONDS, BufferedMultipartWriter, open_writer
 from fusefs.attributes import to_metadata
 from fusefs.content import Content, Spawn, Version
-from fusefs.errors import StaleFile
+from fusefs.errors import DamagedCache, StaleFile
 from fusefs.extents import ExtentSet
 from fusefs.inodes import File
 from fusefs.upload_plan import CopyRange, Multipart, Plan, UploadRange, plan
@@ -37,7 +37,7 @@ FREE_ROUNDS: Final = 3
 """Rounds of an upload before the writers of its file have to wait."""
 
 RESTARTS: Final = 3
-"""How often a publication begins a new upload where the store does not know the one that it has begun any more."""
+"""How often a publication begins a new upload where the one that it has begun is gone, or was given wrong bytes."""
 
 LAG: Final = 1 * MIB
 """How far behind the end of what was written a stream stays: the kernel may send its last pages again, fuller."""
@@ -219,8 +219,9 @@ class Uploads:
                 except _FileWasCut:
                     # The parts that went up do not fit any more; the next plan is for the shorter file.
                     cuts += 1
-                except (UploadNotFound, InvalidPart) as error:
-                    # Somebody else (a rule of the bucket, an operator) has aborted it; all of it is staged still.
+                except (UploadNotFound, InvalidPart, DamagedCache) as error:
+                    # Somebody else (a rule of the bucket, an operator) has aborted it, and all of it is staged still;
+                    # or the disk has damaged clean bytes, which are fetched again.
                     restarts += 1
                     if restarts > RESTARTS:
                         raise
@@ -238,7 +239,8 @@ class Uploads:
                 staged = [(extent.start, extent.end) for extent in content.present]
                 _log.error("%r: only these ranges could be kept, the rest is zeros: %s", key, staged)
             content.give_back()
-            return await self._begin_stream(file, key, metadata).finish(CREATE_ONLY)
+            with content.zeros_for_missing():
+                return await self._begin_stream(file, key, metadata).finish(CREATE_ONLY)
 
     async def copy(self, source: Version, target: str, *, mode: PutMode, metadata: Metadata) -> Version:
         """Make the object under `target` from `source`, inside the store, whatever its size."""

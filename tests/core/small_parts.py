@@ -9,7 +9,7 @@ import pytest
 from backends import rules
 from backends.base import GIB, KIB, Limits
 from backends.memory import MemoryStorage
-from fusefs import content, uploads
+from fusefs import block_checksums, content, uploads
 from tests.core.tree import TreeOptions
 
 PART: Final = 8 * KIB
@@ -39,3 +39,4 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "S3_LIMITS", LIMITS)
     monkeypatch.setattr(uploads, "LAG", KIB)
     monkeypatch.setattr(content, "FETCH_SIZE", 4 * KIB)
+    monkeypatch.setattr(block_checksums, "BLOCK_SIZE", KIB)

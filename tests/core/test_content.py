@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -20,8 +23,9 @@ from backends.errors import Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs.content import Content, ContentSources, Version
-from fusefs.errors import StaleFile
+from fusefs.errors import DamagedCache, StaleFile
 from fusefs.extents import ExtentSet
+from fusefs.kept_content import KeptContent
 from fusefs.prefetch import SequentialDetector
 from fusefs.stage import Stage
 from fusefs.stage_budget import StageBudget
@@ -36,9 +40,11 @@ async def open_sources(
     storage: ObjectStorage, directory: Path, *, fetches: int = 4, budget: int = 1 << 40
 ) -> AsyncIterator[ContentSources]:
     stage = Stage(directory / "stage")
+    bytes_staged = StageBudget(budget)
+    kept = KeptContent(directory / "kept", bytes_staged, store="memory://")
     async with trio.open_nursery() as nursery:
         yield ContentSources(
-            stage, storage, nursery.start_soon, StageBudget(budget), trio.CapacityLimiter(fetches)
+            stage, storage, nursery.start_soon, bytes_staged, trio.CapacityLimiter(fetches), kept
         )
         nursery.cancel_scope.cancel()
     stage.close()
@@ -58,15 +64,21 @@ def check_invariants(content: Content) -> None:
     assert content.base_limit <= (content.base.size if content.base else 0)
     assert all(content.present.covers(*extent) for extent in content.dirty)
     assert all(content.dirty.covers(*extent) for extent in content.unsent)
+    for block in content.checksums.extents(content.size):
+        assert content.present.covers(*block)
+        assert not content.dirty.intersect(*block)
 
 
 class Machine:
     """One content, the bytes that it must have, and reads and an upload that are under way."""
 
-    def __init__(self, content: Content, nursery: trio.Nursery, faulty: FaultyStorage) -> None:
+    def __init__(
+        self, content: Content, sources: ContentSources, directory: Path, faulty: FaultyStorage
+    ) -> None:
         self.content = content
+        self.sources = sources
+        self.directory = directory
         self.model = bytearray(BODY)
-        self.nursery = nursery
         self.faulty = faulty
         self.stamp = 0
         #: What an upload has taken, and will be the object when it completes.
@@ -95,13 +107,18 @@ class Machine:
 
     async def read_later(self, offset: int, length: int) -> None:
         """Begin a read and go on; what it returns may be of any moment until then."""
-        self.nursery.start_soon(self.content.read, offset, length)
+
+        async def read() -> None:
+            await self.content.read(offset, length)
+
+        self.sources.spawn(read)
 
     async def begin_upload(self) -> None:
-        if self.taken is None:
+        while self.taken is None:
             await self.content.fetch(0, self.content.size)
             self.content.give_back()
-            self.taken = self.content.take(0, self.content.size)
+            with contextlib.suppress(DamagedCache):
+                self.taken = self.content.take(0, self.content.size)
 
     async def complete_upload(self) -> None:
         """What was taken becomes the object, whatever has been written or cut since then."""
@@ -118,8 +135,37 @@ class Machine:
     async def evict(self) -> None:
         self.content.evict()
 
+    async def damage(self, offset: int) -> None:
+        """Change a byte on the disk that can be fetched again, and read it."""
+        if any(
+            block.start <= offset < block.end for block in self.content.checksums.extents(len(self.model))
+        ):
+            _change_a_byte(self.directory / "stage", offset)
+        await self.read(offset, 1)
+
+    async def remount(self, damaged: int) -> None:
+        """Go on with what an end of the mount leaves, and the disk then damages, if nothing is under way."""
+        await self.turn()
+        if self.content.base is None or self.content.changed or self.taken is not None:
+            return
+        base = self.content.base
+        self.content.keep(0, math.inf)
+        self.content.discard()
+        _change_a_byte(self.directory / "kept", damaged)
+        budget = StageBudget(1 << 40)
+        kept = KeptContent(self.directory / "kept", budget, store="memory://")
+        self.sources = replace(self.sources, budget=budget, kept=kept)
+        self.content = Content(self.sources, base=base)
+
     async def turn(self) -> None:
         await trio.testing.wait_all_tasks_blocked()
+
+
+def _change_a_byte(directory: Path, offset: int) -> None:
+    for path in directory.iterdir():
+        data = bytearray(path.read_bytes().ljust(offset + 1, b"\0"))
+        data[offset] ^= 1
+        path.write_bytes(data)
 
 
 offsets = st.integers(0, 48 * KIB)
@@ -132,6 +178,7 @@ steps = st.lists(
         st.tuples(st.just("read"), offsets, lengths),
         st.tuples(st.just("read_ahead"), offsets, lengths),
         st.tuples(st.just("read_later"), offsets, lengths),
+        st.tuples(st.sampled_from(["damage", "remount"]), offsets),
         st.tuples(st.sampled_from(["begin_upload", "complete_upload", "fail_upload", "evict", "turn"])),
     ),
     max_size=40,
@@ -140,8 +187,8 @@ steps = st.lists(
 
 async def run_machine(directory: Path, work: list[tuple[Any, ...]]) -> None:
     faulty = FaultyStorage(MemoryStorage())
-    async with open_sources(faulty, directory, fetches=2) as sources, trio.open_nursery() as nursery:
-        machine = Machine(await stored_content(sources), nursery, faulty)
+    async with open_sources(faulty, directory, fetches=2) as sources:
+        machine = Machine(await stored_content(sources), sources, directory, faulty)
         for name, *arguments in work:
             await getattr(machine, name)(*arguments)
             check_invariants(machine.content)
@@ -151,16 +198,23 @@ async def run_machine(directory: Path, work: list[tuple[Any, ...]]) -> None:
         await machine.complete_upload()
         await machine.evict()
         await machine.read(0, 100 * KIB)
-        machine.content.discard()
         await machine.turn()
-        assert sources.budget.total == 0
+        machine.content.discard()
+        assert machine.sources.budget.total == 0
         assert not list((directory / "stage").iterdir())
+        assert not list((directory / "kept").iterdir())
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
+@settings(
+    max_examples=200,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    deadline=None,
+)
 @given(work=steps)
 def test_a_content_is_an_array_of_bytes(small_parts: None, work: list[tuple[Any, ...]]) -> None:
-    """Writes, cuts, reads, uploads that end later and evictions in any order: reads are right, the invariants hold."""
+    """Writes, cuts, reads, uploads that end later, evictions, remounts and damage to the disk in any order: reads are
+    right, the invariants hold.
+    """
     with TemporaryDirectory() as directory:
         trio.run(run_machine, Path(directory), work, clock=trio.testing.MockClock(autojump_threshold=0))
 

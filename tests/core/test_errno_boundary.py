@@ -33,6 +33,7 @@ INTENDED = {
     errors.LeaseLost: errno.EROFS,
     errors.LeaseLapsed: errno.EIO,
     errors.StaleFile: errno.ESTALE,
+    errors.DamagedCache: errno.EIO,
     errors.FileTooLarge: errno.EFBIG,
     errors.NotSupportedHere: errno.EOPNOTSUPP,
     errors.UploadFailed: errno.EIO,

@@ -26,6 +26,7 @@ from fusefs.attributes import Defaults, fresh
 from fusefs.content import ContentSources
 from fusefs.filesystem import Caller, Filesystem, FilesystemOptions
 from fusefs.inodes import ROOT_NUMBER, Directory, File, Inode, InodeTable
+from fusefs.kept_content import KeptContent, keep_all
 from fusefs.keys import RESERVED_PREFIX
 from fusefs.namespace import Namespace, NamespaceOptions
 from fusefs.placement import Placement
@@ -191,13 +192,16 @@ class Tree:
 async def open_tree(
     storage: ObjectStorage, directory: Path, options: TreeOptions | None = None
 ) -> AsyncIterator[Tree]:
-    """Build a tree over `storage` that stages in `directory`; nothing is published at the end of the block."""
+    """Build a tree over `storage` that stages in `directory`; nothing is published at the end of the block.
+
+    What is clean then is kept in `directory` for the next tree, as it is at the end of a mount.
+    """
     options = options or TreeOptions()
     clock = TrioTime()
     stage = Stage(directory / "stage", max_open_files=options.max_open_stage_files)
     with _bare_failures():
         async with trio.open_nursery() as nursery:
-            tree = _build(storage, stage, clock, nursery, options)
+            tree = _build(storage, stage, directory / "kept", clock, nursery, options)
             await tree.namespace.load_root(tree.root)
             nursery.start_soon(tree.publisher.run)
             try:
@@ -205,10 +209,17 @@ async def open_tree(
             finally:
                 nursery.cancel_scope.cancel()
                 stage.close()
+        keep_all(tree.sources.budget)
+        stage.close()
 
 
 def _build(
-    storage: ObjectStorage, stage: Stage, clock: TrioTime, nursery: trio.Nursery, options: TreeOptions
+    storage: ObjectStorage,
+    stage: Stage,
+    kept: Path,
+    clock: TrioTime,
+    nursery: trio.Nursery,
+    options: TreeOptions,
 ) -> Tree:
     root = Directory(
         number=ROOT_NUMBER,
@@ -219,7 +230,12 @@ def _build(
     inodes = InodeTable(root)
     budget = StageBudget(options.cache_size)
     sources = ContentSources(
-        stage, storage, nursery.start_soon, budget, trio.CapacityLimiter(options.fetches_in_flight)
+        stage,
+        storage,
+        nursery.start_soon,
+        budget,
+        trio.CapacityLimiter(options.fetches_in_flight),
+        KeptContent(kept, budget, store="memory://"),
     )
     placement = Placement(root, mount_id=options.mount_id)
     uploads = Uploads(
