@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
+from fusefs import extended_attributes
+
 _NANOSECONDS: Final = 1_000_000_000
 
 _MAX_ID: Final = 0xFFFF_FFFE
@@ -43,6 +45,8 @@ class Attributes:
     mtime_ns: int
     ctime_ns: int
     rdev: int = 0
+    #: Extended attributes as `extended_attributes` writes them.
+    xattrs: str = ""
 
     @property
     def kind(self) -> int:
@@ -83,7 +87,7 @@ def to_metadata(attributes: Attributes) -> dict[str, str]:
     }
     if attributes.rdev:
         metadata["rdev"] = str(attributes.rdev)
-    return metadata
+    return metadata | extended_attributes.to_metadata(attributes.xattrs)
 
 
 def from_metadata(
@@ -110,6 +114,7 @@ def from_metadata(
         mtime_ns=mtime_ns,
         ctime_ns=_parse_time(metadata.get("ctime"), mtime_ns),
         rdev=_or(_integer(metadata, "rdev"), 0),
+        xattrs=extended_attributes.from_metadata(metadata),
     )
 
 

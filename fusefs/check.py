@@ -16,11 +16,12 @@ from typing import Final
 
 from backends.base import Metadata, ObjectInfo, ObjectStorage, iterate_pages
 from backends.errors import NotFound
+from fusefs import extended_attributes
 from fusefs.attributes import kind_of, unreadable
 from fusefs.keys import RESERVED_PREFIX, name_of
 from fusefs.listed import MAX_SYMLINK_SIZE
 from fusefs.object_writer import CONFLICTS_PREFIX
-from fusefs.placement import DETOURS_PREFIX, ORPHANS_PREFIX
+from fusefs.placement import DETOURS_PREFIX, ORPHANS_PREFIX, ROOT_MARKER
 
 PROBES_PREFIX: Final = f"{RESERVED_PREFIX}probe/"
 """Where `probe` of the seam writes trial objects."""
@@ -67,13 +68,16 @@ _LEFT_BY_MOUNTS: Final = {
 async def findings(storage: ObjectStorage, *, attributes: bool = False) -> AsyncIterator[Finding]:
     """Yield what there is to say, in the order of keys, and of unfinished uploads at the end."""
     inspector = _Inspector()
+    xattrs = _Xattrs()
     async for page in iterate_pages(storage):
         for info in page.objects:
             for finding in inspector.look_at(info):
                 yield finding
-            if attributes and not info.key.startswith(RESERVED_PREFIX):
-                for finding in await _look_at_attributes(storage, info):
+            if attributes:
+                for finding in await _look_at_attributes(storage, info, xattrs):
                     yield finding
+    for finding in xattrs.findings() if attributes else ():
+        yield finding
     for upload in await storage.list_multipart_uploads():
         begun = datetime.fromtimestamp(upload.initiated_ns // 1_000_000_000, UTC)
         yield Finding(
@@ -125,11 +129,34 @@ def _look_at_names(key: str) -> Iterator[Finding]:
         yield Finding(Kind.ESCAPED, key, f"it cannot be a path, and is shown as {path!r}")
 
 
-async def _look_at_attributes(storage: ObjectStorage, info: ObjectInfo) -> list[Finding]:
+class _Xattrs:
+    """Objects that hold extended attributes, and objects that refer to them."""
+
+    def __init__(self) -> None:
+        self.kept: set[str] = set()
+        self.referring: dict[str, str] = {}
+
+    def findings(self) -> Iterator[Finding]:
+        for key in sorted(self.kept - self.referring.keys()):
+            yield Finding(Kind.LEFTOVER, key, "extended attributes that no object refers to")
+        for key in sorted(self.referring.keys() - self.kept):
+            yield Finding(
+                Kind.DAMAGED, self.referring[key], f"its extended attributes are not there: {key!r}"
+            )
+
+
+async def _look_at_attributes(storage: ObjectStorage, info: ObjectInfo, xattrs: _Xattrs) -> list[Finding]:
+    if info.key.startswith(extended_attributes.OBJECTS_PREFIX):
+        xattrs.kept.add(info.key)
+    if info.key.startswith(RESERVED_PREFIX) and not info.key.startswith((CONFLICTS_PREFIX, ROOT_MARKER)):
+        return []
     try:
         metadata = (await storage.head(info.key)).metadata or {}
     except NotFound:
         return []  # it is gone by now
+    xattrs_key = extended_attributes.object_key(extended_attributes.from_metadata(metadata))
+    if xattrs_key is not None:
+        xattrs.referring[xattrs_key] = info.key
     return [Finding(Kind.DAMAGED, info.key, reason) for reason in _damages(metadata, info.size)]
 
 

@@ -53,6 +53,8 @@ ERRNO_OF: Final[dict[type[Exception], int]] = {
     errors.DamagedCache: errno.EIO,
     errors.FileTooLarge: errno.EFBIG,
     errors.NotSupportedHere: errno.EOPNOTSUPP,
+    errors.NoSuchAttribute: errno.ENODATA,
+    errors.NoRoomForAttributes: errno.ENOSPC,
     errors.UploadFailed: errno.EIO,
     errors.FilesystemError: errno.EIO,
     # A missing object is ENOENT only in a lookup, where the namespace says so; under an inode it is a foreign change.

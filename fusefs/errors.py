@@ -80,6 +80,14 @@ class NotSupportedHere(FilesystemError):
     """The call exists and this file system does not do it (an exchange of two names, an odd mode of fallocate)."""
 
 
+class NoSuchAttribute(FilesystemError):
+    """The inode has no extended attribute of this name."""
+
+
+class NoRoomForAttributes(FilesystemError):
+    """The inode would have more bytes of extended attributes than can be kept."""
+
+
 class UploadFailed(FilesystemError):
     """An earlier upload of this file failed and has not succeeded since. The bytes are kept; `__cause__` says why."""
 

@@ -33,6 +33,7 @@ _FLAGS: Final[Mapping[str, _Flag]] = MappingProxyType(
         "read_only": _Flag(None, "Refuse every change."),
         "shared": _Flag(None, "Other hosts write the same prefix."),
         "allow_other": _Flag(None, "Let other users in; the kernel checks permission bits."),
+        "xattr": _Flag(None, "Keep extended attributes, at the cost of a request for each write."),
         "wait_on_close": _Flag(None, "Let close(2) wait for the upload."),
         "publish_delay": _Flag("TIME", "Least time between two publications of a closed file."),
         "publish_interval": _Flag("TIME", "Most time between two publications of an open file."),

@@ -1,17 +1,19 @@
 """What is known of an entry that nobody has looked at: what the listing said, and what an earlier mount remembered.
 
 A directory may have a million of them, so each is one short string of bytes with a fixed layout and not an object with
-fields: size, time and ETag of the object, and where they are known the inode number, the attributes and the target of a
-symbolic link.
+fields: size, time and ETag of the object, and where they are known the inode number, the attributes (extended ones
+included) and the target of a symbolic link.
 """
 
 from __future__ import annotations
 
 import stat
 import struct
+from dataclasses import replace
 from typing import Final, NamedTuple, TypeVar
 
 from backends.base import ObjectInfo
+from fusefs import extended_attributes
 from fusefs.attributes import Attributes
 
 MAX_SYMLINK_SIZE: Final = 4_095
@@ -19,6 +21,9 @@ MAX_SYMLINK_SIZE: Final = 4_095
 
 _HEAD: Final = struct.Struct("<QqH")
 _REMEMBERED: Final = struct.Struct("<QIIIIqqq")
+
+_LENGTH: Final = struct.Struct("<H")
+"""Of a link's target; what comes after it are extended attributes, or the reference to them."""
 
 _Entry = TypeVar("_Entry", bound="ListedEntry")
 
@@ -83,7 +88,8 @@ class ListedEntry(bytes):
             mtime_ns=mtime_ns,
             ctime_ns=ctime_ns,
         )
-        return Remembered(number, attributes, bytes(self[start + _REMEMBERED.size :]))
+        target, xattrs = _unpack_tail(self[start + _REMEMBERED.size :])
+        return Remembered(number, replace(attributes, xattrs=xattrs), target)
 
     @property
     def _head_end(self) -> int:
@@ -133,4 +139,11 @@ def _pack_remembered(remembered: Remembered) -> bytes:
         attributes.mtime_ns,
         attributes.ctime_ns,
     )
-    return packed + target
+    xattrs = extended_attributes.from_metadata(extended_attributes.to_metadata(attributes.xattrs))
+    return packed + _LENGTH.pack(len(target)) + target + xattrs.encode()
+
+
+def _unpack_tail(tail: bytes) -> tuple[bytes, str]:
+    (length,) = _LENGTH.unpack_from(tail)
+    end = _LENGTH.size + length
+    return tail[_LENGTH.size : end], tail[end:].decode()

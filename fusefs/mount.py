@@ -49,6 +49,7 @@ from fusefs.stage_budget import StageBudget
 from fusefs.stores import OpenStore, open_store
 from fusefs.upload_notes import UploadNotes, abort_orphans
 from fusefs.uploads import Uploads
+from fusefs.xattr_calls import XattrCalls
 
 _log = logging.getLogger(__name__)
 
@@ -70,6 +71,8 @@ class Tree:
 
     filesystem: Filesystem
     publisher: Publisher
+    #: None: files have no extended attributes.
+    xattrs: XattrCalls | None
 
 
 async def run_mount(config: Config, on_ready: Callable[[], None]) -> None:
@@ -216,13 +219,16 @@ async def open_tree(
                 read_ahead=options.read_ahead_bytes,
             ),
         )
+        xattrs = XattrCalls(
+            storage, inodes, publisher, clock, read_only=options.read_only, shared=options.shared
+        )
         try:
             await namespace.load_root(root)
         except StorageError as error:
             raise MountError(f"{config.store.url}: {error}") from error
         nursery.start_soon(publisher.run)
         try:
-            yield Tree(filesystem=filesystem, publisher=publisher)
+            yield Tree(filesystem=filesystem, publisher=publisher, xattrs=xattrs if options.xattr else None)
         finally:
             nursery.cancel_scope.cancel()
             stage.close()
@@ -245,6 +251,7 @@ class _Session:
                 entry_timeout_seconds=_freshness_seconds(config.mount),
                 writeback_cache=not config.mount.shared,
             ),
+            tree.xattrs,
         )
         self._mounted = False
         #: Whether what could not be published has been rescued.

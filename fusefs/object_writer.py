@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from backends.base import CREATE_ONLY, OVERWRITE, Metadata, ObjectStorage, PutMode
 from backends.errors import NotFound, PreconditionFailed
+from fusefs import extended_attributes
 from fusefs.attributes import to_metadata
 from fusefs.content import Version
 from fusefs.inodes import Directory, File, Inode, Symlink
@@ -30,10 +32,13 @@ class ObjectWriter:
         self._storage = storage
         self._uploads = uploads
         self._mount_id = mount_id
+        #: Keys of extended attributes that are known to be in the bucket.
+        self._kept_xattrs: set[str] = set()
         self.conflicts = 0
 
     async def write(self, inode: Inode, target: str, *, mode: PutMode, metadata: Metadata) -> Written:
         """Make the object under `target` equal to the inode: an upload, or a copy where the bytes are there already."""
+        await self._keep_xattrs(inode.attributes.xattrs)
         match inode:
             case File() if inode.linked and (inode.content.changed or inode.version is None):
                 return Written(*await self._uploads.publish(inode, target, mode=mode, metadata=metadata))
@@ -55,6 +60,7 @@ class ObjectWriter:
         A store that keeps a tree (SeaweedFS) refuses to create a marker, too, once anything is below it.
         """
         metadata = to_metadata(directory.attributes)
+        await self._keep_xattrs(directory.attributes.xattrs)
         return Version(target, await self._storage.put(target, b"", metadata=metadata, mode=OVERWRITE), 0)
 
     async def keep_beside(self, inode: Inode, target: str) -> Version | None:
@@ -62,6 +68,7 @@ class ObjectWriter:
         self.conflicts += 1
         key = self._conflict_key(inode, target)
         metadata = to_metadata(inode.attributes)
+        await self._keep_xattrs(inode.attributes.xattrs)
         if isinstance(inode, Symlink):
             etag = await self._storage.put(key, inode.target, metadata=metadata, mode=CREATE_ONLY)
             return Version(key, etag, len(inode.target))
@@ -77,6 +84,15 @@ class ObjectWriter:
             return None  # it was the object at the old name that somebody else changed
         inode.content.rebase(version)
         return version
+
+    async def _keep_xattrs(self, text: str) -> None:
+        """Store the extended attributes to which an object's metadata is going to refer."""
+        key = extended_attributes.object_key(text)
+        if key is None or key in self._kept_xattrs or extended_attributes.is_reference(text):
+            return
+        with suppress(PreconditionFailed):  # it is there, and its key says which bytes it has
+            await self._storage.put(key, text.encode(), mode=CREATE_ONLY)
+        self._kept_xattrs.add(key)
 
     def _conflict_key(self, inode: Inode, target: str) -> str:
         suffix = f".{self._mount_id}-{inode.number}-{self.conflicts}"

@@ -3,7 +3,7 @@
 Handlers that pyfuse3 would answer with ENOSYS by default are all defined where the kernel would take that for a
 success from then on (fsync, fsyncdir), or where it would stop asking for something that we want to hear (flush). The
 one exception is getxattr: the kernel asks for `security.capability` before each write(2), and ENOSYS to the first
-makes it ask no more.
+makes it ask no more. A mount that was asked to have extended attributes answers.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from fusefs.errors import NoSuchEntry, OperationNotPermitted
 from fusefs.filesystem import AttributeChanges, Caller, Filesystem
 from fusefs.inodes import Inode
 from fusefs.namespace import Outline
+from fusefs.xattr_calls import XattrCalls
 
 READDIR_BATCH: Final = 128
 """Entries for one READDIRPLUS; the kernel's buffer takes about as many."""
@@ -49,9 +50,12 @@ class FuseOperations(pyfuse3.Operations):
     supports_dot_lookup = True
     enable_acl = False
 
-    def __init__(self, filesystem: Filesystem, options: KernelOptions) -> None:
+    def __init__(
+        self, filesystem: Filesystem, options: KernelOptions, xattrs: XattrCalls | None = None
+    ) -> None:
         super().__init__()
         self._filesystem = filesystem
+        self._xattrs_if_any = xattrs
         self._timeout = options.entry_timeout_seconds
         self._keep_cache = options.writeback_cache
         self.enable_writeback_cache = options.writeback_cache
@@ -154,9 +158,29 @@ class FuseOperations(pyfuse3.Operations):
         )
         return self._entry(await self._filesystem.setattr(inode, changes))
 
+    # Extended attributes
+
+    @property
+    def _xattrs(self) -> XattrCalls:
+        if self._xattrs_if_any is None:
+            raise pyfuse3.FUSEError(errno.ENOSYS)
+        return self._xattrs_if_any
+
     @errno_boundary
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
-        raise pyfuse3.FUSEError(errno.ENOSYS)
+        return await self._xattrs.get(inode, name)
+
+    @errno_boundary
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
+        return await self._xattrs.names(inode, privileged=ctx.uid == 0)
+
+    @errno_boundary
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._xattrs.set(inode, name, value)
+
+    @errno_boundary
+    async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._xattrs.remove(inode, name)
 
     # Files
 

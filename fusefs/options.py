@@ -225,6 +225,9 @@ class MountOptions(Table):
     #: Other users may enter; the kernel checks the permission bits for them.
     allow_other: bool = False
 
+    #: Whether files have extended attributes, for which the kernel asks at each write(2).
+    xattr: bool = False
+
     #: Owner and permission bits of objects that carry none.
     uid: OwnerId = Field(default_factory=os.getuid)
     gid: OwnerId = Field(default_factory=os.getgid)

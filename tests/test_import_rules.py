@@ -72,7 +72,7 @@ def test_every_module_has_its_place(package: str) -> None:
     [
         ("fusefs/keys.py", "import fusefs.namespace", "nothing refers upward"),
         ("fusefs/keys.py", "def late():\n    from fusefs import namespace", "nothing refers upward"),
-        ("fusefs/attributes.py", "import fusefs.keys", "nothing refers upward"),
+        ("fusefs/keys.py", "import fusefs.attributes", "nothing refers upward"),
         ("fusefs/newcomer.py", "", "nothing refers upward"),
         ("backends/newcomer.py", "", "all are above the seam"),
         ("backends/base.py", "import backends.memory", "all are above the seam"),

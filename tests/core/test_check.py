@@ -119,6 +119,21 @@ async def test_damaged_attributes(metadata: Mapping[str, str], size: int, reason
     assert await lines(storage, attributes=True) == [f"damaged 'damaged': {reason}"]
 
 
+async def test_extended_attributes_in_objects_of_their_own() -> None:
+    """What nobody refers to was left when a file was removed; what is not there was lost."""
+    storage = MemoryStorage()
+    kept, unused, lost = (character * 64 for character in "abc")
+    for digest in (kept, unused):
+        await storage.put(f".fusefs/xattrs/{digest}", b"%7B%7D")
+    await storage.put("whole", b"", metadata={"xattr-object": kept})
+    await storage.put("damaged", b"", metadata={"xattr-object": lost})
+    assert await lines(storage) == []
+    assert await lines(storage, attributes=True) == [
+        f"leftover '.fusefs/xattrs/{unused}': extended attributes that no object refers to",
+        f"damaged 'damaged': its extended attributes are not there: '.fusefs/xattrs/{lost}'",
+    ]
+
+
 async def test_one_listing_is_all_it_takes() -> None:
     storage = MeteredStorage(await filled(*(f"{number:04}" for number in range(2_500))))
     assert await lines(storage) == []

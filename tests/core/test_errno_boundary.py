@@ -36,6 +36,8 @@ INTENDED = {
     errors.DamagedCache: errno.EIO,
     errors.FileTooLarge: errno.EFBIG,
     errors.NotSupportedHere: errno.EOPNOTSUPP,
+    errors.NoSuchAttribute: errno.ENODATA,
+    errors.NoRoomForAttributes: errno.ENOSPC,
     errors.UploadFailed: errno.EIO,
     storage.StorageError: errno.EIO,
     storage.NotFound: errno.ESTALE,

@@ -56,15 +56,21 @@ class Broken:
 @pytest.mark.parametrize("name", HANDLERS)
 async def test_a_defect_below_a_handler_is_an_errno(name: str) -> None:
     """A handler without the boundary would end the mount for everybody."""
-    handler = getattr(FuseOperations(Broken(), OPTIONS), name)  # type: ignore[arg-type]
+    handler = getattr(FuseOperations(Broken(), OPTIONS, Broken()), name)  # type: ignore[arg-type]
     arguments = [CONTEXT for _ in inspect.signature(handler).parameters]
     if name in {"forget", "statfs"}:  # the one has no answer, the other asks nobody
         await handler(*arguments)
         return
     with pytest.raises(pyfuse3.FUSEError) as caught:
         await handler(*arguments)
-    expected = {"getxattr": errno.ENOSYS, "link": errno.EPERM}
-    assert errno_of(caught) == expected.get(name, errno.EIO)
+    assert errno_of(caught) == (errno.EPERM if name == "link" else errno.EIO)
+
+
+async def test_a_mount_without_extended_attributes_is_not_asked_again(operations: FuseOperations) -> None:
+    """The kernel takes ENOSYS for ever."""
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await operations.getxattr(ROOT, b"security.capability", CONTEXT)
+    assert errno_of(caught) == errno.ENOSYS
 
 
 def test_what_the_kernel_would_take_for_a_success_is_defined() -> None:

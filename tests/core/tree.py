@@ -34,6 +34,7 @@ from fusefs.publisher import Publisher, PublishOptions
 from fusefs.stage import Stage
 from fusefs.stage_budget import StageBudget
 from fusefs.uploads import Uploads
+from fusefs.xattr_calls import XattrCalls
 
 CALLER: Final = Caller(uid=1000, gid=1000)
 EPOCH_NS: Final = 1_700_000_000_000_000_000
@@ -82,6 +83,7 @@ class Tree:
     publisher: Publisher
     namespace: Namespace
     filesystem: Filesystem
+    xattrs: XattrCalls
     sources: ContentSources
 
     async def find(self, path: str) -> Inode:
@@ -258,6 +260,14 @@ def _build(
         publisher=publisher,
         namespace=namespace,
         filesystem=Filesystem(namespace, inodes, publisher, budget, clock, options.filesystem),
+        xattrs=XattrCalls(
+            storage,
+            inodes,
+            publisher,
+            clock,
+            read_only=options.filesystem.read_only,
+            shared=options.filesystem.shared,
+        ),
         sources=sources,
     )
 

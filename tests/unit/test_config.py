@@ -115,6 +115,7 @@ def test_every_key_has_an_effect(from_file: FromFile, tmp_path: Path) -> None:
         cache_dir = "/var/cache/elsewhere"
         cache_size = "1 GB"
         read_ahead = 1048576
+        xattr = true
         wait_on_close = true
         publish_delay = "500 ms"
         publish_interval = "2 min"
@@ -162,6 +163,7 @@ def test_every_key_has_an_effect(from_file: FromFile, tmp_path: Path) -> None:
         "cache_dir": Path("/var/cache/elsewhere"),
         "cache_size_bytes": 10**9,
         "read_ahead_bytes": MIB,
+        "xattr": True,
         "wait_on_close": True,
         "publish_delay_seconds": 0.5,
         "publish_interval_seconds": 120,

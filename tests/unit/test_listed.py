@@ -11,12 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusefs.attributes import Attributes
+from fusefs.extended_attributes import encode, object_key
 from fusefs.listed import ListedDirectory, ListedObject, Remembered, kind_of
 
 ids = st.integers(0, 2**32 - 1)
 times = st.integers(-(2**63), 2**63 - 1)
 attributes = st.builds(
-    Attributes, mode=ids, uid=ids, gid=ids, rdev=ids, atime_ns=times, mtime_ns=times, ctime_ns=times
+    Attributes,
+    mode=ids,
+    uid=ids,
+    gid=ids,
+    rdev=ids,
+    atime_ns=times,
+    mtime_ns=times,
+    ctime_ns=times,
+    xattrs=st.sampled_from(["", encode({b"user.a": b"value"}), "@" + "a" * 64]),
 )
 remembered = st.builds(Remembered, st.integers(0, 2**64 - 1), attributes, st.binary(max_size=50))
 
@@ -30,6 +39,15 @@ def test_everything_comes_back(size: int, stored_at_ns: int, etag: str, known: R
         etag,
         known,
     )
+
+
+def test_long_extended_attributes_are_referred_to() -> None:
+    text = encode({b"user.a": bytes(60_000)})
+    known = Remembered(2, Attributes(mode=0, uid=0, gid=0, atime_ns=0, mtime_ns=0, ctime_ns=0, xattrs=text))
+    entry = ListedObject.pack(size=0, stored_at_ns=0, etag="", remembered=known)
+    assert len(entry) < 300
+    assert entry.remembered is not None
+    assert object_key(entry.remembered.attributes.xattrs) == object_key(text)
 
 
 def test_a_time_that_has_no_room() -> None:

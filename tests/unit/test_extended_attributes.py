@@ -1,0 +1,72 @@
+"""Extended attributes as text: what s3fs reads and writes, and more than it can."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fusefs.extended_attributes import (
+    INLINE_LIMIT,
+    decode,
+    encode,
+    from_metadata,
+    is_reference,
+    object_key,
+    to_metadata,
+)
+
+names = st.binary(min_size=1, max_size=40).filter(lambda name: 0 not in name)
+attributes = st.dictionaries(names, st.binary(max_size=100), max_size=8)
+
+
+@given(attributes)
+def test_text_says_what_it_was_made_of(found: dict[bytes, bytes]) -> None:
+    text = encode(found)
+    assert decode(text) == found
+    assert text.isascii()
+    assert (text == "") == (not found)
+
+
+def test_the_form_of_s3fs() -> None:
+    """As s3fs 1.90 has stored it."""
+    text = "%7B%22user.a%22%3A%22AP8gdmFsdWU%3D%22%2C%22user.%C3%A4%22%3A%22cQ%3D%3D%22%7D"
+    found = {b"user.a": b"\x00\xff value", "user.ä".encode(): b"q"}
+    assert decode(text) == found
+    assert encode(found) == text
+
+
+def test_names_that_s3fs_writes_without_escapes() -> None:
+    """A quote in a name is a quote in the text, which is not JSON then."""
+    text = "%7B%22user.a%22%3A%22AP8%3D%22%2C%22user.%C3%A4%22%22%3A%22cQ%3D%3D%22%7D"
+    assert decode(text) == {b"user.a": b"\x00\xff", 'user.ä"'.encode(): b"q"}
+
+
+@pytest.mark.parametrize("text", ["", "%7B%7D", "%7B", "garbage", "%5B1%5D", "%7B%22user.a%22%3A%22!%22%7D"])
+def test_what_nobody_can_read_is_left_out(text: str) -> None:
+    assert decode(text) == {}
+
+
+@pytest.mark.parametrize("size", [0, 1, INLINE_LIMIT // 2, 10_000, 65_536])
+def test_long_texts_are_objects_of_their_own(size: int) -> None:
+    text = encode({b"user.a": b"x" * size})
+    metadata = to_metadata(text)
+    if len(text) <= INLINE_LIMIT:
+        assert metadata == {"xattr": text}
+        assert from_metadata(metadata) == text
+        assert object_key(text) is None
+    else:
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        assert metadata == {"xattr-object": digest}
+        reference = from_metadata(metadata)
+        assert is_reference(reference)
+        assert to_metadata(reference) == metadata, "a file is copied with the reference alone"
+        assert object_key(text) == object_key(reference) == f".fusefs/xattrs/{digest}"
+
+
+def test_no_attributes_are_no_metadata() -> None:
+    assert to_metadata("") == {}
+    assert from_metadata({}) == ""
+    assert from_metadata({"xattr-object": "../lease"}) == "", "only a digest is a reference"
