@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
 
 _CHUNK: Final = 1024 * 1024
 
@@ -36,6 +37,10 @@ class Bucket:
     def read(self, key: str) -> bytes:
         return self.client.get_object(Bucket=self.name, Key=self.prefix + key)["Body"].read()
 
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        wanted = f"bytes={start}-{start + length - 1}"
+        return self.client.get_object(Bucket=self.name, Key=self.prefix + key, Range=wanted)["Body"].read()
+
     def etag(self, key: str) -> str:
         """Return the ETag; one of an object that went up in parts ends with a hyphen and their number."""
         return self.client.head_object(Bucket=self.name, Key=self.prefix + key)["ETag"].strip('"')
@@ -50,6 +55,24 @@ class Bucket:
 
     def put(self, key: str, data: bytes) -> None:
         self.client.put_object(Bucket=self.name, Key=self.prefix + key, Body=data)
+
+    def put_copies(self, key: str, source: str, count: int) -> None:
+        """Make an object of `count` copies of another one, inside the server."""
+        target = self.prefix + key
+        upload_id = self.client.create_multipart_upload(Bucket=self.name, Key=target)["UploadId"]
+        parts: list[CompletedPartTypeDef] = []
+        for number in range(1, count + 1):
+            copied = self.client.upload_part_copy(
+                Bucket=self.name,
+                Key=target,
+                UploadId=upload_id,
+                PartNumber=number,
+                CopySource={"Bucket": self.name, "Key": self.prefix + source},
+            )
+            parts.append({"PartNumber": number, "ETag": copied["CopyPartResult"]["ETag"]})
+        self.client.complete_multipart_upload(
+            Bucket=self.name, Key=target, UploadId=upload_id, MultipartUpload={"Parts": parts}
+        )
 
     def clear(self) -> None:
         """Remove everything, parts of unfinished uploads included."""

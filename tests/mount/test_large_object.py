@@ -1,0 +1,85 @@
+"""A small change of a large object sends little, as the server sees it: the rest is copied where it is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.mount.conftest import NewMount
+from tests.support.bucket import Bucket
+from tests.support.mounts import Mount
+from tests.support.recording_proxy import ReceivedRequest, RecordingProxy
+from tests.support.seaweedfs import SeaweedFS
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+#: SeaweedFS keeps text in little room and copies it quickly.
+KEY = "large.txt"
+#: The object is made of copies of this.
+PIECE = (b"0123456789abcdef" * (MIB // 16)) * 64
+
+
+@pytest.fixture
+def proxy(s3_server: SeaweedFS) -> Iterator[RecordingProxy]:
+    with RecordingProxy(s3_server.endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def recorded_mount(proxy: RecordingProxy, bucket: Bucket, new_mount: NewMount) -> Mount:
+    """A mount whose requests are noted, of a bucket with an object of 1 GiB that was made inside the server."""
+    bucket.put("piece.txt", PIECE)
+    bucket.put_copies(KEY, "piece.txt", GIB // len(PIECE))
+    mount = new_mount(None, "--endpoint", proxy.endpoint).mount()
+    assert os.stat(mount.path / KEY).st_size == GIB
+    return mount
+
+
+def requests_of_a_change(
+    mount: Mount, proxy: RecordingProxy, offset: int, data: bytes
+) -> list[ReceivedRequest]:
+    """Write, and return what the server received until the bytes were in the bucket."""
+    proxy.requests.clear()
+    descriptor = os.open(mount.path / KEY, os.O_WRONLY)
+    try:
+        assert os.pwrite(descriptor, data, offset) == len(data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return list(proxy.requests)
+
+
+def sent(requests: list[ReceivedRequest]) -> int:
+    return sum(request.body_size for request in requests if request.is_upload_of_part)
+
+
+def copies(requests: list[ReceivedRequest]) -> int:
+    return sum(request.is_copy_of_part for request in requests)
+
+
+def test_little_is_sent_for_a_small_change_of_a_gibibyte(
+    recorded_mount: Mount, proxy: RecordingProxy, bucket: Bucket
+) -> None:
+    """1 KiB appended: at most 5 MiB + 1 KiB uploaded and one copy. 8 KiB overwritten in the middle: at most 10 MiB."""
+    appended = os.urandom(KIB)
+    requests = requests_of_a_change(recorded_mount, proxy, GIB, appended)
+    assert sent(requests) <= 5 * MIB + KIB
+    assert copies(requests) == 1
+    assert sum(request.body_size for request in requests) < sent(requests) + 4 * KIB, (
+        "nothing else has a body"
+    )
+    assert not [request for request in requests if request.method == "GET" and request.key.endswith(KEY)]
+    assert bucket.sizes()[KEY] == GIB + KIB
+    assert bucket.read_range(KEY, GIB - len(PIECE), len(PIECE) + KIB) == PIECE + appended
+
+    changed = os.urandom(8 * KIB)
+    requests = requests_of_a_change(recorded_mount, proxy, GIB // 2, changed)
+    assert sent(requests) <= 10 * MIB
+    assert copies(requests) == 2
+    assert bucket.sizes()[KEY] == GIB + KIB
+    assert bucket.read_range(KEY, GIB // 2 - MIB, 2 * MIB) == PIECE[-MIB:] + changed + PIECE[8 * KIB : MIB]
+    assert bucket.read_range(KEY, 0, MIB) == PIECE[:MIB]
+    assert bucket.read_range(KEY, GIB - MIB, MIB + KIB) == PIECE[-MIB:] + appended
