@@ -36,16 +36,64 @@ class InodeLoader:
     async def load(self, key: str, child: ListedEntry) -> tuple[Inode | None, Version | None]:
         """Return a new inode for an object, and the object's version; (None, None) if it is gone by now."""
         if isinstance(child, ListedDirectory):
-            return await self._load_directory(f"{key}/")
+            return await self._load_directory(f"{key}/", child)
         while True:
             try:
                 info = await self._storage.head(key)
                 version = Version(key, info.etag, info.size)
-                return await self._inode_of(self.attributes_of(info, directory=False), version), version
+                inode = await self._inode_of(self.attributes_of(info, directory=False), version)
+                inode.number = child.number or inode.number
+                # As the listing says it: answers to HEAD round it in their own way.
+                inode.stored_at_ns = child.stored_at_ns if child.etag == info.etag else None
+                return inode, version
             except NotFound:
                 return None, None
             except PreconditionFailed:
                 continue  # somebody has replaced it since the HEAD
+
+    def from_memory(self, key: str, child: ListedEntry) -> tuple[Inode, Version | None] | None:
+        """Return what `load` would, for an entry of which everything is remembered; None for others."""
+        remembered = child.remembered
+        if remembered is None:
+            return None
+        number, attributes, target = remembered
+        inode: Inode
+        if isinstance(child, ListedDirectory):
+            version = Version(f"{key}/", child.etag, 0) if child.etag else None
+            inode = Directory(number=number, attributes=attributes, stored_at_ns=child.stored_at_ns)
+            return inode, version
+        version = Version(key, child.etag, child.size)
+        if attributes.kind == stat.S_IFLNK:
+            inode = Symlink(number=number, attributes=attributes, target=target)
+        elif attributes.kind == stat.S_IFREG:
+            content = Content(self._sources, base=version)
+            inode = File(number=number, attributes=attributes, content=content)
+        else:
+            inode = Special(number=number, attributes=attributes)
+        inode.stored_at_ns = child.stored_at_ns
+        return inode, version
+
+    async def reload(self, inode: Inode) -> Version | None:
+        """Read the attributes of an object again that somebody else has changed; return its version if it is known.
+
+        A marker that carries none leaves those that are remembered: there are stores that keep none with it.
+        """
+        is_directory = isinstance(inode, Directory)
+        key = inode.prefix if isinstance(inode, Directory) else inode.path_key
+        before = inode.attributes
+        try:
+            info = await self._storage.head(key)
+        except NotFound:
+            return None
+        if not inode.is_doubtful or inode.attributes is not before:
+            return None  # we have changed it ourselves meanwhile
+        if not is_directory and (inode.version is None or info.etag != inode.version.etag):
+            return None
+        if not is_directory or "mode" in (info.metadata or {}):
+            found = self.attributes_of(info, directory=is_directory)
+            inode.attributes = replace(found, mode=before.kind | stat.S_IMODE(found.mode))
+        inode.stored_at_ns = info.last_modified_ns if is_directory else inode.stored_at_ns
+        return Version(key, info.etag, info.size)
 
     async def _inode_of(self, attributes: Attributes, version: Version) -> Inode:
         number = number_of_key(version.key)
@@ -58,7 +106,7 @@ class InodeLoader:
             return File(number=number, attributes=attributes, content=content)
         return Special(number=number, attributes=attributes)
 
-    async def _load_directory(self, key: str) -> tuple[Directory, Version | None]:
+    async def _load_directory(self, key: str, child: ListedDirectory) -> tuple[Directory, Version | None]:
         version: Version | None = None
         try:
             info = await self._storage.head(key)
@@ -66,7 +114,9 @@ class InodeLoader:
         except NotFound:
             info = ObjectInfo(key=key, etag="", size=0, last_modified_ns=self._mounted_at_ns)
         attributes = self.attributes_of(info, directory=True)
-        return Directory(number=number_of_key(key), attributes=attributes), version
+        number = child.number or number_of_key(key)
+        stored_at_ns = info.last_modified_ns if version is not None else 0
+        return Directory(number=number, attributes=attributes, stored_at_ns=stored_at_ns), version
 
     def attributes_of(self, info: ObjectInfo, *, directory: bool) -> Attributes:
         """Return what an object's metadata says, or the defaults of the mount."""

@@ -75,6 +75,11 @@ class Inode:
     #: Handles that are open on it.
     handles: int = 0
     state: PublishState = field(default_factory=PublishState)
+    #: When the store received the object, by its own clock, and as a listing says it. 0: since this mount wrote it,
+    #: nobody has looked. Less than 0: not after that time (markers, of which only the index tells). None: not known.
+    stored_at_ns: int | None = None
+    #: Whether somebody else has changed the attributes since they were read.
+    is_doubtful: bool = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.number} {self.path_key!r}>"
@@ -153,6 +158,8 @@ class Directory(Inode):
     lookups_within: int = 0
     #: Which entries will be looked up next, since somebody has read the names.
     look_ahead: LookAhead | None = None
+    #: Whether the index has everything that is known of the entries.
+    is_indexed: bool = False
 
     @property
     def prefix(self) -> str:
@@ -166,6 +173,7 @@ class Directory(Inode):
     def attach(self, name: bytes, child: Child) -> None:
         """Put an entry under a name that is free or holds the listing's word of the same entry."""
         self.detach(name)
+        self.is_indexed = False
         self.children[name] = child
         self.subdirectories += isinstance(child, Directory | ListedDirectory)
         if isinstance(child, Inode):
@@ -175,6 +183,7 @@ class Directory(Inode):
     def detach(self, name: bytes) -> None:
         """Remove the entry of that name, if there is one; an inode is unlinked by it."""
         child = self.children.pop(name, None)
+        self.is_indexed = self.is_indexed and child is None
         self.subdirectories -= isinstance(child, Directory | ListedDirectory)
         if isinstance(child, Inode):
             child.parent = None
@@ -217,6 +226,10 @@ class InodeTable:
 
     def __len__(self) -> int:
         return len(self._inodes)
+
+    def directories(self) -> list[Directory]:
+        """Return the directories among them."""
+        return [inode for inode in self._inodes.values() if isinstance(inode, Directory)]
 
     def new_number(self) -> int:
         """Return a number that no inode has."""

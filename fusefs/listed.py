@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import stat
 import struct
-from dataclasses import replace
 from typing import Final, NamedTuple, TypeVar
 
 from backends.base import ObjectInfo
@@ -64,7 +63,7 @@ class ListedEntry(bytes):
 
     @property
     def stored_at_ns(self) -> int:
-        """When the store received the object, by its own clock."""
+        """When the store received the object, by its own clock; of a directory, `Directory.stored_at_ns`."""
         stored_at_ns: int = _HEAD.unpack_from(self)[1]
         return stored_at_ns
 
@@ -73,12 +72,24 @@ class ListedEntry(bytes):
         return self[_HEAD.size : self._head_end].decode()
 
     @property
+    def number(self) -> int | None:
+        """The inode number that an earlier mount gave it; None if that is not known."""
+        start = self._head_end
+        if len(self) == start:
+            return None
+        number: int = _REMEMBERED.unpack_from(self, start)[0]
+        return number
+
+    @property
     def remembered(self) -> Remembered | None:
-        """What is known beyond the listing; None if nothing is."""
+        """What is known beyond the listing; None if nothing is but the number."""
         start = self._head_end
         if len(self) == start:
             return None
         number, mode, uid, gid, rdev, atime_ns, mtime_ns, ctime_ns = _REMEMBERED.unpack_from(self, start)
+        if not mode:
+            return None
+        target, xattrs = _unpack_tail(self[start + _REMEMBERED.size :])
         attributes = Attributes(
             mode=mode,
             uid=uid,
@@ -87,9 +98,27 @@ class ListedEntry(bytes):
             atime_ns=atime_ns,
             mtime_ns=mtime_ns,
             ctime_ns=ctime_ns,
+            xattrs=xattrs,
         )
-        target, xattrs = _unpack_tail(self[start + _REMEMBERED.size :])
-        return Remembered(number, replace(attributes, xattrs=xattrs), target)
+        return Remembered(number, attributes, target)
+
+    def with_memory_of(self: _Entry, other: ListedEntry) -> _Entry:
+        """Return this entry, of which nothing is remembered, with what `other` remembers."""
+        return type(self)(self + other[other._head_end :])
+
+    def with_number_of(self: _Entry, other: ListedEntry) -> _Entry:
+        """Return this entry, of which nothing is remembered, with the number of `other` and no more."""
+        nothing = Attributes(mode=0, uid=0, gid=0, atime_ns=0, mtime_ns=0, ctime_ns=0)
+        number = other.number
+        return self if number is None else type(self)(self + _pack_remembered(Remembered(number, nothing)))
+
+    def checked(self: _Entry) -> _Entry:
+        """Return this entry if it is one. Raises `struct.error` and `UnicodeDecodeError`."""
+        _HEAD.unpack_from(self)
+        if len(self) != self._head_end:
+            _REMEMBERED.unpack_from(self, self._head_end)
+        self.etag  # noqa: B018
+        return self
 
     @property
     def _head_end(self) -> int:

@@ -14,10 +14,11 @@ import math
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 import trio
 
-from backends.base import ListPage, ObjectStorage
+from backends.base import ListPage, ObjectInfo, ObjectStorage
 from backends.errors import StorageError
 from fusefs.content import Spawn
 from fusefs.directory_listing import DirectoryListing
@@ -33,8 +34,11 @@ from fusefs.keys import segment_of
 from fusefs.listed import ListedDirectory, ListedObject
 from fusefs.placement import Deletions, Placement
 from fusefs.publisher import Publisher
+from fusefs.tree_index import NO_MEMORIES, Memories, TreeIndex
 
 _log = logging.getLogger(__name__)
+
+_SECOND: Final = 1_000_000_000
 
 
 class ListingRun:
@@ -107,6 +111,7 @@ class _Merge:
     directories: set[bytes] = field(default_factory=set)
     #: Objects of the same name as what the tree has for a directory: that may be gone.
     shadowed: dict[bytes, ListedObject] = field(default_factory=dict)
+    memories: Memories = NO_MEMORIES
 
     @property
     def is_outdated(self) -> bool:
@@ -124,12 +129,15 @@ class Listings:
         placement: Placement,
         publisher: Publisher,
         inodes: InodeTable,
+        index: TreeIndex | None,
     ) -> None:
+        """`index`: what earlier mounts knew; None if nothing is kept."""
         self._storage = storage
         self._spawn = spawn
         self._placement = placement
         self._publisher = publisher
         self._inodes = inodes
+        self._index = index
         self._runs: dict[Directory, ListingRun] = {}
         self._reported: set[str] = set()
 
@@ -183,9 +191,14 @@ class Listings:
         listing = DirectoryListing(directory.prefix)
         with self._placement.recorded_deletions(listing.prefix) as deletions:
             merge = _Merge(directory, listing, run, deletions, seen=None if run.is_first else set())
+            index = self._index if run.is_first else None
+            if index is not None:
+                index.expect(listing.prefix)  # while the first page is on its way
             token: str | None = None
             while not merge.is_outdated:
                 page = await self._storage.list_prefix(listing.prefix, delimiter="/", page_token=token)
+                if index is not None and token is None:
+                    merge.memories = await index.recall(listing.prefix)
                 if not merge.is_outdated:
                     self._merge_page(merge, page)
                 token = page.next_token
@@ -199,9 +212,9 @@ class Listings:
         for name, child in merge.listing.read(page):
             is_new = name not in (merge.directory.children if merge.seen is None else merge.seen)
             if isinstance(child, ListedObject):
-                self._merge_object(merge, name, child)
+                self._merge_object(merge, name, merge.memories.of_object(name, child))
             else:
-                self._merge_directory(merge, name, child)
+                self._merge_directory(merge, name, merge.memories.of_directory(name, child))
             if merge.seen is not None:
                 merge.seen.add(name)
             if is_new and name in merge.directory.children:
@@ -220,8 +233,13 @@ class Listings:
             is_departing = self._placement.is_departing(merge.listing.prefix + segment)
             if not is_departing and segment not in merge.deletions.objects:
                 directory.attach(name, child)
-        elif not self._is_ours(known, started) and not _is_same_version(known, child):
+        elif self._is_ours(known, started):
+            return
+        elif not _is_same_version(known, child):
             self._replace(directory, name, child)
+        elif isinstance(known, Inode):
+            known.is_doubtful = known.is_doubtful or known.stored_at_ns not in (0, child.stored_at_ns)
+            known.stored_at_ns = child.stored_at_ns
 
     def _merge_directory(self, merge: _Merge, name: bytes, child: ListedDirectory) -> None:
         directory = merge.directory
@@ -254,15 +272,21 @@ class Listings:
             for name in gone:
                 if not self._is_ours(directory.children[name], started):
                     self._replace(directory, name, None)
-        if merge.listing.marker is None:
-            self._forget_marker(directory, started)
+        self._compare_marker(directory, merge.listing.marker, started)
         directory.listed_at = started
+        if merge.run.is_first:
+            directory.is_indexed = merge.memories.believed == len(merge.memories)
 
-    def _forget_marker(self, directory: Directory, started: float) -> None:
-        """Believe a listing that lacks the marker: some stores (SeaweedFS) answer HEAD for every common prefix."""
+    def _compare_marker(self, directory: Directory, marker: ObjectInfo | None, started: float) -> None:
+        """Look whether the directory's own marker is what was known of it; the parent's listing does not tell."""
         is_ours = self._publisher.is_unpublished(directory) or directory.state.published_at >= started
-        if directory.version is not None and directory.number != ROOT_NUMBER and not is_ours:
+        if directory.number == ROOT_NUMBER or is_ours:
+            return
+        if marker is None and directory.version is not None:
+            # Some stores (SeaweedFS) answer HEAD for every common prefix.
             self._placement.forget(directory.version.key)
+        elif marker is not None and not _is_known_marker(directory, marker):
+            directory.is_doubtful = True
 
     def _report_shadowed(self, merge: _Merge, name: bytes) -> None:
         self._report(merge.listing.prefix + segment_of(name), "a directory has the same name")
@@ -318,3 +342,15 @@ def _is_same_version(known: Child, listed: ListedObject) -> bool:
     if isinstance(known, Inode):
         return known.version is not None and known.version.etag == listed.etag
     return known.etag == listed.etag and known.stored_at_ns == listed.stored_at_ns
+
+
+def _is_known_marker(directory: Directory, marker: ObjectInfo) -> bool:
+    """Return whether the marker is the one whose attributes the directory has."""
+    stored_at_ns = directory.stored_at_ns
+    if directory.version is None or directory.version.etag != marker.etag:
+        return False
+    if not stored_at_ns:
+        return True  # this mount wrote it
+    if stored_at_ns < 0:
+        return marker.last_modified_ns <= -stored_at_ns
+    return marker.last_modified_ns // _SECOND == stored_at_ns // _SECOND  # HEAD tells no more

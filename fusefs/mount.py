@@ -35,6 +35,7 @@ from fusefs.content import ContentSources
 from fusefs.control import ControlServer, Progress, socket_path
 from fusefs.errors import MountError
 from fusefs.filesystem import Filesystem, FilesystemOptions
+from fusefs.index_writer import IndexWriter
 from fusefs.inodes import ROOT_NUMBER, Directory, File, InodeTable
 from fusefs.kept_content import KeptContent, keep_all
 from fusefs.kernel_tuning import tune_mount, tune_process
@@ -47,6 +48,7 @@ from fusefs.publisher import Publisher, PublishOptions
 from fusefs.stage import Stage
 from fusefs.stage_budget import StageBudget
 from fusefs.stores import OpenStore, open_store
+from fusefs.tree_index import TreeIndex
 from fusefs.upload_notes import UploadNotes, abort_orphans
 from fusefs.uploads import Uploads
 from fusefs.xattr_calls import XattrCalls
@@ -62,6 +64,9 @@ PART_MEMORY: Final = 64 * 1024 * 1024
 COLLECTING_SHARE: Final = 0.25
 """Of `publish_interval`: how long written pages of open files stay with the kernel; the rest is the publisher's."""
 
+INDEX_PATIENCE_SECONDS: Final = 30.0
+"""For how long the end of a mount waits for the index, which nothing depends on."""
+
 DEFAULT_PART_SIZE: Final = 8 * 1024 * 1024
 
 
@@ -71,6 +76,7 @@ class Tree:
 
     filesystem: Filesystem
     publisher: Publisher
+    index_writer: IndexWriter
     #: None: files have no extended attributes.
     xattrs: XattrCalls | None
 
@@ -187,6 +193,14 @@ async def open_tree(
             ),
             mount_id=mount_id,
         )
+        defaults = Defaults(
+            uid=options.uid,
+            gid=options.gid,
+            file_mode=options.file_mode,
+            directory_mode=options.directory_mode,
+        )
+        index = TreeIndex(storage, nursery.start_soon, defaults)
+        index_writer = IndexWriter(index, inodes, placement, publisher, root, defaults, shared=options.shared)
         namespace = Namespace(
             storage,
             sources,
@@ -194,16 +208,12 @@ async def open_tree(
             publisher,
             inodes,
             NamespaceOptions(
-                defaults=Defaults(
-                    uid=options.uid,
-                    gid=options.gid,
-                    file_mode=options.file_mode,
-                    directory_mode=options.directory_mode,
-                ),
+                defaults=defaults,
                 mounted_at_ns=clock.realtime_ns(),
                 revalidate_seconds=_freshness_seconds(options),
                 shared=options.shared,
             ),
+            index,
         )
         filesystem = Filesystem(
             namespace,
@@ -227,8 +237,15 @@ async def open_tree(
         except StorageError as error:
             raise MountError(f"{config.store.url}: {error}") from error
         nursery.start_soon(publisher.run)
+        if not options.read_only:
+            nursery.start_soon(index_writer.run)
         try:
-            yield Tree(filesystem=filesystem, publisher=publisher, xattrs=xattrs if options.xattr else None)
+            yield Tree(
+                filesystem=filesystem,
+                publisher=publisher,
+                index_writer=index_writer,
+                xattrs=xattrs if options.xattr else None,
+            )
         finally:
             nursery.cancel_scope.cancel()
             stage.close()
@@ -244,6 +261,7 @@ class _Session:
         self._mountpoint = config.mount.mountpoint
         self._filesystem = tree.filesystem
         self._publisher = tree.publisher
+        self._index_writer = tree.index_writer
         self._cache = cache
         self._operations = FuseOperations(
             tree.filesystem,
@@ -373,10 +391,17 @@ class _Session:
             )
         elif self._publisher.pending_inodes() or self._publisher.statistics().leftovers:
             error = "not every change of names and attributes could be published; the log says which"
+        if error is None and not self._config.mount.read_only:
+            await self._save_index()
         await self._control.tell_end(error)
         if error is not None:
             raise MountError(error)
         _log.info("%s is unmounted, everything is published", self._mountpoint)
+
+    async def _save_index(self) -> None:
+        """Leave what is known of the tree to the next mount, as far as that does not take long."""
+        with self._with_patience(), trio.move_on_after(INDEX_PATIENCE_SECONDS):
+            await self._index_writer.save(is_final=True)
 
     def _rescue(self) -> int:
         files = [

@@ -45,6 +45,7 @@ from fusefs.look_ahead import LookAhead
 from fusefs.placement import ROOT_MARKER, Placement
 from fusefs.publisher import Publisher
 from fusefs.resolver import Resolver
+from fusefs.tree_index import TreeIndex
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +80,7 @@ class Namespace:
         publisher: Publisher,
         inodes: InodeTable,
         options: NamespaceOptions,
+        index: TreeIndex | None = None,
     ) -> None:
         self._storage = storage
         self._sources = sources
@@ -90,7 +92,7 @@ class Namespace:
             storage, sources, defaults=options.defaults, mounted_at_ns=options.mounted_at_ns
         )
         self._resolver = Resolver(self._loader, placement, inodes)
-        self._listings = Listings(storage, sources.spawn, placement, publisher, inodes)
+        self._listings = Listings(storage, sources.spawn, placement, publisher, inodes, index)
 
     # Looking
 
@@ -129,7 +131,7 @@ class Namespace:
         for name in names:
             child = directory.children.get(name)
             if isinstance(child, Inode):
-                yield name, child
+                yield name, Outline(child.number, child.attributes.kind) if child.is_doubtful else child
             elif child is not None:
                 yield name, Outline(_number_of(prefix, name, child), kind_of(child))
 
@@ -393,9 +395,8 @@ def _number_of(prefix: str, name: bytes, child: Child) -> int:
     """Return the number that an entry has or, if nobody has looked at it, would get."""
     if isinstance(child, Inode):
         return child.number
-    remembered = child.remembered
-    if remembered is not None:
-        return remembered.number
+    if child.number is not None:
+        return child.number
     slash = "/" if isinstance(child, ListedDirectory) else ""
     return number_of_key(f"{prefix}{keys.segment_of(name)}{slash}")
 

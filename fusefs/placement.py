@@ -69,6 +69,10 @@ class Placement:
         self._leftovers.pop(version.key, None)
         self._owners[version.key] = inode
         inode.version = version
+        inode.stored_at_ns = 0
+        inode.is_doubtful = False
+        if inode.parent is not None:
+            inode.parent.is_indexed = False
 
     def vacate(self, inode: Inode) -> None:
         """Note that the object of `inode`, if it has one, belongs to nobody any more."""

@@ -11,6 +11,7 @@ from typing import Final
 
 import trio
 
+from fusefs.content import Version
 from fusefs.errors import NoSuchEntry
 from fusefs.inode_loader import InodeLoader
 from fusefs.inodes import Child, Directory, Inode, InodeTable
@@ -38,9 +39,15 @@ class Resolver:
             child = directory.children.get(name)
             if child is None:
                 raise NoSuchEntry(f"{name!r} does not exist")
-            if isinstance(child, Inode):
+            if isinstance(child, Inode) and not child.is_doubtful:
                 return child
-            await self._resolving.run((directory, name), partial(self._resolve_now, directory, name, child))
+            if isinstance(child, Inode):
+                work = partial(self._reload, child)
+            elif self._remember(directory, name, child):
+                continue
+            else:
+                work = partial(self._resolve_now, directory, name, child)
+            await self._resolving.run((directory, name), work)
 
     async def look_up(self, directory: Directory, name: bytes) -> Inode:
         """Resolve an entry, and with it those that will be looked up next. Raises `NoSuchEntry`."""
@@ -60,7 +67,13 @@ class Resolver:
 
     async def resolve_ahead(self, directory: Directory, names: Iterable[bytes]) -> dict[bytes, Exception]:
         """Resolve those of the names that still exist, several at once; return what failed."""
-        unresolved = [name for name in names if isinstance(directory.children.get(name), ListedEntry)]
+        unresolved = []
+        for name in names:
+            child = directory.children.get(name)
+            if _costs_a_request(child):
+                unresolved.append(name)
+            elif isinstance(child, ListedEntry):
+                self._remember(directory, name, child)
         failures: dict[bytes, Exception] = {}
         limiter = trio.CapacityLimiter(RESOLVE_TASKS)
 
@@ -78,6 +91,16 @@ class Resolver:
                 nursery.start_soon(resolve_one, name)
         return failures
 
+    def _remember(self, directory: Directory, name: bytes, child: ListedEntry) -> bool:
+        """Make the inode of an entry of which everything is remembered; return whether that is so."""
+        found = self._loader.from_memory(directory.prefix + segment_of(name), child)
+        if found is None:
+            return False
+        is_indexed = directory.is_indexed
+        self._enter(directory, name, *found)
+        directory.is_indexed = is_indexed
+        return True
+
     async def _resolve_now(self, directory: Directory, name: bytes, child: ListedEntry) -> None:
         inode, version = await self._loader.load(directory.prefix + segment_of(name), child)
         if directory.children.get(name) is not child:
@@ -85,11 +108,28 @@ class Resolver:
         if inode is None:
             directory.detach(name)
             return
+        self._enter(directory, name, inode, version)
+
+    def _enter(self, directory: Directory, name: bytes, inode: Inode, version: Version | None) -> None:
         self._inodes.add(inode)
         directory.attach(name, inode)
         if version is not None:
+            stored_at_ns = inode.stored_at_ns
             self._placement.place(inode, version)
+            inode.stored_at_ns = stored_at_ns
+
+    async def _reload(self, inode: Inode) -> None:
+        version = await self._loader.reload(inode)
+        if version is not None and inode.linked and isinstance(inode, Directory):
+            stored_at_ns = inode.stored_at_ns
+            self._placement.place(inode, version)
+            inode.stored_at_ns = stored_at_ns
+        inode.is_doubtful = False
+        if inode.parent is not None:
+            inode.parent.is_indexed = False
 
 
 def _costs_a_request(child: Child | None) -> bool:
-    return isinstance(child, ListedEntry)
+    if isinstance(child, Inode):
+        return child.is_doubtful
+    return child is not None and child.remembered is None

@@ -25,6 +25,7 @@ from backends.base import GIB, MIB, Data, Metadata, ObjectStorage, iterate_pages
 from fusefs.attributes import Defaults, fresh
 from fusefs.content import ContentSources
 from fusefs.filesystem import Caller, Filesystem, FilesystemOptions
+from fusefs.index_writer import IndexWriter
 from fusefs.inodes import ROOT_NUMBER, Directory, File, Inode, InodeTable
 from fusefs.kept_content import KeptContent, keep_all
 from fusefs.keys import RESERVED_PREFIX
@@ -33,6 +34,7 @@ from fusefs.placement import Placement
 from fusefs.publisher import Publisher, PublishOptions
 from fusefs.stage import Stage
 from fusefs.stage_budget import StageBudget
+from fusefs.tree_index import TreeIndex
 from fusefs.uploads import Uploads
 from fusefs.xattr_calls import XattrCalls
 
@@ -68,6 +70,8 @@ class TreeOptions:
     max_open_stage_files: int = 64
     cache_size: int = 10 * GIB
     mount_id: str = "mount"
+    #: Whether what is known of the tree is kept in the bucket; off, because it makes requests that tests count.
+    index: bool = False
     defaults: Defaults = field(default_factory=lambda: Defaults(uid=CALLER.uid, gid=CALLER.gid))
 
 
@@ -85,6 +89,7 @@ class Tree:
     filesystem: Filesystem
     xattrs: XattrCalls
     sources: ContentSources
+    index_writer: IndexWriter | None
 
     async def find(self, path: str) -> Inode:
         """Return the inode of a path, without a reference to it. Raises `NoSuchEntry`."""
@@ -186,6 +191,12 @@ class Tree:
         with trio.fail_after(PATIENCE_SECONDS):
             await self.publisher.publish_all()
 
+    async def end(self) -> None:
+        """Do what a mount does at its end."""
+        await self.publish_all()
+        if self.index_writer is not None:
+            await self.index_writer.save(is_final=True)
+
     def _forget(self, inode: Inode) -> None:
         self.filesystem.forget([(inode.number, 1)])
 
@@ -250,7 +261,8 @@ def _build(
         revalidate_seconds=options.revalidate_seconds,
         shared=options.filesystem.shared,
     )
-    namespace = Namespace(storage, sources, placement, publisher, inodes, namespace_options)
+    index = TreeIndex(storage, nursery.start_soon, options.defaults) if options.index else None
+    namespace = Namespace(storage, sources, placement, publisher, inodes, namespace_options, index)
     return Tree(
         storage=storage,
         root=root,
@@ -269,6 +281,13 @@ def _build(
             shared=options.filesystem.shared,
         ),
         sources=sources,
+        index_writer=(
+            IndexWriter(
+                index, inodes, placement, publisher, root, options.defaults, shared=options.filesystem.shared
+            )
+            if index is not None and not options.filesystem.read_only
+            else None
+        ),
     )
 
 

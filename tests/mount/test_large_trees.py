@@ -38,5 +38,29 @@ def test_names_are_read_without_a_request_for_each(new_mount: NewMount, bucket: 
     found = (mount.path / "d/f0007").stat()
     assert (found.st_ino, found.st_size) == (entries["f0007"].inode(), 1)
     assert stat.S_ISREG(found.st_mode)
-    # The root, the directory's two pages, its marker, the file, and four that might have come next.
-    assert requests_of(mount) - empty <= 9
+    # The root, two pages, the marker, the file and four that might have come next; the index, read and written.
+    assert requests_of(mount) - empty <= 20
+
+
+def test_attributes_after_a_remount_cost_no_request_for_each(mount: Mount, bucket: Bucket) -> None:
+    """Inode numbers, permissions, owners and times of files, directories and links are after a remount what they were
+    before, without a request for each of them."""
+    (mount.path / "d").mkdir()
+    for number in range(FILES):
+        (mount.path / f"d/f{number:04d}").write_bytes(b"x")
+        os.utime(mount.path / f"d/f{number:04d}", ns=(number, number))
+    (mount.path / "d/directory").mkdir(0o710)
+    os.chown(mount.path / "d/directory", 7, 8)
+    (mount.path / "d/link").symlink_to("target")
+    before = {entry.name: entry.lstat() for entry in (mount.path / "d").iterdir()}
+    mount.remount()
+    after = {entry.name: entry.lstat() for entry in (mount.path / "d").iterdir()}
+    assert list(map(comparable, after.values())) == [comparable(before[name]) for name in after]
+    assert len(after) == FILES + 2
+    assert (mount.path / "d/link").readlink().name == "target"
+    made = requests_of(mount)
+    assert made <= 20, "the lease, the root, two pages, the index"
+
+
+def comparable(status: os.stat_result) -> tuple[int, ...]:
+    return (status.st_mode, status.st_ino, status.st_uid, status.st_gid, status.st_size, status.st_mtime_ns)

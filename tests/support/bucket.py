@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from fusefs.tree_index import INDEX_PREFIX
+
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef
@@ -26,7 +28,10 @@ class Bucket:
         return f"s3://{self.name}/{self.prefix}"
 
     def sizes(self) -> dict[str, int]:
-        """List what is there, with sizes."""
+        """List what is there, with sizes; the index, which a mount writes when it likes, is left out."""
+        return {key: size for key, size in self._all_sizes().items() if not key.startswith(INDEX_PREFIX)}
+
+    def _all_sizes(self) -> dict[str, int]:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=self.prefix)
         return {
             entry["Key"].removeprefix(self.prefix): entry["Size"]
@@ -76,7 +81,7 @@ class Bucket:
 
     def clear(self) -> None:
         """Remove everything, parts of unfinished uploads included."""
-        for key in self.sizes():
+        for key in self._all_sizes():
             self.client.delete_object(Bucket=self.name, Key=self.prefix + key)
         for upload in self.unfinished_uploads():
             self.client.abort_multipart_upload(Bucket=self.name, Key=upload[0], UploadId=upload[1])

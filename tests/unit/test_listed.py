@@ -18,7 +18,7 @@ ids = st.integers(0, 2**32 - 1)
 times = st.integers(-(2**63), 2**63 - 1)
 attributes = st.builds(
     Attributes,
-    mode=ids,
+    mode=st.integers(1, 2**32 - 1),
     uid=ids,
     gid=ids,
     rdev=ids,
@@ -39,11 +39,25 @@ def test_everything_comes_back(size: int, stored_at_ns: int, etag: str, known: R
         etag,
         known,
     )
+    assert entry.number == (known.number if known is not None else None)
+    assert entry.checked() is entry
+
+
+@given(remembered)
+def test_a_number_without_attributes(known: Remembered) -> None:
+    listed = ListedObject.pack(size=1, stored_at_ns=2, etag="x")
+    memory = ListedObject.pack(size=3, stored_at_ns=4, etag="y", remembered=known)
+    assert listed.with_memory_of(memory) == ListedObject.pack(
+        size=1, stored_at_ns=2, etag="x", remembered=known
+    )
+    numbered = listed.with_number_of(memory)
+    assert (numbered.number, numbered.remembered) == (known.number, None)
+    assert listed.with_number_of(listed) is listed
 
 
 def test_long_extended_attributes_are_referred_to() -> None:
     text = encode({b"user.a": bytes(60_000)})
-    known = Remembered(2, Attributes(mode=0, uid=0, gid=0, atime_ns=0, mtime_ns=0, ctime_ns=0, xattrs=text))
+    known = Remembered(2, Attributes(mode=1, uid=0, gid=0, atime_ns=0, mtime_ns=0, ctime_ns=0, xattrs=text))
     entry = ListedObject.pack(size=0, stored_at_ns=0, etag="", remembered=known)
     assert len(entry) < 300
     assert entry.remembered is not None

@@ -1,0 +1,150 @@
+"""Keeps the index up to date: now and then, and when the mount ends, what is known of directories that have changed.
+
+Never in the way of anybody: nothing waits for it, and what cannot be written is only more expensive to know the next
+time. An inode that is not published is left out; its directory is written again when it is.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Final
+
+import trio
+
+from fusefs.attributes import Defaults
+from fusefs.index_format import Block, encode_block
+from fusefs.inodes import Directory, Inode, InodeTable, Symlink
+from fusefs.keys import name_of
+from fusefs.listed import ListedDirectory, ListedEntry, ListedObject, Remembered
+from fusefs.placement import Placement
+from fusefs.publisher import Publisher
+from fusefs.tree_index import TreeIndex, shard_of
+
+INTERVAL_SECONDS: Final = 60.0
+"""Between two times that the index is written while something changes."""
+
+EFFORT: Final = 0.01
+"""Share of the time that writing may take: after a large tree the pause is longer."""
+
+TASKS: Final = 4
+"""Shards written at once."""
+
+YIELD_AFTER: Final = 1_000
+"""Entries after which other tasks have their turn."""
+
+
+class IndexWriter:
+    """Writes what the tree knows; `TreeIndex` knows how."""
+
+    def __init__(
+        self,
+        index: TreeIndex,
+        inodes: InodeTable,
+        placement: Placement,
+        publisher: Publisher,
+        root: Directory,
+        defaults: Defaults,
+        *,
+        shared: bool,
+    ) -> None:
+        self._index = index
+        self._inodes = inodes
+        self._placement = placement
+        self._publisher = publisher
+        self._root = root
+        self._defaults = defaults
+        self._shared = shared
+
+    async def run(self) -> None:
+        """Write what has changed, again and again."""
+        while True:
+            began = trio.current_time()
+            await self.save()
+            took = trio.current_time() - began
+            await trio.sleep(max(INTERVAL_SECONDS, took / EFFORT))
+
+    async def save(self, *, is_final: bool = False) -> None:
+        """Write what has changed since the last time. `is_final`: this mount writes nothing to the bucket any more."""
+        changed: dict[int, list[Directory]] = defaultdict(list)
+        for directory in self._inodes.directories():
+            if directory.listed_at is not None and directory.linked and not directory.is_indexed:
+                changed[shard_of(directory.prefix)].append(directory)
+        limiter = trio.CapacityLimiter(TASKS)
+        async with trio.open_nursery() as nursery:
+            for shard, directories in changed.items():
+                nursery.start_soon(
+                    self._save_shard, limiter, shard, directories, is_final and not self._shared
+                )
+
+    async def _save_shard(
+        self, limiter: trio.CapacityLimiter, shard: int, directories: list[Directory], is_final: bool
+    ) -> None:
+        async with limiter:
+            blocks = {}
+            for directory in directories:
+                directory.is_indexed = True  # until it changes again, be it while this is written
+                block = await self._block(directory)
+                blocks[block.prefix] = block
+            if not await self._index.update(shard, blocks, is_gone=self._is_gone, is_final=is_final):
+                for directory in directories:
+                    directory.is_indexed = False
+
+    async def _block(self, directory: Directory) -> Block:
+        prefix = directory.prefix
+        entries = []
+        for count, name in enumerate(list(directory.children), 1):
+            entry = self._entry(directory, name)
+            if entry is not None:
+                entries.append((name, entry))
+            if count % YIELD_AFTER == 0:
+                await trio.lowlevel.checkpoint()
+        if not entries:
+            return Block(prefix=prefix, not_after_ns=0, defaults=self._defaults, payload=b"")
+        return encode_block(prefix, self._defaults, entries)
+
+    def _entry(self, directory: Directory, name: bytes) -> ListedEntry | None:
+        """Return what is known of an entry, as it is in the bucket; None if there is nothing to remember."""
+        child = directory.children.get(name)
+        if isinstance(child, ListedEntry):
+            return None if child.number is None else child
+        if child is None or self._publisher.is_unpublished(child) or child.stored_at_ns is None:
+            return None
+        try:
+            return self._entry_of(child)
+        except struct.error:
+            return None  # a time that is beyond what can be written down
+
+    def _entry_of(self, inode: Inode) -> ListedEntry | None:
+        version = inode.version
+        target = inode.target if isinstance(inode, Symlink) else b""
+        remembered = Remembered(inode.number, inode.attributes, target)
+        stored_at_ns = inode.stored_at_ns or 0
+        if isinstance(inode, Directory):
+            etag = version.etag if version is not None else ""
+            return ListedDirectory.pack(size=0, stored_at_ns=stored_at_ns, etag=etag, remembered=remembered)
+        if version is None or version.key != self._placement.target(inode):
+            return None
+        return ListedObject.pack(
+            size=version.size, stored_at_ns=stored_at_ns, etag=version.etag, remembered=remembered
+        )
+
+    def _is_gone(self, prefix: str) -> bool:
+        """Return whether the tree knows that there is no such directory; another host may have made it just now."""
+        if self._shared:
+            return False
+        directory = self._root
+        for segment in _segments(prefix):
+            if directory.listed_at is None:
+                return False
+            name = name_of(segment)
+            child = directory.children.get(name) if name is not None else None
+            if not isinstance(child, Directory):
+                return not isinstance(child, ListedDirectory)
+            directory = child
+        return False
+
+
+def _segments(prefix: str) -> Iterator[str]:
+    return iter(prefix.removesuffix("/").split("/") if prefix else ())

@@ -1,0 +1,462 @@
+"""What a mount leaves for the next one: attributes and inode numbers without a HEAD, and never wrong ones."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from backends.base import ObjectInfo
+from backends.errors import PreconditionFailed, Unavailable
+from backends.intercepted import Verb
+from backends.memory import MemoryStorage
+from fusefs.attributes import Attributes, Defaults, to_metadata
+from fusefs.filesystem import AttributeChanges, FilesystemOptions
+from fusefs.index_writer import INTERVAL_SECONDS
+from fusefs.inodes import Directory, Symlink
+from fusefs.tree_index import shard_key, shard_of
+from tests.core.tree import CALLER, Tree, TreeOptions, open_tree, stored
+from tests.support.faulty import FaultyStorage
+
+INDEXED = TreeOptions(index=True)
+READ_ONLY = TreeOptions(index=True, filesystem=FilesystemOptions(read_only=True))
+SECOND = 1_000_000_000
+
+
+class Seconds(FaultyStorage):
+    """A store that tells times in seconds, as S3 does; the clock is the test's."""
+
+    def __init__(self) -> None:
+        self.now_ns = 1_700_000_000 * SECOND + 500
+        super().__init__(MemoryStorage(clock_ns=lambda: self.now_ns // SECOND * SECOND))
+
+
+async def found(tree: Tree, *paths: str) -> dict[str, tuple[int, Attributes]]:
+    inodes = {path: await tree.find(path) for path in paths}
+    return {path: (inode.number, inode.attributes) for path, inode in inodes.items()}
+
+
+async def make(tree: Tree) -> None:
+    """A bit of everything."""
+    await tree.mkdir("d", 0o2751)
+    await tree.mkdir("d/empty")
+    await tree.write_file("d/f", b"bytes")
+    await tree.symlink("d/l", "target/ä".encode())
+    await tree.filesystem.mknod((await tree.find("d")).number, b"p", stat.S_IFIFO | 0o640, 0, CALLER)
+    for number, path in enumerate(PATHS, 1):
+        changes = AttributeChanges(uid=number, gid=2 * number, mtime_ns=-number)
+        await tree.filesystem.setattr((await tree.find(path)).number, changes)
+
+
+PATHS = ("d", "d/empty", "d/f", "d/l", "d/p")
+
+
+async def test_the_next_mount_needs_no_head(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """The root's attributes, one look at what index there is; then a listing and one GET for each directory."""
+    storage = FaultyStorage(MemoryStorage())
+    async with open_tree(storage, tmp_path / "1", INDEXED) as tree:
+        await make(tree)
+        await tree.end()
+        before = await found(tree, *PATHS)
+    storage.calls.clear()
+    async with open_tree(storage, tmp_path / "2", INDEXED) as tree:
+        assert await found(tree, *PATHS) == before
+        link = await tree.find("d/l")
+        assert isinstance(link, Symlink)
+        assert link.target == "target/ä".encode()
+        assert await tree.read_file("d/f") == b"bytes"
+        assert sorted((call.verb, call.key) for call in storage.calls) == [
+            (Verb.GET_RANGE, shard_key(shard_of("d/"))),
+            (Verb.GET_RANGE, shard_key(shard_of(""))),
+            (Verb.GET_RANGE, "d/f"),
+            (Verb.HEAD, ".fusefs/root"),
+            (Verb.LIST_PREFIX, ""),
+            (Verb.LIST_PREFIX, ".fusefs/index/"),
+            (Verb.LIST_PREFIX, "d/"),
+        ]
+        storage.calls.clear()
+        await tree.end()
+        assert storage.calls == [], "nothing new is known"
+
+
+async def test_ten_thousand_files_after_a_remount(autojump_clock: MockClock, tmp_path: Path) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    for number in range(10_000):
+        await storage.put(f"d/f{number}", b"x")
+    async with open_tree(storage, tmp_path / "1", INDEXED) as tree:
+        for name in await tree.names("d"):
+            await tree.find(f"d/{name}")
+        await tree.end()
+    storage.calls.clear()
+    async with open_tree(storage, tmp_path / "2", INDEXED) as tree:
+        for name in await tree.names("d"):
+            assert (await tree.find(f"d/{name}")).size == 1
+    assert [call.key for call in storage.calls_of(Verb.HEAD)] == [".fusefs/root"]
+    assert len(storage.calls_of(Verb.LIST_PREFIX)) == 10 + 2, "of the directory; the root, the index"
+    assert len(storage.calls_of(Verb.GET_RANGE)) <= 2, "of the directory's index, and the root's"
+
+
+async def test_what_somebody_else_changed_meanwhile(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """Content, attributes alone, a removal, a new object: each is what it is now. A number stays with its name."""
+    storage = Seconds()
+    async with open_tree(storage, tmp_path / "1", INDEXED) as tree:
+        for name in ("content", "attributes", "gone", "same"):
+            await tree.write_file(name, b"x")
+        await tree.end()
+        before = await found(tree, "content", "attributes", "same")
+    storage.now_ns += SECOND
+    theirs = to_metadata(replace(before["same"][1], uid=7))
+    await storage.put("content", b"y", metadata=theirs)
+    await storage.copy("attributes", "attributes", metadata=theirs)
+    await storage.delete("gone")
+    await storage.put("new", b"z")
+    storage.calls.clear()
+    async with open_tree(storage, tmp_path / "2", INDEXED) as tree:
+        assert await tree.names() == ["attributes", "content", "new", "same"]
+        after = await found(tree, "content", "attributes", "same")
+        assert after["same"] == before["same"]
+        for name in ("content", "attributes"):
+            assert after[name][0] == before[name][0]
+            assert after[name][1].uid == 7
+        assert (await tree.find("new")).size == 1
+    assert {call.key for call in storage.calls_of(Verb.HEAD)} == {
+        ".fusefs/root",
+        "content",
+        "attributes",
+        "new",
+    }
+
+
+async def test_attributes_that_changed_after_the_index_was_written(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """By this mount, which then was killed; also within the second that is all the store tells of times."""
+    storage = Seconds()
+    async with open_tree(storage, tmp_path / "1", INDEXED) as tree:
+        await tree.write_file("f", b"x")
+        await tree.publish_all()
+        assert tree.index_writer is not None
+        await tree.index_writer.save()
+        assert ".fusefs/index/" in str(await stored(storage, ours=True))
+        await tree.filesystem.setattr((await tree.find("f")).number, AttributeChanges(mode=0o600))
+        await tree.publish_all()
+    async with open_tree(storage, tmp_path / "2", INDEXED) as tree:
+        assert (await tree.find("f")).attributes.mode == stat.S_IFREG | 0o600
+
+
+async def test_what_is_written_again_is_not_believed_for_longer(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """The second mount writes the object of the index anew for one directory, and has not looked into the other."""
+    storage = Seconds()
+    names = same_shard()
+    async with open_tree(storage, tmp_path / "1", INDEXED) as tree:
+        for name in names:
+            await tree.mkdir(name)
+            await tree.write_file(f"{name}/f", b"x")
+        await tree.end()
+    storage.now_ns += SECOND
+    theirs = to_metadata(Attributes(mode=stat.S_IFREG, uid=7, gid=7, atime_ns=0, mtime_ns=0, ctime_ns=0))
+    await storage.copy(f"{names[0]}/f", f"{names[0]}/f", metadata=theirs)
+    storage.now_ns += SECOND
+    async with open_tree(storage, tmp_path / "2", INDEXED) as tree:
+        await tree.write_file(f"{names[1]}/g", b"x")
+        await tree.end()
+    storage.calls.clear()
+    async with open_tree(storage, tmp_path / "3", INDEXED) as tree:
+        assert (await tree.find(f"{names[0]}/f")).attributes.uid == 7
+        await tree.find(f"{names[1]}/f")
+        await tree.find(f"{names[1]}/g")
+    assert [call.key for call in storage.calls_of(Verb.HEAD)] == [".fusefs/root", f"{names[0]}/f"]
+
+
+def same_shard() -> tuple[str, str]:
+    """Return the names of two directories that share an object of the index."""
+    first = "d0"
+    return first, next(
+        name for number in range(1, 10_000) if shard_of(f"{(name := f'd{number}')}/") == shard_of(f"{first}/")
+    )
+
+
+async def test_a_mount_with_other_defaults(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """What an object without attributes has is what this mount says; only the numbers are kept."""
+    storage = FaultyStorage(MemoryStorage())
+    await storage.put("f", b"x")
+    await storage.put("d/g", b"x")
+    async with open_tree(storage, tmp_path / "1", INDEXED) as tree:
+        before = await found(tree, "f", "d", "d/g")
+        await tree.end()
+    others = replace(INDEXED, defaults=Defaults(uid=5, gid=6, file_mode=0o600, directory_mode=0o700))
+    async with open_tree(storage, tmp_path / "2", others) as tree:
+        after = await found(tree, "f", "d", "d/g")
+    assert {path: number for path, (number, _) in after.items()} == {
+        path: number for path, (number, _) in before.items()
+    }
+    assert {attributes.uid for _, attributes in after.values()} == {5}
+    assert after["d"][1].mode == stat.S_IFDIR | 0o700
+
+
+class NoMarkerMetadata(FaultyStorage):
+    """Keeps no metadata of keys that end with a slash, as SeaweedFS does."""
+
+    async def put(self, key: str, data: Any, **options: Any) -> str:
+        if key.endswith("/"):
+            options.pop("metadata", None)
+        return await super().put(key, data, **options)
+
+
+async def test_attributes_of_directories_on_a_store_that_keeps_none(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    storage = NoMarkerMetadata(MemoryStorage())
+    async with open_tree(storage, tmp_path / "1", INDEXED) as tree:
+        await make(tree)
+        await tree.end()
+        before = await found(tree, "d", "d/empty")
+    async with open_tree(storage, tmp_path / "2", INDEXED) as tree:
+        assert await found(tree, "d", "d/empty") == before
+        for _ in range(2):
+            await tree.names("d/empty")
+            await tree.names("d")
+            assert await found(tree, "d", "d/empty") == before
+            await trio.sleep(61)
+
+
+async def test_a_marker_that_somebody_else_changed(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """The parent's listing does not tell; that of the directory does."""
+    storage = Seconds()
+    async with open_tree(storage, tmp_path / "1", INDEXED) as tree:
+        await tree.mkdir("d")
+        await tree.mkdir("e")
+        await tree.end()
+    storage.now_ns += SECOND
+    theirs = Attributes(mode=stat.S_IFDIR | 0o700, uid=7, gid=7, atime_ns=0, mtime_ns=0, ctime_ns=0)
+    await storage.put("d/", b"", metadata=to_metadata(theirs))
+    await storage.delete("e/")
+    await storage.put("e/f", b"")
+    async with open_tree(storage, tmp_path / "2", INDEXED) as tree:
+        await tree.names("d")
+        await tree.names("e")
+        assert (await tree.find("d")).attributes == theirs
+        directory = await tree.find("e")
+        assert isinstance(directory, Directory)
+        assert directory.version is None
+
+
+async def test_a_read_only_mount_reads_it_and_writes_nothing(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    async with open_tree(storage, tmp_path / "1", INDEXED) as tree:
+        await make(tree)
+        await tree.end()
+        before = await found(tree, *PATHS)
+    storage.calls.clear()
+    async with open_tree(storage, tmp_path / "2", READ_ONLY) as tree:
+        assert await found(tree, *PATHS) == before
+        await tree.end()
+    assert {call.verb for call in storage.calls} == {Verb.HEAD, Verb.LIST_PREFIX, Verb.GET_RANGE}
+    assert len(storage.calls_of(Verb.HEAD)) == 1
+
+
+@pytest.mark.parametrize("damage", [b"", b"fusefs index 1\n", b"\0" * 1_000, None])
+async def test_a_damaged_index_is_reported_and_replaced(
+    damage: bytes | None, autojump_clock: MockClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    async with open_tree(storage, tmp_path / "1", INDEXED) as tree:
+        await make(tree)
+        await tree.end()
+        before = await found(tree, *PATHS)
+    damaged = [key for key in await stored(storage, ours=True) if key.startswith(".fusefs/index/")]
+    for key in damaged:
+        data = (await storage.get_range(key)).data
+        await storage.put(key, damage if damage is not None else data[:-20] + b"x" + data[-19:])
+    async with open_tree(storage, tmp_path / "2", INDEXED) as tree:
+        after = await found(tree, *PATHS)
+        assert [attributes for _, attributes in after.values()] == [known for _, known in before.values()]
+        reported = [record.getMessage() for record in caplog.records]
+        assert len(reported) == len(damaged)
+        assert all("is damaged and is not used" in message for message in reported)
+        await tree.end()
+    storage.calls.clear()
+    async with open_tree(storage, tmp_path / "3", INDEXED) as tree:
+        assert await found(tree, *PATHS) == after
+    assert len(storage.calls_of(Verb.HEAD)) == 1
+
+
+async def test_an_index_that_cannot_be_read(
+    autojump_clock: MockClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    await storage.put("f", b"x")
+    storage.fail(Unavailable, verb=Verb.LIST_PREFIX, key=".fusefs/index/")
+    async with open_tree(storage, tmp_path, INDEXED) as tree:
+        assert (await tree.find("f")).size == 1
+        assert await tree.names() == ["f"]
+    assert "cannot be read" in caplog.text
+
+
+async def test_an_index_that_cannot_be_written(
+    autojump_clock: MockClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody hears of it but the log; the next attempt makes it good."""
+    storage = FaultyStorage(MemoryStorage())
+    async with open_tree(storage, tmp_path, INDEXED) as tree:
+        await tree.write_file("f", b"x")
+        await tree.publish_all()
+        assert tree.index_writer is not None
+        storage.fail(Unavailable, verb=Verb.PUT)
+        await tree.index_writer.save()
+        assert "cannot be kept for the next mount" in caplog.text
+        await tree.index_writer.save()
+        assert ".fusefs/index/" in str(await stored(storage, ours=True))
+
+
+async def test_it_is_written_now_and_then(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """What has changed since the last time; what is on its way into the bucket comes with a later one."""
+    storage = FaultyStorage(MemoryStorage())
+    async with open_tree(storage, tmp_path, INDEXED) as tree, trio.open_nursery() as nursery:
+        assert tree.index_writer is not None
+        nursery.start_soon(tree.index_writer.run)
+        await tree.mkdir("d")
+        await tree.write_file("d/f", b"x")
+        await trio.sleep(INTERVAL_SECONDS + 1)
+        assert len(index_puts(storage)) == 2
+        await trio.sleep(10 * INTERVAL_SECONDS)
+        assert len(index_puts(storage)) == 2, "nothing has changed"
+        await tree.filesystem.setattr((await tree.find("d/f")).number, AttributeChanges(mode=0o600))
+        await trio.sleep(INTERVAL_SECONDS + 1)
+        assert len(index_puts(storage)) == 3
+        nursery.cancel_scope.cancel()
+
+
+def index_puts(storage: FaultyStorage) -> list[str]:
+    return [call.key for call in storage.calls_of(Verb.PUT) if call.key.startswith(".fusefs/index/")]
+
+
+async def test_what_is_not_published_is_not_remembered(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """Its old version is what the bucket has if this mount is killed now."""
+    storage = FaultyStorage(MemoryStorage())
+    async with open_tree(storage, tmp_path / "1", INDEXED) as tree:
+        await tree.write_file("f", b"old")
+        await tree.publish_all()
+        handle = await tree.open("f", os.O_WRONLY)
+        await tree.write(handle, 0, b"newer")
+        assert tree.index_writer is not None
+        await tree.index_writer.save()
+    async with open_tree(storage, tmp_path / "2", INDEXED) as tree:
+        assert await tree.read_file("f") == b"old"
+
+
+async def test_two_hosts_write_the_index_of_one_bucket(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """Each puts in what it knows; of the other's, what it knows nothing of stays."""
+    storage = FaultyStorage(MemoryStorage())
+    first, second = same_shard()
+    shared = replace(INDEXED, filesystem=FilesystemOptions(shared=True), revalidate_seconds=1.0)
+    async with (
+        open_tree(storage, tmp_path / "1", replace(shared, mount_id="one")) as one,
+        open_tree(storage, tmp_path / "2", replace(shared, mount_id="two")) as two,
+    ):
+        await one.mkdir(first)
+        await two.mkdir(second)
+        await one.write_file(f"{first}/f", b"x")
+        await two.write_file(f"{second}/f", b"x")
+        async with trio.open_nursery() as nursery:
+            for tree in (one, two):
+                assert tree.index_writer is not None
+                nursery.start_soon(tree.index_writer.save)
+    storage.calls.clear()
+    async with open_tree(storage, tmp_path / "3", INDEXED) as tree:
+        await tree.find(f"{first}/f")
+        await tree.find(f"{second}/f")
+    heads = {call.key for call in storage.calls_of(Verb.HEAD)}
+    assert not heads & {f"{first}/f", f"{second}/f"}
+
+
+async def test_a_shard_that_others_write_all_the_time_is_left_to_the_next_time(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    async with open_tree(storage, tmp_path, INDEXED) as tree:
+        await tree.write_file("f", b"x")
+        await tree.publish_all()
+        assert tree.index_writer is not None
+        storage.fail(PreconditionFailed, verb=Verb.PUT, times=2)
+        await tree.index_writer.save()
+        assert not any(key.startswith(".fusefs/index/") for key in await stored(storage, ours=True))
+        await tree.index_writer.save()
+        assert any(key.startswith(".fusefs/index/") for key in await stored(storage, ours=True))
+
+
+async def test_directories_that_are_gone_leave_the_index(autojump_clock: MockClock, tmp_path: Path) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    first, second = same_shard()
+    async with open_tree(storage, tmp_path / "1", INDEXED) as tree:
+        for name in (first, second):
+            await tree.mkdir(name)
+            await tree.write_file(f"{name}/f", b"x")
+        await tree.end()
+        full = await index_size(storage)
+        await tree.unlink(f"{first}/f")
+        await tree.rmdir(first)
+        await tree.write_file(f"{second}/g", b"x")
+        await tree.end()
+    assert await index_size(storage) < full
+
+
+async def index_size(storage: FaultyStorage) -> int:
+    objects = await stored(storage, ours=True)
+    return sum(len(data) for key, data in objects.items() if key.startswith(".fusefs/index/"))
+
+
+async def test_two_entries_with_one_number(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """As after a crash between the index of one directory and that of another: the kernel sees two inodes."""
+    storage = FaultyStorage(MemoryStorage())
+    async with open_tree(storage, tmp_path / "1", INDEXED) as tree:
+        await tree.mkdir("d")
+        await tree.write_file("f", b"x")
+        await tree.end()
+        number = (await tree.find("f")).number
+        await tree.rename("f", "d/f")
+        await tree.publish_all()
+        tree.root.is_indexed = True  # the crash comes before its turn
+        assert tree.index_writer is not None
+        await tree.index_writer.save()
+    await storage.put("f", b"y")
+    async with open_tree(storage, tmp_path / "2", INDEXED) as tree:
+        moved, new = await tree.find("d/f"), await tree.find("f")
+        assert moved.number == number
+        assert new.number != number
+        assert tree.inodes[new.number] is new
+
+
+async def test_attributes_that_others_change_are_seen_when_the_directory_is_listed_again(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """The ETag stays the same, and so do the inode and its number; what is open stays open."""
+    storage = Seconds()
+    await storage.put("f", b"x")
+    async with open_tree(storage, tmp_path) as tree:
+        file = await tree.find("f")
+        handle = await tree.open("f", os.O_RDONLY)
+        storage.now_ns += SECOND
+        theirs = to_metadata(replace(file.attributes, uid=7))
+        await storage.copy("f", "f", metadata=theirs)
+        await trio.sleep(61)
+        await tree.names()
+        assert await tree.find("f") is file
+        assert file.attributes.uid == 7
+        assert await tree.filesystem.read(handle, 0, 1) == b"x"
+        storage.calls.clear()
+        await trio.sleep(61)
+        await tree.names()
+        await tree.find("f")
+        assert [call.verb for call in storage.calls] == [Verb.LIST_PREFIX]
+        assert isinstance(await storage.head("f"), ObjectInfo)
