@@ -18,7 +18,7 @@ from backends.base import Metadata, ObjectInfo, ObjectStorage, iterate_pages
 from backends.errors import NotFound
 from fusefs import extended_attributes
 from fusefs.attributes import kind_of, unreadable
-from fusefs.keys import RESERVED_PREFIX, name_of
+from fusefs.keys import RESERVED_PREFIX, name_of, name_of_file_beside
 from fusefs.listed import MAX_SYMLINK_SIZE
 from fusefs.object_writer import CONFLICTS_PREFIX
 from fusefs.placement import DETOURS_PREFIX, ORPHANS_PREFIX, ROOT_MARKER
@@ -113,9 +113,18 @@ class _Inspector:
         while self._beginnings and not key.startswith(self._beginnings[-1]):
             self._beginnings.pop()
         while self._beginnings and key.startswith(f"{self._beginnings[-1]}/"):
-            yield Finding(Kind.HIDDEN, self._beginnings.pop(), "there is a directory of the same name")
+            yield _beside_directory(self._beginnings.pop())
         if not key.endswith("/"):
             self._beginnings.append(key)
+
+
+def _beside_directory(key: str) -> Finding:
+    *above, segment = key.split("/")
+    names = [*map(name_of, above), name_of_file_beside(segment)]
+    path = b"/".join(name for name in names if name is not None).decode(errors="backslashreplace")
+    if None in names:
+        return Finding(Kind.HIDDEN, key, "there is a directory of the same name")
+    return Finding(Kind.ESCAPED, key, f"there is a directory of the same name, and it is shown as {path!r}")
 
 
 def _look_at_names(key: str) -> Iterator[Finding]:

@@ -19,7 +19,7 @@ class DirectoryListing:
         self._nameless: list[str] = []
 
     def read(self, page: ListPage) -> list[tuple[bytes, ListedObject | ListedDirectory]]:
-        """Return the entries of a page in the order of their names; a name may be there as both."""
+        """Return the entries of a page in the order of names; where one is there as both, the object is first."""
         entries: list[tuple[bytes, ListedObject | ListedDirectory]] = []
         for info in page.objects:
             if info.key == self.prefix:
@@ -30,7 +30,7 @@ class DirectoryListing:
             is_reserved = not self.prefix and common == keys.RESERVED_PREFIX
             if not is_reserved and (name := self._name(common)) is not None:
                 entries.append((name, UNKNOWN_DIRECTORY))
-        entries.sort()
+        entries.sort(key=lambda entry: (entry[0], isinstance(entry[1], ListedDirectory)))
         return entries
 
     def take_nameless(self) -> Iterator[str]:

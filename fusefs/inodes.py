@@ -20,7 +20,7 @@ from backends.base import Metadata
 from fusefs.attributes import Attributes
 from fusefs.content import Content, Version
 from fusefs.errors import NoSuchInode
-from fusefs.keys import segment_of
+from fusefs.keys import name_of_file_beside, segment_of
 from fusefs.listed import ListedDirectory, ListedObject
 from fusefs.look_ahead import LookAhead
 
@@ -188,6 +188,18 @@ class Directory(Inode):
         if isinstance(child, Inode):
             child.parent = None
             child.name = b""
+
+    def unveil(self, name: bytes) -> None:
+        """Give the file beside a directory that is gone its own name, if there is such a file."""
+        beside = name_of_file_beside(segment_of(name))
+        child = self.children.get(beside) if beside is not None else None
+        if beside is not None and child is not None:
+            self.detach(beside)
+            self.attach(name, child)
+
+    def has_file_beside(self, name: bytes) -> bool:
+        """Return whether an object has the same key as the directory `name`, but for the slash."""
+        return name_of_file_beside(segment_of(name)) in self.children
 
     def inodes(self) -> Iterator[Inode]:
         """Return the children that are inodes already."""

@@ -4,7 +4,8 @@ A directory is listed once, wholly, and then answered from memory: the tree is t
 what others have changed. Our own changes win over a listing, which may be older than they are: an entry that is
 pending, moved away or deleted here is left as the tree has it.
 
-Keys that cannot be names here, and a file `x` beside a directory `x/`, are reported once in the log.
+Where there are an object `x` and others below `x/`, the directory has the name, and the object another one. Keys for
+which there is no name are reported once in the log.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from fusefs.inodes import (
     Inode,
     InodeTable,
 )
-from fusefs.keys import segment_of
+from fusefs.keys import name_of_file_beside, segment_of
 from fusefs.listed import ListedDirectory, ListedObject
 from fusefs.placement import Deletions, Placement
 from fusefs.publisher import Publisher
@@ -111,12 +112,18 @@ class _Merge:
     directories: set[bytes] = field(default_factory=set)
     #: Objects of the same name as what the tree has for a directory: that may be gone.
     shadowed: dict[bytes, ListedObject] = field(default_factory=dict)
+    #: Names of objects beside directories that the reader has not been told yet.
+    beside: list[bytes] = field(default_factory=list)
     memories: Memories = NO_MEMORIES
 
     @property
     def is_outdated(self) -> bool:
         """Whether the directory was moved or removed since."""
         return not self.directory.linked or self.directory.prefix != self.listing.prefix
+
+    def tell_what_is_beside(self) -> None:
+        self.run.add(name for name in self.beside if name in self.directory.children)
+        self.beside.clear()
 
 
 class Listings:
@@ -220,6 +227,7 @@ class Listings:
             if is_new and name in merge.directory.children:
                 names.append(name)
         merge.run.add(names)
+        merge.tell_what_is_beside()
         for key in merge.listing.take_nameless():
             self._report(key, "its name would be too long")
 
@@ -255,18 +263,45 @@ class Listings:
             directory.attach(name, child)
         elif not isinstance(known, ListedDirectory) and not self._is_ours(known, merge.run.began):
             if merge.seen is None or name in merge.seen:
-                self._report_shadowed(merge, name)
+                self._veil(merge, name)
             self._replace(directory, name, child)
+
+    def _veil(self, merge: _Merge, name: bytes) -> None:
+        """Make room for the directory of the same name as an object, which gets another one."""
+        beside = self._name_beside(merge, name)
+        if beside is not None:
+            child = merge.directory.children[name]
+            merge.directory.detach(name)
+            merge.directory.attach(beside, child)
+
+    def _merge_beside(self, merge: _Merge, name: bytes, child: ListedObject) -> None:
+        beside = self._name_beside(merge, name)
+        if beside is not None:
+            self._merge_object(merge, beside, child)
+
+    def _name_beside(self, merge: _Merge, name: bytes) -> bytes | None:
+        segment = segment_of(name)
+        beside = name_of_file_beside(segment)
+        if beside is None:
+            self._report(merge.listing.prefix + segment, "a directory has the same name")
+            return None
+        if merge.seen is not None:
+            merge.seen.add(beside)
+        merge.beside.append(beside)
+        return beside
 
     def _finish(self, merge: _Merge) -> None:
         """Take in what only the whole listing tells: what is not there any more."""
         directory, started = merge.directory, merge.run.began
         for name, child in merge.shadowed.items():
             known = directory.children.get(name)
-            if name in merge.directories:
-                self._report_shadowed(merge, name)
-            elif known is not None and not self._is_ours(known, started):
-                self._replace(directory, name, child)
+            if name in merge.directories or (known is not None and self._is_ours(known, started)):
+                self._merge_beside(merge, name, child)
+            elif known is not None:
+                self._replace(directory, name, None)
+                directory.unveil(name)
+                self._merge_object(merge, name, child)
+        merge.tell_what_is_beside()
         if merge.seen is not None:
             gone = [name for name in directory.children if name not in merge.seen]
             for name in gone:
@@ -287,9 +322,6 @@ class Listings:
             self._placement.forget(directory.version.key)
         elif marker is not None and not _is_known_marker(directory, marker):
             directory.is_doubtful = True
-
-    def _report_shadowed(self, merge: _Merge, name: bytes) -> None:
-        self._report(merge.listing.prefix + segment_of(name), "a directory has the same name")
 
     def _report(self, key: str, reason: str) -> None:
         if key not in self._reported:
@@ -313,7 +345,7 @@ class Listings:
 
     def _replace(self, directory: Directory, name: bytes, child: Child | None) -> None:
         """Take somebody else's change in: the old inode, if any, becomes one without a name."""
-        known = directory.children[name]
+        known = directory.children.get(name)
         directory.detach(name)
         if isinstance(known, Inode):
             self._let_go(known)

@@ -275,6 +275,8 @@ class Namespace:
             return
         if exchange:
             assert inode.parent is not None, "it was found under a name"
+            _check_stays_veiled(inode.parent, inode.name, by=other)
+            _check_stays_veiled(new_directory, new_name, by=inode)
             self._check_not_below(other, inode.parent)
             self._check_keys_below(other, inode.parent, inode.name)
             return
@@ -318,8 +320,10 @@ class Namespace:
         if other is not None and exchange:
             directory.attach(name, other)
             self._note_moved(other, now_ns)
-        elif other is not None:
-            self._note_unlinked(other, now_ns)
+        else:
+            directory.unveil(name)
+            if other is not None:
+                self._note_unlinked(other, now_ns)
         self._note_moved(inode, now_ns)
         self._note_children_changed(directory, now_ns)
         if new_directory is not directory:
@@ -327,6 +331,7 @@ class Namespace:
 
     def _remove(self, directory: Directory, name: bytes, inode: Inode, now_ns: int) -> None:
         directory.detach(name)
+        directory.unveil(name)
         self._note_unlinked(inode, now_ns)
         self._note_children_changed(directory, now_ns)
 
@@ -389,6 +394,12 @@ class Namespace:
         """List again where the last listing is too old for an answer about this name."""
         if directory.listed_at is not None:
             await self._listings.ensure_listed(directory, max_age_seconds=self._options.revalidate_seconds)
+
+
+def _check_stays_veiled(directory: Directory, name: bytes, *, by: Inode) -> None:
+    """Raise `EntryExists` if something else than a directory would have the key of an object beside a directory."""
+    if not isinstance(by, Directory) and directory.has_file_beside(name):
+        raise EntryExists(f"the key of {name!r} has an object, which is beside the directory")
 
 
 def _number_of(prefix: str, name: bytes, child: Child) -> int:

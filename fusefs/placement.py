@@ -120,12 +120,13 @@ class Placement:
     def departing_from(self, target: str) -> list[Inode] | None:
         """Return whose objects are still on their way out of the directory that had the name of `target`.
 
-        None if there is nothing at all; leftovers belong to nobody, and an empty list may be all that is known of
-        them. Where a store keeps a file system below (SeaweedFS), no object can take the name of a directory before.
+        None if there is nothing at all, or the directory stays where it is, beside the object; leftovers belong to
+        nobody, and an empty list may be all that is known of them. Where a store keeps a file system below
+        (SeaweedFS), no object can take the name of a directory before.
         """
         prefix = f"{target}/"
         is_marked = prefix in self._owners or prefix in self._leftovers
-        if target.endswith("/") or not (is_marked or self._below[prefix]):
+        if target.endswith("/") or not (is_marked or self._below[prefix]) or self._is_wanted(prefix):
             return None
         return [inode for key, inode in self._owners.items() if key.startswith(prefix)]
 

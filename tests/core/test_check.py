@@ -76,9 +76,13 @@ async def test_one_line_for_each_key(key: str, line: str) -> None:
 async def test_objects_beside_directories_of_their_names() -> None:
     """Each once, though other keys come between the two in the order of a listing."""
     storage = await filled("x", "x-y", "x.z/a", "x/a", "x/b", "x/b/c", "x0", "y", "y/", "z")
+    same = "there is a directory of the same name"
     assert await lines(storage) == [
-        f"hidden '{key}': there is a directory of the same name" for key in ("x", "x/b", "y")
+        f"escaped '{key}': {same}, and it is shown as '{path}'"
+        for key, path in (("x", "%file-x"), ("x/b", "x/%file-b"), ("y", "%file-y"))
     ]
+    long = "n" * 250
+    assert await lines(await filled(long, f"{long}/a")) == [f"hidden '{long}': {same}"]
 
 
 async def test_a_marker_with_content() -> None:

@@ -6,13 +6,20 @@ import os
 from pathlib import Path
 
 import pytest
+import trio
 from trio.testing import MockClock
 
+from backends.errors import Unavailable
+from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs.errors import CrossesReserved, EntryExists
-from fusefs.filesystem import AttributeChanges
+from fusefs.filesystem import RENAME_EXCHANGE, AttributeChanges
 from fusefs.inodes import Directory
 from tests.core.tree import CALLER, Tree, open_tree, stored, stored_metadata
+from tests.support.faulty import FaultyStorage
+
+REVALIDATE = 61.0
+"""Seconds after which a listing of a `TreeOptions()` is too old."""
 
 LATIN1 = b"caf\xe9"
 
@@ -136,3 +143,94 @@ async def test_directories_move_with_keys_that_are_no_names(
         await tree.publish_all()
         moved = {"z//b": b"a//b", "z/../c": b"a/../c", "z/%key-d": b"a/%key-d"}
         assert await stored(storage) == {"z/": b""} | moved
+
+
+# An object beside a directory of its name
+
+
+async def test_an_object_beside_a_directory(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """It has a name of its own, under which it is read, changed and removed; the directory is what it always was."""
+    storage = await filled("x", "x/y", "a/x/", "a/x")
+    async with open_tree(storage, tmp_path) as tree:
+        assert await tree.names() == ["%file-x", "a", "x"]
+        assert await tree.names("a") == ["%file-x", "x"]
+        assert await tree.read_file("%file-x") == b"x"
+        assert await tree.read_file("x/y") == b"x/y"
+        await tree.write_file("%file-x", b"changed")
+        await tree.write_file("x/z", b"new")
+        await tree.unlink("a/%file-x")
+        await tree.publish_all()
+        assert await stored(storage) == {"x": b"changed", "x/y": b"x/y", "x/z": b"new", "a/x/": b""}
+        with pytest.raises(CrossesReserved):
+            await tree.rename("x", "%file-y")
+        await tree.rename("%file-x", "a/x/moved")
+        await tree.publish_all()
+        assert await tree.names() == ["a", "x"]
+        assert await stored(storage) == {"x/y": b"x/y", "x/z": b"new", "a/x/": b"", "a/x/moved": b"changed"}
+
+
+@pytest.mark.parametrize("away", ["rmdir", "rename"])
+async def test_a_directory_leaves_the_object_its_name(
+    autojump_clock: MockClock, tmp_path: Path, away: str
+) -> None:
+    """So that no new entry gets a key that is taken."""
+    async with open_tree(await filled("x", "x/"), tmp_path) as tree:
+        assert await tree.names() == ["%file-x", "x"]
+        if away == "rmdir":
+            await tree.rmdir("x")
+        else:
+            await tree.rename("x", "y")
+        assert await tree.read_file("x") == b"x"
+        with pytest.raises(EntryExists):
+            await tree.mkdir("x")
+        await tree.publish_all()
+        assert set(await stored(tree.storage)) == ({"x"} if away == "rmdir" else {"x", "y/"})
+
+
+async def test_an_exchange_cannot_give_away_a_key_that_is_taken(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_tree(await filled("x", "x/", "f", "d/"), tmp_path) as tree:
+        for one, other in (("x", "f"), ("f", "x")):
+            with pytest.raises(EntryExists):
+                await tree.rename(one, other, RENAME_EXCHANGE)
+        await tree.rename("x", "d", RENAME_EXCHANGE)
+        assert await tree.names() == ["%file-x", "d", "f", "x"]
+
+
+async def test_others_put_an_object_and_a_directory_beside_each_other(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Whichever comes first, and whichever goes: a file that is open stays the same inode."""
+    storage = await filled("x", "d/y")
+    async with open_tree(storage, tmp_path) as tree:
+        handle = await tree.open("x", os.O_RDONLY)
+        number = (await tree.find("x")).number
+        await storage.put("x/y", b"x/y")
+        await storage.put("d", b"d")
+        await trio.sleep(REVALIDATE)
+        assert await tree.names() == ["%file-d", "%file-x", "d", "x"]
+        assert (await tree.find("%file-x")).number == number
+        assert await tree.read_file("%file-d") == b"d"
+        await storage.delete("x/y")
+        await storage.delete("d/y")
+        await trio.sleep(REVALIDATE)
+        assert await tree.names() == ["d", "x"]
+        assert (await tree.find("x")).number == number
+        assert await tree.filesystem.read(handle, 0, 10) == b"x"
+        assert await tree.read_file("d") == b"d"
+
+
+async def test_a_directory_that_follows_a_file_has_nothing_beside_it(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """The file's object is still in the bucket for a moment, and no longer in the tree."""
+    storage = FaultyStorage(await filled("x"))
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.find("x")
+        storage.fail(Unavailable, times=1_000_000, verb=Verb.DELETE)
+        await tree.unlink("x")
+        await tree.mkdir("x")
+        await trio.sleep(REVALIDATE)
+        assert await tree.names() == ["x"]
+        storage.heal()

@@ -26,15 +26,16 @@ def test_names_of_any_bytes(mount: Mount, bucket: Bucket) -> None:
 
 def test_escaped_names(new_mount: NewMount, tmp_path: Path) -> None:
     """A name may be any bytes. One that is not UTF-8 is `%bytes-` in the key, with `%XX` for each such byte. A key that
-    cannot be a name (`a//b`, a segment `.` or `..`, a NUL) shows up as `%key-` with what can be said of it; it can be
-    read, changed, removed and renamed under that name.
+    cannot be a name (`a//b`, a segment `.` or `..`, a NUL) shows up as `%key-` with what can be said of it, and an
+    object `x` beside a directory `x/` as `%file-x`; each can be read, changed, removed and renamed under that name.
     """
     store = tmp_path / "bucket"
     store.mkdir()
     objects = DirectoryObjects(store)
-    for key in ("a//b", "a/./c", "a/../d"):
+    for key in ("a//b", "a/./c", "a/../d", "a"):
         objects.put(key, key.encode())
     mount = new_mount(f"file://{store}").mount()
+    (mount.path / "%file-a").write_bytes(b"changed as well")
     directory = mount.path / "a"
     assert sorted(os.listdir(directory)) == ["%key-", "%key-%2E", "%key-%2E%2E"]
     assert (directory / "%key-" / "b").read_bytes() == b"a//b"
@@ -43,5 +44,6 @@ def test_escaped_names(new_mount: NewMount, tmp_path: Path) -> None:
     (directory / "%key-%2E%2E" / "d").rename(directory / os.fsdecode(b"\xe9"))
     mount.umount()
     assert objects.read("a//b") == b"changed"
+    assert objects.read("a") == b"changed as well"
     assert objects.read("a/%bytes-%E9") == b"a/../d"
     assert not {"a/./c", "a/../d"} & set(objects.sizes())
