@@ -1,0 +1,85 @@
+"""Ten thousand files that are open and dirty at once cost the daemon no more than it may have."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from fusefs.stage import MAX_OPEN_FILES
+from tests.mount.conftest import NewMount
+from tests.support.differential import DirectoryObjects
+from tests.support.mounts import Mount, wait_until
+
+FILES: Final = 10_000
+MIB: Final = 1024 * 1024
+
+PEAK_MEMORY: Final = 140 * MIB
+"""60 MiB for Python and what is loaded into it, and 8 KiB for each file. What the test measured is in its output."""
+
+OTHER_DESCRIPTORS: Final = 100
+"""Beside those of the stage: the kernel's, the log, connections to the store."""
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    """Let this process have as many files open as the test needs."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (FILES + 1_000, max(limits[1], FILES + 1_000)))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def body(number: int) -> bytes:
+    return f"{number} ".encode() * (number % 400 + 1)
+
+
+def path_of(number: int) -> str:
+    return f"d{number % 20}/file-{number}"
+
+
+def descriptors_of(mount: Mount) -> int:
+    return len(os.listdir(f"/proc/{mount.pid}/fd"))
+
+
+def staged_files(mount: Mount) -> int:
+    return len(list(mount.cache_dir.glob("mounts/*/stage/*")))
+
+
+def test_ten_thousand_files_open_and_dirty_at_once(
+    many_descriptors: None, new_mount: NewMount, tmp_path: Path
+) -> None:
+    """They are written twice, read back while they are open, and whole in the bucket after the mount has ended."""
+    configuration = tmp_path / "fusefs.toml"
+    configuration.write_text('[mount]\npublish_interval = "1 h"\n')
+    (tmp_path / "bucket").mkdir()
+    bucket = DirectoryObjects(tmp_path / "bucket")
+    mount = new_mount(f"file://{tmp_path / 'bucket'}", "--config", str(configuration)).mount()
+    for directory in range(20):
+        (mount.path / f"d{directory}").mkdir()
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+    descriptors = [os.open(mount.path / path_of(number), flags) for number in range(FILES)]
+    for write in (lambda number: bytes(len(body(number))), body):
+        for number, descriptor in enumerate(descriptors):
+            os.pwrite(descriptor, write(number), 0)
+        os.sync()  # the kernel begins to hand over what it has
+        wait_until(lambda: staged_files(mount) == FILES, "the pages of all files")
+        assert descriptors_of(mount) <= MAX_OPEN_FILES + OTHER_DESCRIPTORS
+    assert not [key for key in bucket.sizes() if not key.endswith("/")]
+    for number, descriptor in enumerate(descriptors):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        assert os.pread(descriptor, 10_000, 0) == body(number)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    most = mount.peak_memory()
+    mount.umount()
+    print(f"peak memory of the daemon: {most / MIB:.0f} MiB")
+    assert most <= PEAK_MEMORY
+    sizes = {key: size for key, size in bucket.sizes().items() if not key.endswith("/")}
+    assert sizes == {path_of(number): len(body(number)) for number in range(FILES)}
+    for number in range(0, FILES, 97):
+        assert bucket.read(path_of(number)) == body(number)
