@@ -328,6 +328,22 @@ class Content:
             reader = None  # it has seen this read
         raise DamagedCache(f"what is staged between {offset} and {end} is damaged again and again")
 
+    async def obtain(self, start: int, end: int) -> bytes:
+        """Return bytes of a pinned content for an upload, as `take`; what is missing is fetched first.
+
+        Where the local disk has no room for that it does without: what is dirty must be able to leave a full disk.
+        """
+        try:
+            if not self._missing_are_zeros:
+                await self.fetch(start, min(end, self.size))
+            return self.take(start, end)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+        data = await self._read_past_stage(start, min(end, self.size))
+        self.unsent.remove(start, end)
+        return data.ljust(end - start, b"\0")
+
     async def _read_past_stage(self, offset: int, end: int) -> bytes:
         """Return bytes of a pinned content where the local disk has no room for those that are missing."""
         while True:

@@ -41,8 +41,8 @@ from fusefs.stage_budget import StageBudget
 MAX_FILE_SIZE: Final = 5 * 1024**4
 """Bytes: what S3 allows for one object."""
 
-FULL_DISK_ATTEMPTS: Final = 4
-"""Of a write, each after everything was published; while it waited for that, other writers may have had the room."""
+FULL_DISK_ATTEMPTS: Final = 5
+"""Of a write, most after everything was published; while it waited for that, other writers may have had the room."""
 
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
@@ -286,7 +286,7 @@ class Filesystem:
     async def _stage(self, file: File, offset: int, data: Data) -> None:
         """Write into the stage; where it is full, first publish, so that clean bytes can make room.
 
-        Raises what keeps the publication from succeeding, or OSError (ENOSPC) of a disk that others have filled.
+        Raises what keeps the publication from succeeding, or OSError (ENOSPC) of a disk on which nothing can give way.
         """
         if self._budget.is_exceeded:
             await self._publisher.publish(file)
@@ -294,17 +294,28 @@ class Filesystem:
         if self._budget.is_exceeded:
             await self._publisher.publish_all()
             self._budget.make_room()
-        for attempts_left in reversed(range(FULL_DISK_ATTEMPTS)):
+        for attempt in range(1, FULL_DISK_ATTEMPTS + 1):
             try:
                 file.content.write(offset, data)
                 return
             except OSError as error:
                 if file.content.changed:
                     self._publisher.changed(file)  # some of it may have been written
-                if error.errno != errno.ENOSPC or not attempts_left:
+                if error.errno != errno.ENOSPC or attempt == FULL_DISK_ATTEMPTS:
                     raise
+                full = error
+            if not self._budget.make_room(goal_bytes=0):
+                await self._publish_or_raise(full)
+
+    async def _publish_or_raise(self, full: OSError) -> None:
+        """Publish everything on a full disk, and let it give way; raises `full` where that makes no room."""
+        failure: Exception | None = None
+        try:
             await self._publisher.publish_all()
-            self._budget.make_room(goal_bytes=0)
+        except Exception as error:
+            failure = error
+        if not self._budget.make_room(goal_bytes=0) and failure is not None:
+            raise full from failure
 
     async def flush(self, handle: int) -> None:
         """Come once per close(2) of a descriptor. Raises a failure that is not made good yet."""

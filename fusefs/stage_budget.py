@@ -55,11 +55,15 @@ class StageBudget:
         if self.is_exceeded:
             self.make_room(keep=content)
 
-    def make_room(self, keep: Evictable | None = None, *, goal_bytes: int | None = None) -> None:
-        """Let contents give back clean bytes, until no more than `goal_bytes` are staged, or the limit."""
-        goal = self._limit if goal_bytes is None else goal_bytes
+    def make_room(self, keep: Evictable | None = None, *, goal_bytes: int | None = None) -> bool:
+        """Let contents give back clean bytes, until no more than `goal_bytes` are staged, or the limit.
+
+        Returns whether any were given back.
+        """
+        goal, before = self._limit if goal_bytes is None else goal_bytes, self._total
         for content in list(self._clean):
             if self._total <= goal:
-                return
+                break
             if content is not keep:
                 content.evict()
+        return self._total < before

@@ -13,6 +13,7 @@ writers of this file wait for the last round.
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -121,7 +122,7 @@ class _Stream:
 
     async def _feed(self, writer: BufferedMultipartWriter, end: int) -> None:
         start, self._fed = self._fed, end
-        await writer.write(self._content.take(start, end))
+        await writer.write(await self._content.obtain(start, end))
 
     async def _send_until_whole(self, writer: BufferedMultipartWriter) -> None:
         """Send what is missing and what was written again, until there is nothing of either."""
@@ -156,14 +157,14 @@ class _Stream:
         full_end = last.start + writer.full_size(last.number)
         if last.end == self._fed < full_end:
             self._fed = min(full_end, self._content.size)
-            await writer.rewrite(last.number, self._content.take(last.start, self._fed))
+            await writer.rewrite(last.number, await self._content.obtain(last.start, self._fed))
 
     async def _send_again(self, writer: BufferedMultipartWriter) -> None:
         content = self._content
         for part in writer.sent:
             end = min(part.end, content.size)
             if content.unsent.intersect(part.start, end):
-                await writer.rewrite(part.number, content.take(part.start, end))
+                await writer.rewrite(part.number, await content.obtain(part.start, end))
 
 
 class Uploads:
@@ -234,7 +235,7 @@ class Uploads:
         """
         with self._alone_with(file) as content:
             try:
-                await content.fetch(0, content.size)
+                await _stage_all(content)
             except (StorageError, StaleFile):
                 staged = [(extent.start, extent.end) for extent in content.present]
                 _log.error("%r: only these ranges could be kept, the rest is zeros: %s", key, staged)
@@ -294,7 +295,7 @@ class Uploads:
             if stream.key == target and stream.usable:
                 return stream
             await stream.give_up()
-        await file.content.fetch(0, file.content.size)
+        await _stage_all(file.content)
         file.content.give_back()
         return self._begin_stream(file, target, metadata)
 
@@ -398,12 +399,20 @@ class _Patch:
             return await self._upload.copy_part(
                 part.number, self._base.key, part.start, part.end - part.start, if_match=self._base.etag
             )
-        await self._content.fetch(part.start, min(part.end, self._content.size))
-        return await self._upload.upload_part(part.number, self._content.take(part.start, part.end))
+        return await self._upload.upload_part(part.number, await self._content.obtain(part.start, part.end))
 
 
 class _FileWasCut(Exception):
     """The file has become so much shorter that what went up of it is of no use."""
+
+
+async def _stage_all(content: Content) -> None:
+    """Fetch what is missing, all at once; a disk that has no room for it gets it part by part later."""
+    try:
+        await content.fetch(0, content.size)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
 
 
 def _copies(planned: Multipart) -> bool:

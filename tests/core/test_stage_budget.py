@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from backends.base import MIB, Data
+from backends.base import KIB, MIB, Data
 from backends.errors import Unavailable
 from backends.memory import MemoryStorage
 from fusefs.stage import StageFile
@@ -139,6 +139,47 @@ async def test_a_full_disk_does_not_keep_files_from_being_read(
     assert await stored(storage) == {"large": body, "dirty": b"dirty" * 1000}
 
 
+@pytest.mark.parametrize("size", [4 * MIB, 18 * MIB], ids=["stream", "patch"])
+async def test_what_is_dirty_can_leave_a_full_disk(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """A change goes up with clean bytes beside it, for which the disk has no room; every file there is dirty."""
+    storage = MemoryStorage()
+    bodies = {f"file-{number}": os.urandom(size) for number in range(3)}
+    for path, data in bodies.items():
+        await storage.put(path, data)
+    _limit_disk(monkeypatch, tmp_path / "stage", 1 * MIB)
+    async with open_tree(storage, tmp_path) as tree:
+        for path, data in bodies.items():
+            handle = await tree.open(path)
+            await tree.write(handle, 2 * MIB, b"x" * (300 * KIB))
+            bodies[path] = data[: 2 * MIB] + b"x" * (300 * KIB) + data[2 * MIB + 300 * KIB :]
+            await tree.close(handle)
+        await tree.publish_all()
+    assert await stored(storage) == bodies
+
+
+async def test_clean_bytes_give_way_to_a_writer_without_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """On a full disk, while the store does not answer, what is clean goes and what is dirty stays."""
+    storage = FaultyStorage(MemoryStorage())
+    await storage.put("read", bytes(range(256)) * (2 * MIB // 256))
+    _limit_disk(monkeypatch, tmp_path / "stage", 3 * MIB)
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.read_file("read")
+        handle = await tree.create("written")
+        storage.fail(Unavailable, times=math.inf)
+        before = len(storage.calls)
+        await tree.write(handle, 0, b"x" * (2 * MIB))
+        assert len(storage.calls) == before
+        assert await tree.filesystem.read(handle, 0, 3 * MIB) == b"x" * (2 * MIB)
+        storage.heal()
+        await tree.close(handle)
+        await tree.publish_all()
+    assert (await stored(storage))["written"] == b"x" * (2 * MIB)
+
+
 async def test_what_a_full_disk_took_of_a_write_is_part_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
@@ -148,8 +189,9 @@ async def test_what_a_full_disk_took_of_a_write_is_part_of_the_file(
     async with open_tree(storage, tmp_path) as tree:
         handle = await tree.create("file")
         storage.fail(Unavailable, times=math.inf)
-        with pytest.raises(Unavailable):
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)) as full:
             await tree.filesystem.write(handle, 0, b"x" * (2 * MIB))
+        assert isinstance(full.value.__cause__, Unavailable)
         file = await tree.find_file("file")
         assert file.size == 1 * MIB
         assert await tree.filesystem.read(handle, 0, 3 * MIB) == b"x" * MIB

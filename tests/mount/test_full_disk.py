@@ -1,0 +1,100 @@
+"""The disk of the cache directory is full: writers wait, and hear of it only when nothing can give way."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.mount.conftest import NewMount
+from tests.support.bucket import Bucket
+from tests.support.seaweedfs import SeaweedFS
+
+MIB = 1024 * 1024
+DISK = 32 * MIB
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of `DISK` bytes."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(path)], check=True)
+    yield path
+    subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def test_much_more_than_the_disk_holds(small_disk: Path, new_mount: NewMount, bucket: Bucket) -> None:
+    """Written, read and changed: with a store that answers nothing fails."""
+    theirs = os.urandom(MIB) * 50
+    bucket.put("theirs", theirs)
+    mount = new_mount(None, "--cache-dir", str(small_disk)).mount()
+    contents = {f"file-{number}": os.urandom(6 * MIB + number) for number in range(12)}
+    contents["large"] = os.urandom(MIB) * 70
+    for path, data in contents.items():
+        (mount.path / path).write_bytes(data)
+    assert (mount.path / "theirs").read_bytes() == theirs
+    for path, data in contents.items():
+        assert (mount.path / path).read_bytes() == data
+    changed = bytearray(theirs)
+    changed[20 * MIB : 20 * MIB + 7] = b"changed"
+    with (mount.path / "theirs").open("r+b") as file:
+        file.seek(20 * MIB)
+        file.write(b"changed")
+    mount.umount()
+    assert {key: bucket.read(key) for key in bucket.sizes()} == {**contents, "theirs": bytes(changed)}
+    assert bucket.unfinished_uploads() == []
+
+
+@pytest.fixture
+def own_server() -> Iterator[SeaweedFS]:
+    """A server that may be stopped without anybody else's noticing."""
+    server = SeaweedFS()
+    server.start()
+    yield server
+    server.close()
+
+
+def write_until_refused(path: Path) -> tuple[int, int]:
+    """Write past the page cache, a MiB at a time; return how many bytes were acknowledged, and the error."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DIRECT)
+    acknowledged = 0
+    try:
+        while True:
+            acknowledged += os.pwrite(descriptor, bytes([acknowledged // MIB]) * MIB, acknowledged)
+    except OSError as error:
+        return acknowledged, error.errno or 0
+    finally:
+        with contextlib.suppress(OSError):  # that it is not in the bucket yet
+            os.close(descriptor)
+
+
+def test_nothing_can_give_way(
+    small_disk: Path, own_server: SeaweedFS, new_mount: NewMount, tmp_path: Path
+) -> None:
+    """Without the store a write gets ENOSPC; what was acknowledged is still there, and is published later."""
+    bucket = Bucket(own_server.client(), own_server.bucket, "full/")
+    bucket.put("clean", bytes(8 * MIB))
+    mount = new_mount(
+        bucket.url, "--cache-dir", str(small_disk), "--retry-timeout", "3 s", server=own_server
+    ).mount()
+    assert (mount.path / "clean").read_bytes() == bytes(8 * MIB)
+    first = os.urandom(5 * MIB)
+    own_server.kill()
+    (mount.path / "first").write_bytes(first)
+    acknowledged, error = write_until_refused(mount.path / "second")
+    assert error == errno.ENOSPC
+    assert acknowledged + len(first) > DISK - 4 * MIB, "what was clean has given way"
+    own_server.start()
+    (mount.path / "third").write_bytes(b"there is room again")
+    mount.umount()
+    assert bucket.read("first") == first
+    second = bucket.read("second")
+    assert len(second) >= acknowledged
+    assert second[:acknowledged] == b"".join(bytes([number]) * MIB for number in range(acknowledged // MIB))
+    assert bucket.read("third") == b"there is room again"
