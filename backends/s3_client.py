@@ -29,6 +29,7 @@ from backends.base import MIB, OVERWRITE, Capabilities, CreateOnly, Data, IfMatc
 from backends.errors import InvalidKey, InvalidRequest, NotFound, PreconditionFailed, StorageError
 from backends.rules import check_if_match, check_mode
 from backends.s3_errors import Request, translate
+from backends.s3_list_answers import read_at_once
 from backends.s3_options import S3Options
 from backends.s3_values import Checksum, content_md5, quote_etag, unquote_etag
 
@@ -91,6 +92,8 @@ def create_client(options: S3Options) -> S3Client:
         config=_configuration(options),
     )
     client.meta.events.register("before-sign.s3.DeleteObjects", _add_content_md5)
+    # Under this name, because botocore's own handler, which parses the answer as well, comes first otherwise.
+    client.meta.events.register_first("before-parse.s3.*", read_at_once)
     for operation in ("PutObject", "UploadPart"):
         client.meta.events.register(f"before-call.s3.{operation}", _send_small_bodies_at_once)
     return client

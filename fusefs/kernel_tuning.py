@@ -1,4 +1,4 @@
-"""What a FUSE mount can gain from the kernel after it was made, where the process may set it.
+"""What a mount can gain from the kernel after it was made, where the process may set it, and from its own interpreter.
 
 Each setting is tried and, where it is refused, left as it is: everything works without, only slower.
 """
@@ -6,6 +6,7 @@ Each setting is tried and, where it is refused, left as it is: everything works 
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
 import resource
@@ -27,8 +28,14 @@ _PR_SET_IO_FLUSHER: Final = 57
 """prctl(2), Linux 5.6: this process writes back for others and must not wait for its own writeback."""
 
 
+_COLLECTOR_THRESHOLDS: Final = (50_000, 20, 100)
+"""How many objects come and go before Python looks for cycles. There are few here, and with the usual 700 that search
+takes a third of the time of a long listing."""
+
+
 def tune_process() -> None:
     """Raise the limit of open descriptors to the hard one, and tell the kernel that it writes back through us."""
+    gc.set_threshold(*_COLLECTOR_THRESHOLDS)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -23,6 +21,7 @@ from backends.base import ListPage, ObjectInfo, ObjectStorage
 from backends.errors import StorageError
 from fusefs.content import Spawn
 from fusefs.directory_listing import DirectoryListing
+from fusefs.directory_names import DirectoryNames, ListingRun, PageAhead
 from fusefs.inodes import (
     ROOT_NUMBER,
     Child,
@@ -40,63 +39,6 @@ from fusefs.tree_index import NO_MEMORIES, Memories, TreeIndex
 _log = logging.getLogger(__name__)
 
 _SECOND: Final = 1_000_000_000
-
-
-class ListingRun:
-    """One listing under way: what it has brought into the tree so far, in the order of the listing."""
-
-    def __init__(self, directory: Directory) -> None:
-        self.began = trio.current_time()
-        #: Whether the tree knows nothing of the directory yet.
-        self.is_first = not directory.children
-        self.names: list[bytes] = []
-        self.is_over = False
-        self.failure: Exception | None = None
-        self._news = trio.lowlevel.ParkingLot()
-
-    async def wait_for_names(self, count: int) -> None:
-        """Return when there are more names than that, or no more to come. Raises why the listing failed."""
-        while len(self.names) <= count and not self.is_over:
-            await self._news.park()
-        if self.failure is not None:
-            raise self.failure
-
-    async def wait_until_over(self) -> None:
-        await self.wait_for_names(sys.maxsize)
-
-    def add(self, names: Iterable[bytes]) -> None:
-        self.names += names
-        self._news.unpark_all()
-
-    def end(self, failure: Exception | None) -> None:
-        self.is_over = True
-        self.failure = failure
-        self._news.unpark_all()
-
-
-class DirectoryNames:
-    """The names of a directory as one reader gets them: each once, at a place that stays; more may be on their way."""
-
-    def __init__(self, directory: Directory, run: ListingRun | None) -> None:
-        self._directory = directory
-        self._run = run
-        #: Grows while the listing goes on; it is the run's own list.
-        self.so_far: list[bytes] = run.names if run is not None else sorted(directory.children)
-
-    async def take(self, start: int, count: int) -> list[bytes]:
-        """Return up to `count` names from place `start` on, as soon as there are any; none means the end."""
-        if self._run is not None:
-            await self._run.wait_for_names(start)
-            if self._run.is_over:
-                self._add_the_rest(self._run)
-                self._run = None
-        return self.so_far[start : start + count]
-
-    def _add_the_rest(self, run: ListingRun) -> None:
-        """Add what the tree has and the bucket has not; a first listing found a tree that had nothing."""
-        if not run.is_first:
-            listed = set(self.so_far)
-            self.so_far += sorted(name for name in self._directory.children if name not in listed)
 
 
 @dataclass(slots=True)
@@ -201,18 +143,18 @@ class Listings:
             index = self._index if run.is_first else None
             if index is not None:
                 index.expect(listing.prefix)  # while the first page is on its way
-            token: str | None = None
-            while not merge.is_outdated:
-                page = await self._storage.list_prefix(listing.prefix, delimiter="/", page_token=token)
-                if index is not None and token is None:
-                    merge.memories = await index.recall(listing.prefix)
-                if not merge.is_outdated:
-                    self._merge_page(merge, page)
-                token = page.next_token
-                if token is None:
-                    break
-            if not merge.is_outdated:
-                self._finish(merge)
+            next_page: PageAhead | None = PageAhead(self._storage, self._spawn, listing.prefix, None)
+            while next_page is not None:
+                page = await next_page.take()
+                if index is not None:
+                    merge.memories, index = await index.recall(listing.prefix), None
+                if merge.is_outdated:
+                    return
+                next_page = None
+                if page.next_token is not None:
+                    next_page = PageAhead(self._storage, self._spawn, listing.prefix, page.next_token)
+                self._merge_page(merge, page)
+            self._finish(merge)
 
     def _merge_page(self, merge: _Merge, page: ListPage) -> None:
         names = []

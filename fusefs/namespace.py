@@ -17,6 +17,7 @@ from backends.errors import NotFound
 from fusefs import keys
 from fusefs.attributes import Attributes, Defaults
 from fusefs.content import Content, ContentSources, Version
+from fusefs.directory_names import DirectoryNames
 from fusefs.errors import (
     DirectoryNotEmpty,
     EntryExists,
@@ -40,7 +41,7 @@ from fusefs.inodes import (
     number_of_key,
 )
 from fusefs.listed import ListedDirectory, kind_of
-from fusefs.listings import DirectoryNames, Listings
+from fusefs.listings import Listings
 from fusefs.look_ahead import LookAhead
 from fusefs.placement import ROOT_MARKER, Placement
 from fusefs.publisher import Publisher

@@ -1,0 +1,95 @@
+"""The names of one directory on their way to those who read them: while a listing goes on, and when it is over."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+import trio
+
+from backends.base import ListPage, ObjectStorage
+from backends.errors import StorageError
+from fusefs.content import Spawn
+from fusefs.inodes import Directory
+
+
+class PageAhead:
+    """A page of a listing that is asked for while the one before is still being read."""
+
+    def __init__(self, storage: ObjectStorage, spawn: Spawn, prefix: str, token: str | None) -> None:
+        self._page: ListPage | None = None
+        self._failure: Exception = StorageError("the listing was given up")
+        self._is_over = trio.Event()
+        spawn(self._fetch, storage, prefix, token)
+
+    async def take(self) -> ListPage:
+        """Return the page when it is there. Raises what the store raises."""
+        await self._is_over.wait()
+        if self._page is None:
+            raise self._failure
+        return self._page
+
+    async def _fetch(self, storage: ObjectStorage, prefix: str, token: str | None) -> None:
+        try:
+            self._page = await storage.list_prefix(prefix, delimiter="/", page_token=token)
+        except Exception as error:  # of any kind: it is for the one who takes the page
+            self._failure = error
+        finally:
+            self._is_over.set()
+
+
+class ListingRun:
+    """One listing under way: what it has brought into the tree so far, in the order of the listing."""
+
+    def __init__(self, directory: Directory) -> None:
+        self.began = trio.current_time()
+        #: Whether the tree knows nothing of the directory yet.
+        self.is_first = not directory.children
+        self.names: list[bytes] = []
+        self.is_over = False
+        self.failure: Exception | None = None
+        self._news = trio.lowlevel.ParkingLot()
+
+    async def wait_for_names(self, count: int) -> None:
+        """Return when there are more names than that, or no more to come. Raises why the listing failed."""
+        while len(self.names) <= count and not self.is_over:
+            await self._news.park()
+        if self.failure is not None:
+            raise self.failure
+
+    async def wait_until_over(self) -> None:
+        await self.wait_for_names(sys.maxsize)
+
+    def add(self, names: Iterable[bytes]) -> None:
+        self.names += names
+        self._news.unpark_all()
+
+    def end(self, failure: Exception | None) -> None:
+        self.is_over = True
+        self.failure = failure
+        self._news.unpark_all()
+
+
+class DirectoryNames:
+    """The names of a directory as one reader gets them: each once, at a place that stays; more may be on their way."""
+
+    def __init__(self, directory: Directory, run: ListingRun | None) -> None:
+        self._directory = directory
+        self._run = run
+        #: Grows while the listing goes on; it is the run's own list.
+        self.so_far: list[bytes] = run.names if run is not None else sorted(directory.children)
+
+    async def take(self, start: int, count: int) -> list[bytes]:
+        """Return up to `count` names from place `start` on, as soon as there are any; none means the end."""
+        if self._run is not None:
+            await self._run.wait_for_names(start)
+            if self._run.is_over:
+                self._add_the_rest(self._run)
+                self._run = None
+        return self.so_far[start : start + count]
+
+    def _add_the_rest(self, run: ListingRun) -> None:
+        """Add what the tree has and the bucket has not; a first listing found a tree that had nothing."""
+        if not run.is_first:
+            listed = set(self.so_far)
+            self.so_far += sorted(name for name in self._directory.children if name not in listed)
