@@ -80,6 +80,8 @@ class AttributeChanges:
     size: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
+    #: Only of a kernel that keeps times: what it has shown already.
+    ctime_ns: int | None = None
 
 
 class Filesystem:
@@ -208,19 +210,22 @@ class Filesystem:
         if changes.size is not None:
             await self._truncate(self._file(inode), changes.size, now_ns)
         self._set_owner_and_mode(inode, changes, now_ns)
-        if changes.atime_ns is not None or changes.mtime_ns is not None:
-            inode.attributes = replace(
-                inode.attributes.changed(now_ns),
-                atime_ns=inode.attributes.atime_ns if changes.atime_ns is None else changes.atime_ns,
-                mtime_ns=inode.attributes.mtime_ns if changes.mtime_ns is None else changes.mtime_ns,
-            )
-            if inode.linked:
-                self._publisher.touched(inode)
-        elif changes == AttributeChanges():
-            inode.attributes = inode.attributes.changed(now_ns)  # chown(2) to nobody: ctime alone
+        self._set_times(inode, changes, now_ns)
         if self._options.shared and not (isinstance(inode, File) and inode.writers):
             await self._publisher.publish(inode)
         return inode
+
+    def _set_times(self, inode: Inode, changes: AttributeChanges, now_ns: int) -> None:
+        """Set the times; ctime moves as well, and alone where nothing is to be set (chown(2) to nobody)."""
+        given = {
+            name: value
+            for name in ("atime_ns", "mtime_ns", "ctime_ns")
+            if (value := getattr(changes, name)) is not None
+        }
+        if given or changes == AttributeChanges():
+            inode.attributes = replace(inode.attributes.changed(now_ns), **given)
+        if given and inode.linked:
+            self._publisher.touched(inode)
 
     def _set_owner_and_mode(self, inode: Inode, changes: AttributeChanges, now_ns: int) -> None:
         if changes.mode is None and changes.uid is None and changes.gid is None:

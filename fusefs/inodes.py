@@ -168,7 +168,10 @@ class Directory(Inode):
 
     @property
     def link_count(self) -> int:
-        return 2 + self.subdirectories if self.linked else 0
+        """1 as long as nobody knows the number of subdirectories: find(1) and others take 2 for none."""
+        if not self.linked:
+            return 0
+        return 1 if self.listed_at is None else 2 + self.subdirectories
 
     def attach(self, name: bytes, child: Child) -> None:
         """Put an entry under a name that is free or holds the listing's word of the same entry."""

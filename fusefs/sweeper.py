@@ -7,7 +7,7 @@ and is tried again; meanwhile the tree goes on without it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 import trio
@@ -59,7 +59,7 @@ class Sweeper:
         """Begin to delete what may be deleted now, unless a sweep is under way."""
         if self.busy:
             return
-        batch = [version for version in self._deletable() if version.key not in busy_elsewhere]
+        batch = [version for version in self._deletable() if not _is_in_use(version.key, busy_elsewhere)]
         if batch:
             self.busy = frozenset(version.key for version in batch)
             nursery.start_soon(self._sweep, batch, nursery)
@@ -93,3 +93,8 @@ class Sweeper:
         await trio.sleep(RETRY_SECONDS)
         self._undeletable.pop(version, None)
         self._progressed()
+
+
+def _is_in_use(key: str, busy: Collection[str]) -> bool:
+    """Return whether somebody writes to the key or, if it is a marker's, below it: the marker goes last."""
+    return key in busy or (key.endswith("/") and any(other.startswith(key) for other in busy))

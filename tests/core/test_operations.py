@@ -114,7 +114,7 @@ async def test_a_missing_name_may_be_kept(operations: FuseOperations) -> None:
 
 async def set_attributes(operations: FuseOperations, number: int, **values: int) -> pyfuse3.EntryAttributes:
     """Change these attributes and no other, whatever else the struct holds."""
-    names = ("mode", "uid", "gid", "size", "atime", "mtime")
+    names = ("mode", "uid", "gid", "size", "atime", "mtime", "ctime")
     struct = {f"st_{name}{'_ns' if name.endswith('time') else ''}": 0o7777 for name in names}
     fields = {f"update_{name}": False for name in names}
     for name, value in values.items():

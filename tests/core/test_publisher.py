@@ -594,3 +594,22 @@ async def test_a_directory_that_cannot_leave_does_not_keep_its_name(
         with pytest.raises(AccessDenied), trio.fail_after(600):
             await tree.publisher.publish_all()
         assert (await stored(storage))["x"] == b"a file"
+
+
+async def test_a_marker_waits_for_what_is_on_its_way_below_it(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Else a store that keeps a tree makes the directory anew for the object, and nobody removes it."""
+    storage = FaultyStorage(MemoryStorage())
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.mkdir("d")
+        await tree.publish_all()
+        late = storage.hold(Verb.PUT, key="d/file")
+        await tree.write_file("d/file", b"bytes")
+        await late.reached.wait()
+        await tree.rename("d", "e")
+        await trio.sleep(10)
+        late.open()
+        await tree.publish_all()
+        assert [call.key for call in storage.calls_of(Verb.DELETE)] == ["d/file", "d/"]
+        assert await stored(storage) == {"e/": b"", "e/file": b"bytes"}

@@ -205,15 +205,16 @@ def _raise() -> None:
 
 def _look() -> dict[str, Seen]:
     with as_root():
-        return dict(_look_below("."))
+        return dict(look_below("."))
 
 
-def _look_below(path: str) -> Iterator[tuple[str, Seen]]:
+def look_below(path: str) -> Iterator[tuple[str, Seen]]:
+    """Yield what lstat(2) tells of everything from `path` on."""
     found = os.lstat(path)
     yield path, Seen(found.st_ino, _fields(found), found.st_mtime_ns, found.st_ctime_ns)
     if stat.S_ISDIR(found.st_mode):
         for name in sorted(os.listdir(path)):
-            yield from _look_below(f"{path}/{name}")
+            yield from look_below(f"{path}/{name}")
 
 
 def _fields(found: os.stat_result) -> tuple[tuple[str, int | str], ...]:
