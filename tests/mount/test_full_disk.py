@@ -77,7 +77,10 @@ def write_until_refused(path: Path) -> tuple[int, int]:
 def test_nothing_can_give_way(
     small_disk: Path, own_server: SeaweedFS, new_mount: NewMount, tmp_path: Path
 ) -> None:
-    """Without the store a write gets ENOSPC; what was acknowledged is still there, and is published later."""
+    """While the local disk is full, a write waits until what is on it was published and gives way. It is ENOSPC
+    only when nothing can give way, because the store has not answered for `retry_timeout`; what was written before
+    is not lost.
+    """
     bucket = Bucket(own_server.client(), own_server.bucket, "full/")
     bucket.put("clean", bytes(8 * MIB))
     mount = new_mount(

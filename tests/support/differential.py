@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
@@ -25,7 +26,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from backends.base import iterate_pages
 from backends.directory import DirectoryStorage
 from fusefs.filesystem import RENAME_EXCHANGE, RENAME_NOREPLACE
-from tests.support.mounts import Mount
+from tests.support.mounts import Mount, wait_until
 from tests.support.twins import Difference, Handle, Side, Twins, rename, write_back
 
 T = TypeVar("T")
@@ -48,6 +49,7 @@ CONFIGURATION: Final = """\
 cache_size = "16 MiB"
 publish_delay = "100 ms"
 publish_interval = "500 ms"
+revalidate_interval = "300 ms"
 """
 """Of the mounts under test: everything that happens in the background happens often, and the cache is too small."""
 
@@ -143,6 +145,14 @@ class DirectoryObjects:
         return trio.run(with_store)
 
 
+class Cache(Enum):
+    """What a mount finds in its cache directory."""
+
+    KEPT = auto()
+    DAMAGED = auto()
+    EMPTY = auto()
+
+
 class Arena:
     """One mount, its bucket and a plain directory, for one machine after the other."""
 
@@ -165,6 +175,18 @@ class Arena:
             for directory in ("", "d", "d/e", "e"):
                 twins.ask(lambda side, directory=directory: (side / directory).mkdir(DEFAULT_DIRECTORY_MODE))  # type: ignore[misc]
         return name, twins
+
+    def mount_with(self, cache: Cache) -> None:
+        """Mount again."""
+        if cache is Cache.EMPTY:
+            self.mount.mount_cold()
+            return
+        if cache is Cache.DAMAGED:
+            for path in (self.mount.cache_dir / "kept").iterdir():
+                with path.open("r+b") as file:
+                    file.seek(random.Random(path.stat().st_size).randrange(path.stat().st_size))
+                    file.write(b"damaged")
+        self.mount.mount()
 
     def end(self, twins: Twins) -> None:
         with self.time_limit():
@@ -349,6 +371,14 @@ class Differential(RuleBasedStateMachine):
             self.twins.map_and_write(path, at % size, body(content), synced=synced)
             self.twins.compare_file(path)
 
+    @step(path=PATHS, content=BODIES)
+    def map_past_the_end(self, path: str, content: tuple[int, int]) -> None:
+        """What Prometheus does with its newest chunks, and with writes through the mapping too."""
+        plain = self.twins.plain / path
+        if plain.is_file() and plain.stat().st_size and content[1]:
+            self.twins.map_past_the_end(path, body(content))
+            self.twins.compare_file(path)
+
     @step(path=PATHS)
     def read_past_the_page_cache(self, path: str) -> None:
         self.twins.compare_file(path, direct=True)
@@ -485,15 +515,31 @@ class Differential(RuleBasedStateMachine):
     # The mount
 
     @precondition(lambda self: len(self.steps) % 8 == 7)
-    @step(foreign=st.lists(st.tuples(PATHS, BODIES), max_size=2))
-    def remount(self, foreign: list[tuple[str, tuple[int, int]]]) -> None:
-        """Unmount, and mount again with nothing cached; before that somebody else replaces published files."""
+    @step(foreign=st.lists(st.tuples(PATHS, BODIES), max_size=2), cache=st.sampled_from(Cache))
+    def remount(self, foreign: list[tuple[str, tuple[int, int]]], cache: Cache) -> None:
+        """Unmount, and mount again; before that somebody else replaces published files."""
         self.twins.close_all()
         self.twins.compare_contents()
         replaced = {self._real_path(path): body(content) for path, content in foreign}
         for path, data in replaced.items():
             self._replace_by_somebody_else(path, data)
-        self.remount_and_compare()
+        self.remount_and_compare(cache)
+
+    @step(path=PATHS, content=BODIES)
+    def foreign_overwrite(self, path: str, content: tuple[int, int]) -> None:
+        """Somebody else replaces a published file under the mount, which sees it when it lists again."""
+        path = self._real_path(path)
+        plain = self.twins.plain / path
+        if not plain.is_file() or self._is_open(path):
+            return
+        self._replace_by_somebody_else(path, body(content))
+        mounted = self.twins.mounted / path
+
+        def is_seen() -> bool:
+            os.listdir(mounted.parent)
+            return mounted.read_bytes() == body(content)
+
+        wait_until(is_seen, "somebody else's bytes")
 
     @precondition(lambda self: len(self.steps) % 8 == 7)
     @step()
@@ -506,16 +552,16 @@ class Differential(RuleBasedStateMachine):
                 self.twins.ask(lambda side, path=path: _fsync(side / path))  # type: ignore[misc]
         self.arena.mount.kill()
         self.twins.abandon_handles()
-        self.arena.mount.mount_cold()
+        self.arena.mount.mount()
         self.twins.forget_times()  # fsync does not wait for times alone
         self.twins.compare_trees()
         self.twins.compare_contents()
 
-    def remount_and_compare(self) -> None:
-        """Compare the bucket while there is no mount, and then a mount that knows only the bucket."""
+    def remount_and_compare(self, cache: Cache = Cache.EMPTY) -> None:
+        """Compare the bucket while there is no mount, and then a mount that knows only the bucket and its cache."""
         self.arena.mount.umount()
         self.compare_bucket()
-        self.arena.mount.mount_cold()
+        self.arena.mount_with(cache)
         self.twins.forget_times_of_directories()  # what is done in a directory is not published with it
         self.twins.compare_trees(slack_ns=WRITEBACK_NS)
         self.twins.compare_contents()
@@ -550,6 +596,10 @@ class Differential(RuleBasedStateMachine):
             else:
                 expected[key] = path.read_bytes()
         return expected
+
+    def _is_open(self, path: str) -> bool:
+        number = os.stat(self.twins.plain / path).st_ino
+        return any(os.fstat(handle.plain).st_ino == number for handle in self.twins.handles)
 
     def _real_path(self, path: str) -> str:
         root = self.twins.plain.root

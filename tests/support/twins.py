@@ -38,6 +38,27 @@ if synced:
 mapped.close()
 """
 
+#: Maps a file and room beyond its end, lets it grow into that through the descriptor, changes what it then sees there
+#: through the mapping, and prints what each way shows of the other. Python's own mmap refuses to map what is not there.
+_MAP_PAST_THE_END: Final = """
+import ctypes, os, sys
+descriptor = os.open(sys.argv[1], os.O_RDWR)
+size, data = os.fstat(descriptor).st_size, sys.stdin.buffer.read()
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+read_write, shared = 3, 1
+address = libc.mmap(None, size + len(data), read_write, shared, descriptor, 0)
+assert address != ctypes.c_void_p(-1).value, ctypes.get_errno()
+before = ctypes.string_at(address, size)
+assert os.pwrite(descriptor, data, size) == len(data)
+seen = ctypes.string_at(address, size + len(data))
+middle = size + len(data) // 2
+ctypes.memset(address + middle, 33, len(data) - len(data) // 2)
+read = os.pread(descriptor, size + len(data), 0)
+sys.stdout.buffer.write(before + seen + read)
+"""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -127,7 +148,15 @@ class Twins:
     def map_and_write(self, path: str, offset: int, data: bytes, *, synced: bool) -> None:
         """Write through a shared mapping, which outlives its descriptor; with `synced` msync(2) it."""
         for side in (self.plain, self.mounted):
-            _run_mapping(str(side / path), offset, data, synced=synced)
+            _run_mapping(_MAP_AND_WRITE, str(side / path), data, str(offset), str(synced))
+
+    def map_past_the_end(self, path: str, data: bytes) -> None:
+        """Map more than there is, append `data` through a descriptor, and compare what the mapping shows of it."""
+        plain, mounted = (
+            _run_mapping(_MAP_PAST_THE_END, str(side / path), data) for side in (self.plain, self.mounted)
+        )
+        if plain != mounted:
+            raise Difference(f"{path}, mapped past its end: {_first_difference(plain, mounted, 0)}")
 
     # Comparison
 
@@ -235,11 +264,12 @@ def write_back(descriptor: int) -> None:
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _run_mapping(path: str, offset: int, data: bytes, *, synced: bool) -> None:
-    command = [sys.executable, "-I", "-S", "-c", _MAP_AND_WRITE, path, str(offset), str(synced)]
-    done = subprocess.run(command, input=data, stderr=subprocess.PIPE, check=False)
+def _run_mapping(script: str, path: str, data: bytes, *arguments: str) -> bytes:
+    command = [sys.executable, "-I", "-S", "-c", script, path, *arguments]
+    done = subprocess.run(command, input=data, capture_output=True, check=False)
     if done.returncode != 0:
-        raise Difference(f"writing through a mapping of {path}: {done.returncode} {done.stderr.decode()}")
+        raise Difference(f"through a mapping of {path}: {done.returncode} {done.stderr.decode()}")
+    return done.stdout
 
 
 def _outcome(call: Callable[[], T]) -> T | OSError:
