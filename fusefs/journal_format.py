@@ -1,0 +1,351 @@
+"""The log's records and the objects that carry them: plain data and bytes, no I/O.
+
+One object of the log is a batch. All integers are big-endian:
+
+    batch   = header record*
+    header  = "FUSEFSJ1" epoch:u64 sequence:u64 cutoff-epoch:u64 cutoff-sequence:u64
+              flags:u32 records:u32 body-length:u64 crc:u32
+    record  = head-length:u32 data-length:u64 crc:u32 head data
+
+`head` is a JSON object that says what the record is about, `data` are the bytes of a file. The header's checksum is
+the CRC-32 (zlib's) of what comes before it; a record's is that of the batch's position, the record's index, both
+lengths, the head and the data. So a batch that was cut short, changed, put together from two, or stored under
+another's name is recognised as damaged (`DamagedBatch`), and so is one with bytes behind its end.
+
+Records are redo records of state: an inode as it was when the batch was captured, and of its bytes those that were
+written since the batch before. Applying one twice, or to a version of the object that has it already, changes nothing.
+
+The two flags: `CONTINUED` is a batch that means something only together with the ones up to the next without it;
+`SEAL` ends the log of an epoch, and has no records.
+
+The number in the magic word is the version of the format. A reader that does not know it stops.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import struct
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from backends.base import Data
+from fusefs.extents import Extent
+from fusefs.keys import RESERVED_PREFIX
+
+JOURNAL_PREFIX: Final = f"{RESERVED_PREFIX}journal/"
+"""Below it, a directory per epoch and in it an object per batch."""
+
+MAGIC: Final = b"FUSEFSJ1"
+CONTINUED: Final = 1
+SEAL: Final = 2
+
+_HEADER: Final = struct.Struct(">8sQQQQIIQ")
+_RECORD: Final = struct.Struct(">IQI")
+_RECORD_CONTEXT: Final = struct.Struct(">QQIIQ")
+_CHECKSUM: Final = struct.Struct(">I")
+_BATCH_KEY: Final = re.compile(re.escape(JOURNAL_PREFIX) + r"([0-9a-f]{16})/([0-9a-f]{16})")
+
+
+class DamagedBatch(Exception):
+    """The bytes are no batch, or not the one that was asked for. The message says what is wrong with them."""
+
+
+class Position(NamedTuple):
+    """The place of a batch in the log of a prefix: epochs follow each other, and in each the sequence has no gaps."""
+
+    epoch: int
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredVersion:
+    """One immutable state of an object, as a record names it."""
+
+    key: str
+    etag: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPart:
+    """A part of an upload under way that holds bytes `start` to `end` of the file."""
+
+    number: int
+    etag: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadReference:
+    """Bytes that are in the bucket already, as parts of an upload that nobody has completed."""
+
+    key: str
+    upload_id: str
+    parts: tuple[StoredPart, ...]
+
+
+class Written(NamedTuple):
+    """Bytes that were written at `start`."""
+
+    start: int
+    data: Data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContentRecord:
+    """What has become of a file's bytes since the record before, in this order: cut, referred to, written, sized."""
+
+    size: int
+    #: The least size that the file had since then; None if it was never cut.
+    cut: int | None = None
+    written: tuple[Written, ...] = ()
+    #: Ranges that were written and hold nothing but zeros.
+    zeros: tuple[Extent, ...] = ()
+    #: Ranges that were written and that parts of `upload` hold.
+    referred: tuple[Extent, ...] = ()
+    #: All parts of the upload under way that are as the file is.
+    upload: UploadReference | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InodeRecord:
+    """An inode as it is."""
+
+    #: Names the inode in the log and in the metadata of its objects, for as long as the log tells of it.
+    log_id: str
+    #: What st_ino says.
+    number: int
+    #: The names on the way to it from the root, which has none; None is no name any more.
+    path: tuple[bytes, ...] | None
+    #: Attributes in the form in which objects carry them.
+    metadata: Mapping[str, str]
+    #: What the bucket had of it, wherever it was.
+    version: StoredVersion | None = None
+    #: Of a symbolic link.
+    target: bytes | None = None
+    #: Of a regular file, if its bytes or size changed.
+    content: ContentRecord | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LeftoverRecord:
+    """An object that belongs to nobody any more, and is to be deleted."""
+
+    version: StoredVersion
+
+
+Record: TypeAlias = InodeRecord | LeftoverRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One object of the log."""
+
+    position: Position
+    #: Batches before it are not needed any more.
+    cutoff: Position
+    records: tuple[Record, ...] = ()
+    flags: int = 0
+
+    @property
+    def is_seal(self) -> bool:
+        """Whether it ends the log of its epoch."""
+        return bool(self.flags & SEAL)
+
+    @property
+    def is_continued(self) -> bool:
+        """Whether it means something only together with the batches that follow."""
+        return bool(self.flags & CONTINUED)
+
+
+def batch_key(position: Position) -> str:
+    """Return the key of a batch; keys sort as positions do."""
+    return f"{JOURNAL_PREFIX}{position.epoch:016x}/{position.sequence:016x}"
+
+
+def position_of(key: str) -> Position | None:
+    """Return which batch an object of the journal is, None if it is none."""
+    found = _BATCH_KEY.fullmatch(key)
+    return Position(int(found[1], 16), int(found[2], 16)) if found else None
+
+
+def encode(batch: Batch) -> bytes:
+    """Return the bytes of a batch."""
+    body: list[Data] = []
+    for index, record in enumerate(batch.records):
+        body += _encode_record(batch.position, index, record)
+    length = sum(len(piece) for piece in body)
+    header = _HEADER.pack(MAGIC, *batch.position, *batch.cutoff, batch.flags, len(batch.records), length)
+    return b"".join([header, _CHECKSUM.pack(zlib.crc32(header)), *body])
+
+
+def decode(data: Data, expected: Position) -> Batch:
+    """Return the batch that `data` is; its records refer to `data`. Raises `DamagedBatch` unless it is `expected`."""
+    view = memoryview(data)
+    header_end = _HEADER.size + _CHECKSUM.size
+    if len(view) < header_end:
+        raise DamagedBatch(f"it has {len(view)} bytes, and a header has {header_end}")
+    header = view[: _HEADER.size]
+    magic, epoch, sequence, cut_epoch, cut_sequence, flags, count, length = _HEADER.unpack(header)
+    if magic != MAGIC:
+        raise DamagedBatch(f"it begins with {bytes(magic)!r}, not with {MAGIC!r}")
+    if _CHECKSUM.unpack(view[_HEADER.size : header_end]) != (zlib.crc32(header),):
+        raise DamagedBatch("its header does not have the checksum that it names")
+    position = Position(epoch, sequence)
+    if position != expected:
+        raise DamagedBatch(f"it says that it is batch {sequence} of epoch {epoch}")
+    if len(view) != header_end + length:
+        raise DamagedBatch(f"it has {len(view) - header_end} bytes of records, not {length}")
+    records = tuple(_decode_records(position, view[header_end:], count))
+    return Batch(position=position, cutoff=Position(cut_epoch, cut_sequence), records=records, flags=flags)
+
+
+# Records
+
+
+def _encode_record(position: Position, index: int, record: Record) -> list[Data]:
+    data: list[Data] = []
+    if isinstance(record, InodeRecord):
+        if record.content is not None:
+            data = [written.data for written in record.content.written]
+        described = _describe_inode(record)
+    else:
+        described = {"leftover": _describe_version(record.version)}
+    head = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
+    length = sum(len(piece) for piece in data)
+    crc = _checksum(position, index, len(head), length, [head, *data])
+    return [_RECORD.pack(len(head), length, crc), head, *data]
+
+
+def _checksum(
+    position: Position, index: int, head_length: int, data_length: int, pieces: Iterable[Data]
+) -> int:
+    crc = zlib.crc32(_RECORD_CONTEXT.pack(*position, index, head_length, data_length))
+    for piece in pieces:
+        crc = zlib.crc32(piece, crc)
+    return crc
+
+
+def _decode_records(position: Position, body: memoryview, count: int) -> Iterable[Record]:
+    offset = 0
+    for index in range(count):
+        prefix = body[offset : offset + _RECORD.size]
+        if len(prefix) < _RECORD.size:
+            raise DamagedBatch(f"record {index} of {count} is not there")
+        head_length, data_length, crc = _RECORD.unpack(prefix)
+        start = offset + _RECORD.size
+        offset = start + head_length + data_length
+        if offset > len(body):
+            raise DamagedBatch(f"record {index} is cut short")
+        head, data = body[start : start + head_length], body[start + head_length : offset]
+        if _checksum(position, index, head_length, data_length, [head, data]) != crc:
+            raise DamagedBatch(f"record {index} does not have the checksum that it names")
+        try:
+            yield _read_record(json.loads(bytes(head).decode("utf-8", "surrogatepass")), data)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DamagedBatch(f"record {index} says what nobody writes: {error!r}") from error
+    if offset != len(body):
+        raise DamagedBatch(f"{len(body) - offset} bytes follow the last record")
+
+
+def _describe_inode(record: InodeRecord) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "inode": record.log_id,
+        "number": record.number,
+        "path": None if record.path is None else [os.fsdecode(name) for name in record.path],
+        "metadata": dict(record.metadata),
+    }
+    if record.version is not None:
+        described["version"] = _describe_version(record.version)
+    if record.target is not None:
+        described["target"] = base64.b64encode(record.target).decode()
+    if record.content is not None:
+        described["content"] = _describe_content(record.content)
+    return described
+
+
+def _describe_version(version: StoredVersion) -> list[str | int]:
+    return [version.key, version.etag, version.size]
+
+
+def _describe_content(content: ContentRecord) -> dict[str, Any]:
+    described: dict[str, Any] = {"size": content.size}
+    if content.cut is not None:
+        described["cut"] = content.cut
+    if content.written:
+        described["written"] = [[written.start, len(written.data)] for written in content.written]
+    if content.zeros:
+        described["zeros"] = content.zeros
+    if content.referred:
+        described["referred"] = content.referred
+    if content.upload is not None:
+        described["upload"] = {
+            "key": content.upload.key,
+            "id": content.upload.upload_id,
+            "parts": [[part.number, part.etag, part.start, part.end] for part in content.upload.parts],
+        }
+    return described
+
+
+def _read_record(described: Mapping[str, Any], data: memoryview) -> Record:
+    if "leftover" in described:
+        return LeftoverRecord(_read_version(described["leftover"]))
+    content = described.get("content")
+    target = described.get("target")
+    version = described.get("version")
+    path = described["path"]
+    return InodeRecord(
+        log_id=str(described["inode"]),
+        number=int(described["number"]),
+        path=None if path is None else tuple(os.fsencode(name) for name in path),
+        metadata={str(name): str(value) for name, value in described["metadata"].items()},
+        version=None if version is None else _read_version(version),
+        target=None if target is None else base64.b64decode(target, validate=True),
+        content=None if content is None else _read_content(content, data),
+    )
+
+
+def _read_version(described: Sequence[Any]) -> StoredVersion:
+    key, etag, size = described
+    return StoredVersion(str(key), str(etag), int(size))
+
+
+def _read_content(described: Mapping[str, Any], data: memoryview) -> ContentRecord:
+    written: list[Written] = []
+    offset = 0
+    for start, length in described.get("written", ()):
+        written.append(Written(int(start), data[offset : offset + int(length)]))
+        offset += int(length)
+    if offset != len(data):
+        raise ValueError(f"{len(data)} bytes for {offset} that were written")
+    upload = described.get("upload")
+    cut = described.get("cut")
+    return ContentRecord(
+        size=int(described["size"]),
+        cut=None if cut is None else int(cut),
+        written=tuple(written),
+        zeros=_read_extents(described.get("zeros", ())),
+        referred=_read_extents(described.get("referred", ())),
+        upload=None if upload is None else _read_upload(upload),
+    )
+
+
+def _read_extents(described: Sequence[Any]) -> tuple[Extent, ...]:
+    return tuple(Extent(int(start), int(end)) for start, end in described)
+
+
+def _read_upload(described: Mapping[str, Any]) -> UploadReference:
+    return UploadReference(
+        key=str(described["key"]),
+        upload_id=str(described["id"]),
+        parts=tuple(
+            StoredPart(int(number), str(etag), int(start), int(end))
+            for number, etag, start, end in described["parts"]
+        ),
+    )
