@@ -68,6 +68,11 @@ class InterceptedStorage(ObjectStorage):
     def __init__(self, inner: ObjectStorage) -> None:
         self._inner: Final = inner
 
+    @property
+    def wrapped(self) -> ObjectStorage:
+        """The store that is wrapped."""
+        return self._inner
+
     @abc.abstractmethod
     async def _carry_out(self, request: Request, send: Callable[[], Awaitable[T]]) -> T:
         """Do what the wrapper is for around `send`, which makes the request at the inner store."""

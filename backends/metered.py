@@ -82,12 +82,16 @@ class MeteredStorage(InterceptedStorage):
         *,
         clock: Callable[[], float] = time.perf_counter,
         observer: Callable[[Request], None] | None = None,
+        counted_with: MeteredStorage | None = None,
     ) -> None:
-        """`clock` tells seconds; `observer` is told of every request before it is made."""
+        """`clock` tells seconds; `observer` is told of every request before it is made.
+
+        What is asked of this store counts as asked of `counted_with`, if given, and there only.
+        """
         super().__init__(inner)
         self._clock: Final = clock
         self._observer: Final = observer
-        self._meters: dict[Verb, _Meter] = {}
+        self._meters: dict[Verb, _Meter] = {} if counted_with is None else counted_with._meters
 
     def statistics(self) -> StorageStatistics:
         """Return the counts of this moment."""

@@ -15,10 +15,10 @@ and one more; what is written is copied once, or not at all if it is one part.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 import trio
 
@@ -53,6 +53,10 @@ class SentPart:
     end: int
 
 
+OnStored: TypeAlias = Callable[[MultipartUpload, SentPart, Part], None]
+"""Is told of each part that the store has, as soon as it has it."""
+
+
 class BufferedMultipartWriter:
     """One object being written from its first byte to its last; made by `open_writer`."""
 
@@ -64,7 +68,9 @@ class BufferedMultipartWriter:
         metadata: Metadata,
         part_size: int,
         in_flight: trio.CapacityLimiter,
+        on_stored: OnStored | None = None,
     ) -> None:
+        self._on_stored = on_stored
         self._storage = storage
         self._key = key
         self._metadata = metadata
@@ -151,6 +157,10 @@ class BufferedMultipartWriter:
         self._closed = True
         return etag
 
+    def leave(self) -> None:
+        """Let the upload be as it is, neither complete nor aborted: somebody else knows of it and will end it."""
+        self._closed = True
+
     async def abort(self) -> None:
         """Give up; nothing appears under the key. Does nothing after a `close` that succeeded."""
         if self._closed:
@@ -194,7 +204,9 @@ class BufferedMultipartWriter:
 
     async def _store(self, upload: MultipartUpload, number: int, data: Data, slot: object) -> None:
         try:
-            self._stored[number] = await upload.upload_part(number, data)
+            stored = self._stored[number] = await upload.upload_part(number, data)
+            if self._on_stored is not None:
+                self._on_stored(upload, self._sent[number - 1], stored)
         except Exception as error:  # of any kind: out of the nursery it would come as an ExceptionGroup
             self._failure = self._failure or error
         finally:
@@ -218,6 +230,7 @@ async def open_writer(
     metadata: Metadata = NO_METADATA,
     part_size: int = DEFAULT_PART_SIZE,
     in_flight: trio.CapacityLimiter | None = None,
+    on_stored: OnStored | None = None,
 ) -> AsyncIterator[BufferedMultipartWriter]:
     """Open a writer for the block; an upload that was not closed in it is aborted at its end, however it ends.
 
@@ -225,7 +238,9 @@ async def open_writer(
     ValueError for a `part_size` below the store's minimum.
     """
     limiter = in_flight or trio.CapacityLimiter(DEFAULT_IN_FLIGHT)
-    writer = BufferedMultipartWriter(storage, key, metadata=metadata, part_size=part_size, in_flight=limiter)
+    writer = BufferedMultipartWriter(
+        storage, key, metadata=metadata, part_size=part_size, in_flight=limiter, on_stored=on_stored
+    )
     failure: Exception | None = None
     try:
         async with trio.open_nursery() as nursery:

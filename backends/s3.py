@@ -69,12 +69,22 @@ _NOT_IN_XML: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\
 
 
 class S3Storage(ObjectStorage):
-    """A bucket. `probe_prefix` is the part of it that the probe may list and write to, "" or ending in a slash."""
+    """A bucket. `probe_prefix` is the part of it that the probe may list and write to, "" or ending in a slash.
+
+    `known` is another way to the same bucket, which has been probed.
+    """
 
     def __init__(
-        self, options: S3Options, *, probe_prefix: str = "", client_factory: ClientFactory = create_client
+        self,
+        options: S3Options,
+        *,
+        probe_prefix: str = "",
+        client_factory: ClientFactory = create_client,
+        known: S3Storage | None = None,
     ) -> None:
         self._bucket = Bucket(options, client_factory)
+        if known is not None:
+            self._bucket.dialect = known._bucket.dialect
         self._probe_prefix = probe_prefix
 
     @property

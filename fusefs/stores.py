@@ -26,10 +26,39 @@ class OpenStore:
     storage: ObjectStorage
     meter: MeteredStorage
 
+    @property
+    def backend(self) -> ObjectStorage:
+        """The store itself."""
+        return self.meter.wrapped
+
 
 def open_store(store: Store, *, retry_timeout_seconds: float) -> OpenStore:
     """Return the store; no request is made before `probe`."""
-    meter = MeteredStorage(_backend(store))
+    return _wrapped(store, MeteredStorage(_backend(store)), retry_timeout_seconds)
+
+
+def open_beside(
+    store: Store, opened: OpenStore, *, retry_timeout_seconds: float, connections: int
+) -> OpenStore:
+    """Return the store that `opened` has probed once more, with `connections` of its own.
+
+    What is asked of it does not wait behind everything else that the mount asks for: a commit behind uploads. No
+    attempt takes longer than `retry_timeout_seconds`. It counts together with `opened`.
+    """
+    backend = opened.backend
+    if isinstance(store, BucketStore) and isinstance(backend, S3Storage):
+        options = _s3_options(store)
+        options = replace(
+            options,
+            max_connections=connections,
+            connect_timeout_seconds=min(options.connect_timeout_seconds, retry_timeout_seconds),
+            read_timeout_seconds=min(options.read_timeout_seconds, retry_timeout_seconds),
+        )
+        backend = S3Storage(options, probe_prefix=store.prefix, known=backend)
+    return _wrapped(store, MeteredStorage(backend, counted_with=opened.meter), retry_timeout_seconds)
+
+
+def _wrapped(store: Store, meter: MeteredStorage, retry_timeout_seconds: float) -> OpenStore:
     retrying = RetryingStorage(meter, _retry_policy(retry_timeout_seconds))
     prefix = store.prefix if isinstance(store, BucketStore) else ""
     return OpenStore(PrefixedStorage(retrying, prefix) if prefix else retrying, meter)

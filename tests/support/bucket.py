@@ -6,11 +6,16 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from fusefs.journal_format import JOURNAL_PREFIX
+from fusefs.stored_lease import LEASE_KEY
 from fusefs.tree_index import INDEX_PREFIX
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef
+
+HOUSEKEEPING: Final = (LEASE_KEY, JOURNAL_PREFIX, INDEX_PREFIX)
+"""What a mount keeps for itself, and that no file is about."""
 
 _CHUNK: Final = 1024 * 1024
 
@@ -27,17 +32,21 @@ class Bucket:
     def url(self) -> str:
         return f"s3://{self.name}/{self.prefix}"
 
-    def sizes(self) -> dict[str, int]:
-        """List what is there, with sizes; the index, which a mount writes when it likes, is left out."""
-        return {key: size for key, size in self._all_sizes().items() if not key.startswith(INDEX_PREFIX)}
-
-    def _all_sizes(self) -> dict[str, int]:
+    def sizes(self, *, housekeeping: bool = False) -> dict[str, int]:
+        """List what is there, with sizes; the lease, the log and the index only with `housekeeping`."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=self.prefix)
         return {
             entry["Key"].removeprefix(self.prefix): entry["Size"]
             for page in pages
             for entry in page.get("Contents", [])
+            if housekeeping or not entry["Key"].removeprefix(self.prefix).startswith(HOUSEKEEPING)
         }
+
+    def log_size(self) -> int:
+        """Return the bytes of the log."""
+        return sum(
+            size for key, size in self.sizes(housekeeping=True).items() if key.startswith(JOURNAL_PREFIX)
+        )
 
     def read(self, key: str) -> bytes:
         return self.client.get_object(Bucket=self.name, Key=self.prefix + key)["Body"].read()
@@ -61,6 +70,9 @@ class Bucket:
     def put(self, key: str, data: bytes) -> None:
         self.client.put_object(Bucket=self.name, Key=self.prefix + key, Body=data)
 
+    def delete(self, key: str) -> None:
+        self.client.delete_object(Bucket=self.name, Key=self.prefix + key)
+
     def put_copies(self, key: str, source: str, count: int) -> None:
         """Make an object of `count` copies of another one, inside the server."""
         target = self.prefix + key
@@ -81,7 +93,7 @@ class Bucket:
 
     def clear(self) -> None:
         """Remove everything, parts of unfinished uploads included."""
-        for key in self._all_sizes():
+        for key in self.sizes(housekeeping=True):
             self.client.delete_object(Bucket=self.name, Key=self.prefix + key)
         for upload in self.unfinished_uploads():
             self.client.abort_multipart_upload(Bucket=self.name, Key=upload[0], UploadId=upload[1])
