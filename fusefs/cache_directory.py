@@ -12,7 +12,7 @@ import fcntl
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,9 +27,13 @@ _UPLOAD_NOTES = "uploads"
 class CacheDirectory:
     """The directory of one mount. Make it with `claim`, and end it with `release`."""
 
-    def __init__(self, cache_dir: Path, mount_id: str, lock: int, orphans: list[NotedUpload]) -> None:
+    def __init__(
+        self, cache_dir: Path, mount_id: str, lock: int, dead: Collection[str], orphans: list[NotedUpload]
+    ) -> None:
         self._path = cache_dir / "mounts" / mount_id
         self._lock = lock
+        #: The ids of mounts whose process is gone.
+        self.dead = dead
         self.orphans = orphans
         self.kept = cache_dir / "kept"
         self.rescued = cache_dir / "rescued" / mount_id
@@ -41,16 +45,19 @@ class CacheDirectory:
         try:
             mounts.mkdir(parents=True, exist_ok=True, mode=0o700)
             with _alone_in(mounts):
-                orphans = [
-                    orphan for left_behind in mounts.iterdir() for orphan in _remove_if_dead(left_behind)
-                ]
+                dead: dict[str, list[NotedUpload]] = {}
+                for left_behind in list(mounts.iterdir()):
+                    noted = _remove_if_dead(left_behind)
+                    if noted is not None:
+                        dead[left_behind.name] = noted
                 path = mounts / mount_id
                 path.mkdir(mode=0o700)
                 lock = _lock(path)
         except OSError as error:
             raise MountError(f"the cache directory {cache_dir} cannot be used: {error.strerror}") from error
         assert lock is not None, "nobody else knows this mount's name"
-        return cls(cache_dir, mount_id, lock, orphans)
+        orphans = [orphan for noted in dead.values() for orphan in noted]
+        return cls(cache_dir, mount_id, lock, list(dead), orphans)
 
     @property
     def stage(self) -> Path:
@@ -92,13 +99,13 @@ def _lock(directory: Path) -> int | None:
     return descriptor
 
 
-def _remove_if_dead(directory: Path) -> list[NotedUpload]:
-    """Remove the directory of a mount that is gone, and return the uploads that it left."""
+def _remove_if_dead(directory: Path) -> list[NotedUpload] | None:
+    """Remove the directory of a mount that is gone, and return the uploads that it left; None if it is not gone."""
     if not directory.is_dir():
-        return []  # not ours
+        return None  # not ours
     lock = _lock(directory)
     if lock is None:
-        return []
+        return None
     _log.info("removing what an earlier mount left in %s", directory)
     orphans = read_notes(directory / _UPLOAD_NOTES)
     shutil.rmtree(directory, ignore_errors=True)

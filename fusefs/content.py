@@ -17,6 +17,9 @@ has kept of the base (`fusefs.kept_content`) becomes present when the file is fi
 
     blocks with a checksum  are inside  present without dirty    (invariant 4)
 
+On a mount with a log, `unlogged` tells what the log has not been given yet; `changes_to_log` reads it, and
+`note_logged` clears it. Bytes that went up as `parts` of an upload under way need not be given to the log again.
+
 Everything here is synchronous but `read` and `fetch`; after each of their awaits the sets are looked at anew,
 because writers and publishers have been at work meanwhile.
 """
@@ -34,14 +37,14 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from backends.base import MIB, Data, ObjectStorage
+from backends.base import KIB, MIB, Data, ObjectStorage
 from backends.errors import NotFound, PreconditionFailed, RangeNotSatisfiable
 from fusefs.block_checksums import BlockChecksums, enclosing
 from fusefs.errors import DamagedCache, StaleFile
 from fusefs.extents import Extent, ExtentSet
 from fusefs.kept_content import KeptContent
 from fusefs.prefetch import SequentialDetector
-from fusefs.stage import Stage
+from fusefs.stage import Stage, StageFile
 from fusefs.stage_budget import StageBudget
 
 _log = logging.getLogger(__name__)
@@ -51,6 +54,12 @@ FETCH_SIZE: Final = 4 * MIB
 
 DAMAGED_READS: Final = 3
 """How often one read fetches again what the local disk has damaged, before it is an error."""
+
+
+PIECE_SIZE: Final = 64 * KIB
+"""Bytes that are looked at together for whether they are all zeros."""
+
+_ZEROS: Final = bytes(PIECE_SIZE)
 
 
 class Spawn(Protocol):
@@ -79,6 +88,29 @@ class ContentSources:
     #: Bounds the ranged GETs under way for all files together, and so the memory they hold.
     fetch_limiter: trio.CapacityLimiter
     kept: KeptContent
+    #: Whether somebody asks what the log has not been given yet.
+    logged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SentPart:
+    """Bytes `start` to `end` of the file, as the bucket holds them for an upload under way."""
+
+    number: int
+    etag: str
+    start: int
+    end: int
+
+
+@dataclass(slots=True)
+class OpenUpload:
+    """The upload that is to become the file's object, and the parts of it that are as the file is."""
+
+    key: str
+    upload_id: str
+    parts: dict[int, SentPart] = field(default_factory=dict)
+    #: Those that the log refers to: until it has their bytes, the bucket has to keep them.
+    logged: set[int] = field(default_factory=set)
 
 
 @dataclass(eq=False, slots=True)
@@ -104,6 +136,11 @@ class Content:
         self.dirty = ExtentSet()
         self.unsent = ExtentSet()
         self.resized = False
+        self.unlogged = ExtentSet()
+        #: The least size since the log was last told of one; None if the file was not cut.
+        self.cut: int | None = None
+        self.logged_size = self.size
+        self.upload: OpenUpload | None = None
         self._writable = trio.Event()
         self._writable.set()
         self._replaced = trio.Event()
@@ -113,6 +150,28 @@ class Content:
         self._is_untouched = base is not None
         self._damage_reported = False
         self._missing_are_zeros = False
+
+    @classmethod
+    def restored(
+        cls,
+        sources: ContentSources,
+        file: StageFile,
+        *,
+        base: Version | None,
+        size: int,
+        written: ExtentSet,
+        base_limit: int,
+    ) -> Content:
+        """Return a content with `written` bytes in `file` already; the others, up to `base_limit`, are the base's."""
+        content = cls(sources, base=base)
+        content._is_untouched = False
+        content._file = file
+        content.size = content.logged_size = size
+        content.base_limit = base_limit
+        content.present, content.dirty, content.unsent = written, written.copy(), written.copy()
+        content.resized = base is None or size != base.size
+        content._note_staged()
+        return content
 
     @property
     def changed(self) -> bool:
@@ -148,9 +207,10 @@ class Content:
         if size < self.size:
             self._forget_checksums(size, self.size)
             self._file.truncate(size)
-            for extents in (self.present, self.dirty, self.unsent):
+            for extents in (self.present, self.dirty, self.unsent, self.unlogged):
                 extents.truncate(size)
             self.base_limit = min(self.base_limit, size)
+            self.cut = size if self.cut is None else min(self.cut, size)
         elif size > self.size:
             self._mark_written(self.size, size)
         if size != self.size:
@@ -168,6 +228,23 @@ class Content:
             raise DamagedCache(f"staged bytes between {start} and {end} were damaged")
         self.unsent.remove(start, end)
         return data
+
+    def staged(self, start: int, end: int) -> Iterator[tuple[Extent, bytes | None]]:
+        """Yield a range of present bytes in pieces; None in the place of bytes is a piece of zeros."""
+        for data_start, data_end in self._file.data_in(start, end):
+            if start < data_start:
+                yield Extent(start, data_start), None
+            for piece_start in range(data_start, data_end, PIECE_SIZE):
+                piece = Extent(piece_start, min(piece_start + PIECE_SIZE, data_end))
+                data = self._file.read(piece.start, piece.length)
+                yield piece, None if data == _ZEROS[: piece.length] else data
+            start = data_end
+        if start < end:
+            yield Extent(start, end), None
+
+    def note_unlogged(self, start: int, end: int) -> None:
+        """Note that the log has to be given what the file has of a range."""
+        self.unlogged.add(start, min(end, self.size))
 
     def give_back(self) -> None:
         """Note that no upload has anything: the one that took bytes has failed."""
@@ -270,7 +347,7 @@ class Content:
         """Remove everything from the local disk; the file is gone for good, and nothing is fetched for it any more."""
         self.detach()
         self._file.discard()
-        self.present, self.dirty, self.unsent = ExtentSet(), ExtentSet(), ExtentSet()
+        self.present, self.dirty, self.unsent, self.unlogged = (ExtentSet() for _ in range(4))
         self.checksums = BlockChecksums()
         self._note_staged()
 
@@ -432,6 +509,8 @@ class Content:
         self._forget_checksums(start, end)
         for extents in (self.present, self.dirty, self.unsent):
             extents.add(start, end)
+        if self._sources.logged:
+            self.unlogged.add(start, end)
 
     def _resize(self, size: int) -> None:
         self.size = size

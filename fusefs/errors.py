@@ -114,3 +114,7 @@ class LeaseHeld(MountError):
 
 class LeaseDamaged(MountError):
     """What is under the lease's key cannot be read. React: look at it; nobody may write before it is removed."""
+
+
+class LogDamaged(MountError):
+    """A batch of the log is not what was written. React: nothing is applied; somebody decides what to save."""

@@ -20,6 +20,7 @@ from typing import Final
 
 from backends.base import Data
 from fusefs.attributes import Attributes, fresh
+from fusefs.change_log import ChangeLog
 from fusefs.clock import Clock
 from fusefs.errors import (
     BadHandle,
@@ -92,6 +93,7 @@ class Filesystem:
         namespace: Namespace,
         inodes: InodeTable,
         publisher: Publisher,
+        log: ChangeLog,
         budget: StageBudget,
         clock: Clock,
         options: FilesystemOptions,
@@ -99,6 +101,7 @@ class Filesystem:
         self._namespace = namespace
         self._inodes = inodes
         self._publisher = publisher
+        self._log = log
         self._budget = budget
         self._clock = clock
         self._options = options
@@ -280,6 +283,7 @@ class Filesystem:
         if offset + len(data) > MAX_FILE_SIZE:
             raise FileTooLarge(f"a file can have {MAX_FILE_SIZE} bytes")
         file = opened.file
+        await self._log.wait_for_room()
         await file.content.wait_writable()
         _check_not_stale(file)
         await self._stage(file, offset, data)
@@ -343,9 +347,13 @@ class Filesystem:
         self._namespace.drop_if_unused(file)
 
     async def fsync(self, handle: int) -> None:
-        """Return when the file, as it is now, is in the bucket under its name. Raises why it is not."""
+        """Return when the file, as it is now, is durable under its name. Raises why it is not."""
         file = self._handles.get(handle, OpenFile).file
-        await self._publisher.publish(file)
+        if not self._log.is_kept:
+            await self._publisher.publish(file)
+            return
+        _check_not_stale(file)
+        await self._log.commit()
 
     # Directories
 
@@ -388,11 +396,15 @@ class Filesystem:
         self._handles.remove(handle, OpenDirectory)
 
     async def fsyncdir(self, handle: int) -> None:
-        """Return when every change of names made until now is in the bucket.
+        """Return when every change of names made until now is durable.
 
-        A file that is open for writing is published only where the bucket does not have its name in this directory.
+        Without a log that means the bucket. A file that is open for writing is then published only where the bucket
+        does not have its name in this directory.
         """
         directory = self._handles.get(handle, OpenDirectory).directory
+        if self._log.is_kept:
+            await self._log.commit()
+            return
         await self._publisher.publish(directory)
         for child in list(directory.inodes()):
             if isinstance(child, File) and child.writers and not _has_its_name(child):
@@ -417,6 +429,7 @@ class Filesystem:
     def _check_writable(self) -> None:
         if self._options.read_only:
             raise ReadOnlyFilesystem("the mount is read-only")
+        self._log.check()
 
     async def _prepare_create(self, parent: int, name: bytes) -> Directory:
         self._check_writable()

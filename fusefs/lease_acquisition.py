@@ -23,14 +23,13 @@ from backends.errors import PreconditionFailed, StorageError
 from fusefs.clock import Clock, boottime
 from fusefs.errors import LeaseHeld, MountError
 from fusefs.lease_record import (
-    MAX_TERM_SECONDS,
-    MIN_TERM_SECONDS,
     Identity,
     LeaseRecord,
     LogPlace,
     new_mark,
     with_log,
 )
+from fusefs.options import MAX_TERM_SECONDS, MIN_TERM_SECONDS
 from fusefs.stored_lease import LEASE_KEY, FoundLease, StoredLease, look
 
 _log = logging.getLogger(__name__)

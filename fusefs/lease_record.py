@@ -19,12 +19,12 @@ from dataclasses import asdict, dataclass
 from typing import Final, TypeAlias
 
 from fusefs.errors import LeaseDamaged
+from fusefs.options import MAX_TERM_SECONDS, MIN_TERM_SECONDS
 
 FORMAT_VERSION: Final = 1
 
-MIN_TERM_SECONDS: Final = 1.0
-MAX_TERM_SECONDS: Final = 3_600.0
-"""No holder of this format has a longer term, so nobody has to watch a record for longer, whatever it says."""
+# No holder of this format has a term outside `MIN_TERM_SECONDS` and `MAX_TERM_SECONDS`, so nobody has to watch a record
+# for longer, whatever it says.
 
 _MAX_EPOCH: Final = 2**63 - 1
 

@@ -14,71 +14,36 @@ import logging
 import math
 import os
 import signal
-import stat
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import Final
 
 import pyfuse3
 import trio
 
-from backends.base import ObjectStorage
 from backends.errors import StorageError
 from backends.noting import NotingStorage
-from fusefs.attributes import Defaults, fresh
+from fusefs.assembly import Tree, freshness_seconds, open_tree
 from fusefs.cache_directory import CacheDirectory
-from fusefs.clock import SystemClock
 from fusefs.config import Config
-from fusefs.content import ContentSources
 from fusefs.control import ControlServer, Progress, socket_path
 from fusefs.errors import MountError
-from fusefs.filesystem import Filesystem, FilesystemOptions
-from fusefs.index_writer import IndexWriter
-from fusefs.inodes import ROOT_NUMBER, Directory, File, InodeTable
-from fusefs.kept_content import KeptContent, keep_all
+from fusefs.inodes import File
 from fusefs.kernel_tuning import tune_mount, tune_process
 from fusefs.mountpoints import check_mountpoint, sync_filesystem
-from fusefs.namespace import Namespace, NamespaceOptions
 from fusefs.operations import FuseOperations, KernelOptions
-from fusefs.options import BucketStore, MountOptions
-from fusefs.placement import Placement
-from fusefs.publisher import Publisher, PublishOptions
-from fusefs.stage import Stage
-from fusefs.stage_budget import StageBudget
 from fusefs.stores import OpenStore, open_store
-from fusefs.tree_index import TreeIndex
+from fusefs.term import open_term
 from fusefs.upload_notes import UploadNotes, abort_orphans
-from fusefs.uploads import Uploads
-from fusefs.xattr_calls import XattrCalls
 
 _log = logging.getLogger(__name__)
 
-FETCHES_IN_FLIGHT: Final = 12
-"""Ranged GETs of 4 MiB under way at once: 48 MiB of memory, and enough for a network of 1 GB/s and 40 ms."""
-
-PART_MEMORY: Final = 64 * 1024 * 1024
-"""Bytes of parts in memory at once, for all uploads together."""
-
-COLLECTING_SHARE: Final = 0.25
-"""Of `publish_interval`: how long written pages of open files stay with the kernel; the rest is the publisher's."""
+COLLECTING_SHARE: Final = 0.5
+"""Of `commit_interval`: how long written pages of open files stay with the kernel; the rest is the log's."""
 
 INDEX_PATIENCE_SECONDS: Final = 30.0
 """For how long the end of a mount waits for the index, which nothing depends on."""
-
-DEFAULT_PART_SIZE: Final = 8 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tree:
-    """The parts of a mount that the rest of it talks to."""
-
-    filesystem: Filesystem
-    publisher: Publisher
-    index_writer: IndexWriter
-    #: None: files have no extended attributes.
-    xattrs: XattrCalls | None
 
 
 async def run_mount(config: Config, on_ready: Callable[[], None]) -> None:
@@ -100,9 +65,11 @@ async def run_mount(config: Config, on_ready: Callable[[], None]) -> None:
             for orphan in cache.orphans:
                 notes.remember(orphan)
             async with (
-                open_tree(config, storage, cache, mount_id) as tree,
+                open_term(config, store, mount_id=mount_id, known_dead=cache.dead) as term,
+                open_tree(config, storage, cache, mount_id, term) as tree,
                 trio.open_nursery() as nursery,
             ):
+                # Only now: the log may have needed some of them.
                 if not config.mount.read_only:
                     nursery.start_soon(abort_orphans, storage, config.store.url, cache.orphans)
                 await _Session(config, tree, cache).run(on_ready)
@@ -145,114 +112,6 @@ async def _probe(store: OpenStore, config: Config) -> None:
         raise MountError(f"{config.store.url}: {error}") from error
 
 
-@asynccontextmanager
-async def open_tree(
-    config: Config, storage: ObjectStorage, cache: CacheDirectory, mount_id: str
-) -> AsyncIterator[Tree]:
-    """Build everything below the kernel's interface, with its tasks running for the block.
-
-    If the block ends well, what is clean then is kept for later mounts.
-    """
-    options = config.mount
-    part_size = (
-        config.store.multipart_part_size_bytes if isinstance(config.store, BucketStore) else DEFAULT_PART_SIZE
-    )
-    stage = Stage(cache.stage)
-    budget = StageBudget(options.cache_size_bytes)
-    kept = KeptContent(cache.kept, budget, store=config.store.identity)
-    clock = SystemClock()
-    async with trio.open_nursery() as nursery:
-        sources = ContentSources(
-            stage, storage, nursery.start_soon, budget, trio.CapacityLimiter(FETCHES_IN_FLIGHT), kept
-        )
-        root = Directory(
-            number=ROOT_NUMBER,
-            attributes=fresh(
-                mode=stat.S_IFDIR | options.directory_mode,
-                uid=options.uid,
-                gid=options.gid,
-                now_ns=clock.realtime_ns(),
-            ),
-        )
-        inodes = InodeTable(root)
-        placement = Placement(root, mount_id=mount_id)
-        uploads = Uploads(
-            storage,
-            nursery.start_soon,
-            part_size=part_size,
-            parts_in_flight=max(2, PART_MEMORY // part_size),
-        )
-        publisher = Publisher(
-            storage,
-            placement,
-            uploads,
-            PublishOptions(
-                delay_seconds=options.publish_delay_seconds,
-                interval_seconds=options.publish_interval_seconds * (1 - COLLECTING_SHARE),
-                workers=options.upload_workers,
-            ),
-            mount_id=mount_id,
-        )
-        defaults = Defaults(
-            uid=options.uid,
-            gid=options.gid,
-            file_mode=options.file_mode,
-            directory_mode=options.directory_mode,
-        )
-        index = TreeIndex(storage, nursery.start_soon, defaults)
-        index_writer = IndexWriter(index, inodes, placement, publisher, root, defaults, shared=options.shared)
-        namespace = Namespace(
-            storage,
-            sources,
-            placement,
-            publisher,
-            inodes,
-            NamespaceOptions(
-                defaults=defaults,
-                mounted_at_ns=clock.realtime_ns(),
-                revalidate_seconds=_freshness_seconds(options),
-                shared=options.shared,
-            ),
-            index,
-        )
-        filesystem = Filesystem(
-            namespace,
-            inodes,
-            publisher,
-            budget,
-            clock,
-            FilesystemOptions(
-                read_only=options.read_only,
-                shared=options.shared,
-                wait_on_close=options.wait_on_close,
-                kernel_keeps_times=not options.shared,
-                read_ahead=options.read_ahead_bytes,
-            ),
-        )
-        xattrs = XattrCalls(
-            storage, inodes, publisher, clock, read_only=options.read_only, shared=options.shared
-        )
-        try:
-            await namespace.load_root(root)
-        except StorageError as error:
-            raise MountError(f"{config.store.url}: {error}") from error
-        nursery.start_soon(publisher.run)
-        if not options.read_only:
-            nursery.start_soon(index_writer.run)
-        try:
-            yield Tree(
-                filesystem=filesystem,
-                publisher=publisher,
-                index_writer=index_writer,
-                xattrs=xattrs if options.xattr else None,
-            )
-        finally:
-            nursery.cancel_scope.cancel()
-            stage.close()
-    keep_all(budget)
-    stage.close()
-
-
 class _Session:
     """The mount while the kernel knows it."""
 
@@ -262,11 +121,12 @@ class _Session:
         self._filesystem = tree.filesystem
         self._publisher = tree.publisher
         self._index_writer = tree.index_writer
+        self._committer = tree.committer
         self._cache = cache
         self._operations = FuseOperations(
             tree.filesystem,
             KernelOptions(
-                entry_timeout_seconds=_freshness_seconds(config.mount),
+                entry_timeout_seconds=freshness_seconds(config.mount),
                 writeback_cache=not config.mount.shared,
             ),
             tree.xattrs,
@@ -297,7 +157,7 @@ class _Session:
                     nursery.cancel_scope.cancel()
             except BaseException:
                 self._unmount()
-                if not self._ended:
+                if not self._ended and not (self._committer and self._committer.has_everything):
                     self._rescue()  # whatever ended the mount, what was written is not thrown away with the stage
                 raise
 
@@ -353,17 +213,22 @@ class _Session:
             pyfuse3.terminate()
 
     async def _collect_pages(self) -> None:
-        """Fetch in time what was written to files that stay open, and that only the kernel has: it keeps pages long.
+        """Fetch what was written to files that stay open, and that only the kernel has; let the log have it in time.
 
         With no writer there are no such pages, and the descriptor of the call would only be in the way of umount(8).
         """
         while True:
-            await trio.sleep(self._config.mount.publish_interval_seconds * COLLECTING_SHARE)
+            await trio.sleep(self._config.mount.commit_interval_seconds * COLLECTING_SHARE)
             if self._filesystem.has_writers:
                 try:
                     await trio.to_thread.run_sync(sync_filesystem, self._mountpoint)
                 except OSError as error:
                     _log.warning("the kernel's pages could not be fetched: %s", error.strerror)
+            try:
+                if self._committer is not None:
+                    await self._committer.commit()
+            except Exception as error:  # of any kind: who waits for a commit has it, and nobody does here
+                _log.warning("what was done without fsync is not in the log yet: %s", error)
 
     async def _drain(self) -> None:
         """Publish everything, the pages that only the kernel holds included. Raises why something was not."""
@@ -383,9 +248,16 @@ class _Session:
                 await self._publisher.publish_all()
             except Exception as failure:
                 _log.error("not everything could be published: %s", failure)
-        rescued = self._rescue()
+            await self._finish_log()
+        in_log = self._committer is not None and self._committer.has_everything
+        rescued = 0 if in_log else self._rescue()
         self._ended = True
-        if rescued:
+        if in_log and self._publisher.pending_inodes():
+            error = (
+                f"{len(self._publisher.pending_inodes())} changes are in the log and not under their names yet;"
+                f" the next mount of {self._config.store.url} publishes them"
+            )
+        elif rescued:
             error = (
                 f"{rescued} changed files could not be published; their bytes are in {self._cache.rescued}"
             )
@@ -402,6 +274,16 @@ class _Session:
         """Leave what is known of the tree to the next mount, as far as that does not take long."""
         with self._with_patience(), trio.move_on_after(INDEX_PATIENCE_SECONDS):
             await self._index_writer.save(is_final=True)
+
+    async def _finish_log(self) -> None:
+        """Let the log have what the bucket lacks, or remove it."""
+        if self._committer is None:
+            return
+        try:
+            await self._committer.commit()
+            await self._committer.finish()
+        except Exception as failure:
+            _log.error("the log could not be finished: %s", failure)
 
     def _rescue(self) -> int:
         files = [
@@ -422,14 +304,6 @@ class _Session:
                 "%r was not published; bytes %s of %d are in %s", file.path_key, staged, file.size, where
             )
         return len(files)
-
-
-def _freshness_seconds(options: MountOptions) -> float:
-    """Return how long the kernel, and how long the tree, may believe what the bucket said.
-
-    On a shared mount the two add up to the interval: what the kernel is told may be as old as a listing.
-    """
-    return options.revalidate_interval_seconds / (2 if options.shared else 1)
 
 
 def _why_not(config: Config) -> str:

@@ -9,6 +9,7 @@ from backends.base import CREATE_ONLY, OVERWRITE, Metadata, ObjectStorage, PutMo
 from backends.errors import NotFound, PreconditionFailed
 from fusefs import extended_attributes
 from fusefs.attributes import to_metadata
+from fusefs.change_log import ChangeLog
 from fusefs.content import Version
 from fusefs.inodes import Directory, File, Inode, Symlink
 from fusefs.keys import RESERVED_PREFIX
@@ -28,7 +29,8 @@ class Written(NamedTuple):
 class ObjectWriter:
     """The requests that make an object equal to its inode. Each raises what the store raises."""
 
-    def __init__(self, storage: ObjectStorage, uploads: Uploads, *, mount_id: str) -> None:
+    def __init__(self, storage: ObjectStorage, uploads: Uploads, log: ChangeLog, *, mount_id: str) -> None:
+        self._log = log
         self._storage = storage
         self._uploads = uploads
         self._mount_id = mount_id
@@ -59,7 +61,7 @@ class ObjectWriter:
 
         A store that keeps a tree (SeaweedFS) refuses to create a marker, too, once anything is below it.
         """
-        metadata = to_metadata(directory.attributes)
+        metadata = {**to_metadata(directory.attributes), **self._log.mark(directory)}
         await self._keep_xattrs(directory.attributes.xattrs)
         return Version(target, await self._storage.put(target, b"", metadata=metadata, mode=OVERWRITE), 0)
 

@@ -32,6 +32,9 @@ from fusefs.quantities import format_size, parse_duration, parse_permissions, pa
 
 #: Below this the cache could not hold the parts of one upload.
 _MIN_CACHE_SIZE: Final = 16 * MIB
+#: What a lease allows; `fusefs.lease_record` says why.
+MIN_TERM_SECONDS: Final = 1.0
+MAX_TERM_SECONDS: Final = 3_600.0
 #: The largest id but one; the kernel keeps the last for "no owner".
 _MAX_OWNER_ID: Final = 2**32 - 2
 
@@ -90,6 +93,12 @@ def _only_true(value: bool) -> bool:
     if not value:
         raise ValueError("false is not supported: fsync returns when the bytes are in the bucket")
     return value
+
+
+def _legal_term(seconds: float) -> float:
+    if not MIN_TERM_SECONDS <= seconds <= MAX_TERM_SECONDS:
+        raise ValueError(f"must be {MIN_TERM_SECONDS:.0f} s to {MAX_TERM_SECONDS / 3600:.0f} h")
+    return seconds
 
 
 ByteSize: TypeAlias = Annotated[int, PlainValidator(parse_size)]
@@ -252,6 +261,17 @@ class MountOptions(Table):
     #: For how long a store that does not answer is asked again.
     retry_timeout_seconds: Seconds = Field(default=300.0, alias="retry_timeout")
     upload_workers: Annotated[int, Field(ge=1, le=256)] = 8
+
+    #: What was written or done is in the log after this time at the latest, without an fsync.
+    commit_interval_seconds: PositiveSeconds = Field(default=5.0, alias="commit_interval")
+    #: When the log has more bytes than this, what it tells of is published at once.
+    log_size_bytes: ByteSize = Field(default=256 * MIB, alias="log_size")
+    #: Whether the mount makes sure that it is the only one that writes.
+    lease: bool = True
+    #: For how long others wait that find the lease of a mount that shows no sign of life.
+    lease_term_seconds: Annotated[Seconds, AfterValidator(_legal_term)] = Field(
+        default=15.0, alias="lease_term"
+    )
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     #: None is standard error.

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from backends.base import CREATE_ONLY, IfMatch, PutMode
+from fusefs.change_log import ChangeLog
 from fusefs.content import Version
 from fusefs.inodes import ROOT_NUMBER, Directory, File, Inode
 from fusefs.keys import RESERVED_PREFIX, name_of
@@ -49,8 +50,9 @@ class Deletions:
 class Placement:
     """The known objects of a bucket, by key; `place`, `vacate` and `forget_leftover` are the only changes."""
 
-    def __init__(self, root: Directory, *, mount_id: str) -> None:
+    def __init__(self, root: Directory, log: ChangeLog, *, mount_id: str) -> None:
         self._root = root
+        self._log = log
         self._mount_id = mount_id
         self._owners: dict[str, Inode] = {}
         self._leftovers: dict[str, Version] = {}
@@ -60,13 +62,13 @@ class Placement:
 
     def place(self, inode: Inode, version: Version) -> None:
         """Note that the bucket holds `version` for `inode`; where it held another one there is a leftover now."""
-        self._abandon(inode.version, inode)
+        self._abandon(inode.version, inode, waits=False)
         previous = self._owners.get(version.key)
         if previous is not None and previous is not inode:
             previous.version = None  # its object was overwritten
         if previous is None and version.key not in self._leftovers:
             self._count(version.key, 1)
-        self._leftovers.pop(version.key, None)
+        self._drop_leftover(version.key)
         self._owners[version.key] = inode
         inode.version = version
         inode.stored_at_ns = 0
@@ -76,8 +78,15 @@ class Placement:
 
     def vacate(self, inode: Inode) -> None:
         """Note that the object of `inode`, if it has one, belongs to nobody any more."""
-        self._abandon(inode.version, inode)
+        self._abandon(inode.version, inode, waits=True)
         inode.version = None
+
+    def leave(self, version: Version) -> None:
+        """Note an object of an earlier mount that belongs to nobody any more."""
+        if version.key not in self._owners and version.key not in self._leftovers:
+            self._count(version.key, 1)
+            self._leftovers[version.key] = version
+            self._log.left_over(version, waits=False)
 
     def forget(self, key: str) -> None:
         """Note that we do not know what is under `key`: somebody else has changed it."""
@@ -86,12 +95,12 @@ class Placement:
         owner = self._owners.pop(key, None)
         if owner is not None:
             owner.version = None
-        self._leftovers.pop(key, None)
+        self._drop_leftover(key)
 
     def forget_leftover(self, version: Version) -> None:
         """Note that a leftover was deleted, or turned out to be somebody else's."""
         if self._leftovers.get(version.key) == version:
-            del self._leftovers[version.key]
+            self._drop_leftover(version.key)
             self._count(version.key, -1)
             for recorder in self._recorders:
                 recorder.note(version.key)
@@ -105,12 +114,15 @@ class Placement:
         if inode.linked:
             return inode.path_key
         if isinstance(inode, File) and inode.handles and inode.version and not inode.content.detached:
-            return f"{ORPHANS_PREFIX}{self._mount_id}/{inode.number}"
+            return f"{ORPHANS_PREFIX}{self._nickname(inode)}"
         return None
 
     def detour(self, inode: Inode) -> str:
         """Return a key where the inode's object can wait while its own is taken."""
-        return f"{DETOURS_PREFIX}{self._mount_id}/{inode.number}"
+        return f"{DETOURS_PREFIX}{self._nickname(inode)}"
+
+    def _nickname(self, inode: Inode) -> str:
+        return inode.log_id or f"{self._mount_id}/{inode.number}"
 
     def obstacle(self, inode: Inode, target: str) -> Inode | None:
         """Return the inode whose object has to leave `target` before that of `inode` can go there."""
@@ -168,10 +180,16 @@ class Placement:
             and not (version.key.endswith("/") and self._below[version.key])
         )
 
-    def _abandon(self, version: Version | None, inode: Inode) -> None:
+    def _abandon(self, version: Version | None, inode: Inode, *, waits: bool) -> None:
         if version is not None and self._owners.get(version.key) is inode:
             del self._owners[version.key]
             self._leftovers[version.key] = version
+            self._log.left_over(version, waits=waits)
+
+    def _drop_leftover(self, key: str) -> None:
+        leftover = self._leftovers.pop(key, None)
+        if leftover is not None:
+            self._log.gone(leftover)
 
     def _count(self, key: str, change: int) -> None:
         end = key.rfind("/", 0, len(key) - 1)

@@ -36,6 +36,7 @@ import trio
 from backends.base import ObjectStorage
 from backends.errors import NotFound, PreconditionFailed, StorageError, Unavailable
 from fusefs.attributes import to_metadata
+from fusefs.change_log import ChangeLog, without_mark
 from fusefs.content import Version
 from fusefs.errors import FilesystemError, StaleFile
 from fusefs.inodes import Directory, File, Inode
@@ -86,16 +87,18 @@ class Publisher:
         storage: ObjectStorage,
         placement: Placement,
         uploads: Uploads,
+        log: ChangeLog,
         options: PublishOptions,
         *,
         mount_id: str,
     ) -> None:
+        self._log = log
         self._storage = storage
         self._placement = placement
         self._uploads = uploads
         self._options = options
-        self._writer = ObjectWriter(storage, uploads, mount_id=mount_id)
-        self._sweeper = Sweeper(storage, placement, options.workers, self._look_again)
+        self._writer = ObjectWriter(storage, uploads, log, mount_id=mount_id)
+        self._sweeper = Sweeper(storage, placement, log, options.workers, self._look_again)
 
         self._pending: dict[Inode, None] = {}
         self._timetable: Timetable[Inode] = Timetable()
@@ -114,11 +117,13 @@ class Publisher:
     def changed(self, inode: Inode) -> None:
         """Note that content, attributes or name changed and the bucket must learn of it."""
         inode.state.changes += 1
+        self._log.changed(inode)
         self._schedule(inode, self._due_time(inode))
 
     def touched(self, inode: Inode) -> None:
         """Note that only times changed: they go with the next publication, and no fsync waits for them."""
         inode.state.attributes_changed = True
+        self._log.touched(inode)
         self._schedule(inode, self._due_time(inode))
 
     def written(self, file: File) -> None:
@@ -134,6 +139,7 @@ class Publisher:
     def unlinked(self, inode: Inode) -> None:
         """Note that the inode has lost its name; its object goes unless open handles still read from it."""
         inode.state.changes += 1
+        self._log.changed(inode)
         if self._placement.target(inode) is None:
             self.released(inode)
         else:
@@ -161,6 +167,7 @@ class Publisher:
         if inode.version is not None:
             inode.state.failure = StaleFile(f"{inode.version.key!r} was changed by somebody else")
             self._placement.forget(inode.version.key)
+        self._log.changed(inode)
         self._settle(inode)
 
     # What a listing of the bucket may say and the tree knows better
@@ -274,6 +281,7 @@ class Publisher:
     async def run(self) -> None:
         """Publish what is due, for ever; cancel it when `publish_all` has returned and nothing will change again."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._shorten_log)
             while True:
                 self._wake = trio.Event()
                 due = self._timetable.take_due(trio.current_time())
@@ -283,6 +291,13 @@ class Publisher:
                 self._sweeper.start(nursery, set().union(*self._running.values()))
                 with trio.move_on_at(self._timetable.next_due()):
                     await self._wake.wait()
+
+    async def _shorten_log(self) -> None:
+        """Publish what a log tells of that has become too long."""
+        while True:
+            for inode in await self._log.wait_until_grown():
+                if inode in self._pending:
+                    self._ask_for(inode)
 
     def _start_publications(self, nursery: trio.Nursery) -> None:
         while self._due and len(self._running) < self._options.workers:
@@ -380,6 +395,7 @@ class Publisher:
         """Note that the inode needs no publication any more."""
         self._pending.pop(inode, None)
         self._timetable.drop(inode)
+        self._log.settled(inode)
         inode.state.published_changes = inode.state.changes
         inode.state.attempted.unpark_all()
         self._progress.unpark_all()
@@ -394,13 +410,16 @@ class Publisher:
 
     async def _attempt(self, inode: Inode, target: str | None) -> None:
         """Bring the inode's object to `target`; without one, find out only whether it has an object."""
+        inode.state.storing = None
         try:
             await self._settle_doubts(inode)
             if target is None:
                 return
+            await self._log.commit()
             changes = inode.state.changes
             try:
-                version, is_current = await self._carry_out(inode, target)
+                with self._log.publishing(inode):
+                    version, is_current = await self._carry_out(inode, target)
             except (PreconditionFailed, NotFound, StaleFile) as error:
                 await self._keep_both(inode, target, error)
             else:
@@ -415,12 +434,12 @@ class Publisher:
 
     async def _carry_out(self, inode: Inode, target: str) -> tuple[Version, bool]:
         """Return what is in the bucket now, and whether its metadata has the attributes of the time when this began."""
-        metadata = to_metadata(inode.attributes)
+        metadata = {**to_metadata(inode.attributes), **self._log.mark(inode)}
         inode.state.attributes_changed = False
         inode.state.storing = (target, metadata)
         condition = self._placement.condition(target)
         written = await self._writer.write(inode, target, mode=condition, metadata=metadata)
-        return written.version, written.metadata == metadata
+        return written.version, without_mark(written.metadata) == without_mark(metadata)
 
     def _note_success(self, inode: Inode, version: Version, changes: int | None) -> None:
         """Note what the bucket has now, all of the first `changes` changes; None: but for their attributes."""
@@ -521,4 +540,5 @@ class Publisher:
             inode.parent.detach(inode.name)
         inode.version = kept
         inode.state.failure = StaleFile(f"{target!r} was changed by somebody else; {where}")
+        self._log.changed(inode)
         self._settle(inode)

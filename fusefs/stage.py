@@ -97,6 +97,25 @@ class StageFile:
         data = os.pread(self._stage._descriptor(self._number), length, offset) if self._exists else b""
         return data if len(data) == length else data + bytes(length - len(data))
 
+    def data_in(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Return the ranges of `start` to `end` that are not holes; what lies between them reads as zeros."""
+        if not self._exists:
+            return []
+        descriptor = self._stage._descriptor(self._number)
+        found: list[tuple[int, int]] = []
+        while start < end:
+            try:
+                start = os.lseek(descriptor, start, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:  # no data from there on
+                    raise
+                break
+            hole = os.lseek(descriptor, start, os.SEEK_HOLE)
+            if start < end:
+                found.append((start, min(hole, end)))
+            start = hole
+        return found
+
     def truncate(self, size: int) -> None:
         """Forget everything from `size` on."""
         if self._exists and os.fstat(self._stage._descriptor(self._number)).st_size > size:

@@ -14,6 +14,7 @@ import trio
 
 from backends.base import ObjectStorage
 from backends.errors import NotFound, PreconditionFailed
+from fusefs.change_log import ChangeLog
 from fusefs.content import Version
 from fusefs.placement import Placement
 
@@ -27,8 +28,14 @@ class Sweeper:
     """One sweep at a time; `progressed` is called when keys are free again or a failed deletion may be tried."""
 
     def __init__(
-        self, storage: ObjectStorage, placement: Placement, workers: int, progressed: Callable[[], None]
+        self,
+        storage: ObjectStorage,
+        placement: Placement,
+        log: ChangeLog,
+        workers: int,
+        progressed: Callable[[], None],
     ) -> None:
+        self._log = log
         self._storage = storage
         self._placement = placement
         self._limiter = trio.CapacityLimiter(workers)
@@ -69,9 +76,13 @@ class Sweeper:
 
     async def _sweep(self, batch: Iterable[Version], nursery: trio.Nursery) -> None:
         try:
+            await self._log.commit()  # nothing is deleted that a reader of the log would still look for
             async with trio.open_nursery() as deletions:
                 for version in batch:
                     deletions.start_soon(self._delete, version, nursery)
+        except Exception as error:  # of any kind: nothing may end the nursery of the whole mount
+            for version in batch:
+                self._fail(version, error, nursery)
         finally:
             self.busy = frozenset()
             self._progressed()
@@ -83,11 +94,14 @@ class Sweeper:
         except (PreconditionFailed, NotFound):
             _log.warning("%r was changed by somebody else and is not deleted", version.key)
         except Exception as error:  # of any kind: nothing may end the nursery of the whole mount
-            _log.error("cannot delete %r, trying again in %.0f s: %s", version.key, RETRY_SECONDS, error)
-            self._undeletable[version] = error
-            nursery.start_soon(self._try_again, version)
+            self._fail(version, error, nursery)
             return
         self._placement.forget_leftover(version)
+
+    def _fail(self, version: Version, error: Exception, nursery: trio.Nursery) -> None:
+        _log.error("cannot delete %r, trying again in %.0f s: %s", version.key, RETRY_SECONDS, error)
+        self._undeletable[version] = error
+        nursery.start_soon(self._try_again, version)
 
     async def _try_again(self, version: Version) -> None:
         await trio.sleep(RETRY_SECONDS)

@@ -7,15 +7,18 @@ ranges are uploaded, and the store copies the rest from the base (`fusefs.upload
 
 Either way the object must be one whole version, and writers do not stop for an upload. So an upload works in rounds:
 it sends what is missing, looks which parts were written again since they were read (`Content.unsent`), sends those
-again under their numbers, and completes when, with no await in between, there is none. After `FREE_ROUNDS` of it the
-writers of this file wait for the last round.
+again under their numbers, and completes when, with no await in between, there is none and the log has all of the
+file. After `FREE_ROUNDS` of it the writers of this file wait for the last round.
+
+The log refers to parts of a stream instead of carrying their bytes. Before such a part is replaced, or the stream is
+given up, the log gets the bytes; where it cannot take them the parts stay where they are.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from itertools import count
 from typing import Final, TypeAlias
@@ -24,9 +27,16 @@ import trio
 
 from backends.base import CREATE_ONLY, MIB, Metadata, MultipartUpload, ObjectStorage, Part, PutMode
 from backends.errors import InvalidPart, StorageError, UploadNotFound
-from backends.multipart import ABORT_TIMEOUT_SECONDS, BufferedMultipartWriter, open_writer
+from backends.multipart import (
+    ABORT_TIMEOUT_SECONDS,
+    BufferedMultipartWriter,
+    OnStored,
+    open_writer,
+)
+from backends.multipart import SentPart as WrittenPart
 from fusefs.attributes import to_metadata
-from fusefs.content import Content, Spawn, Version
+from fusefs.change_log import ChangeLog
+from fusefs.content import Content, OpenUpload, SentPart, Spawn, Version
 from fusefs.errors import DamagedCache, StaleFile
 from fusefs.extents import ExtentSet
 from fusefs.inodes import File
@@ -43,16 +53,20 @@ RESTARTS: Final = 3
 LAG: Final = 1 * MIB
 """How far behind the end of what was written a stream stays: the kernel may send its last pages again, fuller."""
 
-WriterFactory: TypeAlias = Callable[[str, Metadata], AbstractAsyncContextManager[BufferedMultipartWriter]]
+WriterFactory: TypeAlias = Callable[
+    [str, Metadata, OnStored], AbstractAsyncContextManager[BufferedMultipartWriter]
+]
 
 
 class _Stream:
     """One file on its way up from its first byte to its last; `run` is its task, from the first part to the end."""
 
-    def __init__(self, content: Content, key: str, metadata: Metadata) -> None:
+    def __init__(self, file: File, key: str, metadata: Metadata, log: ChangeLog) -> None:
         self.key = key
         self.metadata = metadata
-        self._content = content
+        self._file = file
+        self._content = file.content
+        self._log = log
         self._fed = 0
         self._changed = trio.Event()
         self._mode: PutMode | None = None
@@ -73,16 +87,21 @@ class _Stream:
     async def run(self, open_writer: WriterFactory) -> None:
         """Send parts as they fill, and when `finish` says so the rest; keep the outcome for it."""
         try:
-            async with open_writer(self.key, self.metadata) as writer:
-                with self._cancel_scope:
-                    mode = await self._send_until_told(writer)
-                    await self._send_until_whole(writer)
-                # Too late to give up from here on: after a cancelled call nobody would know what is in the bucket.
-                if not self._cancel_scope.cancel_called:
-                    self._version = await self._complete(writer, mode)
+            async with open_writer(self.key, self.metadata, self._note_stored) as writer:
+                try:
+                    with self._cancel_scope:
+                        mode = await self._send_until_told(writer)
+                        await self._send_until_whole(writer)
+                    # Too late to give up from here on: after a cancelled call nobody would know what is in the bucket.
+                    if not self._cancel_scope.cancel_called:
+                        self._version = await self._complete(writer, mode)
+                finally:
+                    if self._version is None:
+                        await self._give_bytes_to_log(writer)
         except Exception as error:  # of any kind: nothing may end the nursery of the whole mount
             self._failure = error
         finally:
+            self._content.upload = None
             self._content.release_writers()
             if self._version is None:
                 self._content.give_back()
@@ -131,7 +150,8 @@ class _Stream:
             if upload_round > FREE_ROUNDS:
                 content.hold_writers()
             await self._send_rest(writer)
-            if self._fed == content.size and not content.unsent:
+            await self._log.commit()
+            if self._fed == content.size and not content.unsent and not self._log.is_behind(self._file):
                 return
             if self._fed > content.size:
                 raise _FileWasCut
@@ -156,6 +176,7 @@ class _Stream:
         last = writer.sent[-1]
         full_end = last.start + writer.full_size(last.number)
         if last.end == self._fed < full_end:
+            await self._withdraw([last.number])
             self._fed = min(full_end, self._content.size)
             await writer.rewrite(last.number, await self._content.obtain(last.start, self._fed))
 
@@ -164,13 +185,61 @@ class _Stream:
         for part in writer.sent:
             end = min(part.end, content.size)
             if content.unsent.intersect(part.start, end):
-                await writer.rewrite(part.number, await content.obtain(part.start, end))
+                await self._withdraw([part.number])
+                await writer.rewrite(
+                    part.number, await content.obtain(part.start, min(part.end, content.size))
+                )
+
+    # What the log may refer to
+
+    def _note_stored(self, upload: MultipartUpload, sent: WrittenPart, stored: Part) -> None:
+        content = self._content
+        if content.upload is None:
+            content.upload = OpenUpload(upload.key, upload.upload_id)
+        content.upload.parts[sent.number] = SentPart(sent.number, stored.etag, sent.start, sent.end)
+
+    async def _withdraw(self, numbers: Iterable[int]) -> None:
+        """Give the log the bytes of parts that it refers to, and let it refer to them no more."""
+        upload = self._content.upload
+        if upload is None:
+            return
+        in_log = upload.logged.intersection(numbers)
+        for number in numbers:
+            part = upload.parts.pop(number, None)
+            if part is not None and number in in_log:
+                self._content.note_unlogged(part.start, part.end)
+        if in_log:
+            self._log.changed(self._file)
+            await self._log.commit()
+            upload.logged -= in_log
+
+    async def _give_bytes_to_log(self, writer: BufferedMultipartWriter) -> None:
+        """Let the log need the upload no more; where that is not possible, leave it in the bucket."""
+        upload = self._content.upload
+        if upload is None or not self._log.must_keep(self._file):
+            return
+        try:
+            await self._withdraw(list(upload.parts))
+        except BaseException as error:
+            _log.warning("the log needs upload %s of %r, which is not aborted", upload.upload_id, self.key)
+            writer.leave()
+            if not isinstance(error, Exception):
+                raise
 
 
 class Uploads:
     """Every upload of file content on this mount."""
 
-    def __init__(self, storage: ObjectStorage, spawn: Spawn, *, part_size: int, parts_in_flight: int) -> None:
+    def __init__(
+        self,
+        storage: ObjectStorage,
+        spawn: Spawn,
+        log: ChangeLog,
+        *,
+        part_size: int,
+        parts_in_flight: int,
+    ) -> None:
+        self._log = log
         self._storage = storage
         self._spawn = spawn
         self._part_size = part_size
@@ -187,7 +256,7 @@ class Uploads:
         if stream is not None:
             stream.advance()
         elif target is not None and self._may_begin_stream(file):
-            self._begin_stream(file, target, to_metadata(file.attributes))
+            self._begin_stream(file, target, {**to_metadata(file.attributes), **self._log.mark(file)})
 
     def abandon(self, file: File) -> None:
         """Give up what was begun: nobody needs the object any more."""
@@ -213,7 +282,7 @@ class Uploads:
                 try:
                     planned = self._plan(content)
                     if isinstance(planned, Multipart) and _copies(planned):
-                        return await self._patch(content, target, planned, mode, metadata), metadata
+                        return await self._patch(file, target, planned, mode, metadata), metadata
                     stream = await self._stream_for(file, target, metadata)
                     file.state.storing = (target, stream.metadata)
                     return await stream.finish(mode), stream.metadata
@@ -300,15 +369,20 @@ class Uploads:
         return self._begin_stream(file, target, metadata)
 
     def _begin_stream(self, file: File, key: str, metadata: Metadata) -> _Stream:
-        stream = self._streams[file] = _Stream(file.content, key, metadata)
+        stream = self._streams[file] = _Stream(file, key, metadata, self._log)
         self._spawn(stream.run, self._open_writer)
         return stream
 
     def _open_writer(
-        self, key: str, metadata: Metadata
+        self, key: str, metadata: Metadata, on_stored: OnStored
     ) -> AbstractAsyncContextManager[BufferedMultipartWriter]:
         return open_writer(
-            self._storage, key, metadata=metadata, part_size=self._part_size, in_flight=self._in_flight
+            self._storage,
+            key,
+            metadata=metadata,
+            part_size=self._part_size,
+            in_flight=self._in_flight,
+            on_stored=on_stored,
         )
 
     # Patches
@@ -325,8 +399,9 @@ class Uploads:
         )
 
     async def _patch(
-        self, content: Content, target: str, planned: Multipart, mode: PutMode, metadata: Metadata
+        self, file: File, target: str, planned: Multipart, mode: PutMode, metadata: Metadata
     ) -> Version:
+        content = file.content
         base = content.base
         assert base is not None, "only a base can be copied from"
         content.give_back()
@@ -337,8 +412,9 @@ class Uploads:
                     if upload_round > FREE_ROUNDS:
                         content.hold_writers()
                     await patch.send(planned)
+                    await self._log.commit()
                     replanned = self._plan(content)
-                    if not content.unsent and replanned == planned:
+                    if not content.unsent and replanned == planned and not self._log.is_behind(file):
                         break
                     if not isinstance(replanned, Multipart) or not patch.fits(replanned):
                         raise _FileWasCut

@@ -38,8 +38,7 @@ async def test_store_that_does_not_answer(tmp_path: Path, autojump_clock: MockCl
         assert await stored(storage) == {"file": b"bytes"}
 
 
-async def test_clean_fsync(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """fsync with nothing to publish makes no request."""
+async def test_fsync_without_a_log(tmp_path: Path, autojump_clock: MockClock) -> None:
     storage = MeteredStorage(MemoryStorage())
     async with open_tree(storage, tmp_path) as tree:
         await tree.mkdir("d")

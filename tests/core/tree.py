@@ -11,6 +11,7 @@ the methods of `Tree` do with paths goes through `Filesystem`, with the referenc
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 from collections.abc import AsyncIterator, Iterator
@@ -23,15 +24,22 @@ import trio
 
 from backends.base import GIB, MIB, Data, Metadata, ObjectStorage, iterate_pages
 from fusefs.attributes import Defaults, fresh
+from fusefs.change_log import ChangeLog, NoLog
+from fusefs.committer import Committer
 from fusefs.content import ContentSources
 from fusefs.filesystem import Caller, Filesystem, FilesystemOptions
 from fusefs.index_writer import IndexWriter
 from fusefs.inodes import ROOT_NUMBER, Directory, File, Inode, InodeTable
+from fusefs.journal import Journal
 from fusefs.kept_content import KeptContent, keep_all
 from fusefs.keys import RESERVED_PREFIX
+from fusefs.lease import NoLease
+from fusefs.log_reader import LogReader, OldLog
 from fusefs.namespace import Namespace, NamespaceOptions
 from fusefs.placement import Placement
 from fusefs.publisher import Publisher, PublishOptions
+from fusefs.recovery import Recovery
+from fusefs.restoration import Restoration
 from fusefs.stage import Stage
 from fusefs.stage_budget import StageBudget
 from fusefs.tree_index import TreeIndex
@@ -72,6 +80,9 @@ class TreeOptions:
     mount_id: str = "mount"
     #: Whether what is known of the tree is kept in the bucket; off, because it makes requests that tests count.
     index: bool = False
+    #: Whether it keeps a log in the storage, and recovers what the tree before it has left there.
+    logged: bool = False
+    max_log_bytes: float = math.inf
     defaults: Defaults = field(default_factory=lambda: Defaults(uid=CALLER.uid, gid=CALLER.gid))
 
 
@@ -90,6 +101,7 @@ class Tree:
     xattrs: XattrCalls
     sources: ContentSources
     index_writer: IndexWriter | None
+    log: ChangeLog
 
     async def find(self, path: str) -> Inode:
         """Return the inode of a path, without a reference to it. Raises `NoSuchEntry`."""
@@ -214,8 +226,12 @@ async def open_tree(
     stage = Stage(directory / "stage", max_open_files=options.max_open_stage_files)
     with _bare_failures():
         async with trio.open_nursery() as nursery:
-            tree = _build(storage, stage, directory / "kept", clock, nursery, options)
+            old, log = await _begin_log(storage, options)
+            tree = _build(storage, stage, directory / "kept", clock, nursery, log, options)
             await tree.namespace.load_root(tree.root)
+            if isinstance(log, Committer):
+                nursery.start_soon(log.run)
+                await _recover(tree, old, log, options)
             nursery.start_soon(tree.publisher.run)
             try:
                 yield tree
@@ -232,6 +248,7 @@ def _build(
     kept: Path,
     clock: TrioTime,
     nursery: trio.Nursery,
+    log: ChangeLog,
     options: TreeOptions,
 ) -> Tree:
     root = Directory(
@@ -249,12 +266,13 @@ def _build(
         budget,
         trio.CapacityLimiter(options.fetches_in_flight),
         KeptContent(kept, budget, store="memory://"),
+        logged=log.is_kept,
     )
-    placement = Placement(root, mount_id=options.mount_id)
+    placement = Placement(root, log, mount_id=options.mount_id)
     uploads = Uploads(
-        storage, nursery.start_soon, part_size=options.part_size, parts_in_flight=options.parts_in_flight
+        storage, nursery.start_soon, log, part_size=options.part_size, parts_in_flight=options.parts_in_flight
     )
-    publisher = Publisher(storage, placement, uploads, options.publish, mount_id=options.mount_id)
+    publisher = Publisher(storage, placement, uploads, log, options.publish, mount_id=options.mount_id)
     namespace_options = NamespaceOptions(
         defaults=options.defaults,
         mounted_at_ns=clock.realtime_ns(),
@@ -271,7 +289,7 @@ def _build(
         uploads=uploads,
         publisher=publisher,
         namespace=namespace,
-        filesystem=Filesystem(namespace, inodes, publisher, budget, clock, options.filesystem),
+        filesystem=Filesystem(namespace, inodes, publisher, log, budget, clock, options.filesystem),
         xattrs=XattrCalls(
             storage,
             inodes,
@@ -288,7 +306,25 @@ def _build(
             if index is not None and not options.filesystem.read_only
             else None
         ),
+        log=log,
     )
+
+
+async def _begin_log(storage: ObjectStorage, options: TreeOptions) -> tuple[OldLog, ChangeLog]:
+    if not options.logged:
+        return OldLog(), NoLog()
+    reader = LogReader(storage)
+    epoch = await reader.last_epoch() + 1
+    old = await reader.find(since_epoch=1, before_epoch=epoch)
+    journal = Journal(storage, epoch, older=old.keys)
+    return old, Committer(journal, NoLease(epoch), max_log_bytes=options.max_log_bytes)
+
+
+async def _recover(tree: Tree, old: OldLog, log: Committer, options: TreeOptions) -> None:
+    recovery = Recovery(tree.storage, tree.sources, options.defaults)
+    recovered = await recovery.read(LogReader(tree.storage), old)
+    restoration = Restoration(tree.root, tree.namespace, tree.inodes, tree.placement, tree.publisher, log)
+    await restoration.restore(recovered)
 
 
 @contextmanager

@@ -21,6 +21,8 @@ from typing import Final
 COMMAND_SECONDS: Final = 120.0
 """A command that takes longer hangs."""
 
+LEASE_TERM: Final = "2 s"
+
 POLL_SECONDS: Final = 0.02
 
 _MNT_FORCE: Final = 1
@@ -66,6 +68,10 @@ class Mount:
 
     def mount_command(self, *more_flags: str) -> list[str]:
         where = ["--cache-dir", str(self.cache_dir), "--log-file", str(self.log_file)]
+        where += [
+            "--lease-term",
+            LEASE_TERM,
+        ]  # a mount with another cache waits for it where the one before died
         return [
             sys.executable,
             "-m",

@@ -122,6 +122,10 @@ def test_every_key_has_an_effect(from_file: FromFile, tmp_path: Path) -> None:
         revalidate_interval = 7
         retry_timeout = "1 h"
         upload_workers = 3
+        commit_interval = "1500 ms"
+        log_size = "32 MiB"
+        lease = false
+        lease_term = 20
         log_level = "debug"
         log_file = "/var/log/fusefs.log"
         """
@@ -170,6 +174,10 @@ def test_every_key_has_an_effect(from_file: FromFile, tmp_path: Path) -> None:
         "revalidate_interval_seconds": 7,
         "retry_timeout_seconds": 3600,
         "upload_workers": 3,
+        "commit_interval_seconds": 1.5,
+        "log_size_bytes": 32 * MIB,
+        "lease": False,
+        "lease_term_seconds": 20,
         "log_level": "debug",
         "log_file": Path("/var/log/fusefs.log"),
     }

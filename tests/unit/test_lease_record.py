@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 
 from fusefs.errors import LeaseDamaged
 from fusefs.lease_record import (
-    MAX_TERM_SECONDS,
-    MIN_TERM_SECONDS,
     Identity,
     LeaseRecord,
     LogPlace,
     with_log,
 )
+from fusefs.options import MAX_TERM_SECONDS, MIN_TERM_SECONDS
 
 TEXTS = st.text(max_size=20)
 EPOCHS = st.integers(1, 2**63 - 1)

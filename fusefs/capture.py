@@ -1,0 +1,137 @@
+"""What the log is told of an inode: its state, and of its bytes those that the log has not been given yet.
+
+Capturing reads and changes nothing; `note_captured` says that the log has it. Between the two there is no await, so
+that all inodes of one batch are as they were at one moment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from fusefs import extended_attributes
+from fusefs.attributes import Attributes, to_metadata
+from fusefs.content import Content, Version
+from fusefs.extents import Extent, ExtentSet
+from fusefs.inodes import File, Inode, Symlink
+from fusefs.journal_format import (
+    ContentRecord,
+    InodeRecord,
+    StoredPart,
+    StoredVersion,
+    UploadReference,
+    Written,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """A record of an inode, and which of its unlogged bytes are in it."""
+
+    inode: Inode
+    record: InodeRecord
+    covered: tuple[Extent, ...] = ()
+    size_bytes: int = 0
+
+
+def unlogged_bytes(inode: Inode) -> int:
+    """Return how many bytes of an inode a record would have to carry, at most."""
+    return inode.content.unlogged.total if isinstance(inode, File) and inode.linked else 0
+
+
+def capture(inode: Inode, *, room: int) -> Capture:
+    """Return a record of an inode with at most `room` of its unlogged bytes. Raises OSError of the local disk."""
+    content: ContentRecord | None = None
+    covered: list[Extent] = []
+    if isinstance(inode, File) and inode.linked and _is_behind(inode.content):
+        content, covered = _capture_content(inode.content, room)
+    record = InodeRecord(
+        log_id=inode.log_id,
+        number=inode.number,
+        path=tuple(inode.path) if inode.linked else None,
+        metadata=_metadata(inode.attributes),
+        version=stored_version(inode.version),
+        target=inode.target if isinstance(inode, Symlink) else None,
+        content=content,
+    )
+    size = sum(len(written.data) for written in content.written) if content else 0
+    return Capture(inode, record, tuple(covered), size)
+
+
+def note_captured(captured: Capture) -> None:
+    """Say that the log has what was captured."""
+    inode = captured.inode
+    if not isinstance(inode, File) or captured.record.content is None:
+        return
+    content = inode.content
+    for extent in captured.covered:
+        content.unlogged.remove(*extent)
+    content.cut = None
+    content.logged_size = captured.record.content.size
+    if content.upload is not None:
+        content.upload.logged.update(content.upload.parts)
+
+
+def stored_version(version: Version | None) -> StoredVersion | None:
+    """Return a version as records name it."""
+    return StoredVersion(version.key, version.etag, version.size) if version is not None else None
+
+
+def _metadata(attributes: Attributes) -> dict[str, str]:
+    """Return what an object's metadata would say; what it would only refer to is not in the bucket yet."""
+    if extended_attributes.is_reference(attributes.xattrs):
+        return to_metadata(attributes)
+    text = {"xattr": attributes.xattrs} if attributes.xattrs else {}
+    return to_metadata(replace(attributes, xattrs="")) | text
+
+
+def _is_behind(content: Content) -> bool:
+    return bool(content.unlogged) or content.cut is not None or content.size != content.logged_size
+
+
+def _capture_content(content: Content, room: int) -> tuple[ContentRecord, list[Extent]]:
+    upload = content.upload
+    referred = [
+        extent
+        for part in (upload.parts.values() if upload else ())
+        if not content.unsent.intersect(part.start, part.end)
+        for extent in content.unlogged.intersect(part.start, part.end)
+    ]
+    carried = content.unlogged.copy()
+    for extent in referred:
+        carried.remove(*extent)
+    written, zeros = _read(content, carried, room)
+    record = ContentRecord(
+        size=content.size,
+        cut=content.cut,
+        written=tuple(written),
+        zeros=tuple(zeros),
+        referred=tuple(referred),
+        upload=UploadReference(
+            key=upload.key,
+            upload_id=upload.upload_id,
+            parts=tuple(
+                StoredPart(part.number, part.etag, part.start, part.end)
+                for _, part in sorted(upload.parts.items())
+            ),
+        )
+        if upload and upload.parts
+        else None,
+    )
+    ranges = [Extent(start, start + len(data)) for start, data in written]
+    return record, [*referred, *ranges, *zeros]
+
+
+def _read(content: Content, wanted: ExtentSet, room: int) -> tuple[list[Written], list[Extent]]:
+    """Return the bytes of `wanted`, from the front, as many as there is room for; zeros take none."""
+    written: list[Written] = []
+    zeros: list[Extent] = []
+    for extent in wanted:
+        for piece, data in content.staged(*extent):
+            if data is None:
+                zeros.append(piece)
+                continue
+            if len(data) > room:
+                return written, zeros
+            room -= len(data)
+            written.append(Written(piece.start, data))
+    return written, zeros

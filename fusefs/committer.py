@@ -1,0 +1,384 @@
+"""Makes the log equal to the tree: gathers what changed, captures it in one moment, and lets many wait for one PUT.
+
+A commit asks for a capture of everything that changed, whoever changed it, and returns when the batch with it is
+acknowledged; so the log is always a prefix of the tree's history. Commits that come while a capture waits for its
+turn share it. What does not fit into one batch goes ahead in batches that count only together with the last one,
+which is captured when little is left, in one moment.
+
+The log keeps what the bucket does not have yet. `_needed` says for each inode (and each object that is to be deleted)
+in which batch its story begins; the oldest of these is the cutoff that the next batch names. A publication that
+succeeds makes all unneeded that was captured before it began.
+
+    not noted -> unlogged (`changed`) -> captured, needed -> (published) -> not needed
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import trio
+
+from backends.base import MIB, Metadata
+from fusefs.capture import Capture, capture, note_captured, stored_version, unlogged_bytes
+from fusefs.change_log import LOG_KEY
+from fusefs.content import Version
+from fusefs.inodes import File, Inode
+from fusefs.journal import Journal, JournalStatistics
+from fusefs.journal_format import CONTINUED, LeftoverRecord, Position, Record, StoredVersion
+from fusefs.lease import Lease
+
+_log = logging.getLogger(__name__)
+
+BATCH_SIZE: Final = 8 * MIB
+"""Bytes of files in one batch."""
+
+BATCHES_BEFORE_HOLD: Final = 8
+"""Batches that one commit sends ahead before writers have to wait until it has caught up."""
+
+GATHER_SECONDS: Final = 0.0003
+"""How long a commit waits for others, where several came at once before: that is less than a request costs."""
+
+IDLE_SECONDS: Final = 1.0
+"""How long nothing may be needed of the log before it is removed."""
+
+TRIM_BATCHES: Final = 32
+"""Batches that are worth a request to delete them."""
+
+OLDEST: Final = 64
+"""Inodes that are published together to shorten a log that is too long."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitStatistics:
+    """What was committed since the mount, and what is not yet."""
+
+    commits: int
+    unlogged_inodes: int
+    unlogged_bytes: int
+    journal: JournalStatistics
+
+
+_Needing: TypeAlias = Inode | StoredVersion
+
+
+class Committer:
+    """The change log of a mount that is the only writer. `run` does the work."""
+
+    is_kept = True
+
+    def __init__(self, journal: Journal, lease: Lease, *, max_log_bytes: float = math.inf) -> None:
+        self._journal = journal
+        self._lease = lease
+        self._max_log_bytes = max_log_bytes
+        self._epoch = journal.next_position.epoch
+        self._next_id = 1
+
+        #: Inodes of which the log has an older state; True where a commit has to tell of them.
+        self._unlogged: dict[Inode, bool] = {}
+        self._unlogged_leftovers: dict[StoredVersion, bool] = {}
+        #: Inodes of which some batch tells.
+        self._told: set[Inode] = set()
+        #: In the order of positions.
+        self._needed: dict[_Needing, Position] = {}
+        #: The same of inodes that are being published, as of before that.
+        self._publishing: dict[Inode, Position] = {}
+
+        self._nursery: trio.Nursery | None = None
+        self._requested = trio.Event()
+        self._waiting = 0
+        self._captures = 0
+        self._capture_failure: OSError | None = None
+        self._captured = trio.lowlevel.ParkingLot()
+        self._commits = 0
+        self._busy_before = False
+        self._room = trio.Event()
+        self._room.set()
+        self._cutoff = Position(0, 0)
+        self._trim_wanted = trio.Event()
+        self._grown = trio.Event()
+
+    def statistics(self) -> CommitStatistics:
+        """Return the counts of this moment."""
+        return CommitStatistics(
+            commits=self._commits,
+            unlogged_inodes=len(self._unlogged),
+            unlogged_bytes=self._unlogged_bytes(),
+            journal=self._journal.statistics(),
+        )
+
+    # What there is to tell
+
+    def changed(self, inode: Inode) -> None:
+        """As `ChangeLog`."""
+        self._name(inode)
+        self._unlogged[inode] = True
+
+    def touched(self, inode: Inode) -> None:
+        """As `ChangeLog`."""
+        self._name(inode)
+        self._unlogged.setdefault(inode, False)
+
+    def left_over(self, version: Version, *, waits: bool) -> None:
+        """As `ChangeLog`."""
+        self._unlogged_leftovers[StoredVersion(version.key, version.etag, version.size)] = waits
+
+    def gone(self, version: Version) -> None:
+        """As `ChangeLog`."""
+        stored = stored_version(version)
+        assert stored is not None
+        self._unlogged_leftovers.pop(stored, None)
+        self._forget_need(stored)
+
+    def recovered(self, inode: Inode, position: Position) -> None:
+        """Note that batches of earlier terms, from `position` on, tell of the inode."""
+        self._unlogged.pop(inode, None)
+        self._told.add(inode)
+        self._needed[inode] = position
+
+    def _name(self, inode: Inode) -> None:
+        if not inode.log_id:
+            inode.log_id = f"{self._epoch:x}-{self._next_id:x}"
+            self._next_id += 1
+
+    # What is not needed any more
+
+    @contextmanager
+    def publishing(self, inode: Inode) -> Iterator[None]:
+        """As `ChangeLog`. The caller has committed, so that what the log lacks of the inode are times."""
+        if not self._unlogged.get(inode, True):
+            del self._unlogged[inode]
+        before = self._needed.pop(inode, None)
+        if before is None:
+            yield
+            return
+        self._publishing[inode] = before
+        try:
+            yield
+        except BaseException:
+            self._needed = {
+                inode: before,
+                **{other: at for other, at in self._needed.items() if other is not inode},
+            }
+            raise
+        finally:
+            del self._publishing[inode]
+        self._look_for_end()
+
+    def settled(self, inode: Inode) -> None:
+        """As `ChangeLog`."""
+        if not self._unlogged.get(inode, True):
+            del self._unlogged[inode]
+        self._forget_need(inode)
+
+    def _forget_need(self, thing: _Needing) -> None:
+        self._needed.pop(thing, None)
+        self._look_for_end()
+
+    def _look_for_end(self) -> None:
+        if self._is_idle:
+            self._trim_wanted.set()
+
+    @property
+    def _is_idle(self) -> bool:
+        return not (self._needed or self._publishing or self._unlogged or self._unlogged_leftovers)
+
+    # What publications ask
+
+    def is_behind(self, inode: Inode) -> bool:
+        """As `ChangeLog`."""
+        return self._unlogged.get(inode, False)
+
+    def must_keep(self, file: File) -> bool:
+        """As `ChangeLog`."""
+        upload = file.content.upload
+        return upload is not None and bool(upload.logged)
+
+    def mark(self, inode: Inode) -> Metadata:
+        """As `ChangeLog`."""
+        self._name(inode)
+        return {LOG_KEY: f"{inode.log_id}@{self._epoch:x}-{self._journal.last_sequence:x}"}
+
+    # Committing
+
+    async def commit(self) -> None:
+        """As `ChangeLog`. Raises `LeaseLost`, what the store raises, and OSError of the local disk."""
+        if self._is_urgent():
+            await self._wait_for_capture()
+        await self._journal.acknowledged(self._journal.last_sequence)
+        await self._lease.wait_held()
+        self._commits += 1
+
+    def check(self) -> None:
+        """As `ChangeLog`."""
+        self._journal.check()
+        if self._lease.lost_reason is not None:
+            self._lease.check()
+
+    async def wait_for_room(self) -> None:
+        """As `ChangeLog`."""
+        self.check()
+        while not self._room.is_set():
+            await self._room.wait()
+
+    def _is_urgent(self) -> bool:
+        return any(self._unlogged.values()) or any(self._unlogged_leftovers.values())
+
+    async def _wait_for_capture(self) -> None:
+        goal = self._captures + 1
+        self._waiting += 1
+        self._requested.set()
+        try:
+            while self._captures < goal:
+                await self._captured.park()
+        finally:
+            self._waiting -= 1
+        if self._capture_failure is not None:
+            raise self._capture_failure
+
+    async def run(self) -> None:
+        """Capture and send what commits ask for, and trim the log, for ever."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._trim)
+            while True:
+                await self._requested.wait()
+                self._requested = trio.Event()
+                await self._gather()
+                try:
+                    await self._send(nursery)
+                    self._capture_failure = None
+                except OSError as error:
+                    _log.error("what is to be committed cannot be read: %s", error)
+                    self._capture_failure = error
+                self._captures += 1
+                self._captured.unpark_all()
+                self._room.set()
+
+    async def _gather(self) -> None:
+        await self._journal.wait_for_slot()
+        waiting = 0
+        while self._busy_before and self._waiting > waiting:
+            waiting = self._waiting
+            await trio.sleep(GATHER_SECONDS)
+        self._busy_before = self._waiting > 1
+
+    async def _send(self, nursery: trio.Nursery) -> None:
+        ahead = 0
+        while self._unlogged_bytes() > BATCH_SIZE:
+            self._append(nursery, self._capture_some(), flags=CONTINUED)
+            ahead += 1
+            if ahead == BATCHES_BEFORE_HOLD:
+                self._room = trio.Event()
+            await self._journal.wait_for_slot()
+        captured = [
+            capture(inode, room=BATCH_SIZE) for inode in self._unlogged if self._is_worth_telling(inode)
+        ]
+        leftovers = list(self._unlogged_leftovers)
+        self._unlogged.clear()
+        self._unlogged_leftovers.clear()
+        if captured or leftovers or ahead:
+            self._append(nursery, captured, leftovers)
+
+    def _unlogged_bytes(self) -> int:
+        return sum(unlogged_bytes(inode) for inode in self._unlogged)
+
+    def _is_worth_telling(self, inode: Inode) -> bool:
+        """Return whether a reader of the log has to know; of what came and went between two batches it has not."""
+        return inode.linked or inode in self._told
+
+    def _capture_some(self) -> list[Capture]:
+        """Capture inodes until a batch is full."""
+        captured: list[Capture] = []
+        room = BATCH_SIZE
+        for inode in self._unlogged:
+            if room > 0 and self._is_worth_telling(inode) and unlogged_bytes(inode):
+                captured.append(capture(inode, room=room))
+                room -= captured[-1].size_bytes
+                if captured[-1].size_bytes == 0 and not captured[-1].covered:
+                    break
+        return captured
+
+    def _append(
+        self,
+        nursery: trio.Nursery,
+        captured: Iterable[Capture],
+        leftovers: Iterable[StoredVersion] = (),
+        *,
+        flags: int = 0,
+    ) -> None:
+        position = self._journal.next_position
+        records: list[Record] = []
+        for each in captured:
+            note_captured(each)
+            records.append(each.record)
+            self._told.add(each.inode)
+            if each.inode.linked:
+                self._needed.setdefault(each.inode, position)
+            else:
+                self._told.discard(each.inode)
+        for version in leftovers:
+            records.append(LeftoverRecord(version))
+            self._needed.setdefault(version, position)
+        cutoff = min(
+            [next(iter(self._needed.values()), position), *self._publishing.values()],
+        )
+        sequence = self._journal.append(nursery, tuple(records), cutoff=cutoff, flags=flags)
+        nursery.start_soon(self._note_cutoff, sequence, cutoff)
+        if self._journal.size_bytes > self._max_log_bytes:
+            self._grown.set()
+
+    @property
+    def has_everything(self) -> bool:
+        """Whether the log, or the bucket, has all that was done."""
+        return (
+            not self._is_urgent()
+            and self._journal.acknowledged_sequence == self._journal.last_sequence
+            and self._lease.lost_reason is None
+        )
+
+    # A short log
+
+    async def wait_until_grown(self) -> list[Inode]:
+        """As `ChangeLog`."""
+        await self._grown.wait()
+        self._grown = trio.Event()
+        inodes = [thing for thing in self._needed if isinstance(thing, Inode)]
+        return inodes[:OLDEST]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no log, and nothing that ought to be in one."""
+        return self._is_idle and self._journal.is_empty
+
+    async def finish(self) -> None:
+        """Remove the log, if nothing of it is needed. Raises what the store raises."""
+        if self._is_idle and self._nursery is not None:
+            await self._journal.finish(self._nursery)
+
+    async def _note_cutoff(self, sequence: int, cutoff: Position) -> None:
+        try:
+            await self._journal.acknowledged(sequence)
+        except Exception:
+            return  # a later batch will name a cutoff, too; who waits for this one has the error
+        if cutoff > self._cutoff:
+            self._cutoff = cutoff
+        if self._journal.count_before(self._cutoff) >= TRIM_BATCHES:
+            self._trim_wanted.set()
+
+    async def _trim(self) -> None:
+        while True:
+            await self._trim_wanted.wait()
+            self._trim_wanted = trio.Event()
+            await self._journal.trim(self._cutoff)
+            if not self._is_idle:
+                continue
+            await trio.sleep(IDLE_SECONDS)
+            try:
+                await self.finish()
+            except Exception as error:  # of any kind: nothing may end the nursery of the whole mount
+                _log.warning("the log is not removed: %s", error)

@@ -1,0 +1,221 @@
+"""The objects of the log: batches that are appended in order, several at a time, and removed when they are not needed.
+
+A batch is a PUT that succeeds only if nothing is under its key. It is *acknowledged* when it and all before it are in
+the store. If somebody else has put something there, the term of this mount is over (`fusefs.lease`): nothing is
+acknowledged any more.
+
+A batch that could not be stored is stored again, the same bytes under the same key, until it is: what follows it
+may be in the store already, and counts only when there is no gap. Whoever waits learns of each failure.
+
+Each batch says which ones before it are not needed any more (its cutoff), so that they can be deleted in any order:
+a reader leaves out what is before the last cutoff. When nothing is needed, a last batch says so (`finish`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from backends.base import CREATE_ONLY, ObjectStorage
+from backends.errors import PreconditionFailed, StorageError
+from fusefs.errors import LeaseLost
+from fusefs.journal_format import Batch, Position, Record, batch_key, encode
+
+_log = logging.getLogger(__name__)
+
+RETRY_SECONDS: Final = 1.0
+"""Pause after a batch could not be stored for good (the store's outages are retried below, in `backends.retrying`)."""
+
+MAX_IN_FLIGHT: Final = 4
+"""Batches on their way at once: while a long one goes up, short ones need not wait for its end to be sent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalStatistics:
+    """The log at one moment."""
+
+    batches: int
+    size_bytes: int
+    #: Batches appended since the mount, and their bytes.
+    appended: int
+    appended_bytes: int
+
+
+class Journal:
+    """The log of one term. `older` are the keys of earlier terms' batches, to be removed when they are not needed."""
+
+    def __init__(self, storage: ObjectStorage, epoch: int, *, older: Iterable[str] = ()) -> None:
+        self._storage = storage
+        self._epoch = epoch
+        self._older = list(older)
+
+        self._next = 1
+        self._sizes: dict[int, int] = {}
+        self._stored: set[int] = set()
+        self._acknowledged = 0
+        self._in_flight = 0
+        self._failures = 0
+        self._failure: Exception | None = None
+        self._lost: LeaseLost | None = None
+        self._changed = trio.lowlevel.ParkingLot()
+        self._trimming = trio.Lock()
+        self._appended_bytes = 0
+        #: Set when nothing of earlier terms is left.
+        self.alone = trio.Event()
+        if not self._older:
+            self.alone.set()
+
+    @property
+    def next_position(self) -> Position:
+        """Where the next batch will be."""
+        return Position(self._epoch, self._next)
+
+    @property
+    def last_sequence(self) -> int:
+        """The sequence of the last batch that was appended; 0 if there was none."""
+        return self._next - 1
+
+    @property
+    def acknowledged_sequence(self) -> int:
+        """The sequence of the last batch that is in the store with all before it."""
+        return self._acknowledged
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the batches of this term that are not deleted yet."""
+        return sum(self._sizes.values())
+
+    def statistics(self) -> JournalStatistics:
+        """Return the counts of this moment."""
+        return JournalStatistics(
+            batches=len(self._sizes),
+            size_bytes=self.size_bytes,
+            appended=self._next - 1,
+            appended_bytes=self._appended_bytes,
+        )
+
+    async def wait_for_slot(self) -> None:
+        """Return when another batch may go on its way."""
+        while self._in_flight >= MAX_IN_FLIGHT:
+            await self._changed.park()
+
+    def append(
+        self, nursery: trio.Nursery, records: tuple[Record, ...], *, cutoff: Position, flags: int = 0
+    ) -> int:
+        """Send a batch on its way and return its sequence; `acknowledged` waits for it."""
+        position = self.next_position
+        data = encode(Batch(position=position, cutoff=cutoff, records=records, flags=flags))
+        self._next += 1
+        self._in_flight += 1
+        self._sizes[position.sequence] = len(data)
+        self._appended_bytes += len(data)
+        nursery.start_soon(self._store, position, data)
+        return position.sequence
+
+    async def acknowledged(self, sequence: int) -> None:
+        """Return when a batch and all before it are in the store.
+
+        Raises the failure of an attempt that ended after this call, and `LeaseLost`.
+        """
+        failures = self._failures
+        while self._acknowledged < sequence:
+            self.check()
+            if self._failures > failures and self._failure is not None:
+                raise self._failure
+            await self._changed.park()
+        self.check()
+
+    def check(self) -> None:
+        """Raise `LeaseLost` if somebody else goes on with the log."""
+        if self._lost is not None:
+            raise self._lost
+
+    async def trim(self, cutoff: Position) -> None:
+        """Delete the batches before `cutoff`, which a batch in the store names. Raises nothing; what fails stays."""
+        async with self._trimming:
+            if cutoff.epoch == self._epoch:
+                await self._delete([batch_key(Position(self._epoch, each)) for each in self._before(cutoff)])
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no batch, of this term or of another."""
+        return not self._sizes and not self._older
+
+    async def finish(self, nursery: trio.Nursery) -> None:
+        """Delete the whole log, of which nothing is needed. Raises `LeaseLost`, and what the store raises."""
+        if not self._older and not self._sizes:
+            return
+        if len(self._older) + len(self._sizes) > 1:
+            last = self.append(nursery, (), cutoff=self.next_position)
+            await self.acknowledged(last)
+            await self.trim(Position(self._epoch, last))
+        if len(self._sizes) == 1 and not self._older and self._acknowledged == self._next - 1:
+            await self.trim(self.next_position)
+
+    def count_before(self, cutoff: Position) -> int:
+        """Return how many batches a trim to `cutoff` would delete."""
+        return len(self._before(cutoff)) if cutoff.epoch == self._epoch else 0
+
+    def _before(self, cutoff: Position) -> list[int]:
+        return [sequence for sequence in self._sizes if sequence < cutoff.sequence]
+
+    async def _delete(self, keys: list[str]) -> None:
+        """Delete batches of this term, and with the first of them those of earlier terms."""
+        keys = self._older + keys
+        if not keys:
+            return
+        try:
+            failed = await self._storage.delete_many(keys)
+        except StorageError as failure:
+            _log.warning("the log is not trimmed: %s", failure)
+            return
+        for error in failed.values():
+            _log.warning("the log is not trimmed: %s", error)
+        self._older = [key for key in self._older if key in failed]
+        kept = {sequence for sequence in self._sizes if batch_key(Position(self._epoch, sequence)) in failed}
+        deleted = set(keys)
+        self._sizes = {
+            sequence: size
+            for sequence, size in self._sizes.items()
+            if sequence in kept or batch_key(Position(self._epoch, sequence)) not in deleted
+        }
+        if not self._older:
+            self.alone.set()
+        self._changed.unpark_all()
+
+    async def _store(self, position: Position, data: bytes) -> None:
+        try:
+            while self._lost is None:
+                try:
+                    await self._storage.put(batch_key(position), data, mode=CREATE_ONLY)
+                except PreconditionFailed:
+                    self._lose(f"batch {position.sequence} of epoch {position.epoch} is somebody else's")
+                except Exception as error:  # of any kind: nothing may end the nursery of the whole mount
+                    await self._fail(position, error)
+                else:
+                    self._note_stored(position.sequence)
+                    return
+        finally:
+            self._in_flight -= 1
+            self._changed.unpark_all()
+
+    def _lose(self, why: str) -> None:
+        _log.error("the term of this mount is over: %s", why)
+        self._lost = LeaseLost(f"another mount has taken over: {why}")
+
+    async def _fail(self, position: Position, error: Exception) -> None:
+        _log.error("batch %d of the log cannot be stored, trying again: %s", position.sequence, error)
+        self._failure = error
+        self._failures += 1
+        self._changed.unpark_all()
+        await trio.sleep(RETRY_SECONDS)
+
+    def _note_stored(self, sequence: int) -> None:
+        self._stored.add(sequence)
+        while self._acknowledged + 1 in self._stored:
+            self._acknowledged += 1
+            self._stored.remove(self._acknowledged)

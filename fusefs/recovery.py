@@ -1,0 +1,322 @@
+"""From the logs of earlier terms to inodes that are ready for the tree.
+
+    read      the batches that count, in order; bytes go to the stage (`replay`)
+    find      for each inode, which object of the bucket is its own by now, and up to which batch it is complete
+    complete  uploads whose parts hold bytes that nothing else does
+    build     the inode, with the bytes that the object lacks as dirty ones
+
+An object is an inode's own if the log names just that version, or if its metadata carries the inode's log id: the
+mount that died has published it after the last record. It is looked for under every name that the log knows the inode
+by. What else carries the id, under a name that the inode has no more, is left over and to be deleted.
+
+Nothing that is read here changes the bucket but a completed upload, whose bytes belong to the file either way. So
+whoever is killed in the middle leaves a log that says the same as before.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import stat
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final, TypeVar
+
+import trio
+
+from backends.base import CREATE_ONLY, IfMatch, ObjectInfo, ObjectStorage, Part, PutMode
+from backends.errors import InvalidPart, NotFound, PreconditionFailed, UploadNotFound
+from fusefs.attributes import Attributes, Defaults, from_metadata
+from fusefs.change_log import LOG_KEY
+from fusefs.content import Content, ContentSources, Version
+from fusefs.errors import LogDamaged
+from fusefs.extents import ExtentSet
+from fusefs.inodes import Directory, File, Inode, Special, Symlink
+from fusefs.journal_format import InodeRecord, Position, StoredVersion, UploadReference
+from fusefs.keys import segment_of
+from fusefs.log_reader import LogReader, OldLog
+from fusefs.placement import DETOURS_PREFIX, ORPHANS_PREFIX, ROOT_MARKER
+from fusefs.replay import Replay, Replayed
+
+_log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+LOOKS_AT_ONCE: Final = 32
+"""HEADs under way together."""
+
+_NOWHERE: Final = Position(0, 0)
+
+_MARK: Final = re.compile(r"([0-9a-f]+-[0-9a-f]+)@([0-9a-f]+)-([0-9a-f]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveredInode:
+    """An inode for the tree; its path are the names on the way to it."""
+
+    path: tuple[bytes, ...]
+    inode: Inode
+    version: Version | None
+
+
+@dataclass(kw_only=True)
+class Recovered:
+    """What the logs of earlier terms tell that the bucket does not."""
+
+    inodes: list[RecoveredInode] = field(default_factory=list)
+    #: Objects that belong to nobody any more.
+    leftovers: list[Version] = field(default_factory=list)
+    #: Where the story begins, for as long as any of it is not published.
+    first: Position = _NOWHERE
+    #: The objects that the logs are.
+    keys: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """An object that is an inode's own, and the batch that it is complete with."""
+
+    version: Version
+    complete_to: Position
+
+
+class Recovery:
+    """One recovery; everything is built for the tree of a mount whose stage this is."""
+
+    def __init__(self, storage: ObjectStorage, sources: ContentSources, defaults: Defaults) -> None:
+        self._storage = storage
+        self._sources = sources
+        self._defaults = defaults
+        self._looks = trio.CapacityLimiter(LOOKS_AT_ONCE)
+
+    async def read(self, reader: LogReader, old: OldLog) -> Recovered:
+        """Return what is to be done. Raises `LogDamaged`, OSError of the local disk, and what the store raises."""
+        recovered = Recovered(keys=old.keys)
+        if not old.positions:
+            return recovered
+        recovered.first = old.positions[0]
+        replay = Replay(self._sources.stage.new_file)
+        size = 0
+        async for batch in reader.batches(old):
+            replay.apply(batch)
+            size += 1
+            if size % 100 == 0:
+                _log.info("read %d of %d batches of the log", size, len(old.positions))
+        _log.info(
+            "the log of an earlier mount has %d batches, about %d files and directories",
+            len(old.positions),
+            len(replay.inodes),
+        )
+        leftovers = {version.key: version for version in replay.leftovers}
+        await self._for_each(replay.inodes.values(), partial(self._recover, leftovers, recovered))
+        await self._for_each(replay.leftovers, partial(self._note_leftover, recovered))
+        recovered.inodes.sort(key=lambda found: found.path)
+        taken = {found.version for found in recovered.inodes}
+        recovered.leftovers = [version for version in recovered.leftovers if version not in taken]
+        return recovered
+
+    async def _for_each(self, things: Iterable[_T], look: Callable[[_T], Awaitable[None]]) -> None:
+        failures: list[Exception] = []
+
+        async def look_at(thing: _T) -> None:
+            try:
+                async with self._looks:
+                    await look(thing)
+            except Exception as error:  # of any kind: the nursery would make a group of it
+                failures.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for thing in things:
+                nursery.start_soon(look_at, thing)
+        if failures:
+            raise failures[0]
+
+    async def _recover(
+        self, leftovers: dict[str, StoredVersion], recovered: Recovered, replayed: Replayed
+    ) -> None:
+        found = await self._find(replayed)
+        path = replayed.last.path
+        if not found and path is not None and replayed.upload is not None:
+            found = await self._complete(replayed, replayed.upload, leftovers)
+        strays = found if path is None else found[1:]
+        recovered.leftovers += [each.version for each in strays]
+        if path is not None:
+            current = found[0] if found else None
+            version = current.version if current is not None else _lost(replayed)
+            recovered.inodes.append(RecoveredInode(path, self._build(replayed, current), version))
+
+    async def _note_leftover(self, recovered: Recovered, leftover: StoredVersion) -> None:
+        with suppress(NotFound):
+            if (await self._storage.head(leftover.key)).etag == leftover.etag:
+                recovered.leftovers.append(_version(leftover))
+
+    # Finding
+
+    async def _find(self, replayed: Replayed) -> list[_Found]:
+        """Return the objects that are the inode's own, the newest first."""
+        found = await self._look_under(replayed, _names(replayed))
+        if not found and replayed.versions:
+            log_id = replayed.last.log_id
+            hidden = [f"{DETOURS_PREFIX}{log_id}", f"{ORPHANS_PREFIX}{log_id}"]
+            found = await self._look_under(replayed, hidden)
+        at_home = _keys_of(replayed, [replayed.last.path] if replayed.last.path is not None else [])
+        found.sort(key=lambda each: (each.complete_to, each.version.key in at_home), reverse=True)
+        return found
+
+    async def _look_under(self, replayed: Replayed, keys: Iterable[str]) -> list[_Found]:
+        found: list[_Found] = []
+        for key in keys:
+            try:
+                info = await self._storage.head(key)
+            except NotFound:
+                continue
+            own = _own(replayed, info)
+            if own is not None:
+                found.append(own)
+        return found
+
+    # Uploads that nobody has completed
+
+    async def _complete(
+        self, replayed: Replayed, upload: UploadReference, leftovers: dict[str, StoredVersion]
+    ) -> list[_Found]:
+        """Make an object of the parts that the log refers to. Raises `LogDamaged` where they are not there."""
+        in_the_way = leftovers.get(upload.key)
+        mode: PutMode = IfMatch(in_the_way.etag) if in_the_way is not None else CREATE_ONLY
+        resumed = self._storage.resume_multipart(upload.key, upload.upload_id)
+        explicit = replayed.bytes_since(Position(0, 0)).explicit
+        parts: list[Part] = []
+        end = 0
+        try:
+            for part in upload.parts:
+                if end < part.start:
+                    # A part that was being replaced: the log has its bytes.
+                    number = len(parts) + 1
+                    parts.append(
+                        await resumed.upload_part(number, _bytes(replayed, explicit, end, part.start))
+                    )
+                parts.append(Part(number=part.number, etag=part.etag, size=part.end - part.start))
+                end = part.end
+            etag = await resumed.complete(parts, mode=mode)
+        except (UploadNotFound, InvalidPart, PreconditionFailed) as error:
+            raise LogDamaged(
+                f"bytes of {replayed.last.path!r} were in upload {upload.upload_id} of {upload.key!r},"
+                f" which cannot be completed: {error}"
+            ) from error
+        leftovers.pop(upload.key, None)
+        return [_Found(Version(upload.key, etag, end), Position(0, 0))]
+
+    # Building
+
+    def _build(self, replayed: Replayed, current: _Found | None) -> Inode:
+        record = replayed.last
+        attributes = self._attributes(record)
+        inode: Inode
+        if _is_directory(record):
+            inode = Directory(number=record.number, attributes=attributes)
+        elif record.target is not None:
+            inode = Symlink(number=record.number, attributes=attributes, target=record.target)
+        elif _is_file(attributes):
+            inode = File(
+                number=record.number, attributes=attributes, content=self._content(replayed, current)
+            )
+        else:
+            inode = Special(number=record.number, attributes=attributes)
+        inode.log_id = record.log_id
+        return inode
+
+    def _attributes(self, record: InodeRecord) -> Attributes:
+        return from_metadata(
+            record.metadata, directory=_is_directory(record), stored_at_ns=0, defaults=self._defaults
+        )
+
+    def _content(self, replayed: Replayed, current: _Found | None) -> Content:
+        base = current.version if current is not None else _lost(replayed)
+        if replayed.file is None or replayed.size is None:
+            return Content(self._sources, base=base)
+        sources = replayed.bytes_since(current.complete_to if current is not None else Position(0, 0))
+        if base is None:
+            sources.stored.truncate(0)
+        else:
+            sources.stored.truncate(min(base.size, replayed.size))
+        return Content.restored(
+            self._sources,
+            replayed.file,
+            base=base,
+            size=replayed.size,
+            written=_with_zeros(sources.explicit, sources.stored, replayed),
+            base_limit=sources.stored.end,
+        )
+
+
+def _with_zeros(explicit: ExtentSet, stored: ExtentSet, replayed: Replayed) -> ExtentSet:
+    """Return the written ranges, with what nothing tells of as zeros; nobody writes a log with such."""
+    assert replayed.file is not None
+    assert replayed.size is not None
+    known = explicit.copy()
+    for extent in stored:
+        known.add(*extent)
+    for gap in known.gaps(0, replayed.size):
+        replayed.file.punch_hole(gap.start, gap.length)
+        explicit.add(*gap)
+    explicit.truncate(replayed.size)
+    return explicit
+
+
+def _bytes(replayed: Replayed, explicit: ExtentSet, start: int, end: int) -> bytes:
+    if replayed.file is None or not explicit.covers(start, end):
+        raise LogDamaged(
+            f"bytes {start} to {end} of {replayed.last.path!r} are neither in the log nor in a part"
+        )
+    return replayed.file.read(start, end - start)
+
+
+def _names(replayed: Replayed) -> Iterable[str]:
+    """Return the keys under which the inode's objects may be."""
+    keys = dict.fromkeys(_keys_of(replayed, reversed(replayed.paths)))
+    keys |= dict.fromkeys(version.key for version in replayed.versions)
+    if replayed.upload is not None:
+        keys[replayed.upload.key] = None
+    return keys
+
+
+def _keys_of(replayed: Replayed, paths: Iterable[tuple[bytes, ...]]) -> list[str]:
+    keys = ["/".join(map(segment_of, path)) for path in paths]
+    if _is_directory(replayed.last):
+        return [f"{key}/" if key else ROOT_MARKER for key in keys]
+    return keys
+
+
+def _own(replayed: Replayed, info: ObjectInfo) -> _Found | None:
+    version = Version(info.key, info.etag, info.size)
+    mark = _MARK.fullmatch((info.metadata or {}).get(LOG_KEY, ""))
+    if mark is not None and mark[1] == replayed.last.log_id:
+        return _Found(version, Position(int(mark[2], 16), int(mark[3], 16)))
+    if StoredVersion(info.key, info.etag, info.size) in replayed.versions:
+        return _Found(version, Position(0, 0))
+    return None
+
+
+def _lost(replayed: Replayed) -> Version | None:
+    """Return the version that the bucket had, where it has none of the inode any more: its publication finds that."""
+    versions = list(replayed.versions)
+    return _version(versions[-1]) if versions else None
+
+
+def _version(stored: StoredVersion) -> Version:
+    return Version(stored.key, stored.etag, stored.size)
+
+
+def _is_directory(record: InodeRecord) -> bool:
+    return stat.S_ISDIR(_mode(record))
+
+
+def _is_file(attributes: Attributes) -> bool:
+    return stat.S_ISREG(attributes.mode)
+
+
+def _mode(record: InodeRecord) -> int:
+    mode = record.metadata.get("mode", "")
+    return int(mode) if mode.isdecimal() else 0

@@ -1,0 +1,127 @@
+"""What the batches of a log add up to: for each inode its last state, and what has become of its bytes.
+
+Pure but for the stage, where bytes are laid as they are read, so that a log of any size takes bounded memory. Bytes
+of a file come from three places: from the log (`explicit`), from the version in the bucket, or from the parts of an
+upload that nobody has completed. Which version the bucket has is not known while the log is read, nor which of the
+records it is complete for. So the ranges of every record are kept, and `bytes_since` adds up those that are newer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from fusefs.extents import Extent, ExtentSet
+from fusefs.journal_format import (
+    Batch,
+    ContentRecord,
+    InodeRecord,
+    LeftoverRecord,
+    Position,
+    StoredVersion,
+    UploadReference,
+)
+from fusefs.stage import StageFile
+
+
+class Sources(NamedTuple):
+    """Where the bytes of a file are: in the log, or else in the version in the bucket."""
+
+    explicit: ExtentSet
+    stored: ExtentSet
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What one record says of a file's bytes, without the bytes."""
+
+    position: Position
+    cut: int | None
+    referred: tuple[Extent, ...]
+    written: tuple[Extent, ...]
+
+
+@dataclass(eq=False, slots=True)
+class Replayed:
+    """An inode of the log."""
+
+    last: InodeRecord
+    #: Every path that it had.
+    paths: dict[tuple[bytes, ...], None] = field(default_factory=dict)
+    #: Every version that the bucket had of it, the last one at the end.
+    versions: dict[StoredVersion, None] = field(default_factory=dict)
+    #: The last that was said of its size, bytes and upload; None if it is nothing but attributes and names.
+    size: int | None = None
+    upload: UploadReference | None = None
+    file: StageFile | None = None
+    _changes: list[_Change] = field(default_factory=list)
+
+    def bytes_since(self, complete_to: Position) -> Sources:
+        """Return where bytes are, if the version in the bucket is complete up to and with batch `complete_to`.
+
+        `stored` has no end where the version was never cut since.
+        """
+        explicit, stored = ExtentSet(), ExtentSet([(0, _ENDLESS)])
+        for change in self._changes:
+            if change.position <= complete_to:
+                continue
+            if change.cut is not None:
+                explicit.truncate(change.cut)
+                stored.truncate(change.cut)
+            for extent in change.referred:
+                explicit.remove(*extent)
+                stored.add(*extent)
+            for extent in change.written:
+                explicit.add(*extent)
+        return Sources(explicit, stored)
+
+    def apply(self, position: Position, record: InodeRecord, new_file: Callable[[], StageFile]) -> None:
+        """Take in the next record. Raises OSError of the local disk."""
+        self.last = record
+        if record.path is not None:
+            self.paths.pop(record.path, None)
+            self.paths[record.path] = None
+        if record.version is not None:
+            self.versions.pop(record.version, None)
+            self.versions[record.version] = None
+        if record.content is not None:
+            if self.file is None:
+                self.file = new_file()
+            self._apply_content(position, record.content, self.file)
+
+    def _apply_content(self, position: Position, content: ContentRecord, file: StageFile) -> None:
+        self.size = content.size
+        self.upload = content.upload
+        for extent in content.zeros:
+            file.punch_hole(extent.start, extent.length)
+        for start, data in content.written:
+            view = memoryview(data)
+            while view:
+                written = file.write(start, view)
+                start, view = start + written, view[written:]
+        ranges = [Extent(start, start + len(data)) for start, data in content.written]
+        self._changes.append(_Change(position, content.cut, content.referred, (*ranges, *content.zeros)))
+
+
+_ENDLESS = 1 << 62
+
+
+class Replay:
+    """The whole of a log."""
+
+    def __init__(self, new_file: Callable[[], StageFile]) -> None:
+        self._new_file = new_file
+        self.inodes: dict[str, Replayed] = {}
+        self.leftovers: dict[StoredVersion, None] = {}
+
+    def apply(self, batch: Batch) -> None:
+        """Take in the next batch. Raises OSError of the local disk."""
+        for record in batch.records:
+            if isinstance(record, LeftoverRecord):
+                self.leftovers[record.version] = None
+                continue
+            known = self.inodes.get(record.log_id)
+            if known is None:
+                known = self.inodes[record.log_id] = Replayed(record)
+            known.apply(batch.position, record, self._new_file)

@@ -1,0 +1,159 @@
+"""The log of an owner: what a commit costs, and that the next mount has all of it from the bucket alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Final
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from backends.base import iterate_pages
+from backends.intercepted import Verb
+from fusefs.filesystem import AttributeChanges
+from fusefs.journal_format import JOURNAL_PREFIX
+from fusefs.publisher import PublishOptions
+from tests.core.small_parts import PART, SmallPartsStorage, tree_options
+from tests.core.tree import Tree, TreeOptions, open_tree, stored
+from tests.support.faulty import FaultyStorage
+
+pytestmark = pytest.mark.usefixtures("small_parts")
+
+NEVER: Final = 1e9
+RANDOM: Final = Random(7)
+
+
+def options(*, publishes: bool = False) -> TreeOptions:
+    """A tree with a log; unless it `publishes`, only the log ever gets anything."""
+    delays = PublishOptions() if publishes else PublishOptions(delay_seconds=NEVER, interval_seconds=NEVER)
+    return replace(tree_options(), logged=True, publish=delays)
+
+
+async def batches(storage: SmallPartsStorage | FaultyStorage) -> list[str]:
+    return [info.key async for page in iterate_pages(storage, JOURNAL_PREFIX) for info in page.objects]
+
+
+async def content(tree: Tree, path: str) -> bytes:
+    return await tree.read_file(path)
+
+
+async def test_an_fsync_is_one_put(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """An fsync is one PUT of what changed, however large the file is, and shared by all who wait at that time. With
+    nothing to be told, or only new times, it makes no request.
+    """
+    storage = FaultyStorage(SmallPartsStorage())
+    large = RANDOM.randbytes(50 * PART)
+    await storage.put("large", large)
+    async with open_tree(storage, tmp_path, options()) as tree:
+        handle, other = await tree.open("large"), await tree.create("other")
+        directory = await tree.filesystem.opendir(1)
+        await tree.write(handle, 20 * PART, b"changed")
+        storage.calls.clear()
+        async with trio.open_nursery() as nursery:
+            for fsync in (handle, other):
+                nursery.start_soon(tree.filesystem.fsync, fsync)
+            nursery.start_soon(tree.filesystem.fsyncdir, directory)
+        assert [call.verb for call in storage.calls] == [Verb.PUT]
+        assert storage.calls[0].bytes_sent < PART
+        inode = await tree.find("large")
+        await tree.filesystem.setattr(inode.number, AttributeChanges(mtime_ns=5))
+        await tree.filesystem.fsync(handle)
+        await tree.filesystem.fsyncdir(directory)
+        assert len(storage.calls) == 1
+
+
+async def test_what_was_committed_is_there_after_a_crash(autojump_clock: MockClock, tmp_path: Path) -> None:
+    storage = SmallPartsStorage()
+    async with open_tree(storage, tmp_path / "1", options()) as tree:
+        await tree.mkdir("d")
+        handle = await tree.create("d/a")
+        await tree.filesystem.write(handle, 3, b"bytes")
+        await tree.symlink("link", b"target")
+        await tree.filesystem.fsync(handle)
+        await tree.filesystem.write(handle, 0, b"lost")
+    assert await stored(storage) == {}
+    async with open_tree(storage, tmp_path / "2", options(publishes=True)) as tree:
+        assert await content(tree, "d/a") == b"\0\0\0bytes"
+        assert await tree.names() == ["d", "link"]
+        await tree.publish_all()
+        await trio.sleep(60)
+        assert await batches(storage) == []
+    assert await stored(storage) == {"d/": b"", "d/a": b"\0\0\0bytes", "link": b"target"}
+
+
+async def test_changes_of_what_is_in_the_bucket(autojump_clock: MockClock, tmp_path: Path) -> None:
+    storage = SmallPartsStorage()
+    large = RANDOM.randbytes(4 * PART + 10)
+    for key, data in {"a": large, "b": b"old", "d/c": b"child", "e": b"gone"}.items():
+        await storage.put(key, data)
+    async with open_tree(storage, tmp_path / "1", options()) as tree:
+        handle = await tree.open("a")
+        await tree.filesystem.write(handle, PART + 1, b"new")
+        await tree.rename("b", "d/b")
+        await tree.unlink("e")
+        await tree.rename("d", "moved")
+        await tree.filesystem.fsync(handle)
+    assert {"a", "b", "d/c"} <= set(await stored(storage))
+    async with open_tree(storage, tmp_path / "2", options(publishes=True)) as tree:
+        assert await tree.names() == ["a", "moved"]
+        assert await tree.names("moved") == ["b", "c"]
+        await tree.publish_all()
+    changed = large[: PART + 1] + b"new" + large[PART + 4 :]
+    assert await stored(storage) == {
+        "a": changed,
+        "moved/": b"",
+        "moved/b": b"old",
+        "moved/c": b"child",
+    }
+
+
+async def test_commits_share_a_put(autojump_clock: MockClock, tmp_path: Path) -> None:
+    storage = FaultyStorage(SmallPartsStorage())
+    async with open_tree(storage, tmp_path, options()) as tree:
+        handles = [await tree.create(f"{number}") for number in range(16)]
+        for handle in handles:
+            await tree.filesystem.write(handle, 0, b"bytes")
+        gate = storage.hold(Verb.PUT)
+        storage.calls.clear()
+        async with trio.open_nursery() as nursery:
+            for handle in handles:
+                nursery.start_soon(tree.filesystem.fsync, handle)
+            await gate.reached.wait()
+            gate.open()
+        assert len(storage.calls_of(Verb.PUT)) <= 2
+
+
+async def test_more_than_a_batch_holds(autojump_clock: MockClock, tmp_path: Path) -> None:
+    storage = SmallPartsStorage()
+    data = RANDOM.randbytes(20 * 1024 * 1024)
+    async with open_tree(storage, tmp_path / "1", options()) as tree:
+        handle = await tree.create("a")
+        await tree.filesystem.write(handle, 0, data)
+        await tree.filesystem.fsync(handle)
+    async with open_tree(storage, tmp_path / "2", options()) as tree:
+        assert await content(tree, "a") == data
+
+
+async def test_parts_of_an_upload_are_referred_to(autojump_clock: MockClock, tmp_path: Path) -> None:
+    storage = FaultyStorage(SmallPartsStorage())
+    big = 8 * 1024 * 1024
+    data = RANDOM.randbytes(big)
+    async with open_tree(storage, tmp_path / "1", options()) as tree:
+        handle = await tree.create("a")
+        for start in range(0, big, 64 * 1024):
+            await tree.filesystem.write(handle, start, data[start : start + 64 * 1024])
+            await trio.sleep(0.01)
+        await trio.sleep(1)
+        await tree.filesystem.fsync(handle)
+        sent = sum(call.bytes_sent for call in storage.calls if call.key.startswith(JOURNAL_PREFIX))
+        assert sent < big // 2
+        await tree.filesystem.write(handle, 100, b"newer")
+        await tree.filesystem.fsync(handle)
+    async with open_tree(storage, tmp_path / "2", options(publishes=True)) as tree:
+        expected = data[:100] + b"newer" + data[105:]
+        assert await content(tree, "a") == expected
+        await tree.publish_all()
+    assert await stored(storage) == {"a": expected}

@@ -1,0 +1,197 @@
+"""What the log and the lease promise, through real mounts that lose their daemon, their cache or their lease."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.mount.conftest import NewMount
+from tests.support.bucket import Bucket
+from tests.support.mounts import Mount, wait_until
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def test_commit_interval(new_mount: NewMount, bucket: Bucket) -> None:
+    """What was written or done without fsync is in the log within `commit_interval`, what only the kernel held
+    included.
+    """
+    mount = new_mount(None, "--commit-interval", "1 s", "--publish-interval", "1 h").mount()
+    writer = os.open(mount.path / "open", os.O_WRONLY | os.O_CREAT)
+    os.write(writer, b"only the kernel has it")
+    before = bucket.log_size()
+    wait_until(lambda: bucket.log_size() > before + 22, "the log to have it")
+    mount.kill()
+    with contextlib.suppress(OSError):
+        os.close(writer)
+    mount.mount_cold()
+    assert (mount.path / "open").read_bytes() == b"only the kernel has it"
+
+
+def test_the_next_mount_has_everything(new_mount: NewMount, bucket: Bucket) -> None:
+    """After the loss of the daemon or the host, the next mount, on any host, shows the tree as it was at one moment,
+    and not before the last fsync that returned: from the bucket alone, and before it is published.
+    """
+    mount = new_mount(None, "--publish-interval", "1 h", "--publish-delay", "1 h").mount()
+    (mount.path / "old").write_bytes(b"old")
+    mount.remount()
+    (mount.path / "d").mkdir()
+    (mount.path / "old").rename(mount.path / "d" / "renamed")
+    with (
+        (mount.path / "first").open("wb", buffering=0) as first,
+        (mount.path / "second").open("wb") as second,
+    ):
+        first.write(b"written before, and closed without fsync")
+        second.write(b"synced")
+        second.flush()
+        os.fsync(second.fileno())
+        first.write(b" - lost")
+        mount.kill()
+        with contextlib.suppress(OSError):
+            first.close()
+        with contextlib.suppress(OSError):
+            second.close()
+    mount.mount_cold()
+    assert sorted(os.listdir(mount.path)) == ["d", "first", "second"]
+    assert (mount.path / "second").read_bytes() == b"synced"
+    assert (mount.path / "d" / "renamed").read_bytes() == b"old"
+    assert (mount.path / "first").stat().st_size in (
+        0,
+        40,
+    )  # fsync of another file does not fetch the kernel's pages
+    mount.kill()
+    mount.mount_cold()
+    assert (mount.path / "second").read_bytes() == b"synced"
+    mount.umount()
+    assert bucket.read("d/renamed") == b"old"
+    assert bucket.read("second") == b"synced"
+    assert bucket.log_size() == 0
+
+
+def test_fsync_on_a_shared_mount(new_mount: NewMount, bucket: Bucket) -> None:
+    """On a shared mount there is no log: fsync returns when the object is in the bucket under its name."""
+    mount = new_mount(None, "--shared").mount()
+    with (mount.path / "file").open("wb") as file:
+        file.write(b"bytes")
+        file.flush()
+        os.fsync(file.fileno())
+        assert bucket.read("file") == b"bytes"
+    assert bucket.log_size() == 0
+
+
+def test_one_mount_at_a_time(new_mount: NewMount) -> None:
+    """A prefix has one default mount at a time. Another one is refused as long as the first is alive; where that was
+    lost, it waits for `lease_term` without a sign of life. A mount of the same host and cache directory takes over at
+    once.
+    """
+    first, second = new_mount().mount(), new_mount()
+    refused = second.run(second.mount_command())
+    assert refused.returncode == 1
+    assert len(refused.stderr.splitlines()) == 1
+    assert socket.gethostname() in refused.stderr
+    assert str(first.path) in refused.stderr
+    _write_synced(first.path / "file", b"bytes")
+    first.kill()
+    first.mount("--lease-term", "1 h")
+    assert (first.path / "file").exists()
+    first.umount()
+    second.mount()
+    assert (second.path / "file").read_bytes() == b"bytes"
+    second.kill()
+    first.mount()
+    assert "if nothing is heard of it" in first.log
+
+
+def test_a_mount_that_was_stopped(new_mount: NewMount) -> None:
+    """A mount that others have taken over from, because it was stopped for too long, confirms nothing more: every
+    change is EROFS, and the log says who has it now. What it had confirmed is there.
+    """
+    first, second = new_mount().mount(), new_mount()
+    with _writer(first.path / "file") as writer:
+        assert _next_fsync(writer) == "0"
+        os.kill(first.pid, signal.SIGSTOP)
+        second.mount()
+        assert (second.path / "file").read_bytes() == b"more"
+        (second.path / "file").write_bytes(b"by the second")
+        os.kill(first.pid, signal.SIGCONT)
+        wait_until(lambda: str(second.path) in first.log, "the first to know")
+        assert _next_fsync(writer) == str(errno.EROFS)
+        with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
+            (first.path / "another").mkdir()
+    second.remount()
+    assert (second.path / "file").read_bytes() == b"by the second"
+    assert sorted(os.listdir(second.path)) == ["file"]
+
+
+@contextlib.contextmanager
+def _writer(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that writes and syncs at each line of input, and tells the errno.
+
+    The test itself cannot keep a file open on a mount that is stopped: whatever it starts closes its copy, and hangs.
+    """
+    program = f"""if True:
+        import os
+        writer = os.open({str(path)!r}, os.O_WRONLY | os.O_CREAT, 0o644)
+        while input():
+            try:
+                os.write(writer, b"more")
+                os.fsync(writer)
+                print(0, flush=True)
+            except OSError as error:
+                print(error.errno, flush=True)
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _next_fsync(writer: subprocess.Popen[str]) -> str:
+    assert writer.stdin is not None
+    assert writer.stdout is not None
+    print("again", file=writer.stdin, flush=True)
+    return writer.stdout.readline().strip()
+
+
+def test_without_a_lease(mount: Mount, new_mount: NewMount, bucket: Bucket) -> None:
+    mount.umount()
+    for key in [key for key in bucket.sizes(housekeeping=True) if key == ".fusefs/lease"]:
+        bucket.delete(key)
+    without = new_mount(None, "--no-lease").mount()
+    _write_synced(without.path / "file", b"bytes")
+    without.kill()
+    without.mount_cold()
+    assert (without.path / "file").read_bytes() == b"bytes"
+    assert "without a lease" in without.log
+    without.umount()
+    assert ".fusefs/lease" not in bucket.sizes(housekeeping=True)
+
+
+def test_a_damaged_log_stops_the_mount(new_mount: NewMount, bucket: Bucket, tmp_path: Path) -> None:
+    mount = new_mount(None, "--publish-interval", "1 h").mount()
+    _write_synced(mount.path / "file", b"bytes")
+    mount.kill()
+    key = max(key for key in bucket.sizes(housekeeping=True) if key.startswith(".fusefs/journal/"))
+    bucket.put(key, bucket.read(key)[:-1])
+    refused = mount.run(mount.mount_command())
+    assert refused.returncode == 1
+    assert len(refused.stderr.splitlines()) == 1
+    assert "the log is damaged" in refused.stderr
+    assert key in refused.stderr
