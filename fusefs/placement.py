@@ -125,9 +125,23 @@ class Placement:
         return inode.log_id or f"{self._mount_id}/{inode.number}"
 
     def obstacle(self, inode: Inode, target: str) -> Inode | None:
-        """Return the inode whose object has to leave `target` before that of `inode` can go there."""
+        """Return the inode whose object has to leave before that of `inode` can go to `target`.
+
+        It is there, or has the name of a directory on the way there: where a store keeps a file system below, it
+        takes nothing below an object. What stays beside the directory is in nobody's way.
+        """
         owner = self._owners.get(target)
-        return owner if owner is not None and owner is not inode and self.target(owner) is not None else None
+        if owner is not None and owner is not inode and self.target(owner) is not None:
+            return owner
+        for key in _directories_of(target):
+            owner = self._owners.get(key)
+            if owner is not None and owner is not inode and self.target(owner) not in (None, key):
+                return owner
+        return None
+
+    def has_leftover_above(self, target: str) -> bool:
+        """Return whether an object that belongs to nobody has the name of a directory on the way to `target`."""
+        return any(key in self._leftovers for key in _directories_of(target))
 
     def departing_from(self, target: str) -> list[Inode] | None:
         """Return whose objects are still on their way out of the directory that had the name of `target`.
@@ -207,3 +221,11 @@ class Placement:
             name = name_of(segment)
             node = node.children.get(name) if isinstance(node, Directory) and name is not None else None
         return isinstance(node, Inode) and self.target(node) == key
+
+
+def _directories_of(target: str) -> Iterator[str]:
+    """Yield the keys that objects with the names of the directories on the way to a key would have."""
+    end = target.rfind("/")
+    while end > 0:
+        yield target[:end]
+        end = target.rfind("/", 0, end)

@@ -306,7 +306,7 @@ class Publisher:
             if (
                 inode in self._running
                 or self._is_busy(self._keys(inode, target))
-                or (target is not None and self._waits_for_directory(target))
+                or (target is not None and self._waits_for_name(target))
             ):
                 self._parked.append(inode)
                 continue
@@ -339,22 +339,42 @@ class Publisher:
 
     def _waits_for_itself(self, inode: Inode) -> bool:
         """Return whether the inode whose object is in the way waits for another, and so on in a circle."""
-        seen = {inode}
-        obstacle = self._obstacle(inode)
-        while obstacle is not None and obstacle not in seen:
-            seen.add(obstacle)
-            obstacle = self._obstacle(obstacle)
-        return obstacle is inode
+        seen: set[Inode] = set()
+        waiting = self._waited_for_by(inode)
+        while waiting:
+            blocking = waiting.pop()
+            if blocking is inode:
+                return True
+            if blocking not in seen:
+                seen.add(blocking)
+                waiting += self._waited_for_by(blocking)
+        return False
+
+    def _waited_for_by(self, inode: Inode) -> list[Inode]:
+        target = self._placement.target(inode)
+        if target is None:
+            return []
+        obstacle = self._placement.obstacle(inode, target)
+        departing = self._placement.departing_from(target) or []
+        return departing if obstacle is None else [obstacle, *departing]
 
     def _begin(self, nursery: trio.Nursery, inode: Inode, target: str | None) -> None:
         inode.state.asked_for = False
         self._running[inode] = self._keys(inode, target)
         nursery.start_soon(self._attempt, inode, target)
 
-    def _waits_for_directory(self, target: str) -> bool:
-        """Return whether a directory of the same name is still leaving the bucket, and nothing keeps it there."""
+    def _waits_for_name(self, target: str) -> bool:
+        """Return whether a name is still leaving the bucket that cannot be a directory's and a file's there.
+
+        That of a directory, all of it, where a file comes; that of an object that belongs to nobody, where something
+        comes below it.
+        """
+        if self._sweeper.failures:
+            return False
+        if self._placement.has_leftover_above(target):
+            return True
         departing = self._placement.departing_from(target)
-        if departing is None or self._sweeper.failures:
+        if departing is None:
             return False
         return all(inode.state.failure is None for inode in departing)
 

@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from backends.base import ObjectStorage
+from backends.base import NO_METADATA, OVERWRITE, Data, Metadata, ObjectStorage, PutMode
 from backends.errors import AccessDenied, QuotaExceeded, Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
@@ -613,3 +613,71 @@ async def test_a_marker_waits_for_what_is_on_its_way_below_it(
         await tree.publish_all()
         assert [call.key for call in storage.calls_of(Verb.DELETE)] == ["d/file", "d/"]
         assert await stored(storage) == {"e/": b"", "e/file": b"bytes"}
+
+
+class TreeStorage(MemoryStorage):
+    """As a store that keeps a file system below: it takes nothing below an object, and no object over a directory."""
+
+    async def put(
+        self, key: str, data: Data, *, metadata: Metadata = NO_METADATA, mode: PutMode = OVERWRITE
+    ) -> str:
+        self._check(key)
+        return await super().put(key, data, metadata=metadata, mode=mode)
+
+    async def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        if_match: str | None = None,
+        metadata: Metadata | None = None,
+        mode: PutMode = OVERWRITE,
+    ) -> str:
+        self._check(target)
+        return await super().copy(source, target, if_match=if_match, metadata=metadata, mode=mode)
+
+    def _check(self, key: str) -> None:
+        above = [key[:end] for end, letter in enumerate(key) if letter == "/"]
+        taken = [other for other in self._objects if other in above or other.startswith(f"{key}/")]
+        assert not taken, f"{key!r} beside {taken}"
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+async def test_a_file_and_a_directory_change_places(
+    tmp_path: Path, autojump_clock: MockClock, kind: str
+) -> None:
+    """Each waits for the other's name, where a store does not take both; and never is one of them under neither."""
+    storage = TreeStorage()
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.mkdir("d")
+        await tree.mkdir("d/deep")
+        await tree.write_file("d/deep/child", b"child")
+        await (tree.write_file("x", b"bytes") if kind == "file" else tree.symlink("x", b"bytes"))
+        await tree.publish_all()
+        await tree.rename("x", "d", RENAME_EXCHANGE)
+        await tree.publish_all()
+        assert await stored(storage, ours=True) == {
+            "d": b"bytes",
+            "x/": b"",
+            "x/deep/": b"",
+            "x/deep/child": b"child",
+        }
+
+
+async def test_a_directory_takes_the_name_that_a_file_has_just_left(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    storage = TreeStorage()
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.mkdir("d")
+        await tree.write_file("d/child", b"child")
+        await tree.write_file("x", b"bytes")
+        await tree.publish_all()
+        await tree.rename("x", "y")
+        await tree.rename("d", "x")
+        await tree.publish_all()
+        assert await stored(storage) == {"y": b"bytes", "x/": b"", "x/child": b"child"}
+        await tree.unlink("y")
+        await tree.rename("x", "y")
+        await tree.publish_all()
+        assert await stored(storage) == {"y/": b"", "y/child": b"child"}
