@@ -31,6 +31,7 @@ TIB: Final = 1024 * GIB
 
 Metadata: TypeAlias = Mapping[str, str]
 NO_METADATA: Final[Metadata] = MappingProxyType({})
+NO_ETAGS: Final[Mapping[str, str]] = MappingProxyType({})
 
 #: What a request body may be. Stores read it and never keep or change it.
 Data: TypeAlias = bytes | bytearray | memoryview
@@ -129,6 +130,8 @@ class Capabilities:
     conditional_copy: bool = True
     #: `delete(if_match=...)` is atomic.
     conditional_delete: bool = True
+    #: `delete_many(if_match=...)` is atomic for each key.
+    conditional_delete_many: bool = True
     #: `MultipartUpload.copy_part` works. Where it does not, the bytes are fetched and uploaded.
     copy_part: bool = True
     #: Bodies are sent with a checksum that the store verifies.
@@ -273,8 +276,14 @@ class ObjectStorage(abc.ABC):
         """Remove an object. A missing key is not an error, unless `if_match` is given (`PreconditionFailed`)."""
 
     @abc.abstractmethod
-    async def delete_many(self, keys: Iterable[str]) -> Mapping[str, StorageError]:
-        """Remove objects in batches and return what failed, by key. Missing keys are not failures."""
+    async def delete_many(
+        self, keys: Iterable[str], *, if_match: Mapping[str, str] = NO_ETAGS
+    ) -> Mapping[str, StorageError]:
+        """Remove objects in batches and return what failed, by key. Missing keys are not failures.
+
+        A key for which `if_match` has an ETag is removed in that version only: another one is `PreconditionFailed`,
+        and stores differ whether none is.
+        """
 
     @abc.abstractmethod
     async def list_prefix(

@@ -29,6 +29,7 @@ from typing import Final, ParamSpec, TypeVar
 import trio
 
 from backends.base import (
+    NO_ETAGS,
     NO_METADATA,
     OVERWRITE,
     Capabilities,
@@ -105,8 +106,10 @@ class DirectoryStorage(ObjectStorage):
     async def delete(self, key: str, *, if_match: str | None = None) -> None:
         await self._run(self._bucket.delete, key, if_match)
 
-    async def delete_many(self, keys: Iterable[str]) -> Mapping[str, StorageError]:
-        return await self._run(self._bucket.delete_many, list(keys))
+    async def delete_many(
+        self, keys: Iterable[str], *, if_match: Mapping[str, str] = NO_ETAGS
+    ) -> Mapping[str, StorageError]:
+        return await self._run(self._bucket.delete_many, list(keys), if_match)
 
     async def list_prefix(
         self,

@@ -107,13 +107,13 @@ class DirectoryBucket:
         if directory is not None:
             self._tree.settle(directory)
 
-    def delete_many(self, keys: Sequence[str]) -> Mapping[str, StorageError]:
+    def delete_many(self, keys: Sequence[str], if_match: Mapping[str, str]) -> Mapping[str, StorageError]:
         """One fsync for each directory, not for each key."""
         failures: dict[str, StorageError] = {}
         directories: set[str] = set()
         for key in keys:
             try:
-                directory = self._remove(key, None)
+                directory = self._remove(key, if_match.get(key))
             except StorageError as error:
                 failures[key] = error
             except OSError as error:

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Final, TypeVar
 
 from backends.base import (
+    NO_ETAGS,
     NO_METADATA,
     OVERWRITE,
     Capabilities,
@@ -128,10 +129,13 @@ class InterceptedStorage(ObjectStorage):
     async def delete(self, key: str, *, if_match: str | None = None) -> None:
         await self._carry_out(Request(Verb.DELETE, key), lambda: self._inner.delete(key, if_match=if_match))
 
-    async def delete_many(self, keys: Iterable[str]) -> Mapping[str, StorageError]:
+    async def delete_many(
+        self, keys: Iterable[str], *, if_match: Mapping[str, str] = NO_ETAGS
+    ) -> Mapping[str, StorageError]:
         wanted = list(keys)
         return await self._carry_out(
-            Request(Verb.DELETE_MANY, wanted[0] if wanted else ""), lambda: self._inner.delete_many(wanted)
+            Request(Verb.DELETE_MANY, wanted[0] if wanted else ""),
+            lambda: self._inner.delete_many(wanted, if_match=if_match),
         )
 
     async def list_prefix(

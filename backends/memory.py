@@ -22,6 +22,7 @@ import trio
 
 from backends import rules
 from backends.base import (
+    NO_ETAGS,
     NO_METADATA,
     OVERWRITE,
     Capabilities,
@@ -144,12 +145,16 @@ class MemoryStorage(ObjectStorage):
             rules.check_if_match(key, if_match, self._etag_of(key))
         self._remove(key)
 
-    async def delete_many(self, keys: Iterable[str]) -> Mapping[str, StorageError]:
+    async def delete_many(
+        self, keys: Iterable[str], *, if_match: Mapping[str, str] = NO_ETAGS
+    ) -> Mapping[str, StorageError]:
         failures: dict[str, StorageError] = {}
         await trio.lowlevel.checkpoint()
         for key in keys:
             try:
                 rules.check_key(key)
+                if key in self._objects and self._capabilities.conditional_delete_many:
+                    rules.check_if_match(key, if_match.get(key), self._etag_of(key))
             except StorageError as error:
                 failures[key] = error
             else:

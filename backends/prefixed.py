@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from backends.base import (
+    NO_ETAGS,
     NO_METADATA,
     OVERWRITE,
     Capabilities,
@@ -82,7 +83,9 @@ class PrefixedStorage(ObjectStorage):
     async def delete(self, key: str, *, if_match: str | None = None) -> None:
         await self._inner.delete(self._inner_key(key), if_match=if_match)
 
-    async def delete_many(self, keys: Iterable[str]) -> Mapping[str, StorageError]:
+    async def delete_many(
+        self, keys: Iterable[str], *, if_match: Mapping[str, str] = NO_ETAGS
+    ) -> Mapping[str, StorageError]:
         failures: dict[str, StorageError] = {}
         inner_keys = []
         for key in keys:
@@ -90,7 +93,8 @@ class PrefixedStorage(ObjectStorage):
                 inner_keys.append(self._inner_key(key))
             except InvalidKey as error:
                 failures[key] = error
-        failed = await self._inner.delete_many(inner_keys)
+        inner_etags = {self._prefix + key: etag for key, etag in if_match.items()}
+        failed = await self._inner.delete_many(inner_keys, if_match=inner_etags)
         return failures | {self._outer_key(key): error for key, error in failed.items()}
 
     async def list_prefix(

@@ -25,6 +25,7 @@ from typing import Final
 import trio
 
 from backends.base import (
+    NO_ETAGS,
     NO_METADATA,
     OVERWRITE,
     Data,
@@ -207,14 +208,18 @@ class RetryingStorage(InterceptedStorage):
 
         await self._repeat(Request(Verb.DELETE, key), send, lambda: is_deleted(self, key))
 
-    async def delete_many(self, keys: Iterable[str]) -> Mapping[str, StorageError]:
+    async def delete_many(
+        self, keys: Iterable[str], *, if_match: Mapping[str, str] = NO_ETAGS
+    ) -> Mapping[str, StorageError]:
         """As `ObjectStorage.delete_many`; only the keys whose failure may pass are asked for again."""
         remaining = list(keys)
         request = Request(Verb.DELETE_MANY, remaining[0] if remaining else "")
         patience = _Patience(self._policy, self._rng, request)
         final: dict[str, StorageError] = {}
         while True:
-            failed = await self._carry_out(request, partial(self._inner.delete_many, remaining))
+            failed = await self._carry_out(
+                request, partial(self._inner.delete_many, remaining, if_match=if_match)
+            )
             final |= {key: error for key, error in failed.items() if not error.retryable}
             passing = {key: error for key, error in failed.items() if error.retryable}
             if not passing or not await self._pause(request, patience, next(iter(passing.values()))):

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from backends.base import (
+    NO_ETAGS,
     NO_METADATA,
     OVERWRITE,
     Capabilities,
@@ -49,7 +50,7 @@ from backends.s3_client import (
     create_client,
     explained_refusals,
 )
-from backends.s3_errors import from_code
+from backends.s3_deletions import delete_batch
 from backends.s3_listing import position, read_page, read_uploads
 from backends.s3_multipart import S3Upload
 from backends.s3_options import S3Options
@@ -166,7 +167,9 @@ class S3Storage(ObjectStorage):
         except NotFound:
             return
 
-    async def delete_many(self, keys: Iterable[str]) -> Mapping[str, StorageError]:
+    async def delete_many(
+        self, keys: Iterable[str], *, if_match: Mapping[str, str] = NO_ETAGS
+    ) -> Mapping[str, StorageError]:
         failures: dict[str, StorageError] = {}
         together: list[str] = []
         for key in keys:
@@ -176,12 +179,17 @@ class S3Storage(ObjectStorage):
                 failures[key] = error
                 continue
             if _NOT_IN_XML.search(key):
-                await self._delete_one(key, failures)
+                await self._delete_one(key, if_match.get(key), failures)
             else:
                 together.append(key)
         size = self.limits.max_delete_batch
         for first in range(0, len(together), size):
-            await self._delete_batch(together[first : first + size], failures)
+            batch = together[first : first + size]
+            try:
+                failures |= await delete_batch(self._bucket, batch, if_match)
+            except NotSupported:
+                for key in batch:
+                    await self._delete_one(key, if_match.get(key), failures)
         return failures
 
     async def list_prefix(
@@ -253,25 +261,11 @@ class S3Storage(ObjectStorage):
             return await self.put(target, b"", metadata=kept, mode=mode)
         raise error
 
-    async def _delete_one(self, key: str, failures: dict[str, StorageError]) -> None:
+    async def _delete_one(self, key: str, if_match: str | None, failures: dict[str, StorageError]) -> None:
         try:
-            await self.delete(key)
+            await self.delete(key, if_match=if_match)
         except StorageError as error:
             failures[key] = error
-
-    async def _delete_batch(self, keys: Sequence[str], failures: dict[str, StorageError]) -> None:
-        wanted = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
-        try:
-            response = await self._bucket.call("delete_objects", None, {"Delete": wanted})
-        except NotSupported:
-            for key in keys:
-                await self._delete_one(key, failures)
-            return
-        for entry in response.get("Errors", []):
-            key, code = entry["Key"], entry.get("Code", "")
-            error = from_code(code, entry.get("Message", ""), self._bucket.request("delete_objects", key))
-            if not isinstance(error, NotFound):
-                failures[key] = error
 
 
 def _log_what_is_missing(capabilities: Capabilities) -> None:
@@ -280,7 +274,7 @@ def _log_what_is_missing(capabilities: Capabilities) -> None:
         "overwrites": capabilities.if_match,
         "completions of uploads": capabilities.conditional_complete,
         "copies": capabilities.conditional_copy,
-        "deletions": capabilities.conditional_delete,
+        "deletions": capabilities.conditional_delete and capabilities.conditional_delete_many,
     }
     missing = [name for name, honoured in conditions.items() if not honoured]
     if missing:

@@ -76,6 +76,7 @@ class _Trials:
         conditional_copy = await self._honours_copy_conditions()
         copy_part, conditional_complete = await self._multipart_abilities(part_checksum)
         conditional_delete = await _is_refused(self._delete_if_stale())
+        conditional_delete_many = await self._honours_conditions_of_batches()
         return Dialect(
             capabilities=Capabilities(
                 create_only=create_only,
@@ -83,6 +84,7 @@ class _Trials:
                 conditional_complete=conditional_complete,
                 conditional_copy=conditional_copy,
                 conditional_delete=conditional_delete,
+                conditional_delete_many=conditional_delete_many,
                 copy_part=copy_part,
                 checksums=object_checksum is not Checksum.NONE,
             ),
@@ -182,6 +184,22 @@ class _Trials:
 
     async def _delete_if_stale(self) -> None:
         await self._bucket.call("delete_object", self._key, {"IfMatch": quote_etag(_STALE_ETAG)})
+
+    async def _honours_conditions_of_batches(self) -> bool:
+        """Return whether a batch leaves a version that it does not mean, and removes the one that it means."""
+        await self._put(_CONTENT, {})
+        try:
+            refused = await self._delete_in_batch(_STALE_ETAG)
+            return bool(refused) and not await self._delete_in_batch(self._etag)
+        except (*_NOT_OFFERED, NotFound):
+            return False
+
+    async def _delete_in_batch(self, etag: str) -> list[object]:
+        """Return what the store says to have failed."""
+        wanted = {"Objects": [{"Key": self._key, "ETag": quote_etag(etag)}], "Quiet": True}
+        response = await self._bucket.call("delete_objects", None, {"Delete": wanted})
+        failed: list[object] = response.get("Errors", [])
+        return failed
 
     def _source(self) -> Arguments:
         return {"CopySource": {"Bucket": self._bucket.options.bucket, "Key": self._key}}

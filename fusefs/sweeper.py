@@ -1,4 +1,4 @@
-"""Deletes the objects that belong to nobody any more, in the background and many at once.
+"""Deletes the objects that belong to nobody any more, in the background and many with one request.
 
 An object is deleted only as long as it is the version that we left there. What cannot be deleted stays a leftover
 and is tried again; meanwhile the tree goes on without it.
@@ -7,7 +7,7 @@ and is tried again; meanwhile the tree goes on without it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 import trio
@@ -74,12 +74,13 @@ class Sweeper:
     def _deletable(self) -> list[Version]:
         return [version for version in self._placement.deletable() if version not in self._undeletable]
 
-    async def _sweep(self, batch: Iterable[Version], nursery: trio.Nursery) -> None:
+    async def _sweep(self, batch: Sequence[Version], nursery: trio.Nursery) -> None:
+        size = self._storage.limits.max_delete_batch
         try:
             await self._log.commit()  # nothing is deleted that a reader of the log would still look for
             async with trio.open_nursery() as deletions:
-                for version in batch:
-                    deletions.start_soon(self._delete, version, nursery)
+                for first in range(0, len(batch), size):
+                    deletions.start_soon(self._delete, batch[first : first + size], nursery)
         except Exception as error:  # of any kind: nothing may end the nursery of the whole mount
             for version in batch:
                 self._fail(version, error, nursery)
@@ -87,16 +88,29 @@ class Sweeper:
             self.busy = frozenset()
             self._progressed()
 
-    async def _delete(self, version: Version, nursery: trio.Nursery) -> None:
+    async def _delete(self, versions: Sequence[Version], nursery: trio.Nursery) -> None:
+        async with self._limiter:
+            failures = await self._failures_of(versions)
+        for version in versions:
+            error = failures.get(version.key)
+            if error is not None and not isinstance(error, PreconditionFailed | NotFound):
+                self._fail(version, error, nursery)
+                continue
+            if error is not None:
+                _log.warning("%r was changed by somebody else and is not deleted", version.key)
+            self._placement.forget_leftover(version)
+
+    async def _failures_of(self, versions: Sequence[Version]) -> Mapping[str, Exception]:
+        """Delete objects, each in this version only, and return what failed, by key."""
+        etags = {version.key: version.etag for version in versions}
         try:
-            async with self._limiter:
-                await self._storage.delete(version.key, if_match=version.etag)
-        except (PreconditionFailed, NotFound):
-            _log.warning("%r was changed by somebody else and is not deleted", version.key)
+            if len(versions) > 1:
+                return await self._storage.delete_many(etags, if_match=etags)
+            for key, etag in etags.items():
+                await self._storage.delete(key, if_match=etag)
         except Exception as error:  # of any kind: nothing may end the nursery of the whole mount
-            self._fail(version, error, nursery)
-            return
-        self._placement.forget_leftover(version)
+            return dict.fromkeys(etags, error)
+        return {}
 
     def _fail(self, version: Version, error: Exception, nursery: trio.Nursery) -> None:
         _log.error("cannot delete %r, trying again in %.0f s: %s", version.key, RETRY_SECONDS, error)

@@ -193,6 +193,22 @@ class ChangeContract(StoreDescription):
         with pytest.raises(NotFound):
             await storage.head("k")
 
+    async def test_a_batch_removes_the_versions_that_are_meant(self, storage: ObjectStorage) -> None:
+        stale = await storage.put("changed", b"one")
+        etags = {"changed": stale}
+        await storage.put("changed", b"two")
+        for key in ("same", "d/same", "unconditional"):
+            etags[key] = await storage.put(key, key.encode())
+        del etags["unconditional"]
+        failures = await storage.delete_many([*etags, "unconditional", "missing"], if_match=etags)
+        if self.honours(self.expected_capabilities.conditional_delete_many):
+            assert {key: type(error) for key, error in failures.items()} == {"changed": PreconditionFailed}
+            assert await all_keys(storage) == ["changed"]
+            assert (await storage.get_range("changed")).data == b"two"
+        else:
+            assert failures == {}
+            assert await all_keys(storage) == []
+
     async def test_delete_many_takes_missing_keys_and_none_at_all(self, storage: ObjectStorage) -> None:
         await put_all(storage, ["a", "b", "c"])
         assert await storage.delete_many([]) == {}

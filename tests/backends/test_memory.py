@@ -16,6 +16,7 @@ POOR = Capabilities(
     conditional_complete=False,
     conditional_copy=False,
     conditional_delete=False,
+    conditional_delete_many=False,
     copy_part=False,
 )
 

@@ -217,7 +217,7 @@ class RefusingToDelete(MemoryStorage):
         self.failures = failures
         self.batches: list[list[str]] = []
 
-    async def delete_many(self, keys: object) -> Mapping[str, StorageError]:
+    async def delete_many(self, keys: object, **options: object) -> Mapping[str, StorageError]:
         assert isinstance(keys, list)
         self.batches.append(keys)
         failed = {key: self.failures[key].pop(0) for key in keys if self.failures.get(key)}
