@@ -33,9 +33,12 @@ class Capture:
     size_bytes: int = 0
 
 
-def unlogged_bytes(inode: Inode) -> int:
+def bytes_to_carry(inode: Inode) -> int:
     """Return how many bytes of an inode a record would have to carry, at most."""
-    return inode.content.unlogged.total if isinstance(inode, File) and inode.linked else 0
+    if not isinstance(inode, File) or not inode.linked:
+        return 0
+    content = inode.content
+    return content.unlogged.total - sum(extent.length for extent in _referable(content))
 
 
 def capture(inode: Inode, *, room: int) -> Capture:
@@ -90,12 +93,7 @@ def _is_behind(content: Content) -> bool:
 
 def _capture_content(content: Content, room: int) -> tuple[ContentRecord, list[Extent]]:
     upload = content.upload
-    referred = [
-        extent
-        for part in (upload.parts.values() if upload else ())
-        if not content.unsent.intersect(part.start, part.end)
-        for extent in content.unlogged.intersect(part.start, part.end)
-    ]
+    referred = _referable(content)
     carried = content.unlogged.copy()
     for extent in referred:
         carried.remove(*extent)
@@ -119,6 +117,18 @@ def _capture_content(content: Content, room: int) -> tuple[ContentRecord, list[E
     )
     ranges = [Extent(start, start + len(data)) for start, data in written]
     return record, [*referred, *ranges, *zeros]
+
+
+def _referable(content: Content) -> list[Extent]:
+    """Return the unlogged ranges that parts in the bucket hold as they are."""
+    if content.upload is None:
+        return []
+    return [
+        extent
+        for part in content.upload.parts.values()
+        if not content.unsent.intersect(part.start, part.end)
+        for extent in content.unlogged.intersect(part.start, part.end)
+    ]
 
 
 def _read(content: Content, wanted: ExtentSet, room: int) -> tuple[list[Written], list[Extent]]:

@@ -24,7 +24,7 @@ from typing import Final, TypeAlias
 import trio
 
 from backends.base import MIB, Metadata
-from fusefs.capture import Capture, capture, note_captured, stored_version, unlogged_bytes
+from fusefs.capture import Capture, bytes_to_carry, capture, note_captured, stored_version
 from fusefs.change_log import LOG_KEY
 from fusefs.content import Version
 from fusefs.inodes import File, Inode
@@ -107,7 +107,7 @@ class Committer:
         return CommitStatistics(
             commits=self._commits,
             unlogged_inodes=len(self._unlogged),
-            unlogged_bytes=self._unlogged_bytes(),
+            unlogged_bytes=self._bytes_to_carry(),
             journal=self._journal.statistics(),
         )
 
@@ -268,8 +268,10 @@ class Committer:
         self._busy_before = self._waiting > 1
 
     async def _send(self, nursery: trio.Nursery) -> None:
+        if self._bytes_to_carry() > BATCH_SIZE:
+            await self._flush_streams()
         ahead = 0
-        while self._unlogged_bytes() > BATCH_SIZE:
+        while self._bytes_to_carry() > BATCH_SIZE:
             self._append(nursery, self._capture_some(), flags=CONTINUED)
             ahead += 1
             if ahead == BATCHES_BEFORE_HOLD:
@@ -284,8 +286,15 @@ class Committer:
         if captured or leftovers or ahead:
             self._append(nursery, captured, leftovers)
 
-    def _unlogged_bytes(self) -> int:
-        return sum(unlogged_bytes(inode) for inode in self._unlogged)
+    async def _flush_streams(self) -> None:
+        """Let files that go up as streams have all their full parts in the bucket, which need not be carried then."""
+        async with trio.open_nursery() as nursery:
+            for inode in self._unlogged:
+                if isinstance(inode, File) and bytes_to_carry(inode):
+                    nursery.start_soon(_flush_stream, inode)
+
+    def _bytes_to_carry(self) -> int:
+        return sum(bytes_to_carry(inode) for inode in self._unlogged)
 
     def _is_worth_telling(self, inode: Inode) -> bool:
         """Return whether a reader of the log has to know; of what came and went between two batches it has not."""
@@ -296,7 +305,7 @@ class Committer:
         captured: list[Capture] = []
         room = BATCH_SIZE
         for inode in self._unlogged:
-            if room > 0 and self._is_worth_telling(inode) and unlogged_bytes(inode):
+            if room > 0 and self._is_worth_telling(inode) and bytes_to_carry(inode):
                 captured.append(capture(inode, room=room))
                 room -= captured[-1].size_bytes
                 if captured[-1].size_bytes == 0 and not captured[-1].covered:
@@ -382,3 +391,8 @@ class Committer:
                 await self.finish()
             except Exception as error:  # of any kind: nothing may end the nursery of the whole mount
                 _log.warning("the log is not removed: %s", error)
+
+
+async def _flush_stream(file: File) -> None:
+    if file.content.flush is not None:
+        await file.content.flush.ask()

@@ -114,6 +114,22 @@ class OpenUpload:
 
 
 @dataclass(eq=False, slots=True)
+class Flush:
+    """How a stream is asked to let the bucket have every part that is full, now."""
+
+    #: Wakes the stream.
+    wake: trio.Event
+    asked: bool = False
+    done: trio.Event = field(default_factory=trio.Event)
+
+    async def ask(self) -> None:
+        """Return when that is so, or the stream is not to be asked any more."""
+        self.asked = True
+        self.wake.set()
+        await self.done.wait()
+
+
+@dataclass(eq=False, slots=True)
 class _Fetch:
     """A range that some task is fetching; others wait for it instead of fetching it too."""
 
@@ -141,6 +157,8 @@ class Content:
         self.cut: int | None = None
         self.logged_size = self.size
         self.upload: OpenUpload | None = None
+        #: Set while a stream sends parts as the file grows.
+        self.flush: Flush | None = None
         self._writable = trio.Event()
         self._writable.set()
         self._replaced = trio.Event()

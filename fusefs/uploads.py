@@ -36,7 +36,7 @@ from backends.multipart import (
 from backends.multipart import SentPart as WrittenPart
 from fusefs.attributes import to_metadata
 from fusefs.change_log import ChangeLog
-from fusefs.content import Content, OpenUpload, SentPart, Spawn, Version
+from fusefs.content import Content, Flush, OpenUpload, SentPart, Spawn, Version
 from fusefs.errors import DamagedCache, StaleFile
 from fusefs.extents import ExtentSet
 from fusefs.inodes import File
@@ -118,11 +118,21 @@ class _Stream:
 
     async def _send_until_told(self, writer: BufferedMultipartWriter) -> PutMode:
         """Send parts as they fill, until `finish` is called."""
-        while self._mode is None:
-            self._changed = trio.Event()
-            await self._feed_full_parts(writer)
-            await self._changed.wait()
-        return self._mode
+        try:
+            while self._mode is None:
+                self._changed = trio.Event()
+                flush = self._content.flush = Flush(self._changed)
+                await self._feed_full_parts(writer, LAG)
+                await self._changed.wait()
+                if flush.asked and self._mode is None:
+                    await self._feed_full_parts(writer, 0)
+                    await writer.flush()
+                    flush.done.set()
+            return self._mode
+        finally:
+            last, self._content.flush = self._content.flush, None
+            if last is not None:
+                last.done.set()
 
     async def give_up(self) -> None:
         """Abort the upload and return when nothing of it is under way."""
@@ -131,8 +141,8 @@ class _Stream:
         with trio.CancelScope(shield=True):
             await self._done.wait()
 
-    async def _feed_full_parts(self, writer: BufferedMultipartWriter) -> None:
-        while self._mode is None and self._fed + writer.next_part_size + LAG <= self._written_without_gap():
+    async def _feed_full_parts(self, writer: BufferedMultipartWriter, lag: int) -> None:
+        while self._mode is None and self._fed + writer.next_part_size + lag <= self._written_without_gap():
             await self._feed(writer, self._fed + writer.next_part_size)
 
     def _written_without_gap(self) -> int:

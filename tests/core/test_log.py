@@ -13,11 +13,12 @@ from trio.testing import MockClock
 
 from backends.base import iterate_pages
 from backends.intercepted import Verb
+from fusefs import committer, content
 from fusefs.filesystem import AttributeChanges
 from fusefs.journal_format import JOURNAL_PREFIX
 from fusefs.publisher import PublishOptions
 from tests.core.small_parts import PART, SmallPartsStorage, tree_options
-from tests.core.tree import Tree, TreeOptions, open_tree, stored
+from tests.core.tree import TreeOptions, open_tree, stored
 from tests.support.faulty import FaultyStorage
 
 pytestmark = pytest.mark.usefixtures("small_parts")
@@ -34,10 +35,6 @@ def options(*, publishes: bool = False) -> TreeOptions:
 
 async def batches(storage: SmallPartsStorage | FaultyStorage) -> list[str]:
     return [info.key async for page in iterate_pages(storage, JOURNAL_PREFIX) for info in page.objects]
-
-
-async def content(tree: Tree, path: str) -> bytes:
-    return await tree.read_file(path)
 
 
 async def test_an_fsync_is_one_put(autojump_clock: MockClock, tmp_path: Path) -> None:
@@ -76,7 +73,7 @@ async def test_what_was_committed_is_there_after_a_crash(autojump_clock: MockClo
         await tree.filesystem.write(handle, 0, b"lost")
     assert await stored(storage) == {}
     async with open_tree(storage, tmp_path / "2", options(publishes=True)) as tree:
-        assert await content(tree, "d/a") == b"\0\0\0bytes"
+        assert await tree.read_file("d/a") == b"\0\0\0bytes"
         assert await tree.names() == ["d", "link"]
         await tree.publish_all()
         await trio.sleep(60)
@@ -134,7 +131,7 @@ async def test_more_than_a_batch_holds(autojump_clock: MockClock, tmp_path: Path
         await tree.filesystem.write(handle, 0, data)
         await tree.filesystem.fsync(handle)
     async with open_tree(storage, tmp_path / "2", options()) as tree:
-        assert await content(tree, "a") == data
+        assert await tree.read_file("a") == data
 
 
 async def test_parts_of_an_upload_are_referred_to(autojump_clock: MockClock, tmp_path: Path) -> None:
@@ -154,6 +151,27 @@ async def test_parts_of_an_upload_are_referred_to(autojump_clock: MockClock, tmp
         await tree.filesystem.fsync(handle)
     async with open_tree(storage, tmp_path / "2", options(publishes=True)) as tree:
         expected = data[:100] + b"newer" + data[105:]
-        assert await content(tree, "a") == expected
+        assert await tree.read_file("a") == expected
         await tree.publish_all()
     assert await stored(storage) == {"a": expected}
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+async def test_streaming_with_fsyncs_sends_little_twice(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, aligned: bool
+) -> None:
+    monkeypatch.setattr(committer, "BATCH_SIZE", PART)  # a thousandth, as everything else here
+    monkeypatch.setattr(content, "PIECE_SIZE", 1024)
+    storage = FaultyStorage(SmallPartsStorage())
+    step = 8 * PART if aligned else 8 * PART - 700
+    data = RANDOM.randbytes(16 * step)
+    async with open_tree(storage, tmp_path / "1", options()) as tree:
+        handle = await tree.create("a")
+        for start in range(0, len(data), step):
+            await tree.write(handle, start, data[start : start + step])
+            await tree.filesystem.fsync(handle)
+        # Each batch lists the parts so far; against parts of this size that weighs a thousand times more than usual.
+        lists = sum(90 * 8 * fsyncs for fsyncs in range(1, 17))
+        assert sum(call.bytes_sent for call in storage.calls) < 1.1 * len(data) + lists
+    async with open_tree(storage, tmp_path / "2", options(publishes=True)) as tree:
+        assert await tree.read_file("a") == data
