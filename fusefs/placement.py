@@ -128,20 +128,20 @@ class Placement:
         """Return the inode whose object has to leave before that of `inode` can go to `target`.
 
         It is there, or has the name of a directory on the way there: where a store keeps a file system below, it
-        takes nothing below an object. What stays beside the directory is in nobody's way.
+        takes nothing below an object. What stays beside the directory is in nobody's way; its own object may be.
         """
         owner = self._owners.get(target)
         if owner is not None and owner is not inode and self.target(owner) is not None:
             return owner
-        for key in _directories_of(target):
+        for key in directories_of(target):
             owner = self._owners.get(key)
-            if owner is not None and owner is not inode and self.target(owner) not in (None, key):
+            if owner is not None and self.target(owner) not in (None, key):
                 return owner
         return None
 
     def has_leftover_above(self, target: str) -> bool:
         """Return whether an object that belongs to nobody has the name of a directory on the way to `target`."""
-        return any(key in self._leftovers for key in _directories_of(target))
+        return any(key in self._leftovers for key in directories_of(target))
 
     def departing_from(self, target: str) -> list[Inode] | None:
         """Return whose objects are still on their way out of the directory that had the name of `target`.
@@ -223,7 +223,7 @@ class Placement:
         return isinstance(node, Inode) and self.target(node) == key
 
 
-def _directories_of(target: str) -> Iterator[str]:
+def directories_of(target: str) -> Iterator[str]:
     """Yield the keys that objects with the names of the directories on the way to a key would have."""
     end = target.rfind("/")
     while end > 0:

@@ -41,7 +41,7 @@ from fusefs.content import Version
 from fusefs.errors import FilesystemError, StaleFile
 from fusefs.inodes import Directory, File, Inode
 from fusefs.object_writer import ObjectWriter
-from fusefs.placement import Placement
+from fusefs.placement import Placement, directories_of
 from fusefs.sweeper import Sweeper
 from fusefs.timetable import Timetable
 from fusefs.uploads import Uploads
@@ -305,7 +305,7 @@ class Publisher:
             target = self._placement.target(inode)
             if (
                 inode in self._running
-                or self._is_busy(self._keys(inode, target))
+                or self._is_busy(self._keys(inode, target).union(directories_of(target or "")))
                 or (target is not None and self._waits_for_name(target))
             ):
                 self._parked.append(inode)
@@ -330,7 +330,7 @@ class Publisher:
         detour = self._placement.detour(obstacle)
         if not self._waits_for_itself(inode):
             self._schedule(obstacle, trio.current_time())
-        elif not self._is_busy({detour}):
+        elif obstacle not in self._running and not self._is_busy({detour}):
             self._begin(nursery, obstacle, detour)
 
     def _obstacle(self, inode: Inode) -> Inode | None:

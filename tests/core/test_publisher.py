@@ -681,3 +681,36 @@ async def test_a_directory_takes_the_name_that_a_file_has_just_left(
         await tree.rename("x", "y")
         await tree.publish_all()
         assert await stored(storage) == {"y/": b"", "y/child": b"child"}
+
+
+async def test_a_file_moves_into_a_directory_that_has_its_name(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Its own object is in its way."""
+    storage = TreeStorage()
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.write_file("x", b"bytes")
+        await tree.publish_all()
+        await tree.rename("x", "y")
+        await tree.mkdir("x")
+        await tree.rename("y", "x/y")
+        await tree.publish_all()
+        assert await stored(storage, ours=True) == {"x/": b"", "x/y": b"bytes"}
+
+
+async def test_a_directory_waits_for_an_upload_to_the_name_that_it_gets(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    faulty = FaultyStorage(TreeStorage())
+    async with open_tree(faulty, tmp_path) as tree, trio.open_nursery() as nursery:
+        gate = faulty.hold(Verb.PUT, key="x")
+        await tree.write_file("x", b"bytes")
+        nursery.start_soon(tree.publish_all)
+        await gate.reached.wait()
+        await tree.rename("x", "y")
+        await tree.mkdir("x")
+        await tree.write_file("x/child", b"child")
+        await trio.sleep(10)
+        gate.open()
+        await tree.publish_all()
+        assert await stored(faulty, ours=True) == {"x/": b"", "x/child": b"child", "y": b"bytes"}
