@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from botocore.exceptions import ClientError
 
 from fusefs.journal_format import JOURNAL_PREFIX
 from fusefs.stored_lease import LEASE_KEY
@@ -58,6 +61,13 @@ class Bucket:
     def etag(self, key: str) -> str:
         """Return the ETag; one of an object that went up in parts ends with a hyphen and their number."""
         return self.client.head_object(Bucket=self.name, Key=self.prefix + key)["ETag"].strip('"')
+
+    def metadata(self, key: str) -> Mapping[str, str]:
+        """Return an object's metadata; none where there is no object."""
+        try:
+            return self.client.head_object(Bucket=self.name, Key=self.prefix + key)["Metadata"]
+        except ClientError:
+            return {}
 
     def digest(self, key: str) -> str:
         """Return the SHA-256 of an object, read in pieces."""

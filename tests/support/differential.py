@@ -13,7 +13,8 @@ import random
 import shutil
 import subprocess
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from enum import Enum, auto
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -25,6 +26,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 
 from backends.base import iterate_pages
 from backends.directory import DirectoryStorage
+from backends.errors import NotFound
 from fusefs.filesystem import RENAME_EXCHANGE, RENAME_NOREPLACE
 from tests.support.mounts import Mount, wait_until
 from tests.support.twins import Difference, Handle, Side, Twins, rename, write_back
@@ -100,6 +102,7 @@ class Objects(Protocol):
 
     def sizes(self) -> dict[str, int]: ...
     def read(self, key: str) -> bytes: ...
+    def metadata(self, key: str) -> Mapping[str, str]: ...
     def put(self, key: str, data: bytes) -> None: ...
     def clear(self) -> None: ...
     def unfinished_uploads(self) -> list[tuple[str, str]]: ...
@@ -122,6 +125,17 @@ class DirectoryObjects:
             return (await store.get_range(key)).data
 
         return self._run(data)
+
+    def metadata(self, key: str) -> Mapping[str, str]:
+        """Return an object's metadata; none where there is no object."""
+
+        async def metadata(store: DirectoryStorage) -> Mapping[str, str]:
+            try:
+                return (await store.head(key)).metadata or {}
+            except NotFound:
+                return {}
+
+        return self._run(metadata)
 
     def put(self, key: str, data: bytes) -> None:
         self._run(lambda store: store.put(key, data))
@@ -608,9 +622,15 @@ class Differential(RuleBasedStateMachine):
     def _replace_by_somebody_else(self, path: str, data: bytes) -> None:
         """Put an object in place of a file that has nothing left to publish."""
         if (self.twins.plain / path).is_file():
+            key = f"{self.name}/{path}"
             self.twins.ask(lambda side: (side / path).chmod(0o644))  # what an object without attributes has
-            self.twins.ask(lambda side: _fsync(side / path))
-            self.arena.objects.put(f"{self.name}/{path}", data)
+            now_ns = time.time_ns()
+            self.twins.ask(lambda side: os.utime(side / path, ns=(now_ns, now_ns)))
+            # Times go with the last publication of all that was done.
+            wait_until(
+                lambda: self.arena.objects.metadata(key).get("mtime", "").endswith(str(now_ns)[-9:]), key
+            )
+            self.arena.objects.put(key, data)
             (self.twins.plain / path).write_bytes(data)
             self.twins.forget_times(path)
 
