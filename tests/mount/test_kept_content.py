@@ -12,6 +12,9 @@ from tests.support.mounts import Mount
 
 MIB = 1024 * 1024
 
+OWN = 64 * 1024
+"""A mount receives no more than this of what fusefs keeps for itself in the bucket."""
+
 
 def received(mount: Mount) -> int:
     """Return how many bytes of objects the mount that ended last has received."""
@@ -32,12 +35,12 @@ def test_from_one_mount_to_the_next(mount: Mount, bucket: Bucket) -> None:
     assert (mount.path / "read").read_bytes() == read
     (mount.path / "written").write_bytes(written)
     mount.umount()
-    assert received(mount) == len(read)
+    assert len(read) <= received(mount) < len(read) + OWN
     mount.mount()
     assert (mount.path / "read").read_bytes() == read
     assert (mount.path / "written").read_bytes() == written
     mount.umount()
-    assert received(mount) == 0
+    assert received(mount) < OWN
     for path in kept_files(mount):
         with path.open("r+b") as file:
             file.seek(5 * MIB)
@@ -47,7 +50,7 @@ def test_from_one_mount_to_the_next(mount: Mount, bucket: Bucket) -> None:
     assert (mount.path / "written").read_bytes() == written
     assert mount.log.count("has damaged cached bytes of") == 2
     mount.umount()
-    assert 0 < received(mount) < 2 * MIB
+    assert OWN < received(mount) < 2 * MIB
 
 
 def test_several_mounts_share_a_directory_and_one_is_killed(new_mount: NewMount, bucket: Bucket) -> None:
