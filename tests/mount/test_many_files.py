@@ -18,8 +18,8 @@ from tests.support.mounts import Mount, wait_until
 FILES: Final = 10_000
 MIB: Final = 1024 * 1024
 
-PEAK_MEMORY: Final = 140 * MIB
-"""60 MiB for Python and what is loaded into it, and 8 KiB for each file. What the test measured is in its output."""
+PEAK_MEMORY: Final = 200 * MIB
+"""60 MiB for Python and what is loaded into it, and 14 KiB for each file, on its way into the log too. What the test measured is in its output."""
 
 OTHER_DESCRIPTORS: Final = 100
 """Beside those of the stage: the kernel's, the log, connections to the store."""
@@ -50,6 +50,11 @@ def staged_files(mount: Mount) -> int:
     return len(list(mount.cache_dir.glob("mounts/*/stage/*")))
 
 
+def files_of(bucket: DirectoryObjects) -> dict[str, int]:
+    sizes = bucket.sizes().items()
+    return {key: size for key, size in sizes if not key.endswith("/") and not key.startswith(".fusefs/")}
+
+
 def test_ten_thousand_files_open_and_dirty_at_once(
     many_descriptors: None, new_mount: NewMount, tmp_path: Path
 ) -> None:
@@ -69,7 +74,7 @@ def test_ten_thousand_files_open_and_dirty_at_once(
         os.sync()  # the kernel begins to hand over what it has
         wait_until(lambda: staged_files(mount) == FILES, "the pages of all files")
         assert descriptors_of(mount) <= MAX_OPEN_FILES + OTHER_DESCRIPTORS
-    assert not [key for key in bucket.sizes() if not key.endswith("/")]
+    assert files_of(bucket) == {}
     for number, descriptor in enumerate(descriptors):
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         assert os.pread(descriptor, 10_000, 0) == body(number)
@@ -79,7 +84,6 @@ def test_ten_thousand_files_open_and_dirty_at_once(
     mount.umount()
     print(f"peak memory of the daemon: {most / MIB:.0f} MiB")
     assert most <= PEAK_MEMORY
-    sizes = {key: size for key, size in bucket.sizes().items() if not key.endswith("/")}
-    assert sizes == {path_of(number): len(body(number)) for number in range(FILES)}
+    assert files_of(bucket) == {path_of(number): len(body(number)) for number in range(FILES)}
     for number in range(0, FILES, 97):
         assert bucket.read(path_of(number)) == body(number)

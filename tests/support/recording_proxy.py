@@ -10,6 +10,7 @@ It passes on what it gets, the Host header included, so that signatures stay goo
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import threading
 from dataclasses import dataclass
@@ -73,6 +74,10 @@ class RecordingProxy:
 def _handler(upstream: str, requests: list[ReceivedRequest]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+
+        def handle(self) -> None:
+            with contextlib.suppress(ConnectionError):  # of a daemon that was killed
+                super().handle()
 
         def _pass_on(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
