@@ -19,7 +19,9 @@ FILES: Final = 10_000
 MIB: Final = 1024 * 1024
 
 PEAK_MEMORY: Final = 200 * MIB
-"""60 MiB for Python and what is loaded into it, and 14 KiB for each file, on its way into the log too. What the test measured is in its output."""
+"""60 MiB for Python and what is loaded into it, and 14 KiB for each file, on its way into the log too. What the test
+measured is in its output.
+"""
 
 OTHER_DESCRIPTORS: Final = 100
 """Beside those of the stage: the kernel's, the log, connections to the store."""
