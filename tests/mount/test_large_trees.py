@@ -5,18 +5,24 @@ from __future__ import annotations
 import os
 import re
 import stat
+import subprocess
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from tests.mount.conftest import NewMount
 from tests.support.bucket import Bucket
 from tests.support.mounts import Mount
+from tests.support.recording_proxy import RecordingProxy
+from tests.support.seaweedfs import SeaweedFS
 
 FILES = 1_200
+WORKING_TREE = [f"package{number // 100:02d}/module{number:04d}" for number in range(5_000)]
 
 
-def fill(bucket: Bucket, directory: str, count: int) -> None:
+def fill(bucket: Bucket, keys: Iterable[str], body: bytes) -> None:
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda number: bucket.put(f"{directory}/f{number:04d}", b"x"), range(count)))
+        list(threads.map(lambda key: bucket.put(key, body), keys))
 
 
 def requests_of(mount: Mount) -> int:
@@ -27,7 +33,7 @@ def requests_of(mount: Mount) -> int:
 
 def test_names_are_read_without_a_request_for_each(new_mount: NewMount, bucket: Bucket) -> None:
     """The kernel is given a directory entry without attributes, and asks when somebody wants them."""
-    fill(bucket, "d", FILES)
+    fill(bucket, (f"d/f{number:04d}" for number in range(FILES)), b"x")
     bucket.put("d/large", b"x" * 5_000)
     empty = requests_of(new_mount().mount())
     mount = new_mount().mount()
@@ -64,3 +70,29 @@ def test_attributes_after_a_remount_cost_no_request_for_each(mount: Mount, bucke
 
 def comparable(status: os.stat_result) -> tuple[int, ...]:
     return (status.st_mode, status.st_ino, status.st_uid, status.st_gid, status.st_size, status.st_mtime_ns)
+
+
+def test_git_status_of_a_warm_tree_costs_no_request(
+    new_mount: NewMount, bucket: Bucket, s3_server: SeaweedFS, tmp_path: Path
+) -> None:
+    """Of 5,000 files in 50 directories: neither for what is there nor for a .gitignore that is not."""
+    fill(bucket, WORKING_TREE, b"")
+    with RecordingProxy(s3_server.endpoint) as proxy:
+        flags = ("--endpoint", proxy.endpoint, "--revalidate-interval", "1h")
+        mount = new_mount(None, *flags).mount()
+        git = ["git", f"--git-dir={tmp_path}/repository", f"--work-tree={mount.path}"]
+        environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_CONFIG_GLOBAL": os.devnull}
+
+        def run(*command: str) -> str:
+            done = subprocess.run(
+                [*git, *command], env=environment, check=True, capture_output=True, text=True
+            )
+            return done.stdout
+
+        run("init", "--quiet")
+        run("add", "--all")
+        assert len(run("status", "--porcelain").splitlines()) == len(WORKING_TREE)
+        proxy.requests.clear()
+        assert len(run("status", "--porcelain").splitlines()) == len(WORKING_TREE)
+        assert [request for request in proxy.requests if "/.fusefs/" not in f"/{request.key}"] == []
+        mount.umount()
