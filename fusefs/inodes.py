@@ -107,6 +107,15 @@ class Inode:
         names.reverse()
         return names
 
+    def with_all_below(self) -> Iterator[Inode]:
+        """Yield the inode and all below it, each before what is below it; in a loop: a key has room for 512 levels."""
+        waiting: list[Inode] = [self]
+        while waiting:
+            inode = waiting.pop()
+            yield inode
+            if isinstance(inode, Directory):
+                waiting.extend(reversed(list(inode.inodes())))
+
     @property
     def size(self) -> int:
         """What st_size says."""

@@ -275,14 +275,17 @@ class Listings:
 
         A file that is open for writing is ours: a foreign change is found when it is published, and both are kept.
         """
-        if not isinstance(known, Inode):
-            return False
-        if self._publisher.is_unpublished(known) or known.state.published_at >= started:
+        return isinstance(known, Inode) and any(
+            self._is_newer(inode, started) for inode in known.with_all_below()
+        )
+
+    def _is_newer(self, inode: Inode, started: float) -> bool:
+        if self._publisher.is_unpublished(inode) or inode.state.published_at >= started:
             return True
-        if isinstance(known, Directory):
-            return any(self._is_ours(child, started) for child in known.children.values())
-        return known.version is None or (
-            isinstance(known, File) and (known.content.changed or known.writers > 0)
+        if isinstance(inode, Directory):
+            return False
+        return inode.version is None or (
+            isinstance(inode, File) and (inode.content.changed or inode.writers > 0)
         )
 
     def _replace(self, directory: Directory, name: bytes, child: Child | None) -> None:
@@ -296,13 +299,14 @@ class Listings:
 
     def _let_go(self, inode: Inode) -> None:
         """Give up an inode, with everything below it, whose object somebody else has replaced or removed."""
-        if isinstance(inode, Directory):
-            for name, child in list(inode.children.items()):
-                inode.detach(name)
-                if isinstance(child, Inode):
-                    self._let_go(child)
-        self._publisher.lost(inode)
-        self.drop_if_unused(inode)
+        gone = list(inode.with_all_below())
+        for directory in gone:
+            if isinstance(directory, Directory):
+                for name in list(directory.children):
+                    directory.detach(name)
+        for lost in reversed(gone):
+            self._publisher.lost(lost)
+            self.drop_if_unused(lost)
 
     def drop_if_unused(self, inode: Inode) -> None:
         """Let an inode go that has no name, no handle and no reference from the kernel."""

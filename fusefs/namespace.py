@@ -347,28 +347,19 @@ class Namespace:
 
     def _note_moved(self, inode: Inode, now_ns: int) -> None:
         inode.attributes = inode.attributes.changed(now_ns)
-        self._publisher.changed(inode)
-        if isinstance(inode, Directory):
-            for child in inode.inodes():
-                self._note_moved_below(child)
-
-    def _note_moved_below(self, inode: Inode) -> None:
-        if isinstance(inode, Directory):
-            if inode.version is not None:
-                self._publisher.changed(inode)
-            for child in inode.inodes():
-                self._note_moved_below(child)
-        else:
-            self._publisher.changed(inode)
+        for known in inode.with_all_below():
+            if known is inode or known.version is not None or not isinstance(known, Directory):
+                self._publisher.changed(known)
 
     async def _list_below(self, inode: Inode) -> None:
         """List and resolve everything below: objects move one by one, and each must be known to be moved."""
-        if not isinstance(inode, Directory):
-            return
-        await self._listings.ensure_listed(inode)
-        await self._resolver.resolve_many(inode, list(inode.children))
-        for child in list(inode.inodes()):
-            await self._list_below(child)
+        waiting = [inode]
+        while waiting:
+            known = waiting.pop()
+            if isinstance(known, Directory):
+                await self._listings.ensure_listed(known)
+                await self._resolver.resolve_many(known, list(known.children))
+                waiting.extend(known.inodes())
 
     # Shared mounts
 
@@ -426,9 +417,10 @@ def _numbers_in(directory: Directory) -> Callable[[bytes], int]:
 
 def _is_known_below(inode: Inode) -> bool:
     """Return whether everything below is listed and an inode."""
-    return not isinstance(inode, Directory) or (
-        inode.listed_at is not None
-        and all(isinstance(child, Inode) and _is_known_below(child) for child in inode.children.values())
+    return all(
+        known.listed_at is not None and all(isinstance(child, Inode) for child in known.children.values())
+        for known in inode.with_all_below()
+        if isinstance(known, Directory)
     )
 
 
@@ -439,8 +431,11 @@ def _key_length(name: bytes) -> int:
 
 def _longest_path_below(inode: Inode) -> int:
     """Return the bytes, slashes included, of the longest path that begins below a directory; 0 for anything else."""
-    if not isinstance(inode, Directory):
-        return 0
-    return max(
-        (1 + _key_length(child.name) + _longest_path_below(child) for child in inode.inodes()), default=0
-    )
+    longest = 0
+    lengths = {inode: 0}
+    for known in inode.with_all_below():
+        length = lengths.pop(known)
+        longest = max(longest, length)
+        if isinstance(known, Directory):
+            lengths |= {child: length + 1 + _key_length(child.name) for child in known.inodes()}
+    return longest

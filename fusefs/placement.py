@@ -190,8 +190,8 @@ class Placement:
         return (
             version
             for version in self._leftovers.values()
-            if not self._is_wanted(version.key)
-            and not (version.key.endswith("/") and self._below[version.key])
+            if not (version.key.endswith("/") and self._below[version.key])
+            and not self._is_wanted(version.key)
         )
 
     def _abandon(self, version: Version | None, inode: Inode, *, waits: bool) -> None:
