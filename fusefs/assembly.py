@@ -161,7 +161,7 @@ async def open_tree(
             await namespace.load_root(root)
             if term is not None:
                 nursery.start_soon(term.committer.run)
-                recovered = await Recovery(storage, sources, defaults).read(term.reader, term.old)
+                recovered = await Recovery(storage, sources, defaults).read(term.old)
                 restoration = Restoration(root, namespace, inodes, placement, publisher, term.committer)
                 await restoration.restore(recovered)
         except StorageError as error:

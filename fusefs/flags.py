@@ -50,7 +50,7 @@ _FLAGS: Final[Mapping[str, _Flag]] = MappingProxyType(
         "file_mode": _Flag("MODE", "Permissions of files that carry none, in octal."),
         "dir_mode": _Flag("MODE", "Permissions of directories that carry none, in octal."),
         "multipart_part_size": _Flag("SIZE", "Bytes of an upload's first parts, 5 MiB at least."),
-        "ack_after_upload": _Flag(None, "Let fsync return when the bytes are in the bucket."),
+        "ack_after_upload": _Flag(None, "Let fsync return when the bucket has it, not the local disk."),
         "addressing": _Flag("STYLE", "Bucket's name in the URL: auto, path or virtual."),
         "verify_tls": _Flag(None, "Check the certificate of the service."),
         "ca_bundle": _Flag("FILE", "PEM file with the authorities to trust.", click.Path()),

@@ -14,7 +14,7 @@ a reader leaves out what is before the last cutoff. When nothing is needed, a la
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,12 +46,14 @@ class JournalStatistics:
 
 
 class Journal:
-    """The log of one term. `older` are the keys of earlier terms' batches, to be removed when they are not needed."""
+    """The log of one term. `older` are the batches of earlier terms, to be removed when they are not needed."""
 
-    def __init__(self, storage: ObjectStorage, epoch: int, *, older: Iterable[str] = ()) -> None:
+    def __init__(
+        self, storage: ObjectStorage, epoch: int, *, older: Iterable[tuple[ObjectStorage, Sequence[str]]] = ()
+    ) -> None:
         self._storage = storage
         self._epoch = epoch
-        self._older = list(older)
+        self._older = [(store, list(keys)) for store, keys in older if keys]
 
         self._next = 1
         self._sizes: dict[int, int] = {}
@@ -137,8 +139,14 @@ class Journal:
     async def trim(self, cutoff: Position) -> None:
         """Delete the batches before `cutoff`, which a batch in the store names. Raises nothing; what fails stays."""
         async with self._trimming:
-            if cutoff.epoch == self._epoch:
-                await self._delete([batch_key(Position(self._epoch, each)) for each in self._before(cutoff)])
+            if cutoff.epoch != self._epoch:
+                return
+            await self._delete_older()
+            sequences = {batch_key(Position(self._epoch, each)): each for each in self._before(cutoff)}
+            failed = await _delete(self._storage, list(sequences))
+            for key in sequences.keys() - set(failed):
+                del self._sizes[sequences[key]]
+            self._changed.unpark_all()
 
     @property
     def is_empty(self) -> bool:
@@ -147,9 +155,9 @@ class Journal:
 
     async def finish(self, nursery: trio.Nursery) -> None:
         """Delete the whole log, of which nothing is needed. Raises `LeaseLost`, and what the store raises."""
-        if not self._older and not self._sizes:
+        if self.is_empty:
             return
-        if len(self._older) + len(self._sizes) > 1:
+        if len(self._sizes) > 1 or self._older:
             last = self.append(nursery, (), cutoff=self.next_position)
             await self.acknowledged(last)
             await self.trim(Position(self._epoch, last))
@@ -163,29 +171,16 @@ class Journal:
     def _before(self, cutoff: Position) -> list[int]:
         return [sequence for sequence in self._sizes if sequence < cutoff.sequence]
 
-    async def _delete(self, keys: list[str]) -> None:
-        """Delete batches of this term, and with the first of them those of earlier terms."""
-        keys = self._older + keys
-        if not keys:
-            return
-        try:
-            failed = await self._storage.delete_many(keys)
-        except StorageError as failure:
-            _log.warning("the log is not trimmed: %s", failure)
-            return
-        for error in failed.values():
-            _log.warning("the log is not trimmed: %s", error)
-        self._older = [key for key in self._older if key in failed]
-        kept = {sequence for sequence in self._sizes if batch_key(Position(self._epoch, sequence)) in failed}
-        deleted = set(keys)
-        self._sizes = {
-            sequence: size
-            for sequence, size in self._sizes.items()
-            if sequence in kept or batch_key(Position(self._epoch, sequence)) not in deleted
-        }
-        if not self._older:
+    async def _delete_older(self) -> None:
+        """Delete the batches of earlier terms."""
+        left = []
+        for store, keys in self._older:
+            failed = await _delete(store, keys)
+            if failed:
+                left.append((store, failed))
+        self._older = left
+        if not left:
             self.alone.set()
-        self._changed.unpark_all()
 
     async def _store(self, position: Position, data: bytes) -> None:
         try:
@@ -219,3 +214,17 @@ class Journal:
         while self._acknowledged + 1 in self._stored:
             self._acknowledged += 1
             self._stored.remove(self._acknowledged)
+
+
+async def _delete(storage: ObjectStorage, keys: list[str]) -> list[str]:
+    """Delete batches, and return those that are still there."""
+    if not keys:
+        return []
+    try:
+        failed = await storage.delete_many(keys)
+    except StorageError as failure:
+        _log.warning("the log is not trimmed: %s", failure)
+        return keys
+    for error in failed.values():
+        _log.warning("the log is not trimmed: %s", error)
+    return [key for key in keys if key in failed]

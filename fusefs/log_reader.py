@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Final
 
 from backends.base import CREATE_ONLY, ObjectStorage, iterate_pages
 from backends.errors import PreconditionFailed
@@ -30,61 +31,68 @@ from fusefs.journal_format import (
     position_of,
 )
 
+NOWHERE: Final = Position(0, 0)
+"""Before every batch."""
+
 
 @dataclass(kw_only=True)
 class OldLog:
-    """What there is of earlier terms; `positions` are the batches that count, in order."""
+    """What one store has of earlier terms; `positions` are the batches that count, in order."""
 
+    reader: LogReader
     positions: list[Position] = field(default_factory=list)
-    #: Every object below the journal's prefix of a term before this one.
+    #: What is before it is not needed, wherever it is.
+    cutoff: Position = NOWHERE
+    #: Every object below the journal's prefix, of a term before this one.
     keys: list[str] = field(default_factory=list)
 
-    @property
-    def last_epoch(self) -> int:
-        """The last term of which there is anything; 0 if there is nothing."""
-        found = [position.epoch for key in self.keys if (position := position_of(key)) is not None]
-        return max(found, default=0)
+
+async def batches(logs: Sequence[OldLog]) -> AsyncIterator[Batch]:
+    """Yield the batches that count, of logs in several stores. Raises `LogDamaged`."""
+    for position, reader in places(logs):
+        yield await reader.read(position)
+
+
+def places(logs: Sequence[OldLog]) -> list[tuple[Position, LogReader]]:
+    """Return which batches count, in order, and who reads each."""
+    cutoff = max((log.cutoff for log in logs), default=NOWHERE)
+    found = [(position, log.reader) for log in logs for position in log.positions if position >= cutoff]
+    return sorted(found, key=lambda place: place[0])
 
 
 class LogReader:
     """The logs in one store."""
 
     def __init__(self, storage: ObjectStorage) -> None:
-        self._storage = storage
+        self.storage = storage
 
     async def last_epoch(self) -> int:
-        """Return the last term that has left anything."""
-        return OldLog(keys=await self._keys()).last_epoch
+        """Return the last term that has left anything; 0 if none has."""
+        found = [position.epoch for key in await self._keys() if (position := position_of(key)) is not None]
+        return max(found, default=0)
 
     async def find(self, *, since_epoch: int, before_epoch: int) -> OldLog:
         """Seal the logs of the terms from `since_epoch` to `before_epoch`, and return which batches count.
 
         Raises `LogDamaged`, and what the store raises.
         """
-        found = OldLog(keys=await self._keys())
+        found = OldLog(reader=self, keys=await self._keys())
         by_epoch: dict[int, list[int]] = {}
         for key in found.keys:
             position = position_of(key)
             if position is not None and since_epoch <= position.epoch < before_epoch:
                 by_epoch.setdefault(position.epoch, []).append(position.sequence)
-        cutoff = Position(0, 0)
         for epoch, sequences in sorted(by_epoch.items()):
             run, names = await self._run_that_counts(epoch, sorted(sequences))
             found.keys.append(await self._seal(epoch, run))
             found.positions += run
-            cutoff = max(cutoff, names)
-        found.positions = [position for position in found.positions if position >= cutoff]
+            found.cutoff = max(found.cutoff, names)
         return found
-
-    async def batches(self, log: OldLog) -> AsyncIterator[Batch]:
-        """Yield the batches that count. Raises `LogDamaged`."""
-        for position in log.positions:
-            yield await self.read(position)
 
     async def read(self, position: Position) -> Batch:
         """Return one batch. Raises `LogDamaged`, and what the store raises."""
         key = batch_key(position)
-        data = (await self._storage.get_range(key)).data
+        data = (await self.storage.get_range(key)).data
         try:
             return decode(data, position)
         except DamagedBatch as error:
@@ -92,7 +100,7 @@ class LogReader:
 
     async def _keys(self) -> list[str]:
         return [
-            info.key async for page in iterate_pages(self._storage, JOURNAL_PREFIX) for info in page.objects
+            info.key async for page in iterate_pages(self.storage, JOURNAL_PREFIX) for info in page.objects
         ]
 
     async def _run_that_counts(self, epoch: int, sequences: Sequence[int]) -> tuple[list[Position], Position]:
@@ -107,7 +115,7 @@ class LogReader:
                     break  # what it builds on never arrived
                 counting = [Position(epoch, each) for each in run if each <= sequence]
                 return counting, batch.cutoff
-        return [], Position(0, 0)
+        return [], NOWHERE
 
     async def _seal(self, epoch: int, run: list[Position]) -> str:
         """Occupy the place of the next batch, so that a writer that still lives finds its term ended.
@@ -118,7 +126,7 @@ class LogReader:
         position = Position(epoch, run[-1].sequence + 1 if run else 1)
         seal = encode(Batch(position=position, cutoff=position, flags=SEAL))
         with suppress(PreconditionFailed):
-            await self._storage.put(batch_key(position), seal, mode=CREATE_ONLY)
+            await self.storage.put(batch_key(position), seal, mode=CREATE_ONLY)
         return batch_key(position)
 
 

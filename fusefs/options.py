@@ -89,12 +89,6 @@ def _legal_endpoint(url: str) -> str:
     return url.rstrip("/")
 
 
-def _only_true(value: bool) -> bool:
-    if not value:
-        raise ValueError("false is not supported: fsync returns when the bytes are in the bucket")
-    return value
-
-
 def _legal_term(seconds: float) -> float:
     if not MIN_TERM_SECONDS <= seconds <= MAX_TERM_SECONDS:
         raise ValueError(f"must be {MIN_TERM_SECONDS:.0f} s to {MAX_TERM_SECONDS / 3600:.0f} h")
@@ -190,7 +184,8 @@ class BucketStore(Table):
     multipart_part_size_bytes: Annotated[ByteSize, AfterValidator(_legal_part_size)] = Field(
         default=8 * MIB, alias="multipart_part_size"
     )
-    ack_after_upload: Annotated[bool, AfterValidator(_only_true)] = True
+    #: Whether fsync returns when the bucket has it; or else when the local disk has it.
+    ack_after_upload: bool = True
     #: Requests under way at the same time.
     max_connections: Annotated[int, Field(ge=1, le=1024)] = 32
     connect_timeout_seconds: PositiveSeconds = Field(default=10.0, alias="connect_timeout")

@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import re
 import stat
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,7 +36,7 @@ from fusefs.extents import ExtentSet
 from fusefs.inodes import Directory, File, Inode, Special, Symlink
 from fusefs.journal_format import InodeRecord, Position, StoredVersion, UploadReference
 from fusefs.keys import segment_of
-from fusefs.log_reader import LogReader, OldLog
+from fusefs.log_reader import NOWHERE, OldLog, batches, places
 from fusefs.placement import DETOURS_PREFIX, ORPHANS_PREFIX, ROOT_MARKER
 from fusefs.replay import Replay, Replayed
 
@@ -46,8 +46,6 @@ _T = TypeVar("_T")
 
 LOOKS_AT_ONCE: Final = 32
 """HEADs under way together."""
-
-_NOWHERE: Final = Position(0, 0)
 
 _MARK: Final = re.compile(r"([0-9a-f]+-[0-9a-f]+)@([0-9a-f]+)-([0-9a-f]+)")
 
@@ -69,9 +67,7 @@ class Recovered:
     #: Objects that belong to nobody any more.
     leftovers: list[Version] = field(default_factory=list)
     #: Where the story begins, for as long as any of it is not published.
-    first: Position = _NOWHERE
-    #: The objects that the logs are.
-    keys: list[str] = field(default_factory=list)
+    first: Position = NOWHERE
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,22 +87,23 @@ class Recovery:
         self._defaults = defaults
         self._looks = trio.CapacityLimiter(LOOKS_AT_ONCE)
 
-    async def read(self, reader: LogReader, old: OldLog) -> Recovered:
+    async def read(self, logs: Sequence[OldLog]) -> Recovered:
         """Return what is to be done. Raises `LogDamaged`, OSError of the local disk, and what the store raises."""
-        recovered = Recovered(keys=old.keys)
-        if not old.positions:
+        recovered = Recovered()
+        counting = places(logs)
+        if not counting:
             return recovered
-        recovered.first = old.positions[0]
+        recovered.first = counting[0][0]
         replay = Replay(self._sources.stage.new_file)
         size = 0
-        async for batch in reader.batches(old):
+        async for batch in batches(logs):
             replay.apply(batch)
             size += 1
             if size % 100 == 0:
-                _log.info("read %d of %d batches of the log", size, len(old.positions))
+                _log.info("read %d of %d batches of the log", size, len(counting))
         _log.info(
             "the log of an earlier mount has %d batches, about %d files and directories",
-            len(old.positions),
+            len(counting),
             len(replay.inodes),
         )
         leftovers = {version.key: version for version in replay.leftovers}
@@ -186,7 +183,7 @@ class Recovery:
         in_the_way = leftovers.get(upload.key)
         mode: PutMode = IfMatch(in_the_way.etag) if in_the_way is not None else CREATE_ONLY
         resumed = self._storage.resume_multipart(upload.key, upload.upload_id)
-        explicit = replayed.bytes_since(Position(0, 0)).explicit
+        explicit = replayed.bytes_since(NOWHERE).explicit
         parts: list[Part] = []
         end = 0
         try:
@@ -206,7 +203,7 @@ class Recovery:
                 f" which cannot be completed: {error}"
             ) from error
         leftovers.pop(upload.key, None)
-        return [_Found(Version(upload.key, etag, end), Position(0, 0))]
+        return [_Found(Version(upload.key, etag, end), NOWHERE)]
 
     # Building
 
@@ -236,7 +233,7 @@ class Recovery:
         base = current.version if current is not None else _lost(replayed)
         if replayed.file is None or replayed.size is None:
             return Content(self._sources, base=base)
-        sources = replayed.bytes_since(current.complete_to if current is not None else Position(0, 0))
+        sources = replayed.bytes_since(current.complete_to if current is not None else NOWHERE)
         if base is None:
             sources.stored.truncate(0)
         else:
@@ -295,7 +292,7 @@ def _own(replayed: Replayed, info: ObjectInfo) -> _Found | None:
     if mark is not None and mark[1] == replayed.last.log_id:
         return _Found(version, Position(int(mark[2], 16), int(mark[3], 16)))
     if StoredVersion(info.key, info.etag, info.size) in replayed.versions:
-        return _Found(version, Position(0, 0))
+        return _Found(version, NOWHERE)
     return None
 
 

@@ -7,6 +7,7 @@ outage is waited for; `prefixed`, so that everything above sees keys of its own 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from backends.base import ObjectStorage
 from backends.directory import DirectoryStorage
@@ -56,6 +57,11 @@ def open_beside(
         )
         backend = S3Storage(options, probe_prefix=store.prefix, known=backend)
     return _wrapped(store, MeteredStorage(backend, counted_with=opened.meter), retry_timeout_seconds)
+
+
+def open_local(directory: Path) -> ObjectStorage:
+    """Return a store in a directory of this host; what it has confirmed is on the disk."""
+    return DirectoryStorage(directory)
 
 
 def _wrapped(store: Store, meter: MeteredStorage, retry_timeout_seconds: float) -> OpenStore:

@@ -1,16 +1,20 @@
 """The term of a mount that is the only writer: from taking the lease to giving it back, with the log between.
 
-The log and the lease have connections of their own, so that a commit, or a renewal, does not wait behind uploads.
+The log is in the mounted prefix, or (`ack_after_upload = false`) on the local disk; the lease says where. A mount
+recovers what earlier terms have left in either place. The log and the lease have connections of their own, so that a
+commit, or a renewal, does not wait behind uploads.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -26,8 +30,9 @@ from fusefs.lease import Lease, NoLease
 from fusefs.lease_acquisition import Claim, acquire, check_supported
 from fusefs.lease_record import Identity
 from fusefs.log_reader import LogReader, OldLog
-from fusefs.stored_lease import longest_call_seconds
-from fusefs.stores import OpenStore, open_beside
+from fusefs.options import BucketStore
+from fusefs.stored_lease import LEASE_KEY, longest_call_seconds
+from fusefs.stores import OpenStore, open_beside, open_local
 
 _log = logging.getLogger(__name__)
 
@@ -49,9 +54,8 @@ class Term:
 
     lease: Lease
     committer: Committer
-    #: What earlier terms have left, and who reads it.
-    old: OldLog
-    reader: LogReader
+    #: What earlier terms have left, wherever their logs are.
+    old: list[OldLog]
 
 
 @asynccontextmanager
@@ -63,17 +67,22 @@ async def open_term(
         yield None
         return
     patience = config.mount.retry_timeout_seconds
-    async with _beside(config, store, patience, LOG_CONNECTIONS) as log:
-        reader = LogReader(log)
-        async with _lease(config, store, mount_id, known_dead, await _last_epoch(config, reader)) as lease:
+    async with _beside(config, store, patience, LOG_CONNECTIONS) as beside, _on_disk(config) as on_disk:
+        readers = {IN_BUCKET: LogReader(beside), place_on_disk(config): LogReader(on_disk)}
+        last_epoch = await _last_epoch(config, readers.values())
+        async with _lease(config, store, mount_id, known_dead, last_epoch) as lease:
             with _as_mount_error(config):
-                old = await reader.find(since_epoch=_oldest_log(lease), before_epoch=lease.epoch)
-            journal = Journal(log, lease.epoch, older=old.keys)
+                old = [
+                    await readers[place].find(since_epoch=since_epoch, before_epoch=lease.epoch)
+                    for place, since_epoch in _old_places(lease, readers)
+                ]
+            older = [(log.reader.storage, log.keys) for log in old]
+            journal = Journal(readers[_own_place(config)].storage, lease.epoch, older=older)
             committer = Committer(journal, lease, max_log_bytes=config.mount.log_size_bytes)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_forget_old_logs, journal, lease)
                 try:
-                    yield Term(lease=lease, committer=committer, old=old, reader=reader)
+                    yield Term(lease=lease, committer=committer, old=old)
                 finally:
                     with trio.CancelScope(shield=True, deadline=trio.current_time() + RELEASE_SECONDS):
                         await lease.release(clean=committer.is_empty)
@@ -109,7 +118,7 @@ async def _lease(
             holder=mount_id, host=socket.gethostname(), pid=os.getpid(), mountpoint=str(options.mountpoint)
         ),
         term_seconds=options.lease_term_seconds,
-        log=IN_BUCKET,
+        log=_own_place(config),
         at_least_epoch=last_epoch + 1,
         known_dead=known_dead,
     )
@@ -124,9 +133,41 @@ async def _lease(
             nursery.cancel_scope.cancel()
 
 
-async def _last_epoch(config: Config, reader: LogReader) -> int:
+def place_on_disk(config: Config) -> str:
+    """Return the name of the place of a log on the local disk, for people and for the mounts of this host."""
+    return f"{socket.gethostname()}:{_directory(config)}"
+
+
+def _directory(config: Config) -> Path:
+    digest = hashlib.sha256(config.store.identity.encode()).hexdigest()
+    return config.mount.cache_dir / "log" / digest[:16]
+
+
+def _own_place(config: Config) -> str:
+    is_local = isinstance(config.store, BucketStore) and not config.store.ack_after_upload
+    return place_on_disk(config) if is_local else IN_BUCKET
+
+
+@asynccontextmanager
+async def _on_disk(config: Config) -> AsyncIterator[ObjectStorage]:
+    """Open the store of logs on the local disk. Raises `MountError`."""
+    directory = _directory(config)
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        storage = open_local(directory)
+        await storage.probe()
+    except (OSError, StorageError) as error:
+        raise MountError(f"there can be no log in {directory}: {error}") from error
+    try:
+        yield storage
+    finally:
+        with trio.CancelScope(shield=True):
+            await storage.aclose()
+
+
+async def _last_epoch(config: Config, readers: Iterable[LogReader]) -> int:
     with _as_mount_error(config):
-        return await reader.last_epoch()
+        return max([await reader.last_epoch() for reader in readers])
 
 
 @contextmanager
@@ -138,16 +179,17 @@ def _as_mount_error(config: Config) -> Iterator[None]:
         raise MountError(f"{config.store.url}: {error}") from error
 
 
-def _oldest_log(lease: Lease) -> int:
-    """Return the first term whose log counts; where no lease tells, all that there are."""
+def _old_places(lease: Lease, known: Collection[str]) -> list[tuple[str, int]]:
+    """Return where earlier terms have kept logs, and from which term on; where no lease tells, all that there are."""
     if lease.previous is None:
-        return 1
+        return [(place, 1) for place in known]
     for log in lease.previous.logs:
-        if log.place != IN_BUCKET:
+        if log.place not in known:
             raise MountError(
-                f"acknowledged changes are in a log that is not in the bucket but at {log.place}"
+                f"what was confirmed and is not in the bucket yet is in the log at {log.place}: mount it there first,"
+                f" with that cache directory; if it is lost, remove the object {LEASE_KEY} to go on without it"
             )
-    return min((log.since_epoch for log in lease.previous.logs), default=lease.epoch)
+    return [(log.place, log.since_epoch) for log in lease.previous.logs]
 
 
 async def _forget_old_logs(journal: Journal, lease: Lease) -> None:

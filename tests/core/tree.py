@@ -312,17 +312,17 @@ def _build(
 
 async def _begin_log(storage: ObjectStorage, options: TreeOptions) -> tuple[OldLog, ChangeLog]:
     if not options.logged:
-        return OldLog(), NoLog()
+        return OldLog(reader=LogReader(storage)), NoLog()
     reader = LogReader(storage)
     epoch = await reader.last_epoch() + 1
     old = await reader.find(since_epoch=1, before_epoch=epoch)
-    journal = Journal(storage, epoch, older=old.keys)
+    journal = Journal(storage, epoch, older=[(storage, old.keys)])
     return old, Committer(journal, NoLease(epoch), max_log_bytes=options.max_log_bytes)
 
 
 async def _recover(tree: Tree, old: OldLog, log: Committer, options: TreeOptions) -> None:
     recovery = Recovery(tree.storage, tree.sources, options.defaults)
-    recovered = await recovery.read(LogReader(tree.storage), old)
+    recovered = await recovery.read([old])
     restoration = Restoration(tree.root, tree.namespace, tree.inodes, tree.placement, tree.publisher, log)
     await restoration.restore(recovered)
 

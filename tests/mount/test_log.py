@@ -93,6 +93,29 @@ def test_fsync_on_a_shared_mount(new_mount: NewMount, bucket: Bucket) -> None:
     assert bucket.log_size() == 0
 
 
+def test_a_log_on_the_local_disk(new_mount: NewMount, bucket: Bucket) -> None:
+    """With `ack_after_upload = false` the log is on the local disk: fsync returns when that has it. It survives the end
+    of the daemon, and not the loss of the disk. A mount that cannot see the log is refused as long as it is needed.
+    """
+    mount = new_mount(
+        None, "--no-ack-after-upload", "--publish-interval", "1 h", "--publish-delay", "1 h"
+    ).mount()
+    _write_synced(mount.path / "file", b"bytes")
+    assert bucket.log_size() == 0
+    mount.kill()
+    elsewhere = new_mount()
+    refused = elsewhere.run(elsewhere.mount_command())
+    assert refused.returncode == 1
+    assert len(refused.stderr.splitlines()) == 1
+    assert f"{socket.gethostname()}:{mount.cache_dir}/log/" in refused.stderr
+    mount.mount()
+    assert (mount.path / "file").read_bytes() == b"bytes"
+    mount.umount()
+    assert bucket.read("file") == b"bytes"
+    elsewhere.mount()
+    assert (elsewhere.path / "file").read_bytes() == b"bytes"
+
+
 def test_one_mount_at_a_time(new_mount: NewMount) -> None:
     """A prefix has one default mount at a time. Another one is refused as long as the first is alive; where that was
     lost, it waits for `lease_term` without a sign of life. A mount of the same host and cache directory takes over at
