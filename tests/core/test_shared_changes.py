@@ -1,0 +1,94 @@
+"""What another client does to the bucket, as a shared mount sees it: within the interval, and at open at the latest."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from backends.memory import MemoryStorage
+from fusefs.attributes import to_metadata
+from fusefs.errors import NoSuchEntry, NoSuchInode, StaleFile
+from fusefs.filesystem import AttributeChanges, FilesystemOptions
+from tests.core.tree import CALLER, TreeOptions, open_tree
+
+SHARED = TreeOptions(filesystem=FilesystemOptions(shared=True), revalidate_seconds=1.0)
+INTERVAL = 1.1
+
+
+async def test_numbers_of_what_did_not_change_stay(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """Each listing is merged into what is known: the kernel's inodes of the other entries are not forgotten."""
+    storage = MemoryStorage()
+    for name in ("changed", "gone", "same", "d/same", "d/gone"):
+        await storage.put(name, b"x")
+    async with open_tree(storage, tmp_path, SHARED) as tree:
+        before = {
+            path: await tree.find(path) for path in ("changed", "gone", "same", "d", "d/same", "d/gone")
+        }
+        tree.filesystem.refer(
+            before["changed"]
+        )  # as long as the kernel knows it, its number is not given again
+        await storage.put("changed", b"other")
+        await storage.put("new", b"new")
+        await storage.delete("gone")
+        await storage.delete("d/gone")
+        await trio.sleep(INTERVAL)
+        assert await tree.names() == ["changed", "d", "new", "same"]
+        assert await tree.names("d") == ["same"]
+        for path in ("same", "d", "d/same"):
+            assert await tree.find(path) is before[path]
+        assert (await tree.find("changed")).number != before["changed"].number
+        for path in ("gone", "d/gone"):
+            with pytest.raises(NoSuchEntry):
+                await tree.find(path)
+
+
+async def test_attributes_that_another_host_changes(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """A change of mode leaves the ETag as it is, and the file the same one."""
+    storage = MemoryStorage()
+    await storage.put("f", b"x")
+    async with (
+        open_tree(storage, tmp_path / "1", replace(SHARED, mount_id="one")) as one,
+        open_tree(storage, tmp_path / "2", replace(SHARED, mount_id="two")) as two,
+    ):
+        ours, theirs = await one.find("f"), await two.find("f")
+        await two.filesystem.setattr(theirs.number, AttributeChanges(mode=0o600))
+        await trio.sleep(INTERVAL)
+        assert await one.find("f") is ours
+        assert ours.attributes.mode == stat.S_IFREG | 0o600
+
+
+async def test_attributes_that_both_change(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """What is being published here is not replaced by what a listing said before."""
+    storage = MemoryStorage()
+    await storage.put("f", b"x")
+    async with open_tree(storage, tmp_path, SHARED) as tree:
+        file = await tree.find("f")
+        await storage.copy("f", "f", metadata=to_metadata(replace(file.attributes, uid=7)))
+        await tree.filesystem.setattr(file.number, AttributeChanges(mode=0o600))
+        await trio.sleep(INTERVAL)
+        await tree.names()
+        assert (await tree.find("f")).attributes.mode == stat.S_IFREG | 0o600
+
+
+async def test_a_file_that_is_open_is_one_version_or_stale(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """Whether its object was replaced or removed: what is not here yet is not taken from another version."""
+    storage = MemoryStorage()
+    for name in ("replaced", "removed"):
+        await storage.put(name, b"old" * 4_000_000)
+    async with open_tree(storage, tmp_path, SHARED) as tree:
+        handles = [await tree.open(name, os.O_RDONLY) for name in ("replaced", "removed")]
+        numbers = [(await tree.find(name)).number for name in ("replaced", "removed")]
+        await storage.put("replaced", b"new" * 4_000_000)
+        await storage.delete("removed")
+        for handle, number in zip(handles, numbers, strict=True):
+            with pytest.raises(StaleFile):
+                await tree.filesystem.read(handle, 9_000_000, 3)
+            with pytest.raises((NoSuchInode, StaleFile)):
+                await tree.filesystem.open(number, os.O_RDONLY, CALLER)
+        assert (await tree.read_file("replaced"))[:3] == b"new"
