@@ -204,6 +204,65 @@ async def _print_findings(config: Config, attributes: bool) -> bool:
     return found
 
 
+@main.command()
+@click.argument("url")
+@store_flags
+@click.option(
+    "--config", "config_path", metavar="FILE", type=click.Path(), help="TOML file; flags win over it."
+)
+@click.option(
+    "--set-aside",
+    is_flag=True,
+    help="Move what cannot be read to .fusefs/damaged/, so that URL can be mounted.",
+)
+def recover(url: str, *, config_path: str | None, set_aside: bool, **flags: object) -> None:
+    """Tell what can be saved of a damaged log in URL. Without --set-aside nothing is changed.
+
+    Exit status: 0 a mount can read the log, 1 it cannot, 2 the command or the configuration is wrong, 3 the bucket
+    could not be read or written.
+    """
+    import trio
+
+    from backends.errors import StorageError
+
+    try:
+        config = Config.of_store(url, config_path=config_path, flags=flags)
+    except ConfigError as error:
+        _fail(str(error), status=2)
+    try:
+        is_whole = trio.run(_print_diagnosis, config, set_aside)
+    except MountError as error:
+        _fail(str(error), status=3)
+    except StorageError as error:
+        _fail(f"{config.store.url}: {error}", status=3)
+    sys.exit(0 if is_whole else 1)
+
+
+async def _print_diagnosis(config: Config, set_aside: bool) -> bool:
+    """Tell how the log stands and, if `set_aside`, mend it; return whether a mount can read it then."""
+    from fusefs.log_repair import LogRepair
+    from fusefs.stores import open_store
+    from fusefs.term import alone_for
+
+    store = open_store(config.store, retry_timeout_seconds=config.mount.retry_timeout_seconds)
+    try:
+        await store.storage.probe(read_only=not set_aside)
+        repair = LogRepair(store.storage)
+        if not set_aside:
+            found = await repair.diagnose()
+            click.echo(found)
+            return not found.lost
+        async with alone_for("fusefs recover", config, store):
+            found = await repair.diagnose()
+            click.echo(found)
+            if found.lost:
+                await repair.set_aside(found)
+                click.echo("what cannot be read is in .fusefs/damaged/ now, and a mount applies the rest")
+        return True
+    finally:
+        await store.storage.aclose()
+
+
 def _watch(label: str, progress: Iterator[Progress]) -> str | None:
     """Show progress on a terminal until its end; return the daemon's complaint, if it has one."""
     most = 0

@@ -68,8 +68,11 @@ class LogReader:
 
     async def last_epoch(self) -> int:
         """Return the last term that has left anything; 0 if none has."""
-        found = [position.epoch for key in await self._keys() if (position := position_of(key)) is not None]
-        return max(found, default=0)
+        return max((position.epoch for position in await self.positions()), default=0)
+
+    async def positions(self) -> list[Position]:
+        """Return every batch that is there, whether it counts or not, in order."""
+        return sorted(filter(None, map(position_of, await self._keys())))
 
     async def find(self, *, since_epoch: int, before_epoch: int) -> OldLog:
         """Seal the logs of the terms from `since_epoch` to `before_epoch`, and return which batches count.
@@ -96,7 +99,10 @@ class LogReader:
         try:
             return decode(data, position)
         except DamagedBatch as error:
-            raise LogDamaged(f"the log is damaged, nothing of it was applied: {key!r}: {error}") from error
+            raise LogDamaged(
+                f"the log is damaged, and nothing of it was applied: {key!r}: {error};"
+                " `fusefs recover` tells what can be saved"
+            ) from error
 
     async def _keys(self) -> list[str]:
         return [

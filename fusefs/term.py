@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import socket
+import uuid
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -70,7 +71,13 @@ async def open_term(
     async with _beside(config, store, patience, LOG_CONNECTIONS) as beside, _on_disk(config) as on_disk:
         readers = {IN_BUCKET: LogReader(beside), place_on_disk(config): LogReader(on_disk)}
         last_epoch = await _last_epoch(config, readers.values())
-        async with _lease(config, store, mount_id, known_dead, last_epoch) as lease:
+        async with hold_lease(
+            config,
+            store,
+            identity(mount_id, str(config.mount.mountpoint)),
+            known_dead=known_dead,
+            at_least_epoch=last_epoch + 1,
+        ) as lease:
             with _as_mount_error(config):
                 old = [
                     await readers[place].find(since_epoch=since_epoch, before_epoch=lease.epoch)
@@ -104,22 +111,41 @@ async def _beside(
 
 
 @asynccontextmanager
-async def _lease(
-    config: Config, store: OpenStore, mount_id: str, known_dead: Collection[str], last_epoch: int
+async def alone_for(what: str, config: Config, store: OpenStore) -> AsyncIterator[None]:
+    """Keep every mount of the prefix away for the block; what is in logs stays to be recovered. Raises `MountError`."""
+    async with hold_lease(config, store, identity(uuid.uuid4().hex[:12], what)) as lease:
+        try:
+            yield
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + RELEASE_SECONDS):
+                await lease.release(clean=False)
+
+
+def identity(holder: str, what: str) -> Identity:
+    """Return how this process names itself in a lease; `what` is a mount point, or a command."""
+    return Identity(holder=holder, host=socket.gethostname(), pid=os.getpid(), mountpoint=what)
+
+
+@asynccontextmanager
+async def hold_lease(
+    config: Config,
+    store: OpenStore,
+    identity: Identity,
+    *,
+    known_dead: Collection[str] = (),
+    at_least_epoch: int = 1,
 ) -> AsyncIterator[Lease]:
-    """Take the lease, and have it renewed for the block."""
+    """Take the lease, and have it renewed for the block. Raises `MountError`."""
     options = config.mount
     if not options.lease:
         _log.warning("mounted without a lease: nothing keeps another mount from writing the same prefix")
-        yield NoLease(last_epoch + 1)
+        yield NoLease(at_least_epoch)
         return
     claim = Claim(
-        identity=Identity(
-            holder=mount_id, host=socket.gethostname(), pid=os.getpid(), mountpoint=str(options.mountpoint)
-        ),
+        identity=identity,
         term_seconds=options.lease_term_seconds,
         log=_own_place(config),
-        at_least_epoch=last_epoch + 1,
+        at_least_epoch=at_least_epoch,
         known_dead=known_dead,
     )
     patience = longest_call_seconds(options.lease_term_seconds)

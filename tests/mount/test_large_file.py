@@ -29,6 +29,7 @@ def test_sequential_write_in_bounded_memory(mount: Mount, bucket: Bucket) -> Non
         os.fsync(writer.fileno())
     peak = mount.peak_memory()
     print(f"peak memory of the daemon: {peak / MIB:.0f} MiB")
+    mount.umount()
     assert bucket.sizes() == {"large": SIZE}
     assert bucket.digest("large") == digest.hexdigest()
     assert peak <= PEAK_MEMORY

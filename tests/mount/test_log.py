@@ -208,7 +208,7 @@ def test_without_a_lease(mount: Mount, new_mount: NewMount, bucket: Bucket) -> N
 
 
 def test_a_damaged_log_stops_the_mount(new_mount: NewMount, bucket: Bucket, tmp_path: Path) -> None:
-    mount = new_mount(None, "--publish-interval", "1 h").mount()
+    mount = new_mount().mount("--publish-interval", "1 h", "--publish-delay", "1 h")
     _write_synced(mount.path / "file", b"bytes")
     mount.kill()
     key = max(key for key in bucket.sizes(housekeeping=True) if key.startswith(".fusefs/journal/"))
@@ -218,3 +218,12 @@ def test_a_damaged_log_stops_the_mount(new_mount: NewMount, bucket: Bucket, tmp_
     assert len(refused.stderr.splitlines()) == 1
     assert "the log is damaged" in refused.stderr
     assert key in refused.stderr
+    recover = [sys.executable, "-m", "fusefs", "recover", mount.url, *mount.flags]
+    told = mount.run(recover)
+    assert told.returncode == 1
+    assert len(told.stdout.splitlines()) == 1
+    assert key in told.stdout
+    assert mount.run([*recover, "--set-aside"]).returncode == 0
+    mount.mount()
+    assert os.listdir(mount.path) == []
+    assert bucket.sizes()[key.replace("/journal/", "/damaged/")] > 0
