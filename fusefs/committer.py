@@ -285,6 +285,7 @@ class Committer:
         self._unlogged_leftovers.clear()
         if captured or leftovers or ahead:
             self._append(nursery, captured, leftovers)
+        self._look_for_end()  # what came and went may have been all that there was
 
     async def _flush_streams(self) -> None:
         """Let files that go up as streams have all their full parts in the bucket, which need not be carried then."""

@@ -175,3 +175,19 @@ async def test_streaming_with_fsyncs_sends_little_twice(
         assert sum(call.bytes_sent for call in storage.calls) < 1.1 * len(data) + lists
     async with open_tree(storage, tmp_path / "2", options(publishes=True)) as tree:
         assert await tree.read_file("a") == data
+
+
+async def test_what_came_and_went_leaves_no_log(autojump_clock: MockClock, tmp_path: Path) -> None:
+    storage = SmallPartsStorage()
+    async with open_tree(storage, tmp_path, options(publishes=True)) as tree:
+        await tree.write_file("kept", b"bytes")
+        await tree.log.commit()
+        await tree.write_file("temporary", b"bytes")
+        await tree.publish_all()
+        await tree.write_file("another", b"bytes")
+        await tree.unlink("another")
+        await tree.publish_all()
+        assert await batches(storage) != []
+        await tree.log.commit()  # as it is done every few seconds
+        await trio.sleep(60)
+        assert await batches(storage) == []
