@@ -48,6 +48,10 @@ _HEADER: Final = struct.Struct(">8sQQQQIIQ")
 _RECORD: Final = struct.Struct(">IQI")
 _RECORD_CONTEXT: Final = struct.Struct(">QQIIQ")
 _CHECKSUM: Final = struct.Struct(">I")
+
+SEAL_SIZE: Final = _HEADER.size + _CHECKSUM.size
+"""Bytes of a batch without records, which a seal is."""
+
 _BATCH_KEY: Final = re.compile(re.escape(JOURNAL_PREFIX) + r"([0-9a-f]{16})/([0-9a-f]{16})")
 
 
@@ -167,6 +171,11 @@ class Batch:
 def batch_key(position: Position) -> str:
     """Return the key of a batch; keys sort as positions do."""
     return f"{JOURNAL_PREFIX}{position.epoch:016x}/{position.sequence:016x}"
+
+
+def epoch_prefix(epoch: int) -> str:
+    """Return the prefix of the keys of a term's batches."""
+    return f"{JOURNAL_PREFIX}{epoch:016x}/"
 
 
 def position_of(key: str) -> Position | None:

@@ -4,14 +4,14 @@ Of the objects below the journal's prefix not all count. Batches that are not ne
 holes where others of them are deleted already; and of batches that were on their way when their writer died some may
 have arrived without those before them. A *run* is a stretch without gaps. The log of a term is the last run that
 reaches back to the cutoff which its own last commit names, up to that commit; what is before its cutoff, and the runs
-before and behind it, are left out.
+before and behind it, are left out. So is what is behind a seal: it arrived after somebody had ended the term.
 
 Nothing is written but seals.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -22,12 +22,14 @@ from fusefs.errors import LogDamaged
 from fusefs.journal_format import (
     JOURNAL_PREFIX,
     SEAL,
+    SEAL_SIZE,
     Batch,
     DamagedBatch,
     Position,
     batch_key,
     decode,
     encode,
+    epoch_prefix,
     position_of,
 )
 
@@ -72,24 +74,22 @@ class LogReader:
 
     async def positions(self) -> list[Position]:
         """Return every batch that is there, whether it counts or not, in order."""
-        return sorted(filter(None, map(position_of, await self._keys())))
+        keys = [key for key, _ in await self._objects(JOURNAL_PREFIX)]
+        return sorted(filter(None, map(position_of, keys)))
 
     async def find(self, *, since_epoch: int, before_epoch: int) -> OldLog:
         """Seal the logs of the terms from `since_epoch` to `before_epoch`, and return which batches count.
 
         Raises `LogDamaged`, and what the store raises.
         """
-        found = OldLog(reader=self, keys=await self._keys())
-        by_epoch: dict[int, list[int]] = {}
-        for key in found.keys:
-            position = position_of(key)
-            if position is not None and since_epoch <= position.epoch < before_epoch:
-                by_epoch.setdefault(position.epoch, []).append(position.sequence)
-        for epoch, sequences in sorted(by_epoch.items()):
-            run, names = await self._run_that_counts(epoch, sorted(sequences))
-            found.keys.append(await self._seal(epoch, run))
-            found.positions += run
-            found.cutoff = max(found.cutoff, names)
+        found = OldLog(reader=self, keys=[key for key, _ in await self._objects(JOURNAL_PREFIX)])
+        epochs = {position.epoch for key in found.keys if (position := position_of(key)) is not None}
+        for epoch in sorted(epochs):
+            if since_epoch <= epoch < before_epoch:
+                log = await self._sealed(epoch)
+                found.keys = list(dict.fromkeys(found.keys + log.keys))
+                found.positions += log.positions
+                found.cutoff = max(found.cutoff, log.cutoff)
         return found
 
     async def read(self, position: Position) -> Batch:
@@ -104,36 +104,60 @@ class LogReader:
                 " `fusefs recover` tells what can be saved"
             ) from error
 
-    async def _keys(self) -> list[str]:
-        return [
-            info.key async for page in iterate_pages(self.storage, JOURNAL_PREFIX) for info in page.objects
-        ]
+    async def _objects(self, prefix: str) -> list[tuple[str, int]]:
+        """Return keys and sizes."""
+        pages = iterate_pages(self.storage, prefix)
+        return [(info.key, info.size) async for page in pages for info in page.objects]
 
-    async def _run_that_counts(self, epoch: int, sequences: Sequence[int]) -> tuple[list[Position], Position]:
-        """Return the batches of a term that count, and the cutoff that the last of them names."""
-        for run in reversed(_runs(sequences)):
-            for sequence in reversed(run):
-                batch = await self.read(Position(epoch, sequence))
-                if batch.is_continued or batch.is_seal:
-                    continue
-                reach = batch.cutoff.sequence if batch.cutoff.epoch == epoch else 1
-                if reach < run[0]:
-                    break  # what it builds on never arrived
-                counting = [Position(epoch, each) for each in run if each <= sequence]
-                return counting, batch.cutoff
-        return [], NOWHERE
+    async def _sealed(self, epoch: int) -> OldLog:
+        """Return what counts of a term that has ended for good.
 
-    async def _seal(self, epoch: int, run: list[Position]) -> str:
-        """Occupy the place of the next batch, so that a writer that still lives finds its term ended.
-
-        Where there is something already it is the seal of a recovery that did not come to its end, or a batch that
-        means nothing without those to follow: either is as good.
+        For that the place behind the batches is occupied, so that a writer that still lives finds its term ended. Where
+        that writer was quicker, what it has written is looked at as well.
         """
-        position = Position(epoch, run[-1].sequence + 1 if run else 1)
-        seal = encode(Batch(position=position, cutoff=position, flags=SEAL))
-        with suppress(PreconditionFailed):
-            await self.storage.put(batch_key(position), seal, mode=CREATE_ONLY)
-        return batch_key(position)
+        while True:
+            log, end = await self._look(epoch)
+            if end is None:
+                return log
+            seal = encode(Batch(position=end, cutoff=end, flags=SEAL))
+            with suppress(PreconditionFailed):
+                await self.storage.put(batch_key(end), seal, mode=CREATE_ONLY)
+                log.keys.append(batch_key(end))
+                return log
+
+    async def _look(self, epoch: int) -> tuple[OldLog, Position | None]:
+        """Return what counts of a term, and where its seal has to be; None if it has one."""
+        objects = await self._objects(epoch_prefix(epoch))
+        sizes = {
+            position.sequence: size for key, size in objects if (position := position_of(key)) is not None
+        }
+        seal = await self._first_seal(epoch, sizes)
+        runs = _runs([sequence for sequence in sorted(sizes) if seal is None or sequence < seal])
+        log = OldLog(reader=self, keys=[key for key, _ in objects])
+        end = runs[-1][-1] + 1 if runs else 1
+        for run in reversed(runs):
+            last = await self._last_commit(epoch, run)
+            if last is not None:
+                log.positions = [Position(epoch, each) for each in run if each <= last.position.sequence]
+                log.cutoff, end = last.cutoff, run[-1] + 1
+                break
+        return log, Position(epoch, end) if seal is None else None
+
+    async def _first_seal(self, epoch: int, sizes: Mapping[int, int]) -> int | None:
+        """Return where the log of a term was ended: what arrived behind that does not count."""
+        for sequence, size in sorted(sizes.items()):
+            if size == SEAL_SIZE and (await self.read(Position(epoch, sequence))).is_seal:
+                return sequence
+        return None
+
+    async def _last_commit(self, epoch: int, run: Sequence[int]) -> Batch | None:
+        """Return the last commit of a run, if the run has everything that it builds on."""
+        for sequence in reversed(run):
+            batch = await self.read(Position(epoch, sequence))
+            if not batch.is_continued:
+                reach = batch.cutoff.sequence if batch.cutoff.epoch == epoch else 1
+                return batch if reach >= run[0] else None
+        return None
 
 
 def _runs(sequences: Sequence[int]) -> list[list[int]]:

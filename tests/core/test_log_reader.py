@@ -1,0 +1,217 @@
+"""Which batches of a log count, whatever else is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backends.base import CREATE_ONLY
+from backends.errors import PreconditionFailed
+from backends.intercepted import Verb
+from backends.memory import MemoryStorage
+from fusefs.errors import LogDamaged
+from fusefs.journal_format import (
+    CONTINUED,
+    SEAL,
+    Batch,
+    LeftoverRecord,
+    Position,
+    Record,
+    StoredVersion,
+    batch_key,
+    decode,
+    encode,
+)
+from fusefs.log_reader import LogReader, OldLog, batches, places
+from tests.support.faulty import FaultyStorage
+
+SOMETHING: Final = (LeftoverRecord(StoredVersion("key", "etag", 1)),)
+
+
+async def put(
+    storage: MemoryStorage,
+    position: tuple[int, int],
+    cutoff: tuple[int, int] = (1, 1),
+    *,
+    flags: int = 0,
+    records: tuple[Record, ...] = SOMETHING,
+) -> None:
+    batch = Batch(position=Position(*position), cutoff=Position(*cutoff), flags=flags, records=records)
+    await storage.put(batch_key(batch.position), encode(batch), mode=CREATE_ONLY)
+
+
+async def find(storage: MemoryStorage | FaultyStorage, before_epoch: int = 9) -> OldLog:
+    return await LogReader(storage).find(since_epoch=1, before_epoch=before_epoch)
+
+
+def counting(*logs: OldLog) -> list[tuple[int, int]]:
+    return [(position.epoch, position.sequence) for position, _ in places(logs)]
+
+
+def sequences(epoch: int, numbers: Iterable[int]) -> list[tuple[int, int]]:
+    return [(epoch, number) for number in numbers]
+
+
+async def is_sealed(storage: MemoryStorage, position: tuple[int, int]) -> bool:
+    data = (await storage.get_range(batch_key(Position(*position)))).data
+    return decode(data, Position(*position)).is_seal
+
+
+async def test_all_that_there_is_counts() -> None:
+    storage = MemoryStorage()
+    for number in (1, 2, 3):
+        await put(storage, (1, number))
+    assert counting(await find(storage)) == sequences(1, (1, 2, 3))
+    assert await is_sealed(storage, (1, 4))
+
+
+async def test_what_is_before_the_cutoff_does_not_count() -> None:
+    """Some of it is deleted, in any order."""
+    storage = MemoryStorage()
+    for number in (1, 3, 5, 6):
+        await put(storage, (1, number), (1, 5) if number == 6 else (1, 1))
+    assert counting(await find(storage)) == sequences(1, (5, 6))
+
+
+async def test_what_overtook_another_batch_does_not_count() -> None:
+    storage = MemoryStorage()
+    for number in (1, 2, 4, 5):
+        await put(storage, (1, number))
+    assert counting(await find(storage)) == sequences(1, (1, 2))
+    assert await is_sealed(storage, (1, 3))
+
+
+async def test_a_seal_does_not_join_what_it_came_between() -> None:
+    """A recovery that was cut short has put its seal into the gap; the next one finds the same."""
+    storage = MemoryStorage()
+    for number in (1, 2, 4, 5):
+        await put(storage, (1, number))
+    first = counting(await find(storage))
+    assert counting(await find(storage)) == first == sequences(1, (1, 2))
+
+
+async def test_what_arrives_behind_a_seal_does_not_count() -> None:
+    """Not even what builds on nothing before it."""
+    storage = MemoryStorage()
+    await put(storage, (1, 1))
+    first = counting(await find(storage))
+    await put(storage, (1, 3), (1, 3))
+    assert counting(await find(storage)) == first == sequences(1, [1])
+
+
+async def test_a_batch_that_was_begun_counts_for_nothing() -> None:
+    storage = MemoryStorage()
+    await put(storage, (1, 1))
+    await put(storage, (1, 2), flags=CONTINUED)
+    await put(storage, (1, 3), flags=CONTINUED)
+    assert counting(await find(storage)) == sequences(1, [1])
+    with pytest.raises(PreconditionFailed):
+        await put(storage, (1, 4))  # the writer still lives, and wants to end it
+    assert counting(await find(storage)) == sequences(1, [1])
+
+
+async def test_a_writer_that_is_quicker_than_the_seal() -> None:
+    """What it has written counts, and its next batch is refused."""
+    storage = MemoryStorage()
+    await put(storage, (1, 1))
+    faulty = FaultyStorage(storage)
+    gate = faulty.hold(Verb.PUT)
+    found: list[OldLog] = []
+
+    async def look() -> None:
+        found.append(await find(faulty))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look)
+        await gate.reached.wait()
+        await put(storage, (1, 2))
+        gate.open()
+    assert counting(*found) == sequences(1, (1, 2))
+    assert await is_sealed(storage, (1, 3))
+
+
+async def test_nothing_but_parts_of_a_batch() -> None:
+    storage = MemoryStorage()
+    await put(storage, (1, 2), (1, 1))
+    assert counting(await find(storage)) == []
+
+
+async def test_the_last_term_says_what_is_needed_of_those_before() -> None:
+    storage = MemoryStorage()
+    for number in (1, 2, 3):
+        await put(storage, (1, number))
+    await put(storage, (3, 1), (1, 2))
+    assert counting(await find(storage)) == [(1, 2), (1, 3), (3, 1)]
+    await put(storage, (5, 1), (5, 1))
+    assert counting(await find(storage)) == [(5, 1)]
+
+
+async def test_a_term_that_has_lost_its_first_batch() -> None:
+    """It builds on terms before, and so on all of its own."""
+    storage = MemoryStorage()
+    await put(storage, (1, 1))
+    await put(storage, (2, 2), (1, 1))
+    assert counting(await find(storage)) == [(1, 1)]
+
+
+async def test_every_key_is_named() -> None:
+    """Seals, remains and strays are deleted with the rest."""
+    storage = MemoryStorage()
+    for number in (1, 3, 4, 6):
+        await put(storage, (1, number), (1, 3) if number == 4 else (1, 1))
+    log = await find(storage)
+    assert sorted(log.keys) == [batch_key(Position(1, number)) for number in (1, 3, 4, 5, 6)]
+
+
+@given(lost=st.sets(st.integers(1, 8)), continued=st.sets(st.integers(1, 8)))
+async def test_looking_twice_finds_the_same(lost: set[int], continued: set[int]) -> None:
+    """What counts ends with a commit, has no gap, and is all that the commit builds on."""
+    storage = MemoryStorage()
+    there = [number for number in range(1, 9) if number not in lost]
+    for number in there:
+        await put(storage, (1, number), flags=CONTINUED if number in continued else 0)
+    found = counting(await find(storage))
+    whole = 0
+    for number in range(1, 9):
+        if number in lost:
+            break
+        whole = whole if number in continued else number
+    assert found == sequences(1, range(1, whole + 1))
+    assert counting(await find(storage)) == found
+
+
+@given(place=st.integers(0, 400), bit=st.integers(0, 7), which=st.integers(1, 3))
+async def test_damage_is_told_and_nothing_applied(place: int, bit: int, which: int) -> None:
+    storage = MemoryStorage()
+    for number in (1, 2, 3):
+        await put(storage, (1, number))
+    key = batch_key(Position(1, which))
+    data = bytearray((await storage.get_range(key)).data)
+    data[place % len(data)] ^= 1 << bit
+    await storage.put(key, data)
+    with pytest.raises(LogDamaged, match=key):
+        _ = [batch async for batch in batches([await find(storage)])]
+
+
+@pytest.mark.parametrize("length", [0, 10, 60, 70])
+async def test_a_batch_that_was_cut_short(length: int) -> None:
+    storage = MemoryStorage()
+    await put(storage, (1, 1))
+    key = batch_key(Position(1, 1))
+    await storage.put(key, (await storage.get_range(key)).data[:length])
+    with pytest.raises(LogDamaged, match=key):
+        await find(storage)
+
+
+async def test_a_damaged_seal() -> None:
+    storage = MemoryStorage()
+    await put(storage, (1, 1))
+    await put(storage, (1, 2), flags=SEAL, records=())
+    await storage.put(batch_key(Position(1, 2)), b"x" * 60)
+    with pytest.raises(LogDamaged):
+        await find(storage)
