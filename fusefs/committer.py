@@ -81,12 +81,12 @@ class Committer:
         #: Inodes of which the log has an older state; True where a commit has to tell of them.
         self._unlogged: dict[Inode, bool] = {}
         self._unlogged_leftovers: dict[StoredVersion, bool] = {}
-        #: Inodes of which some batch tells.
-        self._told: set[Inode] = set()
         #: In the order of positions.
         self._needed: dict[_Needing, Position] = {}
         #: The same of inodes that are being published, as of before that.
         self._publishing: dict[Inode, Position] = {}
+        #: Before that, what is needed of earlier terms is not known.
+        self._is_restored = False
 
         self._nursery: trio.Nursery | None = None
         self._requested = trio.Event()
@@ -137,8 +137,13 @@ class Committer:
     def recovered(self, inode: Inode, position: Position) -> None:
         """Note that batches of earlier terms, from `position` on, tell of the inode."""
         self._unlogged.pop(inode, None)
-        self._told.add(inode)
+        inode.is_in_log = True
         self._needed[inode] = position
+
+    def restored(self) -> None:
+        """Note that the tree has all that earlier terms have left: what nobody needs of their logs can go."""
+        self._is_restored = True
+        self._look_for_end()
 
     def _name(self, inode: Inode) -> None:
         if not inode.log_id:
@@ -160,10 +165,8 @@ class Committer:
         try:
             yield
         except BaseException:
-            self._needed = {
-                inode: before,
-                **{other: at for other, at in self._needed.items() if other is not inode},
-            }
+            self._needed[inode] = before
+            self._needed = dict(sorted(self._needed.items(), key=lambda item: item[1]))
             raise
         finally:
             del self._publishing[inode]
@@ -185,7 +188,8 @@ class Committer:
 
     @property
     def _is_idle(self) -> bool:
-        return not (self._needed or self._publishing or self._unlogged or self._unlogged_leftovers)
+        noted = self._needed or self._publishing or self._unlogged or self._unlogged_leftovers
+        return self._is_restored and not noted
 
     # What publications ask
 
@@ -298,8 +302,11 @@ class Committer:
         return sum(bytes_to_carry(inode) for inode in self._unlogged)
 
     def _is_worth_telling(self, inode: Inode) -> bool:
-        """Return whether a reader of the log has to know; of what came and went between two batches it has not."""
-        return inode.linked or inode in self._told
+        """Return whether a reader of the log has to know; of what came and went between two batches it has not.
+
+        That what has an object has no name any more is told once.
+        """
+        return inode.linked or (inode.version is not None if inode.is_in_log is None else inode.is_in_log)
 
     def _capture_some(self) -> list[Capture]:
         """Capture inodes until a batch is full."""
@@ -326,11 +333,9 @@ class Committer:
         for each in captured:
             note_captured(each)
             records.append(each.record)
-            self._told.add(each.inode)
-            if each.inode.linked:
+            each.inode.is_in_log = each.inode.linked
+            if each.inode.linked or each.inode.version is not None:
                 self._needed.setdefault(each.inode, position)
-            else:
-                self._told.discard(each.inode)
         for version in leftovers:
             records.append(LeftoverRecord(version))
             self._needed.setdefault(version, position)
@@ -338,7 +343,8 @@ class Committer:
             [next(iter(self._needed.values()), position), *self._publishing.values()],
         )
         sequence = self._journal.append(nursery, tuple(records), cutoff=cutoff, flags=flags)
-        nursery.start_soon(self._note_cutoff, sequence, cutoff)
+        if not flags & CONTINUED:  # or else it counts only together with one that may never arrive
+            nursery.start_soon(self._note_cutoff, sequence, cutoff)
         if self._journal.size_bytes > self._max_log_bytes:
             self._grown.set()
 

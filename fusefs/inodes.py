@@ -76,6 +76,8 @@ class Inode:
     handles: int = 0
     #: What the log calls it, and the metadata of its objects; "" as long as no log has had to.
     log_id: str = ""
+    #: Whether the last batch that tells of it says that it has a name; None if there is no such batch.
+    is_in_log: bool | None = None
     state: PublishState = field(default_factory=PublishState)
     #: When the store received the object, by its own clock, and as a listing says it. 0: since this mount wrote it,
     #: nobody has looked. Less than 0: not after that time (markers, of which only the index tells). None: not known.

@@ -28,6 +28,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
@@ -438,7 +439,7 @@ class Publisher:
             await self._log.commit()
             changes = inode.state.changes
             try:
-                with self._log.publishing(inode):
+                with self._publishing(inode, target):
                     version, is_current = await self._carry_out(inode, target)
             except (PreconditionFailed, NotFound, StaleFile) as error:
                 await self._keep_both(inode, target, error)
@@ -451,6 +452,10 @@ class Publisher:
             self._note_failure(inode, target, error)
         finally:
             self._finished(inode)
+
+    def _publishing(self, inode: Inode, target: str) -> AbstractContextManager[None]:
+        """Tell the log of an attempt after which it is not needed; on a detour, it is."""
+        return self._log.publishing(inode) if self._placement.target(inode) == target else nullcontext()
 
     async def _carry_out(self, inode: Inode, target: str) -> tuple[Version, bool]:
         """Return what is in the bucket now, and whether its metadata has the attributes of the time when this began."""

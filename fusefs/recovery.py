@@ -26,7 +26,15 @@ from typing import Final, TypeVar
 
 import trio
 
-from backends.base import CREATE_ONLY, IfMatch, ObjectInfo, ObjectStorage, Part, PutMode
+from backends.base import (
+    CREATE_ONLY,
+    IfMatch,
+    ObjectInfo,
+    ObjectStorage,
+    Part,
+    PutMode,
+    iterate_pages,
+)
 from backends.errors import InvalidPart, NotFound, PreconditionFailed, UploadNotFound
 from fusefs.attributes import Attributes, Defaults, from_metadata
 from fusefs.change_log import LOG_KEY
@@ -37,6 +45,7 @@ from fusefs.inodes import Directory, File, Inode, Special, Symlink
 from fusefs.journal_format import InodeRecord, Position, StoredVersion, UploadReference
 from fusefs.keys import segment_of
 from fusefs.log_reader import NOWHERE, OldLog, batches, places
+from fusefs.object_writer import CONFLICTS_PREFIX
 from fusefs.placement import DETOURS_PREFIX, ORPHANS_PREFIX, ROOT_MARKER
 from fusefs.replay import Replay, Replayed
 
@@ -47,6 +56,7 @@ _T = TypeVar("_T")
 LOOKS_AT_ONCE: Final = 32
 """HEADs under way together."""
 
+_LOG_ID: Final = re.compile(r"[0-9a-f]+-[0-9a-f]+")
 _MARK: Final = re.compile(r"([0-9a-f]+-[0-9a-f]+)@([0-9a-f]+)-([0-9a-f]+)")
 
 
@@ -90,9 +100,13 @@ class Recovery:
     async def read(self, logs: Sequence[OldLog]) -> Recovered:
         """Return what is to be done. Raises `LogDamaged`, OSError of the local disk, and what the store raises."""
         recovered = Recovered()
+        if places(logs):
+            await self._read(logs, recovered)
+        await self._find_hidden(recovered)
+        return recovered
+
+    async def _read(self, logs: Sequence[OldLog], recovered: Recovered) -> None:
         counting = places(logs)
-        if not counting:
-            return recovered
         recovered.first = counting[0][0]
         replay = Replay(self._sources.stage.new_file)
         size = 0
@@ -112,7 +126,16 @@ class Recovery:
         recovered.inodes.sort(key=lambda found: found.path)
         taken = {found.version for found in recovered.inodes}
         recovered.leftovers = [version for version in recovered.leftovers if version not in taken]
-        return recovered
+
+    async def _find_hidden(self, recovered: Recovered) -> None:
+        """Note what was left of removed files that were open, and of objects that were out of the way."""
+        taken = {found.version for found in recovered.inodes}
+        for prefix in (ORPHANS_PREFIX, DETOURS_PREFIX):
+            async for page in iterate_pages(self._storage, prefix):
+                for info in page.objects:
+                    version = Version(info.key, info.etag, info.size)
+                    if _LOG_ID.fullmatch(info.key.removeprefix(prefix)) and version not in taken:
+                        recovered.leftovers.append(version)
 
     async def _for_each(self, things: Iterable[_T], look: Callable[[_T], Awaitable[None]]) -> None:
         failures: list[Exception] = []
@@ -276,7 +299,7 @@ def _names(replayed: Replayed) -> Iterable[str]:
     keys |= dict.fromkeys(version.key for version in replayed.versions)
     if replayed.upload is not None:
         keys[replayed.upload.key] = None
-    return keys
+    return [key for key in keys if not key.startswith(CONFLICTS_PREFIX)]  # nobody removes those
 
 
 def _keys_of(replayed: Replayed, paths: Iterable[tuple[bytes, ...]]) -> list[str]:

@@ -1,0 +1,380 @@
+"""The loss of a mount at every single call: what a later one has, from the bucket alone.
+
+Each scenario runs once for every call that it makes, which is the last one of its mount. The next mount must show the
+tree as it was at one moment of its history, not before what was acknowledged last. After that everything is
+published: then the bucket is that tree, and nothing of ours is left in it. The next mount may die at any of its calls,
+too, and the one after it must find the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import zlib
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from backends.errors import UploadNotFound
+from fusefs.extended_attributes import OBJECTS_PREFIX
+from fusefs.keys import RESERVED_PREFIX
+from fusefs.placement import ROOT_MARKER
+from fusefs.publisher import PublishOptions
+from tests.core.history import Entry, History, State, state_of
+from tests.core.mortal import Death, MortalStorage
+from tests.core.small_parts import PART, SmallPartsStorage, tree_options
+from tests.core.tree import open_tree, stored
+
+pytestmark = pytest.mark.usefixtures("small_parts")
+
+_BYTES: Final = Random(3).randbytes(64 * PART)
+SMALL: Final = b"small and old"
+NEW: Final = b"small and new"
+LARGE: Final = _BYTES[: 4 * PART + 100]
+
+PATIENCE_SECONDS: Final = 3_600.0
+"""On trio's clock: what has not ended by then hangs."""
+
+QUIET_SECONDS: Final = 90.0
+"""After which nothing is under way any more."""
+
+OPTIONS: Final = replace(tree_options(), logged=True, publish=PublishOptions(interval_seconds=5.0))
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Objects that are there, and what is done."""
+
+    before: Mapping[str, bytes]
+    act: Callable[[History], Coroutine[Any, Any, None]]
+
+
+async def create(history: History) -> None:
+    handle = await history.create("new")
+    await history.write(handle, 0, SMALL)
+    await history.fsync(handle)
+    await history.write(handle, 3, NEW)
+    await history.close(handle)
+
+
+async def replace_by_rename(history: History) -> None:
+    handle = await history.create("temporary")
+    await history.write(handle, 0, NEW)
+    await history.fsync(handle)
+    await history.close(handle)
+    await history.rename("temporary", "config")
+    await history.commit()
+
+
+async def replace_what_is_published(history: History) -> None:
+    handle = await history.create("temporary")
+    await history.write(handle, 0, NEW)
+    await history.close(handle)
+    await history.tree.publish_all()
+    await history.rename("temporary", "config")
+    await history.commit()
+
+
+async def change_in_place(history: History) -> None:
+    handle = await history.open("file")
+    for number in range(4):
+        await history.write(handle, number * PART + 17, NEW)
+        await history.fsync(handle)
+        await trio.sleep(3)
+    await history.close(handle)
+
+
+async def empty_and_rewrite(history: History) -> None:
+    for number in range(3):
+        handle = await history.open("file", os.O_WRONLY | os.O_TRUNC)
+        await history.write(handle, 0, bytes([number]) * 20)
+        await history.fsync(handle)
+        await history.close(handle)
+        await trio.sleep(1)
+
+
+async def cut_and_grow(history: History) -> None:
+    handle = await history.open("file")
+    await history.truncate("file", PART + 5)
+    await history.fsync(handle)
+    await history.truncate("file", 3 * PART)
+    await history.fsync(handle)
+    await history.truncate("file", 7)
+    await history.truncate("file", 9)
+    await history.write(handle, 20, NEW)
+    await history.fsync(handle)
+    await trio.sleep(6)
+    await history.truncate("file", 8)
+    await history.truncate("file", PART)
+    await history.fsync(handle)
+    await history.close(handle)
+
+
+async def rename_directory(history: History) -> None:
+    handle = await history.open("old/below/changed")
+    await history.write(handle, 0, NEW)
+    await history.rename("old", "new")
+    await history.fsync(handle)
+    await history.write(handle, len(NEW), NEW)
+    await history.close(handle)
+    await history.mkdir("old")
+    other = await history.create("old/clean")
+    await history.write(other, 0, NEW)
+    await history.close(other)
+    await history.commit()
+
+
+async def remove(history: History) -> None:
+    await history.unlink("file")
+    await history.commit()
+    await history.unlink("d/file")
+    await history.rmdir("d")
+    await history.commit()
+
+
+async def remove_while_open(history: History) -> None:
+    handle = await history.open("file")
+    other = await history.create("other")
+    await history.write(other, 0, SMALL)
+    await history.unlink("file")
+    await history.fsync(other)
+    await trio.sleep(2)
+    await history.write(handle, 0, NEW)
+    await history.fsync(handle)
+    await history.unlink("other")
+    await history.write(other, 0, NEW)
+    await history.fsync(other)
+    await trio.sleep(2)
+    await history.close(handle)
+    await history.close(other)
+
+
+async def rename_over_open(history: History) -> None:
+    handle = await history.open("file")
+    await history.write(handle, 5, NEW)
+    await history.rename("other", "file")
+    await history.fsync(handle)
+    await trio.sleep(2)
+    await history.write(handle, 5, SMALL)
+    await history.fsync(handle)
+    await history.close(handle)
+
+
+async def swap(history: History) -> None:
+    await history.exchange("a", "b")
+    await history.commit()
+    await history.chmod("a", 0o600)
+    await trio.sleep(2)
+    await history.exchange("a", "b")
+    await history.commit()
+
+
+async def rotate(history: History) -> None:
+    for number in range(3):
+        await history.rename("log.1", "log.2")
+        await history.rename("log", "log.1")
+        handle = await history.create("log")
+        await history.write(handle, 0, bytes([number]) * 30)
+        await history.fsync(handle)
+        await history.close(handle)
+        await trio.sleep(number)
+
+
+async def attributes(history: History) -> None:
+    await history.symlink("link", b"target")
+    await history.chmod("file", 0o600)
+    await history.set_xattr("file", b"short")
+    await history.commit()
+    await trio.sleep(2)
+    await history.set_xattr("file", _BYTES[:3_000])
+    await history.chmod("d", 0o700)
+    await history.commit()
+    await history.rename("link", "d/link")
+    await history.commit()
+
+
+async def stream(history: History) -> None:
+    handle = await history.create("big")
+    for number in range(6):
+        await history.write(handle, number * 2 * PART, _BYTES[number * 2 * PART : (number + 1) * 2 * PART])
+        await trio.sleep(0.1)
+        if number % 2:
+            await history.fsync(handle)
+    await history.write(handle, PART, NEW)
+    await history.fsync(handle)
+    await history.truncate("big", 7 * PART)
+    await history.fsync(handle)
+    await history.write(handle, 7 * PART, _BYTES[: 2 * PART])
+    await history.fsync(handle)
+    await history.close(handle)
+
+
+async def cut_a_stream(history: History) -> None:
+    handle = await history.create("big")
+    for number in range(4):
+        await history.write(handle, number * 2 * PART, _BYTES[number * 2 * PART : (number + 1) * 2 * PART])
+        await trio.sleep(0.1)
+    await history.fsync(handle)
+    await history.truncate("big", PART // 2)
+    await history.fsync(handle)
+    await history.write(handle, PART, NEW)
+    await history.fsync(handle)
+    await history.rename("big", "other")
+    await history.close(handle)
+    await history.commit()
+
+
+async def remove_a_stream(history: History) -> None:
+    handle = await history.create("big")
+    for number in range(4):
+        await history.write(handle, number * 2 * PART, _BYTES[number * 2 * PART : (number + 1) * 2 * PART])
+        await trio.sleep(0.1)
+    await history.fsync(handle)
+    await history.rename("big", "bigger")
+    await history.fsync(handle)
+    await trio.sleep(6)
+    await history.unlink("bigger")
+    await history.commit()
+    await history.close(handle)
+
+
+SCENARIOS: Final = {
+    "create": Scenario({}, create),
+    "replace by rename": Scenario({"config": LARGE}, replace_by_rename),
+    "replace what is published": Scenario({"config": LARGE}, replace_what_is_published),
+    "change in place": Scenario({"file": LARGE}, change_in_place),
+    "empty and rewrite": Scenario({"file": SMALL}, empty_and_rewrite),
+    "cut and grow": Scenario({"file": LARGE}, cut_and_grow),
+    "rename a directory": Scenario(
+        {"old/clean": SMALL, "old/below/changed": LARGE, "old/below/not": SMALL}, rename_directory
+    ),
+    "remove": Scenario({"file": LARGE, "d/file": SMALL}, remove),
+    "remove while open": Scenario({"file": LARGE}, remove_while_open),
+    "rename over an open file": Scenario({"file": LARGE, "other": SMALL}, rename_over_open),
+    "swap": Scenario({"a": SMALL, "b": LARGE}, swap),
+    "rotate": Scenario({"log": SMALL, "log.1": LARGE}, rotate),
+    "attributes": Scenario({"file": LARGE, "d/below": SMALL}, attributes),
+    "stream": Scenario({}, stream),
+    "cut a stream": Scenario({}, cut_a_stream),
+    "remove a stream": Scenario({}, remove_a_stream),
+}
+
+
+@pytest.mark.parametrize("death", Death)
+@pytest.mark.parametrize("name", SCENARIOS)
+async def test_a_mount_may_die_at_every_call(
+    name: str, death: Death, tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next mount has all that was acknowledged, and the tree as it was at one moment."""
+    caplog.set_level(logging.CRITICAL)
+    for call in count(1):
+        storage, history = await bucket(SCENARIOS[name])
+        has_died = await live(storage, history, SCENARIOS[name].act, call, death, tmp_path / f"{call}")
+        try:
+            await check(storage, history, tmp_path / f"{call}-next")
+        except BaseException as error:
+            error.add_note(f"the mount before has died at call {call}")
+            raise
+        if not has_died:
+            return
+
+
+async def bucket(scenario: Scenario) -> tuple[SmallPartsStorage, History]:
+    storage = SmallPartsStorage()
+    for key, data in scenario.before.items():
+        await storage.put(key, data, metadata={"mode": str(0o100644)})
+    return storage, History(scenario.before)
+
+
+async def live(
+    storage: SmallPartsStorage,
+    history: History,
+    act: Callable[[History], Coroutine[Any, Any, None]],
+    call: int,
+    death: Death,
+    where: Path,
+) -> bool:
+    """Let a mount die at a call; return whether it did before it had nothing more to do."""
+    mortal = MortalStorage(storage)
+    mortal.die_at(call, death)
+    has_died = True
+    with trio.CancelScope() as life:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_end_with, mortal, life)
+            async with open_tree(mortal, where, OPTIONS) as tree:
+                history.attend(tree)
+                with trio.fail_after(PATIENCE_SECONDS):
+                    await act(history)
+                    await tree.publish_all()
+                    await trio.sleep(QUIET_SECONDS)
+                has_died = mortal.dead.is_set()
+                mortal.die()
+                await trio.sleep_forever()
+    history.uploads += [(upload.key, upload.upload_id) for upload in await storage.list_multipart_uploads()]
+    return has_died
+
+
+async def _end_with(mortal: MortalStorage, life: trio.CancelScope) -> None:
+    await mortal.dead.wait()
+    life.cancel()
+
+
+async def look(history: History) -> None:
+    """Find the state of a mount that has just begun right, or raise; it is what is to be published."""
+    state = await state_of(history.tree)
+    assert history.allows(state), difference(history, state)
+    history.states, history.acknowledged = [state], 0
+
+
+async def check(storage: SmallPartsStorage, history: History, where: Path) -> None:
+    """The next mount shows a state that is allowed, publishes it, and leaves nothing else behind."""
+    async with open_tree(storage, where, OPTIONS) as tree:
+        history.attend(tree)
+        await look(history)
+        for key, upload_id in history.uploads:  # as a mount does that finds the notes of the one before
+            with suppress(UploadNotFound):
+                await storage.resume_multipart(key, upload_id).abort()
+        await tree.publish_all()
+        await trio.sleep(QUIET_SECONDS)
+        await look(history)
+    assert await left_in(storage) == []
+    assert {key: data for key, data in (await stored(storage)).items() if not key.endswith("/")} == {
+        path: entry.data for path, entry in history.states[-1].items() if not stat.S_ISDIR(entry.mode)
+    }
+    async with open_tree(storage, where / "last", replace(OPTIONS, logged=False)) as tree:
+        history.attend(tree)
+        await look(history)
+
+
+async def left_in(storage: SmallPartsStorage) -> list[str]:
+    """Return what there is in the bucket that nobody needs when everything is published."""
+    uploads = [f"upload {upload.key}" for upload in await storage.list_multipart_uploads()]
+    ours = [key for key in await stored(storage, ours=True) if key.startswith(RESERVED_PREFIX)]
+    return uploads + [key for key in ours if key != ROOT_MARKER and not key.startswith(OBJECTS_PREFIX)]
+
+
+def difference(history: History, state: State) -> str:
+    """Return how a state differs from each that is allowed."""
+    lines = []
+    for number, allowed in enumerate(history.states):
+        differing = sorted(path for path in state.keys() | allowed if state.get(path) != allowed.get(path))
+        told = [
+            f"{path}: {_brief(state.get(path))} and not {_brief(allowed.get(path))}" for path in differing
+        ]
+        lines.append(f"{number}{'' if number >= history.acknowledged else ' (too old)'}: {told}")
+    return "the tree is none of these:\n" + "\n".join(lines)
+
+
+def _brief(entry: Entry | None) -> str:
+    if entry is None:
+        return "nothing"
+    return f"{entry.mode:o} {len(entry.data)} bytes {entry.data[:40]!r} {zlib.crc32(entry.data):x} {entry.xattr[:10]!r}"
