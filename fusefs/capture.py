@@ -60,6 +60,18 @@ def capture(inode: Inode, *, room: int) -> Capture:
     return Capture(inode, record, tuple(covered), size)
 
 
+def leave_moved_upload(inode: Inode) -> None:
+    """Let the log be given the bytes of parts that it refers to, where the file is not where they go any more."""
+    upload = inode.content.upload if isinstance(inode, File) else None
+    if upload is None or upload.is_moved or not inode.linked or upload.key == inode.path_key:
+        return
+    assert isinstance(inode, File)
+    upload.is_moved = True
+    for number in upload.logged & upload.parts.keys():
+        part = upload.parts[number]
+        inode.content.note_unlogged(part.start, part.end)
+
+
 def note_captured(captured: Capture) -> None:
     """Say that the log has what was captured."""
     inode = captured.inode
@@ -70,7 +82,7 @@ def note_captured(captured: Capture) -> None:
         content.unlogged.remove(*extent)
     content.cut = None
     content.logged_size = captured.record.content.size
-    if content.upload is not None:
+    if content.upload is not None and not content.upload.is_moved:
         content.upload.logged.update(content.upload.parts)
 
 
@@ -112,7 +124,7 @@ def _capture_content(content: Content, room: int) -> tuple[ContentRecord, list[E
                 for _, part in sorted(upload.parts.items())
             ),
         )
-        if upload and upload.parts
+        if upload and upload.parts and not upload.is_moved
         else None,
     )
     ranges = [Extent(start, start + len(data)) for start, data in written]
@@ -121,7 +133,7 @@ def _capture_content(content: Content, room: int) -> tuple[ContentRecord, list[E
 
 def _referable(content: Content) -> list[Extent]:
     """Return the unlogged ranges that parts in the bucket hold as they are."""
-    if content.upload is None:
+    if content.upload is None or content.upload.is_moved:
         return []
     return [
         extent

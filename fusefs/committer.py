@@ -24,7 +24,7 @@ from typing import Final, TypeAlias
 import trio
 
 from backends.base import MIB, Metadata
-from fusefs.capture import Capture, bytes_to_carry, capture, note_captured, stored_version
+from fusefs.capture import Capture, bytes_to_carry, capture, leave_moved_upload, note_captured, stored_version
 from fusefs.change_log import LOG_KEY
 from fusefs.content import Version
 from fusefs.inodes import File, Inode
@@ -272,10 +272,11 @@ class Committer:
         self._busy_before = self._waiting > 1
 
     async def _send(self, nursery: trio.Nursery) -> None:
-        if self._bytes_to_carry() > BATCH_SIZE:
+        if self._exceeds_a_batch():
             await self._flush_streams()
         ahead = 0
-        while self._bytes_to_carry() > BATCH_SIZE:
+        # No await between this and the last capture: what is captured is one moment.
+        while self._exceeds_a_batch():
             self._append(nursery, self._capture_some(), flags=CONTINUED)
             ahead += 1
             if ahead == BATCHES_BEFORE_HOLD:
@@ -297,6 +298,11 @@ class Committer:
             for inode in self._unlogged:
                 if isinstance(inode, File) and bytes_to_carry(inode):
                     nursery.start_soon(_flush_stream, inode)
+
+    def _exceeds_a_batch(self) -> bool:
+        for inode in self._unlogged:
+            leave_moved_upload(inode)
+        return self._bytes_to_carry() > BATCH_SIZE
 
     def _bytes_to_carry(self) -> int:
         return sum(bytes_to_carry(inode) for inode in self._unlogged)

@@ -163,9 +163,12 @@ class _Stream:
             await self._log.commit()
             if self._fed == content.size and not content.unsent and not self._log.is_behind(self._file):
                 return
-            if self._fed > content.size:
-                raise _FileWasCut
+            self._check_not_cut()
             await self._send_again(writer)
+
+    def _check_not_cut(self) -> None:
+        if self._fed > self._content.size:
+            raise _FileWasCut
 
     async def _complete(self, writer: BufferedMultipartWriter, mode: PutMode) -> Version:
         size = self._content.size
@@ -187,18 +190,17 @@ class _Stream:
         full_end = last.start + writer.full_size(last.number)
         if last.end == self._fed < full_end:
             await self._withdraw([last.number])
+            self._check_not_cut()
             self._fed = min(full_end, self._content.size)
             await writer.rewrite(last.number, await self._content.obtain(last.start, self._fed))
 
     async def _send_again(self, writer: BufferedMultipartWriter) -> None:
         content = self._content
         for part in writer.sent:
-            end = min(part.end, content.size)
-            if content.unsent.intersect(part.start, end):
+            if content.unsent.intersect(part.start, part.end):
                 await self._withdraw([part.number])
-                await writer.rewrite(
-                    part.number, await content.obtain(part.start, min(part.end, content.size))
-                )
+                self._check_not_cut()
+                await writer.rewrite(part.number, await content.obtain(part.start, part.end))
 
     # What the log may refer to
 
@@ -229,7 +231,10 @@ class _Stream:
         if upload is None or not self._log.must_keep(self._file):
             return
         try:
-            await self._withdraw(list(upload.parts))
+            if upload.is_moved:
+                await self._log.commit()  # which gives it all of them
+            else:
+                await self._withdraw(list(upload.parts))
         except BaseException as error:
             _log.warning("the log needs upload %s of %r, which is not aborted", upload.upload_id, self.key)
             writer.leave()

@@ -191,3 +191,26 @@ async def test_what_came_and_went_leaves_no_log(autojump_clock: MockClock, tmp_p
         await tree.log.commit()  # as it is done every few seconds
         await trio.sleep(60)
         assert await batches(storage) == []
+
+
+async def test_a_new_file_under_the_old_name_of_a_stream(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """As a log is rotated: renamed while it is open and goes up, and another begun that is in the bucket first."""
+    storage = SmallPartsStorage()
+    data = RANDOM.randbytes(20 * PART)
+    async with open_tree(storage, tmp_path / "1", options(publishes=True)) as tree:
+        handle = await tree.create("log")
+        await tree.write(handle, 0, data)
+        await trio.sleep(1)
+        await tree.filesystem.fsync(handle)
+        file = await tree.find_file("log")
+        assert file.content.upload is not None
+        assert file.content.upload.logged
+        await tree.rename("log", "log.1")
+        await tree.write_file("log", b"new")
+        await trio.sleep(5)
+        assert (await stored(storage)).keys() == {"log"}
+    async with open_tree(storage, tmp_path / "2", options(publishes=True)) as tree:
+        assert await tree.read_file("log.1") == data
+        assert await tree.read_file("log") == b"new"
+        await tree.publish_all()
+    assert await stored(storage) == {"log": b"new", "log.1": data}
