@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fusefs.journal_format import JOURNAL_PREFIX
 from tests.mount.conftest import NewMount
 from tests.support.bucket import Bucket
 from tests.support.mounts import Mount, wait_until
@@ -243,13 +244,12 @@ def test_shared_mapping_is_coherent(mount: Mount, bucket: Bucket) -> None:
         os.pwrite(file.fileno(), b"write", 100)
         assert mapping[100:105] == b"write"
         mapping.flush()
-        os.fsync(file.fileno())
-        stored = bucket.read("mapped")
-        assert stored[100:105] == b"write"
-        assert stored[mmap.PAGESIZE - 2 : mmap.PAGESIZE + 2] == b"MMAP"
         mapping[0:4] = b"late"
     mount.umount()
-    assert bucket.read("mapped")[:4] == b"late"
+    stored = bucket.read("mapped")
+    assert stored[100:105] == b"write"
+    assert stored[mmap.PAGESIZE - 2 : mmap.PAGESIZE + 2] == b"MMAP"
+    assert stored[:4] == b"late"
 
 
 # Attributes
@@ -319,14 +319,14 @@ def test_statfs_promises_room(mount: Mount) -> None:
 
 
 def test_fsynced_bytes_are_in_the_bucket_when_fsync_returns(mount: Mount, bucket: Bucket) -> None:
-    """fsync in the middle of a file, again and again, while it stays open: boto3 sees each state at once."""
-    content = b""
+    """fsync in the middle of a file, again and again, while it stays open: boto3 sees them in the log at once."""
     with (mount.path / "wal").open("wb", buffering=0) as file:
         for number in range(10):
-            content += bytes_of(1000, number)
-            file.write(bytes_of(1000, number))
+            written = bytes_of(1000, number)
+            file.write(written)
             os.fsync(file.fileno())
-            assert bucket.read("wal") == content
+            log = [key for key in bucket.sizes(housekeeping=True) if key.startswith(JOURNAL_PREFIX)]
+            assert any(written in bucket.read(key) for key in log)
 
 
 def test_what_was_fsynced_survives_the_loss_of_the_host(mount: Mount) -> None:
@@ -347,14 +347,12 @@ def test_what_was_fsynced_survives_the_loss_of_the_host(mount: Mount) -> None:
     assert (directory / "final").read_bytes() == bytes_of(6 * MIB)
 
 
-def test_removal_is_durable_after_fsync_of_the_directory(mount: Mount, bucket: Bucket) -> None:
+def test_removal_is_durable_after_fsync_of_the_directory(mount: Mount) -> None:
     """A file removed and its directory fsynced does not come back."""
     (mount.path / "file").write_bytes(b"x")
     fsync_directory(mount.path)
-    assert bucket.sizes() == {"file": 1}
     (mount.path / "file").unlink()
     fsync_directory(mount.path)
-    assert bucket.sizes() == {}
     mount.kill()
     mount.mount_cold()
     assert os.listdir(mount.path) == []
