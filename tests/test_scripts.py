@@ -170,7 +170,9 @@ def test_arguments_that_cannot_be_meant_are_refused(machine: Machine, arguments:
     assert machine.calls() == []
 
 
-@pytest.mark.parametrize("script", ["scripts/setup", "scripts/run", "scripts/test", ".ci/run"])
+@pytest.mark.parametrize(
+    "script", ["scripts/setup", "scripts/run", "scripts/test", "scripts/bench", ".ci/run"]
+)
 def test_a_script_is_valid_bash(script: str) -> None:
     subprocess.run(["bash", "-n", ROOT / script], check=True, timeout=60)
     assert script == "scripts/setup" or os.access(ROOT / script, os.X_OK)

@@ -55,13 +55,19 @@ class SeaweedFS:
 
     def __init__(self) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="fusefs-weed-"))
-        self._ports = _free_ports([f"{service}.{kind}" for service in _SERVICES for kind in ("http", "grpc")])
+        listeners = [f"{service}.{kind}" for service in _SERVICES for kind in ("http", "grpc")]
+        self._ports = _free_ports([*listeners, "metrics"])
         self._process: subprocess.Popen[bytes] | None = None
         self._write_configuration()
 
     @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self._ports['s3.http']}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Where the server tells, in the format of Prometheus, what it has been asked."""
+        return f"http://127.0.0.1:{self._ports['metrics']}/metrics"
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -160,6 +166,7 @@ class SeaweedFS:
             "-s3",
             *ports,
             f"-s3.config={self._directory / 's3.json'}",
+            f"-metricsPort={self._ports['metrics']}",
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
             "-s3.autoCreateBucket=false",

@@ -1,0 +1,82 @@
+"""A TCP proxy that adds a round trip, in a process of its own so that it shares no interpreter with what is measured.
+
+    with Delay(server_port, round_trip_seconds=0.02) as delay:
+        ...  # http://127.0.0.1:{delay.port}
+
+Bytes pass half of the round trip later in each direction, in order, and as many as arrive: it is a longer way, not a
+narrower one. A new connection waits for one round trip more, as its handshake would.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import TracebackType
+from typing import Final
+
+import trio
+
+_CHUNK: Final = 256 * 1024
+_CHUNKS_UNDER_WAY: Final = 1024
+
+
+class Delay:
+    """Listens on a free port of the loopback for the length of a `with` block."""
+
+    port: int
+
+    def __init__(self, upstream_port: int, *, round_trip_seconds: float) -> None:
+        self._command = [sys.executable, "-m", __name__, str(upstream_port), str(round_trip_seconds)]
+
+    def __enter__(self) -> Delay:
+        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._process.stdout is not None
+        self.port = int(self._process.stdout.readline())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+async def _pump(source: trio.SocketStream, sink: trio.SocketStream, seconds: float) -> None:
+    send, receive = trio.open_memory_channel[tuple[float, bytes]](_CHUNKS_UNDER_WAY)
+
+    async def deliver() -> None:
+        async for due, data in receive:
+            await trio.sleep_until(due)
+            await sink.send_all(data)
+        await sink.send_eof()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(deliver)
+        async with send:
+            while data := await source.receive_some(_CHUNK):
+                await send.send((trio.current_time() + seconds, bytes(data)))
+
+
+async def _main(upstream_port: int, round_trip_seconds: float) -> None:
+    async def serve(client: trio.SocketStream) -> None:
+        try:
+            await trio.sleep(round_trip_seconds)
+            async with (
+                await trio.open_tcp_stream("127.0.0.1", upstream_port) as server,
+                trio.open_nursery() as nursery,
+            ):
+                nursery.start_soon(_pump, client, server, round_trip_seconds / 2)
+                nursery.start_soon(_pump, server, client, round_trip_seconds / 2)
+        except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # one side has gone; so does the other
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    print(listeners[0].socket.getsockname()[1], flush=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, serve, listeners)
+        await trio.to_thread.run_sync(sys.stdin.read)  # until whoever started this is gone
+        nursery.cancel_scope.cancel()
+
+
+if __name__ == "__main__":
+    trio.run(_main, int(sys.argv[1]), float(sys.argv[2]))
