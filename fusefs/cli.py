@@ -27,6 +27,11 @@ from fusefs.mountpoints import check_alive, check_mountpoint, unmount
 _READY: Final = "ready"
 
 
+_config_option: Final = click.option(
+    "--config", "config_path", metavar="FILE", type=click.Path(), help="TOML file; flags win over it."
+)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version("fusefs"), prog_name="fusefs")
 def main() -> None:
@@ -37,9 +42,7 @@ def main() -> None:
 @click.argument("url")
 @click.argument("mountpoint", type=click.Path())
 @configuration_flags
-@click.option(
-    "--config", "config_path", metavar="FILE", type=click.Path(), help="TOML file; flags win over it."
-)
+@_config_option
 @click.option("--foreground", is_flag=True, help="Stay in the foreground; SIGINT and SIGTERM unmount.")
 @click.option("--ready-descriptor", type=int, hidden=True)
 def mount(
@@ -160,9 +163,7 @@ def umount(mountpoint: str) -> None:
 @main.command()
 @click.argument("url")
 @store_flags
-@click.option(
-    "--config", "config_path", metavar="FILE", type=click.Path(), help="TOML file; flags win over it."
-)
+@_config_option
 @click.option(
     "--attributes", is_flag=True, help="Look at the metadata of each object too: a request for each."
 )
@@ -207,9 +208,7 @@ async def _print_findings(config: Config, attributes: bool) -> bool:
 @main.command()
 @click.argument("url")
 @store_flags
-@click.option(
-    "--config", "config_path", metavar="FILE", type=click.Path(), help="TOML file; flags win over it."
-)
+@_config_option
 @click.option(
     "--set-aside",
     is_flag=True,

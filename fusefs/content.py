@@ -43,6 +43,7 @@ from fusefs.block_checksums import BlockChecksums, enclosing
 from fusefs.errors import DamagedCache, StaleFile
 from fusefs.extents import Extent, ExtentSet
 from fusefs.kept_content import KeptContent
+from fusefs.open_upload import Flush, OpenUpload
 from fusefs.prefetch import SequentialDetector
 from fusefs.stage import Stage, StageFile
 from fusefs.stage_budget import StageBudget
@@ -90,46 +91,6 @@ class ContentSources:
     kept: KeptContent
     #: Whether somebody asks what the log has not been given yet.
     logged: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class SentPart:
-    """Bytes `start` to `end` of the file, as the bucket holds them for an upload under way."""
-
-    number: int
-    etag: str
-    start: int
-    end: int
-
-
-@dataclass(slots=True)
-class OpenUpload:
-    """The upload that is to become the file's object, and the parts of it that are as the file is."""
-
-    key: str
-    upload_id: str
-    parts: dict[int, SentPart] = field(default_factory=dict)
-    #: Those that the log refers to: until it has their bytes, the bucket has to keep them.
-    logged: set[int] = field(default_factory=set)
-    #: Whether the file has another name by now. Then the log cannot refer to parts any more: another file may get the
-    #: old name, and the upload could not be completed there.
-    is_moved: bool = False
-
-
-@dataclass(eq=False, slots=True)
-class Flush:
-    """How a stream is asked to let the bucket have every part that is full, now."""
-
-    #: Wakes the stream.
-    wake: trio.Event
-    asked: bool = False
-    done: trio.Event = field(default_factory=trio.Event)
-
-    async def ask(self) -> None:
-        """Return when that is so, or the stream is not to be asked any more."""
-        self.asked = True
-        self.wake.set()
-        await self.done.wait()
 
 
 @dataclass(eq=False, slots=True)

@@ -36,10 +36,11 @@ from backends.multipart import (
 from backends.multipart import SentPart as WrittenPart
 from fusefs.attributes import to_metadata
 from fusefs.change_log import ChangeLog
-from fusefs.content import Content, Flush, OpenUpload, SentPart, Spawn, Version
+from fusefs.content import Content, Spawn, Version
 from fusefs.errors import DamagedCache, StaleFile
 from fusefs.extents import ExtentSet
 from fusefs.inodes import File
+from fusefs.open_upload import Flush, OpenUpload, SentPart
 from fusefs.upload_plan import CopyRange, Multipart, Plan, UploadRange, plan
 
 _log = logging.getLogger(__name__)

@@ -1,0 +1,50 @@
+"""What is known of an upload while its file is being written: which parts the bucket has, and how to ask for more.
+
+The stream that sends the parts writes it, and the log reads it: bytes that a part holds need not be carried again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import trio
+
+
+@dataclass(frozen=True, slots=True)
+class SentPart:
+    """Bytes `start` to `end` of the file, as the bucket holds them for an upload under way."""
+
+    number: int
+    etag: str
+    start: int
+    end: int
+
+
+@dataclass(slots=True)
+class OpenUpload:
+    """The upload that is to become the file's object, and the parts of it that are as the file is."""
+
+    key: str
+    upload_id: str
+    parts: dict[int, SentPart] = field(default_factory=dict)
+    #: Those that the log refers to: until it has their bytes, the bucket has to keep them.
+    logged: set[int] = field(default_factory=set)
+    #: Whether the file has another name by now. Then the log cannot refer to parts any more: another file may get the
+    #: old name, and the upload could not be completed there.
+    is_moved: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Flush:
+    """How a stream is asked to let the bucket have every part that is full, now."""
+
+    #: Wakes the stream.
+    wake: trio.Event
+    asked: bool = False
+    done: trio.Event = field(default_factory=trio.Event)
+
+    async def ask(self) -> None:
+        """Return when that is so, or the stream is not to be asked any more."""
+        self.asked = True
+        self.wake.set()
+        await self.done.wait()
