@@ -20,7 +20,7 @@ def measure_limits(
     client: S3Client, bucket: str, sizes: Sizes, count_requests: RequestCounter
 ) -> list[Figure]:
     """Measure PUTs of what a commit is about, GETs of a block, and one object of the size of a stream."""
-    client.meta.events.register("before-call.s3.PutObject", _send_at_once)
+    client.meta.events.register_last("before-call.s3", _send_at_once)
     key, stream = f"limits-{uuid.uuid4().hex}", pattern(1, sizes.stream_bytes)
     figures = []
 
