@@ -436,7 +436,7 @@ class Publisher:
             await self._settle_doubts(inode)
             if target is None:
                 return
-            await self._log.commit()
+            await self._log_all_of(inode)
             changes = inode.state.changes
             try:
                 with self._publishing(inode, target):
@@ -456,6 +456,12 @@ class Publisher:
     def _publishing(self, inode: Inode, target: str) -> AbstractContextManager[None]:
         """Tell the log of an attempt after which it is not needed; on a detour, it is."""
         return self._log.publishing(inode) if self._placement.target(inode) == target else nullcontext()
+
+    async def _log_all_of(self, inode: Inode) -> None:
+        """Return when the log has the inode as it is now: it may change again while a commit is on its way."""
+        await self._log.commit()
+        while self._log.is_behind(inode):
+            await self._log.commit()
 
     async def _carry_out(self, inode: Inode, target: str) -> tuple[Version, bool]:
         """Return what is in the bucket now, and whether its metadata has the attributes of the time when this began."""
@@ -548,6 +554,7 @@ class Publisher:
             self._placement.forget(target)
             return
         if isinstance(inode, Directory):
+            await self._log_all_of(inode)
             changes = inode.state.changes
             version = await self._writer.write_marker_over(inode, target)
             self._placement.forget(target)

@@ -214,3 +214,22 @@ async def test_a_new_file_under_the_old_name_of_a_stream(autojump_clock: MockClo
         assert await tree.read_file("log") == b"new"
         await tree.publish_all()
     assert await stored(storage) == {"log": b"new", "log.1": data}
+
+
+async def test_a_change_during_the_commit_before_a_publication(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """It is in the log before it is published, like every other; and the log can go in the end."""
+    storage = FaultyStorage(SmallPartsStorage())
+    async with open_tree(storage, tmp_path, options(publishes=True)) as tree:
+        commit = storage.hold(Verb.PUT)
+        await tree.mkdir("d")
+        await commit.reached.wait()  # the publication's own
+        directory = await tree.find("d")
+        await tree.filesystem.setattr(directory.number, AttributeChanges(mode=0o700))
+        commit.open()
+        await tree.publish_all()
+        puts = [call.key for call in storage.calls_of(Verb.PUT)]
+        assert [key.startswith(JOURNAL_PREFIX) for key in puts] == [True, True, False]
+        await trio.sleep(60)
+        assert await batches(storage) == []
