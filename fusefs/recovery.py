@@ -43,7 +43,7 @@ from fusefs.errors import LogDamaged
 from fusefs.extents import ExtentSet
 from fusefs.inodes import Directory, File, Inode, Special, Symlink
 from fusefs.journal_format import InodeRecord, Position, StoredVersion, UploadReference
-from fusefs.keys import segment_of
+from fusefs.keys import RESERVED_PREFIX, segment_of
 from fusefs.log_reader import NOWHERE, OldLog, batches, places
 from fusefs.object_writer import CONFLICTS_PREFIX
 from fusefs.placement import DETOURS_PREFIX, ORPHANS_PREFIX, ROOT_MARKER
@@ -76,6 +76,8 @@ class Recovered:
     inodes: list[RecoveredInode] = field(default_factory=list)
     #: Objects that belong to nobody any more.
     leftovers: list[Version] = field(default_factory=list)
+    #: Prefixes of keys that something is to leave, and below which there are others too.
+    directories: set[str] = field(default_factory=set)
     #: Where the story begins, for as long as any of it is not published.
     first: Position = NOWHERE
 
@@ -103,6 +105,7 @@ class Recovery:
         if places(logs):
             await self._read(logs, recovered)
         await self._find_hidden(recovered)
+        await self._find_directories(recovered)
         return recovered
 
     async def _read(self, logs: Sequence[OldLog], recovered: Recovered) -> None:
@@ -136,6 +139,26 @@ class Recovery:
                     version = Version(info.key, info.etag, info.size)
                     if _LOG_ID.fullmatch(info.key.removeprefix(prefix)) and version not in taken:
                         recovered.leftovers.append(version)
+
+    async def _find_directories(self, recovered: Recovered) -> None:
+        """Note which directories are there, although no listing of their parents can tell that any more."""
+        departing = {version.key for version in recovered.leftovers}
+        for found in recovered.inodes:
+            if found.version is not None and found.version.key.removesuffix("/") == _key_of(found.path):
+                recovered.directories |= _prefixes_of(found.version.key)
+            elif found.version is not None:
+                departing.add(found.version.key)
+        unknown = set().union(*map(_prefixes_of, departing)) - recovered.directories
+
+        async def look_below(prefix: str) -> None:
+            async for page in iterate_pages(self._storage, prefix):
+                if any(info.key not in departing for info in page.objects):
+                    recovered.directories.add(prefix)
+                    return
+
+        await self._for_each(
+            [prefix for prefix in unknown if not prefix.startswith(RESERVED_PREFIX)], look_below
+        )
 
     async def _for_each(self, things: Iterable[_T], look: Callable[[_T], Awaitable[None]]) -> None:
         failures: list[Exception] = []
@@ -293,6 +316,15 @@ def _bytes(replayed: Replayed, explicit: ExtentSet, start: int, end: int) -> byt
     return replayed.file.read(start, end - start)
 
 
+def _key_of(path: Iterable[bytes]) -> str:
+    return "/".join(map(segment_of, path))
+
+
+def _prefixes_of(key: str) -> set[str]:
+    """Return the prefix of each directory on the way to a key; that of a marker's own is one of them."""
+    return {key[: end + 1] for end, letter in enumerate(key) if letter == "/"}
+
+
 def _names(replayed: Replayed) -> Iterable[str]:
     """Return the keys under which the inode's objects may be."""
     keys = dict.fromkeys(_keys_of(replayed, reversed(replayed.paths)))
@@ -303,7 +335,7 @@ def _names(replayed: Replayed) -> Iterable[str]:
 
 
 def _keys_of(replayed: Replayed, paths: Iterable[tuple[bytes, ...]]) -> list[str]:
-    keys = ["/".join(map(segment_of, path)) for path in paths]
+    keys = [_key_of(path) for path in paths]
     if _is_directory(replayed.last):
         return [f"{key}/" if key else ROOT_MARKER for key in keys]
     return keys

@@ -2,19 +2,22 @@
 
 First of all it is said what is where: a listing does not show what the log knows under another name, or not at all
 any more. Then parents come before children. A directory that the log does not tell of is in the bucket, and is looked
-up there; if there is none, because everything below it is still on its way, or gone, it is made.
+up there; if there is none, because everything below it is still on its way, or gone, it is made. Where a listing
+cannot tell, since something is on its way out of a directory, the recovery has looked whether that has anything else.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Final
 
 from fusefs.committer import Committer
 from fusefs.errors import NoSuchEntry
 from fusefs.inodes import Directory, InodeTable
+from fusefs.keys import name_of
+from fusefs.listed import UNKNOWN_DIRECTORY
 from fusefs.namespace import Namespace
 from fusefs.placement import Placement
 from fusefs.publisher import Publisher
@@ -49,8 +52,16 @@ class Restoration:
                 self._placement.place(found.inode, found.version)
         for leftover in recovered.leftovers:
             self._placement.leave(leftover)
-        for found in recovered.inodes:
-            self._enter(found, await self._directory(found.path[:-1]), recovered)
+        entries: dict[tuple[bytes, ...], RecoveredInode | None] = {
+            **dict.fromkeys(_paths_of(recovered.directories)),
+            **{found.path: found for found in recovered.inodes},
+        }
+        for path, entry in sorted(entries.items(), key=lambda item: item[0]):
+            directory = await self._directory(path[:-1])
+            if entry is not None:
+                self._enter(entry, directory, recovered)
+            elif path[-1] not in directory.children:
+                directory.attach(path[-1], UNKNOWN_DIRECTORY)
         self._committer.restored()
         if recovered.inodes or recovered.leftovers:
             _log.info(
@@ -86,3 +97,11 @@ class Restoration:
                 self._placement.place(inode, found.version)
         self._publisher.changed(inode)
         self._committer.recovered(inode, recovered.first)
+
+
+def _paths_of(prefixes: Iterable[str]) -> Iterator[tuple[bytes, ...]]:
+    for prefix in prefixes:
+        names = [name_of(segment) for segment in prefix.removesuffix("/").split("/")]
+        path = tuple(name for name in names if name is not None)
+        if len(path) == len(names):
+            yield path

@@ -332,7 +332,7 @@ async def look(history: History) -> None:
     """Find the state of a mount that has just begun right, or raise; it is what is to be published."""
     state = await state_of(history.tree)
     assert history.allows(state), difference(history, state)
-    history.states, history.acknowledged = [state], 0
+    history.resume(state)
 
 
 async def check(storage: SmallPartsStorage, history: History, where: Path) -> None:
@@ -377,4 +377,4 @@ def difference(history: History, state: State) -> str:
 def _brief(entry: Entry | None) -> str:
     if entry is None:
         return "nothing"
-    return f"{entry.mode:o} {len(entry.data)} bytes {entry.data[:40]!r} {zlib.crc32(entry.data):x} {entry.xattr[:10]!r}"
+    return f"{entry.mode:o} {len(entry.data)} bytes {entry.data[:9]!r} {zlib.crc32(entry.data):x} {entry.xattr[:10]!r}"

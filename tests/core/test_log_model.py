@@ -1,0 +1,114 @@
+"""Random operations on a tree with a log, and random deaths: the next mount has what it may have, and goes on from it.
+
+Every mount of a walk makes some operations and dies at one of its calls to the store, its recovery and its
+publications included. Seeds are fixed, so that a walk that fails can be repeated.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from pathlib import Path
+from random import Random
+from typing import Final
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.core.history import History, State
+from tests.core.mortal import Death
+from tests.core.small_parts import PART, SmallPartsStorage
+from tests.core.test_log_crash import check, live, look
+
+pytestmark = pytest.mark.usefixtures("small_parts")
+
+NAMES: Final = ("a", "b", "c", "d", "e")
+PATHS: Final = (*NAMES, *(f"{directory}/{name}" for directory in NAMES[:3] for name in NAMES[:3]))
+MOUNTS: Final = 6
+WALKS: Final = 60
+
+
+class Walk:
+    """What one mount does: `steps` random operations."""
+
+    def __init__(self, rng: Random, steps: int) -> None:
+        self._rng = rng
+        self._steps = steps
+        self._open: list[int] = []
+
+    async def __call__(self, history: History) -> None:
+        await look(history)
+        for _ in range(self._steps):
+            await self._step(history)
+            if self._rng.random() < 0.3:
+                await trio.sleep(self._rng.choice([0.01, 0.1, 1, 6]))
+        for handle in self._open:
+            await history.close(handle)
+
+    async def _step(self, history: History) -> None:
+        rng, state = self._rng, history.state()
+        path, other = rng.choice(PATHS), rng.choice(PATHS)
+        known, target = state.get(path), state.get(other)
+        match rng.randrange(14):
+            case 0 | 1 | 2 if _is_free(state, path):
+                self._open.append(await history.create(path))
+            case 3 | 4 | 5 | 6 if self._open:
+                length = rng.choice([1, 100, PART, 3 * PART])
+                await history.write(
+                    rng.choice(self._open), rng.choice([0, 7, PART, 2 * PART - 3]), rng.randbytes(length)
+                )
+            case 7 if known is not None and stat.S_ISREG(known.mode):
+                if rng.random() < 0.5:
+                    await history.truncate(path, rng.choice([0, 5, PART, 3 * PART]))
+                else:
+                    self._open.append(await history.open(path, os.O_RDWR))
+            case 8 if self._open:
+                await history.close(self._open.pop(rng.randrange(len(self._open))))
+            case 9 if _is_free(state, path):
+                if rng.random() < 0.5:
+                    await history.mkdir(path)
+                else:
+                    await history.symlink(path, other.encode())
+            case 10 if known is not None:
+                if not stat.S_ISDIR(known.mode):
+                    await history.unlink(path)
+                elif not any(below.startswith(f"{path}/") for below in state):
+                    await history.rmdir(path)
+            case 11 if known is not None and path != other and not _is_within(path, other):
+                if (target is None and _is_free(state, other)) or (
+                    target is not None and stat.S_ISDIR(target.mode) == stat.S_ISDIR(known.mode) is False
+                ):
+                    await history.rename(path, other)
+                elif target is not None and rng.random() < 0.5:
+                    await history.exchange(path, other)
+            case 12 if known is not None and not stat.S_ISLNK(known.mode):
+                await history.chmod(path, rng.choice([0o600, 0o700, 0o755]))
+            case 13:
+                await history.commit()
+
+
+def _is_free(state: State, path: str) -> bool:
+    directory, slash, _ = path.rpartition("/")
+    parent = state.get(directory)
+    return path not in state and (not slash or (parent is not None and stat.S_ISDIR(parent.mode)))
+
+
+def _is_within(path: str, other: str) -> bool:
+    return path.startswith(f"{other}/") or other.startswith(f"{path}/")
+
+
+@pytest.mark.parametrize("seed", range(WALKS))
+async def test_random_deaths(
+    seed: int, tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    rng = Random(seed)
+    storage, history = SmallPartsStorage(), History({})
+    for mount in range(MOUNTS):
+        death = rng.choice(list(Death))
+        call = rng.randrange(1, 8 if death is Death.OVERTAKEN else 60)
+        await live(storage, history, Walk(rng, rng.randrange(5, 40)), call, death, tmp_path / f"{mount}")
+        if rng.random() < 0.3:
+            await check(storage, history, tmp_path / f"{mount}-checked")
