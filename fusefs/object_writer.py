@@ -26,6 +26,11 @@ class Written(NamedTuple):
     metadata: Metadata
 
 
+def has_to_go_up(inode: Inode) -> bool:
+    """Return whether the inode's object is made by an upload of its content."""
+    return isinstance(inode, File) and inode.linked and (inode.content.changed or inode.version is None)
+
+
 class ObjectWriter:
     """The requests that make an object equal to its inode. Each raises what the store raises."""
 
@@ -42,7 +47,7 @@ class ObjectWriter:
         """Make the object under `target` equal to the inode: an upload, or a copy where the bytes are there already."""
         await self._keep_xattrs(inode.attributes.xattrs)
         match inode:
-            case File() if inode.linked and (inode.content.changed or inode.version is None):
+            case File() if has_to_go_up(inode):
                 return Written(*await self._uploads.publish(inode, target, mode=mode, metadata=metadata))
             case File(version=Version() as source):
                 with inode.content.being_replaced():

@@ -41,7 +41,7 @@ from fusefs.change_log import ChangeLog, without_mark
 from fusefs.content import Version
 from fusefs.errors import FilesystemError, StaleFile
 from fusefs.inodes import Directory, File, Inode
-from fusefs.object_writer import ObjectWriter
+from fusefs.object_writer import ObjectWriter, has_to_go_up
 from fusefs.placement import Placement, directories_of
 from fusefs.sweeper import Sweeper
 from fusefs.timetable import Timetable
@@ -436,7 +436,10 @@ class Publisher:
             await self._settle_doubts(inode)
             if target is None:
                 return
-            await self._log_all_of(inode)
+            if not has_to_go_up(
+                inode
+            ):  # an upload sees to it before it completes, and spares the log what is in parts
+                await self._log_all_of(inode)
             changes = inode.state.changes
             try:
                 with self._publishing(inode, target):

@@ -233,3 +233,13 @@ async def test_a_change_during_the_commit_before_a_publication(
         assert [key.startswith(JOURNAL_PREFIX) for key in puts] == [True, True, False]
         await trio.sleep(60)
         assert await batches(storage) == []
+
+
+async def test_a_stream_is_sent_once(autojump_clock: MockClock, tmp_path: Path) -> None:
+    storage = FaultyStorage(SmallPartsStorage())
+    data = RANDOM.randbytes(20 * PART + 100)
+    async with open_tree(storage, tmp_path, options(publishes=True)) as tree:
+        await tree.write_file("file", data)
+        await tree.publish_all()
+        assert sum(call.bytes_sent for call in storage.calls) < 1.05 * len(data)
+    assert await stored(storage) == {"file": data}
