@@ -416,3 +416,26 @@ async def test_an_object_too_large_for_one_copy_is_copied_in_parts(
         await tree.publish_all()
         assert await stored(faulty) == {"new": body}
         assert len(faulty.calls_of(Verb.COPY_PART)) == 2
+
+
+async def test_parts_are_copied_from_the_version_that_was_planned_with(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Somebody else replaces the source of a patch that goes to another key: no object is a mixture of both."""
+    storage = FaultyStorage(SmallPartsStorage())
+    base = Random(5).randbytes(6 * PART)
+    await storage.put("old", base)
+    async with open_tree(storage, tmp_path, tree_options()) as tree:
+        handle = await tree.open("old")
+        await tree.write(handle, 2 * PART, b"c" * PART)  # enough for a part: nothing of the base is read
+        await tree.rename("old", "new")
+        copying = storage.hold(Verb.COPY_PART, times=math.inf)
+        await tree.close(handle)
+        await copying.reached.wait()
+        await storage.put("old", bytes(len(base)))
+        copying.open()
+        await tree.publish_all()
+        objects = await stored(storage, ours=True)
+        assert "new" not in objects
+        assert objects.pop("old") == bytes(len(base))
+        assert [key.startswith(".fusefs/conflicts/") for key in objects] == [True]
