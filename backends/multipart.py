@@ -157,6 +157,11 @@ class BufferedMultipartWriter:
         self._closed = True
         return etag
 
+    def forget_buffered(self) -> None:
+        """Take back what was written and not sent: it is to be written again."""
+        self._check_open()
+        self._buffer.clear()
+
     def leave(self) -> None:
         """Let the upload be as it is, neither complete nor aborted: somebody else knows of it and will end it."""
         self._closed = True

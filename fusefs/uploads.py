@@ -197,6 +197,10 @@ class _Stream:
 
     async def _send_again(self, writer: BufferedMultipartWriter) -> None:
         content = self._content
+        if not writer.sent:
+            # It is all in the writer's buffer, and older than the file by now.
+            writer.forget_buffered()
+            self._fed = 0
         for part in writer.sent:
             if content.unsent.intersect(part.start, part.end):
                 await self._withdraw([part.number])

@@ -243,3 +243,21 @@ async def test_a_stream_is_sent_once(autojump_clock: MockClock, tmp_path: Path) 
         await tree.publish_all()
         assert sum(call.bytes_sent for call in storage.calls) < 1.05 * len(data)
     assert await stored(storage) == {"file": data}
+
+
+async def test_a_small_file_that_is_written_again_before_its_publication_ends(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    storage = FaultyStorage(SmallPartsStorage())
+    async with open_tree(storage, tmp_path, options(publishes=True)) as tree:
+        handle = await tree.create("file")
+        await tree.write(handle, 0, b"old")
+        commit = storage.hold(Verb.PUT)
+        await tree.close(handle)
+        await commit.reached.wait()  # the upload's own, when it has read the file
+        handle = await tree.open("file")
+        await tree.write(handle, 0, b"new and longer")
+        commit.open()
+        await tree.close(handle)
+        await tree.publish_all()
+    assert await stored(storage) == {"file": b"new and longer"}
