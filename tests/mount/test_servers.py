@@ -3,56 +3,25 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from email.utils import formatdate
 from pathlib import Path
 
 import pytest
-import redis
 
 from tests.support.bucket import Bucket
 from tests.support.mounts import Mount, wait_until
+from tests.support.redis_server import content_of, load_redis, redis_server
+from tests.support.servers import answers, free_port, program, running
 
 MIB = 1024 * 1024
-
-
-def program(name: str) -> str:
-    """Where a program is; a missing one is a failure, because a test that is not run proves nothing."""
-    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
-    assert found is not None, f"{name} is not installed; scripts/test installs it"
-    return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-@contextmanager
-def running(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server for the block, and end it by SIGTERM, which it must obey."""
-    with log.open("ab") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.terminate()
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise
 
 
 # nginx
@@ -83,13 +52,8 @@ def nginx(uploaded: bytes, mount: Mount, tmp_path: Path) -> Iterator[str]:
         f"server {{ listen 127.0.0.1:{port}; root {mount.path}/www; autoindex on; }} }}"
     )
     with running([program("nginx"), "-c", str(configuration), "-e", "stderr"], tmp_path / "nginx.log"):
-        wait_until(lambda: _answers(port), "nginx")
+        wait_until(lambda: answers(port), "nginx")
         yield f"http://127.0.0.1:{port}"
-
-
-def _answers(port: int) -> bool:
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 def get(url: str, **headers: str) -> tuple[int, bytes]:
@@ -130,45 +94,6 @@ def test_nginx_serves_files(uploaded: bytes, mount: Mount, nginx: str) -> None:
 
 
 # Redis
-
-
-@contextmanager
-def redis_server(
-    directory: Path, fsync: str, log: Path
-) -> Iterator[tuple[redis.Redis, subprocess.Popen[bytes]]]:
-    """A Redis with its append-only file in `directory`, and a client of it."""
-    port = free_port()
-    command = [program("redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)]
-    command += ["--appendonly", "yes", "--appendfsync", fsync, "--save", ""]
-    with running(command, log) as process, closing(redis.Redis(port=port, socket_timeout=60)) as client:
-        wait_until(lambda: _pongs(client), "Redis")
-        yield client, process
-
-
-def _pongs(client: redis.Redis) -> bool:
-    try:
-        return bool(client.ping())
-    except redis.ConnectionError:
-        return False
-
-
-def load_redis(client: redis.Redis, commits: int, batch: int, salt: str) -> dict[bytes, bytes]:
-    """Set `commits` times `batch` values, and return them."""
-    expected: dict[bytes, bytes] = {}
-    for commit in range(commits):
-        values = {
-            f"{salt}:{commit}:{number}".encode(): f"{commit * number}".encode() * (number % 90 + 1)
-            for number in range(batch)
-        }
-        client.mset(values)
-        expected |= values
-    return expected
-
-
-def content_of(client: redis.Redis) -> dict[bytes, bytes]:
-    keys = list(client.scan_iter(count=1000))
-    assert client.dbsize() == len(keys)
-    return dict(zip(keys, client.mget(keys), strict=True))
 
 
 @pytest.mark.parametrize(("fsync", "commits", "batch"), [("everysec", 100, 100), ("always", 60, 20)])
