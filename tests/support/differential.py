@@ -7,6 +7,7 @@ step does to the mount, it ends: after `STEP_SECONDS` the daemon is killed and t
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import random
@@ -551,7 +552,12 @@ class Differential(RuleBasedStateMachine):
 
         def is_seen() -> bool:
             os.listdir(mounted.parent)
-            return mounted.read_bytes() == body(content)
+            try:
+                return mounted.read_bytes() == body(content)
+            except OSError as error:
+                if error.errno != errno.ESTALE:
+                    raise
+                return False  # it was opened before the mount knew
 
         wait_until(is_seen, "somebody else's bytes")
 
