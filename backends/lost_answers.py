@@ -25,11 +25,15 @@ from backends.base import (
     ObjectStorage,
     Part,
     PutMode,
+    UploadInfo,
 )
 from backends.errors import NotFound, PreconditionFailed
 from backends.rules import have_md5_etags, multipart_etag
 
 _COMPARED_AT_ONCE: Final = 8 * MIB
+
+_ROUNDED_NS: Final = 1_000_000_000
+"""Stores tell when an upload was begun in seconds."""
 
 
 async def etag_of_put(storage: ObjectStorage, key: str, data: Data, metadata: Metadata) -> str | None:
@@ -94,6 +98,22 @@ async def etag_of_completion(
     is_replaceable = isinstance(mode, IfMatch) and found.etag == mode.etag
     is_similar = found.etag.endswith(f"-{len(parts)}") and metadata is not None and found.metadata == metadata
     return found.etag if is_similar and not is_replaceable else None
+
+
+async def unanswered_uploads(
+    storage: ObjectStorage, upload: MultipartUpload, *, seconds: float
+) -> list[UploadInfo]:
+    """Return the uploads of the same key that were begun in the `seconds` before `upload` was.
+
+    So long its request was repeated. Nothing else tells an attempt's upload from one that somebody else began of this
+    key at that moment.
+    """
+    begun = [each for each in await storage.list_multipart_uploads(upload.key) if each.key == upload.key]
+    own = next((each for each in begun if each.upload_id == upload.upload_id), None)
+    if own is None:
+        return []
+    since_ns = own.initiated_ns - round(seconds * 1e9) - _ROUNDED_NS
+    return [each for each in begun if each is not own and since_ns <= each.initiated_ns <= own.initiated_ns]
 
 
 async def _find(storage: ObjectStorage, key: str) -> ObjectInfo | None:

@@ -5,21 +5,29 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from backends.base import OVERWRITE, Metadata, MultipartUpload, ObjectStorage, Part, PutMode
-from backends.errors import UploadNotFound
+from backends.base import NO_METADATA, OVERWRITE, Metadata, MultipartUpload, ObjectStorage, Part, PutMode
+from backends.errors import StorageError, Unavailable, UploadNotFound
 from backends.intercepted import InterceptedStorage, InterceptedUpload, Request, T
 
 
+class Note(Protocol):
+    """What is remembered of one upload; neither call may fail."""
+
+    def begun(self, upload_id: str) -> None: ...
+
+    def ended(self) -> None: ...
+
+
 class Notes(Protocol):
-    """Whoever remembers the uploads; neither call may fail."""
+    """Whoever remembers the uploads."""
 
-    def begun(self, key: str, upload_id: str) -> None: ...
-
-    def ended(self, upload_id: str) -> None: ...
+    async def beginning(self, key: str) -> Note:
+        """Return when a crash does not make it forgotten that an upload of `key` may begin. Raises `StorageError`."""
+        ...
 
 
 class NotingStorage(InterceptedStorage):
-    """A store whose uploads are noted when they begin, and struck out when they were completed or aborted."""
+    """A store whose uploads are noted before they begin, and struck out when they were completed or aborted."""
 
     def __init__(self, inner: ObjectStorage, notes: Notes) -> None:
         super().__init__(inner)
@@ -28,26 +36,36 @@ class NotingStorage(InterceptedStorage):
     async def _carry_out(self, request: Request, send: Callable[[], Awaitable[T]]) -> T:
         return await send()
 
+    async def create_multipart(self, key: str, *, metadata: Metadata = NO_METADATA) -> MultipartUpload:
+        note = await self._notes.beginning(key)
+        try:
+            upload = await self._inner.create_multipart(key, metadata=metadata)
+        except Unavailable:
+            raise  # it may have begun all the same
+        except StorageError:
+            note.ended()
+            raise
+        note.begun(upload.upload_id)
+        return _NotedUpload(upload, self, note)
+
     def _wrapped_upload(self, inner: MultipartUpload, metadata: Metadata | None) -> MultipartUpload:
-        if metadata is not None:  # begun by this process
-            self._notes.begun(inner.key, inner.upload_id)
-        return _NotedUpload(inner, self, self._notes)
+        return inner  # another process began it, and has noted it
 
 
 class _NotedUpload(InterceptedUpload):
-    def __init__(self, inner: MultipartUpload, storage: NotingStorage, notes: Notes) -> None:
+    def __init__(self, inner: MultipartUpload, storage: NotingStorage, note: Note) -> None:
         super().__init__(inner, storage)
-        self._notes = notes
+        self._note = note
 
     async def complete(self, parts: Sequence[Part], *, mode: PutMode = OVERWRITE) -> str:
         etag = await super().complete(parts, mode=mode)
-        self._notes.ended(self.upload_id)
+        self._note.ended()
         return etag
 
     async def abort(self) -> None:
         try:
             await super().abort()
         except UploadNotFound:
-            self._notes.ended(self.upload_id)
+            self._note.ended()
             raise
-        self._notes.ended(self.upload_id)
+        self._note.ended()

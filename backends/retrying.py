@@ -3,7 +3,8 @@
 Where a condition fails after an attempt whose answer was lost, the store is asked whether the conflict is with our
 own first attempt (`backends.lost_answers`); if it is, the call has succeeded.
 
-Limits: a `create_multipart` without an answer may leave an upload that nobody knows; the mount collects those. A call
+Where a `create_multipart` was repeated because an answer was lost, the upload of the lost one is looked for and
+aborted. Limits: one that never gets an answer may leave an upload that nobody knows; the mount collects those. A call
 that is cancelled during a pause may have taken effect, as a call during a crash may.
 
 Some stores (Ceph) answer 500, which sounds like something that passes, for parts of an upload that somebody has
@@ -44,12 +45,21 @@ from backends.errors import (
     UploadNotFound,
 )
 from backends.intercepted import InterceptedStorage, InterceptedUpload, Request, T, Verb
-from backends.lost_answers import etag_of_completion, etag_of_copy, etag_of_put, is_deleted
+from backends.lost_answers import (
+    etag_of_completion,
+    etag_of_copy,
+    etag_of_put,
+    is_deleted,
+    unanswered_uploads,
+)
 
 _log = logging.getLogger(__name__)
 
 _QUIET_SECONDS: Final = 60.0
 """At most one outage is announced in this time: a store that fails now and then must not fill the log."""
+
+_UNANSWERED_SECONDS: Final = 30.0
+"""How long what was begun without an answer may hold up a cancellation."""
 
 _GONE_AFTER: Final = 3
 """Failures of one call of an upload before the store is asked whether it knows the upload."""
@@ -125,6 +135,11 @@ class _Outage:
         self._announced = False
 
 
+def _is_doubtful(error: StorageError) -> bool:
+    """Return whether a request that failed so may have taken effect."""
+    return error.retryable and not isinstance(error, Throttled | ConcurrentRequest)
+
+
 class _Patience:
     """The failures of one call so far, and the pauses after them."""
 
@@ -144,7 +159,7 @@ class _Patience:
         if self._is_exhausted:
             return False
         self._failures += 1
-        self.is_in_doubt = self.is_in_doubt or not isinstance(error, Throttled | ConcurrentRequest)
+        self.is_in_doubt = self.is_in_doubt or _is_doubtful(error)
         pause = self._rng.uniform(0, self._policy.longest_pause_seconds(error, self._failures))
         next_attempt = trio.current_time() + pause
         # One more attempt at the deadline itself: by then the store may have come back.
@@ -225,6 +240,35 @@ class RetryingStorage(InterceptedStorage):
             if not passing or not await self._pause(request, patience, next(iter(passing.values()))):
                 return final | passing
             remaining = list(passing)
+
+    async def create_multipart(self, key: str, *, metadata: Metadata = NO_METADATA) -> MultipartUpload:
+        request = Request(Verb.CREATE_MULTIPART, key)
+        began_at = trio.current_time()
+        in_doubt = False
+
+        async def send() -> MultipartUpload:
+            nonlocal in_doubt
+            try:
+                return await self._inner.create_multipart(key, metadata=metadata)
+            except StorageError as error:
+                in_doubt = in_doubt or _is_doubtful(error)
+                raise
+
+        upload = await self._carry_out(request, send)
+        if in_doubt:
+            await self._abort_unanswered(upload, trio.current_time() - began_at)
+        return self._wrapped_upload(upload, metadata)
+
+    async def _abort_unanswered(self, upload: MultipartUpload, seconds: float) -> None:
+        """Abort what attempts have begun whose answer was lost, before `upload`, which has its answer."""
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + _UNANSWERED_SECONDS):
+            try:
+                for lost in await unanswered_uploads(self, upload, seconds=seconds):
+                    await self.resume_multipart(lost.key, lost.upload_id).abort()
+            except UploadNotFound:
+                pass
+            except StorageError as error:
+                _log.warning("an upload of %r may have begun twice: %s", upload.key, error)
 
     async def _carry_out(self, request: Request, send: Callable[[], Awaitable[T]]) -> T:
         return await self._repeat(request, send, None)

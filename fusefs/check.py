@@ -22,6 +22,7 @@ from fusefs.keys import RESERVED_PREFIX, name_of, name_of_file_beside
 from fusefs.listed import MAX_SYMLINK_SIZE
 from fusefs.object_writer import CONFLICTS_PREFIX
 from fusefs.placement import DETOURS_PREFIX, ORPHANS_PREFIX, ROOT_MARKER
+from fusefs.upload_notes import NOTES_PREFIX
 
 PROBES_PREFIX: Final = f"{RESERVED_PREFIX}probe/"
 """Where `probe` of the seam writes trial objects."""
@@ -62,6 +63,7 @@ _LEFT_BY_MOUNTS: Final = {
     ),
     DETOURS_PREFIX: (Kind.LEFTOVER, "a file on its way to another name; its mount did not finish"),
     PROBES_PREFIX: (Kind.LEFTOVER, "a trial object of a mount that was beginning"),
+    NOTES_PREFIX: (Kind.LEFTOVER, "says which uploads a mount has under way; needed until they have ended"),
 }
 
 

@@ -35,7 +35,8 @@ from fusefs.mountpoints import check_mountpoint, sync_filesystem
 from fusefs.operations import FuseOperations, KernelOptions
 from fusefs.stores import OpenStore, open_store
 from fusefs.term import open_term
-from fusefs.upload_notes import UploadNotes, abort_orphans
+from fusefs.upload_notes import Writer, open_notes
+from fusefs.upload_orphans import abort_orphans, find_orphans
 
 _log = logging.getLogger(__name__)
 
@@ -60,20 +61,25 @@ async def run_mount(config: Config, on_ready: Callable[[], None]) -> None:
         await _probe(store, config)
         cache = CacheDirectory.claim(config.mount.cache_dir, mount_id)
         with _bare_mount_errors():
-            notes = UploadNotes(cache.upload_notes, config.store.url)
-            storage = NotingStorage(store.storage, notes)
-            for orphan in cache.orphans:
-                notes.remember(orphan)
+            writer = _writer(config)
             async with (
                 open_term(config, store, mount_id=mount_id, known_dead=cache.dead) as term,
-                open_tree(config, storage, cache, mount_id, term) as tree,
-                trio.open_nursery() as nursery,
+                open_notes(store.storage, mount_id, writer) as notes,
             ):
-                # Only now: the log may have needed some of them.
-                if not config.mount.read_only:
-                    nursery.start_soon(abort_orphans, storage, config.store.url, cache.orphans)
-                await _Session(config, tree, cache).run(on_ready)
-                nursery.cancel_scope.cancel()
+                orphans = (
+                    []
+                    if config.mount.read_only
+                    else await find_orphans(store.storage, writer, known_dead=cache.dead)
+                )
+                storage = NotingStorage(store.storage, notes)
+                async with (
+                    open_tree(config, storage, cache, mount_id, term) as tree,
+                    trio.open_nursery() as nursery,
+                ):
+                    # Only now: the log may have needed some of them.
+                    nursery.start_soon(abort_orphans, store.storage, orphans)
+                    await _Session(config, tree, cache).run(on_ready)
+                    nursery.cancel_scope.cancel()
     finally:
         if cache is not None:
             cache.release()
@@ -86,6 +92,12 @@ async def run_mount(config: Config, on_ready: Callable[[], None]) -> None:
             used.bytes_sent,
             used.bytes_received,
         )
+
+
+def _writer(config: Config) -> Writer:
+    if config.mount.shared:
+        return Writer.SHARED
+    return Writer.OWNER if config.mount.lease else Writer.UNLEASED
 
 
 @contextmanager

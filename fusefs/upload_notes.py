@@ -1,94 +1,207 @@
-"""Which multipart uploads a mount has under way, in a file of its cache directory.
+"""Which multipart uploads a mount has under way, in an object `.fusefs/uploads/MOUNT` of its own.
 
 An upload that is neither completed nor aborted costs its owner money for ever, and S3 does not say who began it. So
-a mount notes its own, and the next one that finds the notes of a dead mount aborts what they name, and nothing else:
-uploads of other programs, and of other hosts, are not touched.
+a mount notes each one before it begins, and those who find the note of a dead mount (`fusefs.upload_orphans`) abort
+what it names, and nothing else: uploads of other programs, and of mounts that live, are not touched.
 
-The file has a JSON object per line: an upload that began, or the id of one that ended. A line that the crash cut off
-is left out. Notes are a help and no promise: where the disk refuses them, the mount goes on.
+The key is noted before the request that begins an upload, in a PUT that all who begin at that time share; the id
+follows in the background, with the next PUT. What has no id yet when its mount dies is found by its key and its time.
+As long as anything is noted the object changes every `BEAT_SECONDS`, so that others see that the mount lives.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from enum import StrEnum
+from typing import Final
+
+import trio
 
 from backends.base import ObjectStorage
 from backends.errors import StorageError
+from fusefs.keys import RESERVED_PREFIX
 
 _log = logging.getLogger(__name__)
 
+NOTES_PREFIX: Final = f"{RESERVED_PREFIX}uploads/"
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+BEAT_SECONDS: Final = 300.0
+"""A small PUT in this time costs nothing beside the uploads that it is about."""
+
+END_SECONDS: Final = 10.0
+"""How long the last word of the notes may hold up the end of a mount."""
+
+FORMAT_VERSION: Final = 1
+
+
+class Writer(StrEnum):
+    """What the mount is that wrote a note: it says who may end its uploads."""
+
+    #: It has the lease, and a log that may refer to uploads.
+    OWNER = "owner"
+    #: It has a log and no lease.
+    UNLEASED = "unleased"
+    SHARED = "shared"
+
+
+@dataclass(frozen=True, slots=True)
 class NotedUpload:
-    """An upload, and the store in which it is."""
+    """An upload that may be there; its id is None as long as it is not known that it has begun."""
 
-    url: str
     key: str
-    upload_id: str
+    upload_id: str | None
+    #: Since when it is noted, as of the writing of the note.
+    age_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class UploadNote:
+    """What the object says."""
+
+    writer: Writer
+    #: Makes every state of the object another one.
+    beat: int
+    uploads: tuple[NotedUpload, ...]
+
+    def encode(self) -> bytes:
+        return (json.dumps({"version": FORMAT_VERSION, **asdict(self)}) + "\n").encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> UploadNote:
+        """Return what `encode` has written. Raises ValueError for anything else."""
+        try:
+            document = json.loads(data)
+            if document["version"] != FORMAT_VERSION:
+                raise ValueError(f"its format is {document['version']}")
+            return cls(
+                writer=Writer(document["writer"]),
+                beat=int(document["beat"]),
+                uploads=tuple(map(_noted, document["uploads"])),
+            )
+        except (KeyError, TypeError, RecursionError) as error:
+            raise ValueError("it is damaged, or not of fusefs") from error
+
+
+def _noted(document: dict[str, object]) -> NotedUpload:
+    key, upload_id, age = document["key"], document["upload_id"], document["age_seconds"]
+    if not isinstance(key, str) or not isinstance(upload_id, str | None) or not isinstance(age, int | float):
+        raise TypeError
+    return NotedUpload(key, upload_id, age)
+
+
+class _Entry:
+    """One upload in the notes."""
+
+    def __init__(self, notes: UploadNotes, key: str) -> None:
+        self._notes = notes
+        self.key = key
+        self.upload_id: str | None = None
+        self.since = trio.current_time()
+
+    def begun(self, upload_id: str) -> None:
+        self.upload_id = upload_id
+        self._notes.tell()
+
+    def ended(self) -> None:
+        self._notes.forget(self)
 
 
 class UploadNotes:
-    """The notes of one mount; `url` names its store."""
+    """The notes of one mount; made by `open_notes`. `storage` is the mounted prefix."""
 
-    def __init__(self, path: Path, url: str) -> None:
-        self._path = path
-        self._url = url
+    def __init__(self, storage: ObjectStorage, mount_id: str, writer: Writer) -> None:
+        self._storage = storage
+        self._key = NOTES_PREFIX + mount_id
+        self._writer = writer
+        #: In the order in which they began.
+        self._entries: dict[_Entry, None] = {}
+        #: Whoever writes the object has it.
+        self._turn = trio.Lock()
+        self._changes = 0
+        self._saved = 0
+        self._beat = 0
+        self._wake = trio.Event()
 
-    def begun(self, key: str, upload_id: str) -> None:
-        """Note an upload of this mount."""
-        self.remember(NotedUpload(url=self._url, key=key, upload_id=upload_id))
-
-    def remember(self, upload: NotedUpload) -> None:
-        """Note an upload of any mount: one that is to be aborted."""
-        self._append(asdict(upload))
-
-    def ended(self, upload_id: str) -> None:
-        """Strike an upload out."""
-        self._append({"ended": upload_id})
-
-    def _append(self, line: dict[str, str]) -> None:
+    async def beginning(self, key: str) -> _Entry:
+        """As `backends.noting.Notes`."""
+        entry = _Entry(self, key)
+        self._entries[entry] = None
+        self._changes += 1
         try:
-            with self._path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            _log.warning("an upload is not noted in %s: %s", self._path, error.strerror)
+            await self._save()
+        except BaseException:
+            self.forget(entry)
+            raise
+        return entry
+
+    def tell(self) -> None:
+        """Let the object say soon what is known now."""
+        self._changes += 1
+        self._wake.set()
+
+    def forget(self, entry: _Entry) -> None:
+        """Leave an upload out of what is written from now on; nobody is harmed by its staying there till then."""
+        self._entries.pop(entry, None)
+        self._changes += 1
+
+    async def run(self) -> None:
+        """Write what nobody waits for, and show that the mount lives, for ever."""
+        while True:
+            with trio.move_on_after(BEAT_SECONDS) as waited:
+                await self._wake.wait()
+            self._wake = trio.Event()
+            if waited.cancelled_caught:
+                if not self._entries:
+                    continue
+                self._changes += 1
+            try:
+                await self._save()
+            except StorageError as error:
+                _log.warning("the uploads under way are not noted in %s: %s", self._key, error)
+
+    async def finish(self) -> None:
+        """Leave a note only if something is left. Raises what the store raises."""
+        if self._entries:
+            await self._save()
+        elif self._beat:
+            await self._storage.delete(self._key)
+
+    async def _save(self) -> None:
+        """Return when the object says what is known now."""
+        wanted = self._changes
+        async with self._turn:
+            if self._saved >= wanted:
+                return
+            saved = self._changes
+            self._beat += 1
+            await self._storage.put(self._key, self._note().encode())
+            self._saved = saved
+
+    def _note(self) -> UploadNote:
+        now = trio.current_time()
+        return UploadNote(
+            self._writer,
+            self._beat,
+            tuple(NotedUpload(entry.key, entry.upload_id, now - entry.since) for entry in self._entries),
+        )
 
 
-def read_notes(path: Path) -> list[NotedUpload]:
-    """Return the uploads that began and did not end, from the notes of a mount that is gone; none without notes."""
-    uploads: dict[str, NotedUpload] = {}
-    try:
-        lines = path.read_text(errors="replace").splitlines()
-    except OSError:
-        return []
-    for line in lines:
+@asynccontextmanager
+async def open_notes(storage: ObjectStorage, mount_id: str, writer: Writer) -> AsyncIterator[UploadNotes]:
+    """Keep notes for the block; after it, there are some only of uploads that it has left."""
+    notes = UploadNotes(storage, mount_id, writer)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(notes.run)
         try:
-            noted = dict(json.loads(line))
-            if "ended" in noted:
-                uploads.pop(noted["ended"], None)
-            else:
-                upload = NotedUpload(**{name: str(value) for name, value in noted.items()})
-                uploads[upload.upload_id] = upload
-        except (ValueError, TypeError):
-            _log.warning("%s has a damaged line", path)
-    return list(uploads.values())
-
-
-async def abort_orphans(storage: ObjectStorage, url: str, orphans: Iterable[NotedUpload]) -> None:
-    """Abort the uploads that dead mounts of the store `url` have left, those that can be aborted now.
-
-    The caller has taken all of them over into its own notes; `storage` (`backends.noting`) strikes out what is done.
-    """
-    for orphan in orphans:
-        if orphan.url != url:
-            continue
-        try:
-            await storage.resume_multipart(orphan.key, orphan.upload_id).abort()
-        except StorageError as error:
-            _log.warning("cannot abort an earlier mount's upload of %r: %s", orphan.key, error)
-        else:
-            _log.info("aborted an earlier mount's upload of %r", orphan.key)
+            yield notes
+        finally:
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + END_SECONDS):
+                try:
+                    await notes.finish()
+                except StorageError as error:
+                    _log.warning("the notes of uploads could not be ended: %s", error)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from backends.base import ObjectStorage
 from backends.memory import MemoryStorage
 from backends.noting import NotingStorage
-from fusefs.upload_notes import UploadNotes
+from fusefs.upload_notes import UploadNotes, Writer
 from tests.backends.contract import StorageContract
 
 
 class TestNotingStorage(StorageContract):
-    """The whole contract."""
+    """The whole contract; the notes are in a store of their own, so that they are in no listing."""
 
     @pytest.fixture
-    def storage(self, tmp_path: Path) -> ObjectStorage:
-        return NotingStorage(MemoryStorage(), UploadNotes(tmp_path / "uploads", "memory://"))
+    def storage(self) -> ObjectStorage:
+        return NotingStorage(MemoryStorage(), UploadNotes(MemoryStorage(), "mount", Writer.OWNER))

@@ -12,7 +12,6 @@ import pytest
 
 from fusefs.cache_directory import CacheDirectory
 from fusefs.errors import MountError
-from fusefs.upload_notes import UploadNotes
 
 
 def staged(cache: CacheDirectory) -> Path:
@@ -102,16 +101,11 @@ def test_a_cache_directory_that_cannot_be_one_is_one_clear_line(tmp_path: Path, 
     assert "None" not in message
 
 
-def test_uploads_that_a_dead_mount_noted_are_orphans(tmp_path: Path) -> None:
-    """They are told once; and notes of what could not be aborted outlive the mount that took them over."""
-    dead = CacheDirectory.claim(tmp_path, "dead")
-    UploadNotes(dead.upload_notes, "s3://bucket").begun("key", "1")
-    dead.release()
+def test_the_ids_of_dead_mounts_are_told_once(tmp_path: Path) -> None:
+    (tmp_path / "mounts/dead").mkdir(parents=True)
     heir = CacheDirectory.claim(tmp_path, "heir")
-    [orphan] = heir.orphans
-    assert (orphan.key, orphan.upload_id) == ("key", "1")
+    assert heir.dead == ["dead"]
     heir.release()
     last = CacheDirectory.claim(tmp_path, "last")
-    assert last.orphans == []
+    assert last.dead == []
     last.release()
-    assert list((tmp_path / "mounts").iterdir()) == []

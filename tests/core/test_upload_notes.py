@@ -1,73 +1,257 @@
-"""Uploads that a killed mount left are found by their notes and aborted; nobody else's are touched."""
+"""Uploads that a mount has left that is gone are found by its notes and aborted; nobody else's are touched."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+import trio
+from trio.testing import MockClock
+
 from backends.base import MIB, ObjectStorage
-from backends.errors import Unavailable
+from backends.errors import AccessDenied, StorageError, Unavailable
+from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from backends.noting import NotingStorage
-from fusefs.upload_notes import NotedUpload, UploadNotes, abort_orphans, read_notes
+from backends.retrying import RetryingStorage
+from fusefs.upload_notes import (
+    BEAT_SECONDS,
+    NOTES_PREFIX,
+    NotedUpload,
+    UploadNote,
+    UploadNotes,
+    Writer,
+    open_notes,
+)
+from fusefs.upload_orphans import WATCHED_SECONDS, abort_orphans, find_orphans
+from tests.core.mortal import Death, MortalStorage
+from tests.core.tree import TreeOptions, open_tree, stored
 from tests.support.faulty import FaultyStorage
 
-_URL = "s3://bucket/prefix"
+PART = bytes(5 * MIB)
 
 
-async def _take_over(storage: ObjectStorage, orphans: list[NotedUpload], notes: UploadNotes) -> None:
-    for orphan in orphans:
-        notes.remember(orphan)
-    await abort_orphans(NotingStorage(storage, notes), _URL, orphans)
+async def _keys(store: ObjectStorage) -> list[str]:
+    return sorted(upload.key for upload in await store.list_multipart_uploads())
 
 
-async def test_only_what_did_not_end_is_an_orphan(tmp_path: Path) -> None:
-    notes = UploadNotes(tmp_path / "uploads", _URL)
-    storage = NotingStorage(MemoryStorage(), notes)
-    completed = await storage.create_multipart("completed")
-    await completed.complete([await completed.upload_part(1, bytes(5 * MIB))])
-    await (await storage.create_multipart("aborted")).abort()
-    left = await storage.create_multipart("left")
-    assert read_notes(tmp_path / "uploads") == [NotedUpload(url=_URL, key="left", upload_id=left.upload_id)]
+async def _notes(store: ObjectStorage) -> dict[str, bytes]:
+    objects = await stored(store, ours=True)
+    return {key: data for key, data in objects.items() if key.startswith(NOTES_PREFIX)}
 
 
-async def test_orphans_are_aborted_and_nothing_else(tmp_path: Path) -> None:
+async def _take_over(
+    store: ObjectStorage, writer: Writer = Writer.OWNER, known_dead: Sequence[str] = ()
+) -> None:
+    await abort_orphans(store, await find_orphans(store, writer, known_dead=known_dead))
+
+
+async def _upload_three(store: ObjectStorage) -> None:
+    """What a mount does that ends well, with one upload each that is completed, aborted and given up."""
+    async with open_notes(store, "dead", Writer.OWNER) as notes:
+        storage = NotingStorage(store, notes)
+        async with trio.open_nursery() as nursery:
+            for name in ("completed", "aborted"):
+                nursery.start_soon(_upload, storage, name)
+        await (await storage.create_multipart("left")).upload_part(1, PART)
+
+
+async def _upload(storage: ObjectStorage, key: str) -> None:
+    upload = await storage.create_multipart(key)
+    part = await upload.upload_part(1, PART)
+    await (upload.complete([part]) if key == "completed" else upload.abort())
+
+
+async def test_what_is_left_is_aborted_and_nothing_else(autojump_clock: MockClock) -> None:
     store = MemoryStorage()
-    before = UploadNotes(tmp_path / "before", _URL)
-    await NotingStorage(store, before).create_multipart("left")
+    await store.create_multipart("left")
     await store.create_multipart("of somebody else")
-    elsewhere = NotedUpload(url="s3://other", key="left", upload_id="upload-9")
-    before.remember(elsewhere)
-    now = UploadNotes(tmp_path / "now", _URL)
-    await _take_over(store, read_notes(tmp_path / "before"), now)
-    assert [upload.key for upload in await store.list_multipart_uploads()] == ["of somebody else"]
-    assert read_notes(tmp_path / "now") == [elsewhere]
+    await _upload_three(store)
+    assert await _keys(store) == ["left", "left", "of somebody else"]
+    await _take_over(store)
+    assert await _keys(store) == ["left", "of somebody else"]
+    assert await _notes(store) == {}
 
 
-async def test_what_cannot_be_aborted_waits_for_the_next_mount(tmp_path: Path) -> None:
-    store = FaultyStorage(MemoryStorage())
-    before = UploadNotes(tmp_path / "before", _URL)
-    await NotingStorage(store, before).create_multipart("left")
-    store.fail(Unavailable)
-    now = UploadNotes(tmp_path / "now", _URL)
-    await _take_over(store, read_notes(tmp_path / "before"), now)
-    assert read_notes(tmp_path / "now") == read_notes(tmp_path / "before") != []
+async def test_a_mount_that_leaves_nothing_leaves_no_note(autojump_clock: MockClock) -> None:
+    store = MemoryStorage()
+    async with open_notes(store, "mount", Writer.OWNER):
+        pass
+    async with open_notes(store, "mount", Writer.OWNER) as notes:
+        await _upload(NotingStorage(store, notes), "completed")
+        assert await _notes(store)
+    assert await _notes(store) == {}
 
 
-def test_notes_that_a_crash_cut_off(tmp_path: Path) -> None:
-    """A damaged line is left out; the others count."""
-    path = tmp_path / "uploads"
-    notes = UploadNotes(path, _URL)
-    notes.begun("first", "1")
-    path.write_text(path.read_text() + "[]\n7\n{\n" + '{"key": "only"}\n')
-    notes.begun("second", "2")
-    with path.open("a") as file:
-        file.write('{"url": "s3://buck')
-    assert [upload.key for upload in read_notes(path)] == ["first", "second"]
-    assert read_notes(tmp_path / "missing") == []
+@pytest.mark.parametrize("death", [Death.CALL_LOST, Death.ANSWER_LOST])
+async def test_a_mount_may_die_at_any_call(death: Death, autojump_clock: MockClock) -> None:
+    """Whatever was its last call, the next mount ends all of its uploads; and that one may die at any call, too."""
+    for call in range(1, 100):
+        store = MemoryStorage()
+        theirs = (await store.create_multipart("theirs")).upload_id
+        mortal = MortalStorage(store)
+        mortal.die_at(call, death)
+        with trio.move_on_after(60):
+            await _upload_three(mortal)
+        for next_call in range(1, 100):
+            heir = MortalStorage(store)
+            heir.die_at(next_call, death)
+            with trio.move_on_after(60):
+                await _take_over(heir)
+            if not heir.dead.is_set():
+                break
+        else:
+            raise AssertionError("an heir always died")
+        assert [each.upload_id for each in await store.list_multipart_uploads()] == [theirs]
+        assert await _notes(store) == {}
+        if not mortal.dead.is_set():
+            return
+    raise AssertionError("the mount always died")
 
 
-def test_a_disk_that_refuses_notes(tmp_path: Path) -> None:
-    """A mount goes on without them."""
-    notes = UploadNotes(tmp_path / "no such directory" / "uploads", _URL)
-    notes.begun("key", "1")
-    notes.ended("1")
+@pytest.mark.parametrize("answer_lost", [False, True])
+async def test_every_call_may_fail_once(answer_lost: bool, autojump_clock: MockClock) -> None:
+    """With retries, as in a mount: an upload that began without an answer is not left either."""
+    for call in range(1, 100):
+        store = MemoryStorage()
+        faulty = FaultyStorage(store)
+        faulty.fail(Unavailable, call=call, answer_lost=answer_lost)
+        await _upload_three(RetryingStorage(faulty))
+        await _take_over(RetryingStorage(faulty))
+        assert await _keys(store) == []
+        assert await _notes(store) == {}
+        if faulty.faults_left:
+            return
+    raise AssertionError("no end")
+
+
+async def test_an_upload_that_is_refused_is_not_noted(autojump_clock: MockClock) -> None:
+    """One that fails in another way may have begun, and stays in the notes."""
+    faulty = FaultyStorage(MemoryStorage())
+    for error, left in ((AccessDenied, 0), (Unavailable, 1)):
+        async with open_notes(faulty, "mount", Writer.OWNER) as notes:
+            faulty.fail(error, verb=Verb.CREATE_MULTIPART, answer_lost=True)
+            with pytest.raises(StorageError):
+                await NotingStorage(faulty, notes).create_multipart("key")
+        assert len(await _notes(faulty)) == left
+
+
+async def test_nothing_begins_that_is_not_noted(autojump_clock: MockClock) -> None:
+    faulty = FaultyStorage(MemoryStorage())
+    notes = UploadNotes(faulty, "mount", Writer.OWNER)
+    faulty.fail(Unavailable, verb=Verb.PUT)
+    with pytest.raises(Unavailable):
+        await NotingStorage(faulty, notes).create_multipart("key")
+    assert faulty.calls_of(Verb.CREATE_MULTIPART) == []
+
+
+async def test_many_that_begin_together_share_a_put(autojump_clock: MockClock) -> None:
+    faulty = FaultyStorage(MemoryStorage())
+    async with open_notes(faulty, "mount", Writer.OWNER) as notes:
+        storage = NotingStorage(faulty, notes)
+        gate = faulty.hold(Verb.PUT)
+        async with trio.open_nursery() as nursery:
+            for number in range(50):
+                nursery.start_soon(_upload, storage, f"aborted {number}")
+            await gate.reached.wait()
+            gate.open()
+    assert len(faulty.calls_of(Verb.PUT)) <= 4
+
+
+async def test_what_cannot_be_aborted_waits_for_the_next_mount(autojump_clock: MockClock) -> None:
+    faulty = FaultyStorage(MemoryStorage())
+    await _upload_three(faulty)
+    for verb in (Verb.LIST_PREFIX, Verb.GET_RANGE, Verb.ABORT, Verb.DELETE):
+        faulty.fail(AccessDenied, verb=verb)
+        await _take_over(faulty)
+        assert await _notes(faulty)
+    await _take_over(faulty)
+    assert await _keys(faulty) == []
+    assert await _notes(faulty) == {}
+
+
+async def test_the_upload_of_a_shared_mount_that_lives_is_left_alone(autojump_clock: MockClock) -> None:
+    """Its notes change as long as there is an upload in them; once they do not, it is gone."""
+    store = MemoryStorage()
+    async with open_notes(store, "alive", Writer.SHARED) as notes:
+        upload = await NotingStorage(store, notes).create_multipart("key")
+        await _take_over(store, Writer.SHARED)
+        assert await _keys(store) == ["key"]
+        await upload.upload_part(1, PART)
+    began = trio.current_time()
+    await _take_over(store, Writer.SHARED)
+    assert trio.current_time() - began >= WATCHED_SECONDS
+    assert await _keys(store) == []
+
+
+async def test_a_shared_mount_whose_process_is_gone_is_not_watched(autojump_clock: MockClock) -> None:
+    store = MemoryStorage()
+    async with open_notes(store, "dead", Writer.SHARED) as notes:
+        await NotingStorage(store, notes).create_multipart("key")
+    await _take_over(store, Writer.SHARED, known_dead=["dead"])
+    assert await _keys(store) == []
+    assert trio.current_time() < BEAT_SECONDS
+
+
+async def test_a_shared_mount_leaves_what_a_log_may_need(autojump_clock: MockClock) -> None:
+    store = MemoryStorage()
+    await _upload_three(store)
+    await _take_over(store, Writer.SHARED, known_dead=["dead"])
+    assert await _keys(store) == ["left"]
+
+
+async def test_an_upload_without_an_id_is_told_by_its_key_and_time(autojump_clock: MockClock) -> None:
+    """One of the same key that another note names, or that is older or much younger than the note, is not meant."""
+    for seconds_before, is_meant in ((3_600.0, False), (0.0, True), (-3_600.0, False)):
+        store = MemoryStorage()
+        named = await store.create_multipart("key")
+        await store.create_multipart("key")
+        await store.create_multipart("key and more")
+        for mount_id, noted in (
+            ("dead", NotedUpload("key", None, -seconds_before)),
+            ("other", NotedUpload("key", named.upload_id, 0.0)),
+        ):
+            note = UploadNote(Writer.OWNER if mount_id == "dead" else Writer.SHARED, 1, (noted,))
+            await store.put(NOTES_PREFIX + mount_id, note.encode())
+        with trio.move_on_after(60):
+            await _take_over(store)
+        assert await _keys(store) == ["key"] * (1 if is_meant else 2) + ["key and more"]
+
+
+async def test_notes_that_cannot_be_read_stay(autojump_clock: MockClock) -> None:
+    store = MemoryStorage()
+    damaged = {
+        f"{NOTES_PREFIX}{number}": data
+        for number, data in enumerate([b"", b"[]", b"\xff", b'{"version": 2}'])
+    }
+    for key, data in damaged.items():
+        await store.put(key, data)
+    await _take_over(store)
+    assert await _notes(store) == damaged
+
+
+async def test_uploads_that_the_log_refers_to(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """The recovery completes what it needs; what it does not need is aborted afterwards."""
+    store = MemoryStorage()
+    content = bytes(range(256)) * (12 * MIB // 256)
+    options = TreeOptions(logged=True)
+    mortal = MortalStorage(store)
+    async with (
+        open_notes(mortal, "dead", Writer.OWNER) as notes,
+        open_tree(NotingStorage(mortal, notes), tmp_path / "dead", options) as tree,
+    ):
+        for name in ("needed", "removed"):
+            handle = await tree.create(name)
+            await tree.write(handle, 0, content)
+            await tree.filesystem.fsync(handle)
+        await tree.unlink("removed")
+        await tree.log.commit()
+        assert await _keys(store) == ["needed", "removed"]
+        mortal.die()
+    orphans = await find_orphans(store, Writer.OWNER, known_dead=())
+    async with open_tree(store, tmp_path / "heir", options) as heir:
+        await abort_orphans(store, orphans)
+        assert await heir.read_file("needed") == content
+        await heir.publish_all()
+    assert await _keys(store) == []

@@ -12,12 +12,13 @@ from botocore.exceptions import ClientError
 from fusefs.journal_format import JOURNAL_PREFIX
 from fusefs.stored_lease import LEASE_KEY
 from fusefs.tree_index import INDEX_PREFIX
+from fusefs.upload_notes import NOTES_PREFIX
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef
 
-HOUSEKEEPING: Final = (LEASE_KEY, JOURNAL_PREFIX, INDEX_PREFIX)
+HOUSEKEEPING: Final = (LEASE_KEY, JOURNAL_PREFIX, INDEX_PREFIX, NOTES_PREFIX)
 """What a mount keeps for itself, and that no file is about."""
 
 _CHUNK: Final = 1024 * 1024
