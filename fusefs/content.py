@@ -30,7 +30,7 @@ import errno
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -164,6 +164,11 @@ class Content:
     def detached(self) -> bool:
         """Whether every byte is staged and was seen to be right, so that the base is not needed any more."""
         return self.present.covers(0, self.base_limit) and self.checksums.all_proved
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether the bucket has all bytes and the local disk none, and nobody fetches any."""
+        return self.base is not None and not (self.changed or self.present or self._fetching)
 
     def write(self, offset: int, data: Data) -> None:
         """Put bytes into the stage; beyond the end the file grows, with zeros in between.
@@ -435,6 +440,14 @@ class Content:
                 return
             # The other task failed, or the file changed meanwhile: what is missing now is ours to fetch.
 
+    async def fetch_unasked(self) -> None:
+        """Stage what is missing of a small file, of which the caller bounds how many are fetched at once.
+
+        A failure is not told: whoever needs the bytes asks for them.
+        """
+        for fetch in self._begin_missing(0, self.size):
+            await self._carry_out(fetch, [], nullcontext())
+
     def _note_staged(self) -> None:
         staged = self.present.total
         clean = 0 if self.base is None or self._pins else staged - self.dirty.total
@@ -530,10 +543,15 @@ class Content:
     def _overlapping(self, start: int, end: int) -> _Fetch | None:
         return next((fetch for fetch in self._fetching if fetch.start < end and start < fetch.end), None)
 
-    async def _carry_out(self, fetch: _Fetch, failures: list[Exception]) -> None:
+    async def _carry_out(
+        self,
+        fetch: _Fetch,
+        failures: list[Exception],
+        limiter: AbstractAsyncContextManager[None] | None = None,
+    ) -> None:
         """Fetch and stage one claimed range; a failure is noted, so that a nursery has no group of them to raise."""
         try:
-            async with self._sources.fetch_limiter:
+            async with limiter or self._sources.fetch_limiter:
                 base = self.base
                 data = await self._get(fetch, base)
             if self.base == base:  # or else these bytes may be older than what was published meanwhile

@@ -269,6 +269,8 @@ class Filesystem:
         if flags & os.O_TRUNC:
             await self._truncate(file, 0, self._clock.realtime_ns())
             _drop_set_id_bits(file, caller)
+        if flags & os.O_ACCMODE == os.O_RDONLY:
+            self._namespace.opened(file, fetch_ahead_bytes=self._options.read_ahead)
         return self._open(file, flags)
 
     async def read(self, handle: int, offset: int, length: int) -> bytes:

@@ -20,6 +20,7 @@ from backends.base import Metadata
 from fusefs.attributes import Attributes
 from fusefs.content import Content, Version
 from fusefs.errors import NoSuchInode
+from fusefs.files_ahead import FilesAhead
 from fusefs.keys import name_of_file_beside, segment_of
 from fusefs.listed import ListedDirectory, ListedObject
 from fusefs.look_ahead import LookAhead
@@ -171,6 +172,8 @@ class Directory(Inode):
     lookups_within: int = 0
     #: Which entries will be looked up next, since somebody has read the names.
     look_ahead: LookAhead | None = None
+    #: Which files will be opened next, since one was opened that was not on the local disk.
+    files_ahead: FilesAhead | None = None
     #: Whether the index has everything that is known of the entries.
     is_indexed: bool = False
 

@@ -46,6 +46,7 @@ from fusefs.look_ahead import LookAhead
 from fusefs.placement import ROOT_MARKER, Placement
 from fusefs.publisher import Publisher
 from fusefs.resolver import Resolver
+from fusefs.small_files import SmallFiles
 from fusefs.tree_index import TreeIndex
 
 
@@ -93,6 +94,7 @@ class Namespace:
             storage, sources, defaults=options.defaults, mounted_at_ns=options.mounted_at_ns
         )
         self._resolver = Resolver(self._loader, placement, inodes)
+        self._small_files = SmallFiles(sources, self._resolver, _numbers_in)
         self._listings = Listings(storage, sources.spawn, placement, publisher, inodes, index)
 
     # Looking
@@ -139,6 +141,10 @@ class Namespace:
     async def resolve_ahead(self, directory: Directory, names: Iterable[bytes]) -> None:
         """Find out what is not known of the entries yet, several at once, as far as that succeeds."""
         await self._resolver.resolve_ahead(directory, names)
+
+    def opened(self, file: File, *, fetch_ahead_bytes: int) -> None:
+        """Note that a file was opened for reading; small ones that come next are fetched, as many bytes at most."""
+        self._small_files.opened(file, max_bytes=fetch_ahead_bytes)
 
     # Changing
 

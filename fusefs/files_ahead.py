@@ -1,0 +1,162 @@
+"""Which small files of a directory will be opened next: a pure decision, made from the opens so far.
+
+A small file costs one GET, and who opens one after the other waits for each. Programs that read all files of a
+directory open them by name (`diff -r`), as numbers count (`segment-9` before `segment-10`), or by inode number (`cp`);
+two opens that are near each other in one of these orders are taken for such a program. Whoever has opened a noticeable
+share of a directory without any of them is taken for one that reads all of it in an order of its own.
+
+What is fetched and never opened was paid for in vain. So how many files may be waiting for their open depends on how
+many were opened after they had been fetched; where none are, it ends with the first few.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final
+
+from backends.base import KIB
+
+MAX_SIZE: Final = 128 * KIB
+"""Of a file that is fetched ahead: a larger one is worth its own round trip, and has a window of its own."""
+
+FIRST_UNUSED: Final = 16
+"""Files that are fetched ahead in a directory on trust."""
+
+GROWTH: Final = 4
+"""How many more may be fetched for each that was opened after it had been fetched."""
+
+MAX_AHEAD: Final = 128
+"""How many names beyond the last open are fetched: a fraction of a second's worth for who reads at memory's speed."""
+
+MAX_GAP: Final = 8
+"""How far apart two opens may be and still follow an order: not every file is opened, and threads overtake."""
+
+SHARE: Final = 32
+FEWEST_OPENED: Final = 8
+"""Whoever has opened one in `SHARE` files of a directory, and no fewer than this, is going to open them all."""
+
+SHARE_GROWTH: Final = 16
+"""Files that may be waiting for each that was opened, where the order is not known."""
+
+MOST_ORDERED: Final = 20_000
+"""Names that are sorted by more than themselves: a tenth of a second."""
+
+_NUMBER: Final = re.compile(rb"(\d+)")
+
+
+class _Order:
+    """Names in an order, and how far opens have followed it."""
+
+    def __init__(self, names: Sequence[bytes], key: Callable[[bytes], Any]) -> None:
+        """`key` tells any two names apart, and `names` are sorted by it."""
+        self._names = names
+        self._key = key
+        self._last = -1 - MAX_GAP
+        self._next = 0
+        #: Opens in a row that were near the one before.
+        self.followed = 0
+
+    def follow(self, name: bytes) -> None:
+        """Note the open of a name; one that is not among them is a jump."""
+        position = bisect_left(self._names, self._key(name), key=self._key)
+        if position == len(self._names) or self._names[position] != name:
+            self.followed = 0
+        elif abs(position - self._last) <= MAX_GAP:
+            self.followed += position != self._last
+            self._last = max(self._last, position)
+        else:
+            self.followed = 0
+            self._last = self._next = position
+
+    def take(self) -> Iterator[bytes]:
+        """Yield the next names after the last open, each once unless a jump comes before it."""
+        self._next = max(self._next, self._last + 1)
+        while self._next < min(len(self._names), self._last + 1 + MAX_AHEAD):
+            self._next += 1
+            yield self._names[self._next - 1]
+
+
+class FilesAhead:
+    """The files of one directory that were opened, and those that were fetched for the opens to come."""
+
+    def __init__(self, names: Callable[[], Iterable[bytes]], number_of: Callable[[bytes], int]) -> None:
+        """`names` are asked for with the second open, `number_of` for the inode numbers that a listing shows."""
+        self._names = names
+        self._number_of = number_of
+        self._first: bytes | None = None
+        self._count = 0
+        self._orders: list[_Order] = []
+        #: All names once, whatever was opened.
+        self._rest: Iterator[bytes] = iter(())
+        self._opened = 0
+        self._hits = 0
+        #: Names that were fetched and not opened yet, with their sizes.
+        self._unused: dict[bytes, int] = {}
+        self._unused_bytes = 0
+
+    def opened(self, name: bytes, size_of: Callable[[bytes], int | None], *, max_bytes: int) -> list[bytes]:
+        """Note an open, and return which files to fetch now.
+
+        `size_of` tells the size of a file that can be fetched ahead, None for all others; `max_bytes` bounds what is
+        fetched and not opened.
+        """
+        self._opened += 1
+        if self._first is None:
+            self._first = name
+            return []
+        if not self._orders:
+            self._sort(self._first)
+        if name in self._unused:
+            self._hits += 1
+            self._unused_bytes -= self._unused.pop(name)
+        for order in self._orders:
+            order.follow(name)
+        names, limit = self._choose()
+        return self._take(names, limit, size_of, max_bytes)
+
+    def _sort(self, first: bytes) -> None:
+        names = sorted(self._names())
+        self._count = len(names)
+        self._rest = iter(names)
+        self._orders = [_Order(names, lambda name: name)]
+        if len(names) <= MOST_ORDERED:
+            for key in (_counting, self._by_number):
+                self._orders.append(_Order(sorted(names, key=key), key))
+        for order in self._orders:
+            order.follow(first)
+
+    def _by_number(self, name: bytes) -> tuple[int, bytes]:
+        return self._number_of(name), name
+
+    def _choose(self) -> tuple[Iterator[bytes], int]:
+        """Return what to fetch from, and how many files may be waiting for their open."""
+        best = max(self._orders, key=lambda order: order.followed)
+        if best.followed:
+            return best.take(), FIRST_UNUSED + GROWTH * self._hits
+        if self._opened >= max(FEWEST_OPENED, self._count / SHARE):
+            return self._rest, SHARE_GROWTH * self._opened
+        return iter(()), 0
+
+    def _take(
+        self, names: Iterator[bytes], limit: int, size_of: Callable[[bytes], int | None], max_bytes: int
+    ) -> list[bytes]:
+        taken = []
+        while len(self._unused) < limit and self._unused_bytes < max_bytes:
+            name = next(names, None)
+            if name is None:
+                break
+            size = size_of(name) if name not in self._unused else None
+            if size is not None:
+                self._unused[name] = size
+                self._unused_bytes += size
+                taken.append(name)
+        return taken
+
+
+def _counting(name: bytes) -> tuple[list[bytes | int], bytes]:
+    """Return a key by which numbers in names come as they count."""
+    parts: list[bytes | int] = [*_NUMBER.split(name)]
+    parts[1::2] = [int(digits) for digits in _NUMBER.findall(name)]
+    return parts, name

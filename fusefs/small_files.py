@@ -1,0 +1,77 @@
+"""Fetches small files of a directory before they are opened, as `files_ahead` decides.
+
+Only what is in the bucket and nowhere else is fetched: a file that is being written, or has been read, is not touched.
+Nobody waits for it, and it fails silently: whoever opens the file asks for it again and gets their own error. A store
+that does not answer soon is left to those who need it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+import trio
+
+from fusefs.content import ContentSources
+from fusefs.files_ahead import MAX_SIZE, FilesAhead
+from fusefs.inodes import Directory, File
+from fusefs.listed import ListedObject
+from fusefs.resolver import Resolver
+
+_log = logging.getLogger(__name__)
+
+FETCH_TASKS: Final = 24
+"""Small files on their way at once: 3 MiB of memory, and some connections are left to those who wait."""
+
+PATIENCE_SECONDS: Final = 5.0
+"""For one file: so long it is worth waiting for, and no outage is waited out for what nobody has asked for."""
+
+
+class SmallFiles:
+    """The files of all directories that are fetched ahead; `Directory.files_ahead` is what is known of each."""
+
+    def __init__(
+        self,
+        sources: ContentSources,
+        resolver: Resolver,
+        numbers_in: Callable[[Directory], Callable[[bytes], int]],
+    ) -> None:
+        """`numbers_in` returns what tells the inode numbers of a directory's entries."""
+        self._spawn = sources.spawn
+        self._resolver = resolver
+        self._numbers_in = numbers_in
+        self._limiter = trio.CapacityLimiter(FETCH_TASKS)
+
+    def opened(self, file: File, *, max_bytes: int) -> None:
+        """Note that a file was opened for reading, and begin to fetch those that will be opened next."""
+        directory = file.parent
+        if directory is None or file.size > MAX_SIZE:
+            return
+        if directory.files_ahead is None:
+            if not file.content.is_bare:
+                return
+            directory.files_ahead = FilesAhead(lambda: directory.children, self._numbers_in(directory))
+        size_of = partial(_size_of, directory)
+        for name in directory.files_ahead.opened(file.name, size_of, max_bytes=max_bytes):
+            self._spawn(self._fetch, directory, name)
+
+    async def _fetch(self, directory: Directory, name: bytes) -> None:
+        async with self._limiter:
+            try:
+                with trio.move_on_after(PATIENCE_SECONDS):
+                    inode = await self._resolver.resolve(directory, name)
+                    if isinstance(inode, File) and inode.content.is_bare:
+                        await inode.content.fetch_unasked()
+            except Exception as error:  # of any kind: nobody has asked
+                _log.debug("%r could not be fetched ahead: %s", name, error)
+
+
+def _size_of(directory: Directory, name: bytes) -> int | None:
+    """Return the size of a file that is small, in the bucket, and not on the local disk; None for other entries."""
+    child = directory.children.get(name)
+    is_file = isinstance(child, ListedObject) or (isinstance(child, File) and child.content.is_bare)
+    if child is None or not is_file:
+        return None
+    return child.size if 0 < child.size <= MAX_SIZE else None

@@ -1,0 +1,134 @@
+"""Small files are fetched before they are opened, and what is fetched in advance harms nobody."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from backends.base import KIB
+from backends.errors import Unavailable
+from backends.intercepted import Verb
+from backends.memory import MemoryStorage
+from fusefs.files_ahead import MAX_SIZE
+from fusefs.filesystem import FilesystemOptions
+from fusefs.small_files import PATIENCE_SECONDS
+from tests.core.tree import TreeOptions, open_tree
+from tests.support.faulty import FaultyStorage
+
+pytestmark = pytest.mark.usefixtures("autojump_clock")
+
+
+async def filled(objects: dict[str, bytes]) -> FaultyStorage:
+    storage = FaultyStorage(MemoryStorage())
+    for key, data in objects.items():
+        await storage.put(key, data)
+    storage.calls.clear()
+    return storage
+
+
+def small(count: int) -> dict[str, bytes]:
+    return {f"d/{number}": b"file %d" % number for number in range(count)}
+
+
+def gets(storage: FaultyStorage) -> list[str]:
+    return [request.key for request in storage.calls_of(Verb.GET_RANGE)]
+
+
+async def test_who_reads_one_file_after_the_other_finds_the_next_ones_there(tmp_path: Path) -> None:
+    objects = small(100)
+    storage = await filled(objects)
+    async with open_tree(storage, tmp_path) as tree:
+        waited_for = 0
+        for number in range(100):
+            asked = len(gets(storage))
+            assert await tree.read_file(f"d/{number}") == b"file %d" % number
+            waited_for += f"d/{number}" in gets(storage)[asked:]
+            await trio.testing.wait_all_tasks_blocked()
+        assert waited_for <= 4
+        assert sorted(gets(storage)) == sorted(objects), "each is fetched once"
+
+
+async def test_the_reader_of_single_files_pays_for_no_others(tmp_path: Path) -> None:
+    storage = await filled(small(100))
+    async with open_tree(storage, tmp_path) as tree:
+        for number in (50, 3, 77):
+            await tree.read_file(f"d/{number}")
+        await trio.testing.wait_all_tasks_blocked()
+        assert gets(storage) == ["d/50", "d/3", "d/77"]
+
+
+async def test_large_files_and_those_being_written_are_not_fetched(tmp_path: Path) -> None:
+    objects = {**small(6), "d/3": bytes(MAX_SIZE + 1), "d/6": b""}
+    storage = await filled(objects)
+    async with open_tree(storage, tmp_path) as tree:
+        handle = await tree.open("d/4", os.O_WRONLY)
+        await tree.write(handle, 0, b"mine")
+        for number in range(2):
+            await tree.read_file(f"d/{number}")
+        await trio.testing.wait_all_tasks_blocked()
+        assert sorted(gets(storage)) == ["d/0", "d/1", "d/2", "d/5"]
+        await tree.close(handle)
+        assert await tree.read_file("d/4") == b"mine 4"
+
+
+async def test_without_read_ahead_nothing_is_fetched_ahead(tmp_path: Path) -> None:
+    storage = await filled(small(20))
+    options = TreeOptions(filesystem=FilesystemOptions(read_ahead=0))
+    async with open_tree(storage, tmp_path, options) as tree:
+        for number in range(5):
+            await tree.read_file(f"d/{number}")
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(gets(storage)) == 5
+
+
+async def test_what_is_fetched_and_not_read_is_bounded_in_bytes(tmp_path: Path) -> None:
+    storage = await filled({f"d/{number}": bytes(100 * KIB) for number in range(50)})
+    options = TreeOptions(filesystem=FilesystemOptions(read_ahead=500 * KIB))
+    async with open_tree(storage, tmp_path, options) as tree:
+        for number in range(2):
+            await tree.read_file(f"d/{number}")
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(gets(storage)) <= 2 + 6
+
+
+async def test_a_failure_is_nobodys_until_the_file_is_read(tmp_path: Path) -> None:
+    storage = await filled(small(10))
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.read_file("d/0")
+        storage.fail(Unavailable, verb=Verb.GET_RANGE, key="d/5")
+        assert await tree.read_file("d/1") == b"file 1"
+        await trio.testing.wait_all_tasks_blocked()
+        assert await tree.read_file("d/5") == b"file 5", "asked for again"
+        assert gets(storage).count("d/5") == 2
+
+
+async def test_a_store_that_does_not_answer_is_soon_left_alone(tmp_path: Path) -> None:
+    """Nothing waits for it, and the connections are free for those who do."""
+    storage = await filled(small(10))
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.read_file("d/0")
+        gate = storage.hold(Verb.GET_RANGE, key="d/5")
+        await tree.read_file("d/1")
+        await gate.reached.wait()
+        began = trio.current_time()
+        assert await tree.read_file("d/5") == b"file 5"
+        assert trio.current_time() - began < PATIENCE_SECONDS + 1
+
+
+async def test_a_file_that_was_changed_since_is_not_served_as_it_was(tmp_path: Path) -> None:
+    """What was listed is asked for, and no other version; the directory is listed again as ever."""
+    storage = await filled(small(10))
+    options = TreeOptions(revalidate_seconds=1.0)
+    async with open_tree(storage, tmp_path, options) as tree:
+        await tree.read_file("d/0")
+        await storage.put("d/2", b"theirs")
+        await storage.delete("d/3")
+        await tree.read_file("d/1")
+        await trio.testing.wait_all_tasks_blocked()
+        await trio.sleep(2)
+        assert "3" not in await tree.names("d")
+        assert await tree.read_file("d/2") == b"theirs"

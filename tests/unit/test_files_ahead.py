@@ -1,0 +1,105 @@
+"""Which small files are fetched ahead: those that whoever goes through a directory will come to, and few in vain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fusefs.files_ahead import FIRST_UNUSED, GROWTH, SHARE_GROWTH, FilesAhead
+
+NAMES = [b"%d" % number for number in range(1_000)]
+MUCH = 1 << 40
+
+
+def number_of(name: bytes) -> int:
+    return Random(name).getrandbits(63)
+
+
+def read(
+    names: Sequence[bytes], opened: Sequence[bytes], *, size: int = 1, max_bytes: int = MUCH
+) -> tuple[int, set[bytes]]:
+    """Open files in turn; return how many had not been fetched before, and what was fetched and not opened."""
+    ahead = FilesAhead(lambda: names, number_of)
+    fetched: set[bytes] = set()
+    known: set[bytes] = set()
+    missed = 0
+    for name in opened:
+        missed += name not in known
+        known.add(name)
+        taken = ahead.opened(name, lambda after: None if after in known else size, max_bytes=max_bytes)
+        assert not known.intersection(taken), "what is known is not fetched again"
+        known.update(taken)
+        fetched.update(taken)
+        fetched.discard(name)
+        assert len(fetched) * size < max_bytes + size
+    return missed, fetched
+
+
+@pytest.mark.parametrize(
+    "key", [None, int, number_of], ids=["by name", "as numbers count", "by inode number"]
+)
+def test_who_opens_all_files_in_an_order_waits_for_the_first_few(key: Callable[[bytes], int] | None) -> None:
+    missed, unused = read(NAMES, sorted(NAMES, key=key))
+    assert missed <= 10
+    assert len(unused) <= FIRST_UNUSED
+
+
+def test_who_opens_all_files_in_no_order_waits_for_a_part_of_them() -> None:
+    missed, unused = read(NAMES, Random(1).sample(NAMES, len(NAMES)))
+    assert missed < len(NAMES) / 8
+    assert not unused
+
+
+def test_not_every_file_is_opened_and_some_are_overtaken() -> None:
+    names = sorted(NAMES)
+    opened = [
+        name for start in range(0, 1_000, 10) for name in (names[start + 4], names[start], names[start + 7])
+    ]
+    missed, unused = read(NAMES, opened)
+    assert missed <= 6
+    assert len(unused) > 600
+
+
+def test_single_files_out_of_a_large_directory_are_not_paid_for_with_others() -> None:
+    names = [b"%d" % number for number in range(100_000)]
+    _, unused = read(names, Random(1).sample(names, 100))
+    assert len(unused) <= FIRST_UNUSED
+
+
+def test_it_ends_where_nothing_that_was_fetched_is_opened() -> None:
+    """Neighbours that were fetched in vain, again and again, are no reason to go on."""
+    names = sorted(NAMES)
+    ahead = FilesAhead(lambda: names, number_of)
+    fetched = 0
+    for start in range(0, 200, 100):
+        for name in names[start : start + 2]:
+            fetched += len(ahead.opened(name, lambda _: 1, max_bytes=MUCH))
+    assert fetched == FIRST_UNUSED
+
+
+def test_one_open_is_nothing_to_go_by() -> None:
+    assert read(NAMES, NAMES[:1]) == (1, set())
+    assert read(NAMES, NAMES[:1] * 2)[1] == set(), "the same file again"
+
+
+def test_what_was_made_since_is_no_neighbour() -> None:
+    assert read(NAMES, [b"new", b"newer"])[1] == set()
+
+
+@given(
+    names=st.lists(st.binary(min_size=1, max_size=5), min_size=1, max_size=60, unique=True),
+    choices=st.lists(st.integers(0, 1_000), max_size=80),
+    size=st.integers(1, 1_000),
+    max_bytes=st.integers(0, 10_000),
+)
+def test_whatever_is_opened_what_is_fetched_in_vain_is_bounded(
+    names: list[bytes], choices: list[int], size: int, max_bytes: int
+) -> None:
+    opened = [names[choice % len(names)] for choice in choices]
+    _, unused = read(names, opened, size=size, max_bytes=max_bytes)
+    assert unused <= set(names)
+    assert len(unused) <= max(FIRST_UNUSED + GROWTH * len(opened), SHARE_GROWTH * len(opened))
