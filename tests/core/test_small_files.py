@@ -132,3 +132,19 @@ async def test_a_file_that_was_changed_since_is_not_served_as_it_was(tmp_path: P
         await trio.sleep(2)
         assert "3" not in await tree.names("d")
         assert await tree.read_file("d/2") == b"theirs"
+
+
+async def test_what_others_have_added_is_fetched_ahead_too(tmp_path: Path) -> None:
+    storage = await filled(small(2))
+    options = TreeOptions(revalidate_seconds=1.0)
+    async with open_tree(storage, tmp_path, options) as tree:
+        for number in range(2):
+            await tree.read_file(f"d/{number}")
+        for number in range(2, 6):
+            await storage.put(f"d/{number}", b"theirs")
+        await trio.sleep(2)
+        await tree.names("d")
+        for number in range(2, 4):
+            await tree.read_file(f"d/{number}")
+        await trio.testing.wait_all_tasks_blocked()
+        assert sorted(gets(storage)) == [f"d/{number}" for number in range(6)]
