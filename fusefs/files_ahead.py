@@ -53,8 +53,9 @@ class _Order:
         """`key` tells any two names apart, and `names` are sorted by it."""
         self._names = names
         self._key = key
-        self._last = -1 - MAX_GAP
+        self._last = -1
         self._next = 0
+        self._has_begun = False
         #: Opens in a row that were near the one before.
         self.followed = 0
 
@@ -63,12 +64,13 @@ class _Order:
         position = bisect_left(self._names, self._key(name), key=self._key)
         if position == len(self._names) or self._names[position] != name:
             self.followed = 0
-        elif abs(position - self._last) <= MAX_GAP:
+        elif abs(position - self._last) <= MAX_GAP and self._has_begun:
             self.followed += position != self._last
             self._last = max(self._last, position)
         else:
-            self.followed = 0
+            self.followed = self.followed if not self._has_begun else 0
             self._last = self._next = position
+        self._has_begun = True
 
     def take(self) -> Iterator[bytes]:
         """Yield the next names after the last open, each once unless a jump comes before it."""
@@ -81,8 +83,21 @@ class _Order:
 class FilesAhead:
     """The files of one directory that were opened, and those that were fetched for the opens to come."""
 
-    def __init__(self, names: Callable[[], Iterable[bytes]], number_of: Callable[[bytes], int]) -> None:
-        """`names` are asked for with the second open, `number_of` for the inode numbers that a listing shows."""
+    def __init__(
+        self,
+        names: Callable[[], Iterable[bytes]],
+        number_of: Callable[[bytes], int],
+        *,
+        on_trust: int = FIRST_UNUSED,
+        is_expected: bool = False,
+    ) -> None:
+        """`names` are asked for with the second open, `number_of` for the inode numbers that a listing shows.
+
+        `on_trust` are fetched before any was of use. With `is_expected` the first open is enough to go by, or none:
+        whoever comes has gone through another directory.
+        """
+        self._on_trust = on_trust
+        self._is_expected = is_expected
         self._names = names
         self._number_of = number_of
         self._first: bytes | None = None
@@ -105,9 +120,12 @@ class FilesAhead:
         self._opened += 1
         if self._first is None:
             self._first = name
-            return []
+            if not self._is_expected:
+                return []
         if not self._orders:
-            self._sort(self._first)
+            self._sort()
+            for order in self._orders:
+                order.follow(self._first)
         if name in self._unused:
             self._hits += 1
             self._unused_bytes -= self._unused.pop(name)
@@ -116,7 +134,17 @@ class FilesAhead:
         names, limit = self._choose()
         return self._take(names, limit, size_of, max_bytes)
 
-    def _sort(self, first: bytes) -> None:
+    def expect(self, size_of: Callable[[bytes], int | None], *, max_bytes: int) -> list[bytes]:
+        """Return which files to fetch before any is opened, in the order of names."""
+        self._sort()
+        return self._take(self._rest, self._on_trust, size_of, max_bytes)
+
+    @property
+    def is_of_use(self) -> bool:
+        """Whether most of what was fetched was opened then."""
+        return self._hits > len(self._unused) or (self._is_expected and not self._unused)
+
+    def _sort(self) -> None:
         names = sorted(self._names())
         self._count = len(names)
         self._rest = iter(names)
@@ -125,7 +153,7 @@ class FilesAhead:
             for key in (_counting, self._by_number):
                 self._orders.append(_Order(sorted(names, key=key), key))
         for order in self._orders:
-            order.follow(first)
+            order.followed = int(self._is_expected)
 
     def _by_number(self, name: bytes) -> tuple[int, bytes]:
         return self._number_of(name), name
@@ -134,7 +162,7 @@ class FilesAhead:
         """Return what to fetch from, and how many files may be waiting for their open."""
         best = max(self._orders, key=lambda order: order.followed)
         if best.followed:
-            return best.take(), FIRST_UNUSED + GROWTH * self._hits
+            return best.take(), self._on_trust + GROWTH * self._hits
         if self._opened >= max(FEWEST_OPENED, self._count / SHARE):
             return self._rest, SHARE_GROWTH * self._opened
         return iter(()), 0

@@ -174,6 +174,8 @@ class Directory(Inode):
     look_ahead: LookAhead | None = None
     #: Which files will be opened next, since one was opened that was not on the local disk.
     files_ahead: FilesAhead | None = None
+    #: Which directories will be read next, since one was read that had not been listed.
+    directories_ahead: FilesAhead | None = None
     #: Whether the index has everything that is known of the entries.
     is_indexed: bool = False
 

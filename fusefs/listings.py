@@ -251,7 +251,9 @@ class Listings:
                     self._replace(directory, name, None)
         self._compare_marker(directory, merge.listing.marker, started)
         directory.listed_at = started
-        directory.files_ahead = None  # it knows the names of the listing before
+        directory.files_ahead = directory.directories_ahead = (
+            None  # they know the names of the listing before
+        )
         if merge.run.is_first:
             directory.is_indexed = merge.memories.believed == len(merge.memories)
 

@@ -48,6 +48,7 @@ from fusefs.publisher import Publisher
 from fusefs.resolver import Resolver
 from fusefs.small_files import SmallFiles
 from fusefs.tree_index import TreeIndex
+from fusefs.walks import Walks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +97,7 @@ class Namespace:
         self._resolver = Resolver(self._loader, placement, inodes)
         self._small_files = SmallFiles(sources, self._resolver, _numbers_in)
         self._listings = Listings(storage, sources.spawn, placement, publisher, inodes, index)
+        self._walks = Walks(sources.spawn, self._listings, self._resolver, self._small_files, _numbers_in)
 
     # Looking
 
@@ -123,6 +125,7 @@ class Namespace:
 
         Names that a complete listing has are sorted; those of one that goes on come as it names them.
         """
+        self._walks.reads(directory)
         names = await self._listings.names(directory, max_age_seconds=self._options.revalidate_seconds)
         directory.look_ahead = LookAhead(names.so_far, _numbers_in(directory))
         return names

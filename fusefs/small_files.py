@@ -42,6 +42,9 @@ class SmallFiles:
         self._spawn = sources.spawn
         self._resolver = resolver
         self._numbers_in = numbers_in
+        #: What is known of the directory in which a file was opened last.
+        self._last: FilesAhead | None = None
+        self._max_bytes = 0
         self._limiter = trio.CapacityLimiter(FETCH_TASKS)
 
     def opened(self, file: File, *, max_bytes: int) -> None:
@@ -49,13 +52,32 @@ class SmallFiles:
         directory = file.parent
         if directory is None or file.size > MAX_SIZE:
             return
-        if directory.files_ahead is None:
+        ahead = directory.files_ahead
+        if ahead is None:
             if not file.content.is_bare:
                 return
-            directory.files_ahead = FilesAhead(lambda: directory.children, self._numbers_in(directory))
+            ahead = self._begin(directory)
+        self._last = ahead
+        self._max_bytes = max_bytes
         size_of = partial(_size_of, directory)
-        for name in directory.files_ahead.opened(file.name, size_of, max_bytes=max_bytes):
+        for name in ahead.opened(file.name, size_of, max_bytes=max_bytes):
             self._spawn(self._fetch, directory, name)
+
+    def expect(self, directory: Directory) -> None:
+        """Fetch the first files of a directory that was listed ahead, if those of the last one were of use."""
+        if self._last is None or not self._last.is_of_use or directory.files_ahead is not None:
+            return
+        ahead = self._begin(directory)
+        for name in ahead.expect(partial(_size_of, directory), max_bytes=self._max_bytes):
+            self._spawn(self._fetch, directory, name)
+
+    def _begin(self, directory: Directory) -> FilesAhead:
+        directory.files_ahead = FilesAhead(
+            lambda: directory.children,
+            self._numbers_in(directory),
+            is_expected=self._last is not None and self._last.is_of_use,
+        )
+        return directory.files_ahead
 
     async def _fetch(self, directory: Directory, name: bytes) -> None:
         async with self._limiter:

@@ -103,3 +103,25 @@ def test_whatever_is_opened_what_is_fetched_in_vain_is_bounded(
     _, unused = read(names, opened, size=size, max_bytes=max_bytes)
     assert unused <= set(names)
     assert len(unused) <= max(FIRST_UNUSED + GROWTH * len(opened), SHARE_GROWTH * len(opened))
+
+
+def test_where_somebody_is_expected_the_first_are_fetched_before_they_come() -> None:
+    names = sorted(NAMES)
+    ahead = FilesAhead(lambda: names, number_of, is_expected=True)
+    assert ahead.expect(lambda _: 1, max_bytes=MUCH) == names[:FIRST_UNUSED]
+    for name in names[:FIRST_UNUSED]:
+        ahead.opened(name, lambda _: None, max_bytes=MUCH)
+    assert ahead.is_of_use
+    assert read(names, names[:1])[1] == set(), "nobody is expected elsewhere"
+
+
+def test_where_somebody_is_expected_the_first_open_is_enough() -> None:
+    ahead = FilesAhead(lambda: NAMES, number_of, is_expected=True)
+    assert len(ahead.opened(b"0", lambda name: None if name == b"0" else 1, max_bytes=MUCH)) == FIRST_UNUSED
+
+
+def test_a_directory_with_little_in_it_hands_on_what_is_expected() -> None:
+    for is_expected in (True, False):
+        ahead = FilesAhead(lambda: [b"only"], number_of, is_expected=is_expected)
+        ahead.opened(b"only", lambda _: None, max_bytes=MUCH)
+        assert ahead.is_of_use is is_expected

@@ -1,0 +1,96 @@
+"""Lists directories before they are read, for those who walk through a tree.
+
+Programs that do (`diff -r`, `cp -a`, `grep -r`) read the directories of a directory one after the other, and a listing
+each is what they wait for where there are few files in each. It is the same decision as for small files
+(`files_ahead`), made with less trust, because a listing is the dearest of all requests. Of a directory that is listed
+for who reads all files on the way, the first ones are fetched as well. Nobody waits for it, and it fails silently.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+import trio
+
+from fusefs.content import Spawn
+from fusefs.files_ahead import FilesAhead
+from fusefs.inodes import Directory
+from fusefs.listed import ListedDirectory
+from fusefs.listings import Listings
+from fusefs.resolver import Resolver
+from fusefs.small_files import SmallFiles
+
+_log = logging.getLogger(__name__)
+
+LISTED_ON_TRUST: Final = 4
+MAX_WAITING: Final = 16
+"""Directories that are listed and were not read yet."""
+
+LIST_TASKS: Final = 8
+"""Listings under way at once for nobody."""
+
+
+class Walks:
+    """The directories that are listed ahead; `Directory.directories_ahead` is what is known of those in each."""
+
+    def __init__(
+        self,
+        spawn: Spawn,
+        listings: Listings,
+        resolver: Resolver,
+        small_files: SmallFiles,
+        numbers_in: Callable[[Directory], Callable[[bytes], int]],
+    ) -> None:
+        self._spawn = spawn
+        self._listings = listings
+        self._resolver = resolver
+        self._small_files = small_files
+        self._numbers_in = numbers_in
+        self._limiter = trio.CapacityLimiter(LIST_TASKS)
+        #: What is known of the directory in which one was read last.
+        self._last: FilesAhead | None = None
+
+    def reads(self, directory: Directory) -> None:
+        """Note that somebody reads the names in a directory, and begin to list those that come next."""
+        parent = directory.parent
+        if parent is None:
+            return
+        ahead = parent.directories_ahead
+        if ahead is None:
+            if directory.listed_at is not None:
+                return
+            ahead = parent.directories_ahead = FilesAhead(
+                partial(_directories_in, parent),
+                self._numbers_in(parent),
+                on_trust=LISTED_ON_TRUST,
+                is_expected=self._last is not None and self._last.is_of_use,
+            )
+        self._last = ahead
+        for name in ahead.opened(directory.name, partial(_cost_of, parent), max_bytes=MAX_WAITING):
+            self._spawn(self._list, parent, name)
+
+    async def _list(self, parent: Directory, name: bytes) -> None:
+        async with self._limiter:
+            try:
+                directory = await self._resolver.resolve(parent, name)
+                if isinstance(directory, Directory):
+                    await self._listings.ensure_listed(directory)
+                    self._small_files.expect(directory)
+            except Exception as error:  # of any kind: nobody has asked
+                _log.debug("%r could not be listed ahead: %s", name, error)
+
+
+def _directories_in(parent: Directory) -> list[bytes]:
+    return [name for name, child in parent.children.items() if isinstance(child, Directory | ListedDirectory)]
+
+
+def _cost_of(parent: Directory, name: bytes) -> int | None:
+    """Return 1 for a directory that is not listed yet, and None for all other entries."""
+    child = parent.children.get(name)
+    is_unlisted = isinstance(child, ListedDirectory) or (
+        isinstance(child, Directory) and child.listed_at is None
+    )
+    return 1 if is_unlisted else None

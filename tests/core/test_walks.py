@@ -1,0 +1,82 @@
+"""Directories are listed before they are read, where somebody walks through a tree, and for nobody else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from backends.errors import Unavailable
+from backends.intercepted import Verb
+from backends.memory import MemoryStorage
+from fusefs.walks import LISTED_ON_TRUST
+from tests.core.tree import Tree, open_tree
+from tests.support.faulty import FaultyStorage
+
+pytestmark = pytest.mark.usefixtures("autojump_clock")
+
+
+async def filled(directories: int, files: int) -> FaultyStorage:
+    storage = FaultyStorage(MemoryStorage())
+    for directory in range(directories):
+        for file in range(files):
+            await storage.put(f"d{directory:02}/f{file}", b"%d in %d" % (file, directory))
+    storage.calls.clear()
+    return storage
+
+
+def asked(storage: FaultyStorage, verb: Verb) -> list[str]:
+    return [request.key for request in storage.calls_of(verb)]
+
+
+async def walk(tree: Tree, storage: FaultyStorage, *, read: bool) -> list[int]:
+    """Read every directory, and every file if `read`; return for how many requests each directory waited."""
+    waited = []
+    for directory in await tree.names():
+        before = len(storage.calls)
+        for name in await tree.names(directory):
+            if read:
+                assert await tree.read_file(f"{directory}/{name}")
+        ours = [request for request in storage.calls[before:] if request.key.startswith(directory)]
+        waited.append(sum(request.verb in (Verb.LIST_PREFIX, Verb.GET_RANGE) for request in ours))
+        await trio.testing.wait_all_tasks_blocked()
+    return waited
+
+
+async def test_who_walks_through_a_tree_finds_the_next_directories_listed(tmp_path: Path) -> None:
+    storage = await filled(20, 2)
+    async with open_tree(storage, tmp_path) as tree:
+        waited = await walk(tree, storage, read=False)
+    assert sum(waited) <= 3
+    assert sorted(asked(storage, Verb.LIST_PREFIX)) == ["", *(f"d{number:02}/" for number in range(20))]
+    assert asked(storage, Verb.GET_RANGE) == [], "no file for who reads names alone"
+
+
+async def test_who_reads_all_files_on_the_way_finds_them_there(tmp_path: Path) -> None:
+    storage = await filled(20, 6)
+    async with open_tree(storage, tmp_path) as tree:
+        waited = await walk(tree, storage, read=True)
+    assert waited[10:] == [0] * 10
+    assert len(asked(storage, Verb.GET_RANGE)) == len(set(asked(storage, Verb.GET_RANGE))) == 120
+
+
+async def test_the_reader_of_single_directories_pays_for_no_others(tmp_path: Path) -> None:
+    storage = await filled(300, 1)
+    async with open_tree(storage, tmp_path) as tree:
+        for name in ("d130", "d07", "d244"):
+            await tree.names(name)
+        await trio.testing.wait_all_tasks_blocked()
+    assert asked(storage, Verb.LIST_PREFIX) == ["", "d130/", "d07/", "d244/"]
+
+
+async def test_a_listing_that_fails_is_nobodys_until_the_directory_is_read(tmp_path: Path) -> None:
+    storage = await filled(2 + LISTED_ON_TRUST, 1)
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.names("d00")
+        storage.fail(Unavailable, verb=Verb.LIST_PREFIX, key="d03/")
+        await tree.names("d01")
+        await trio.testing.wait_all_tasks_blocked()
+        assert not storage.faults_left
+        assert await tree.names("d03") == ["f0"]
