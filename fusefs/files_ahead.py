@@ -105,6 +105,7 @@ class FilesAhead:
         self._orders: list[_Order] = []
         #: All names once, whatever was opened.
         self._rest: Iterator[bytes] = iter(())
+        #: Files, and not how often.
         self._opened = 0
         self._hits = 0
         #: Names that were fetched and not opened yet, with their sizes.
@@ -117,7 +118,12 @@ class FilesAhead:
         `size_of` tells the size of a file that can be fetched ahead, None for all others; `max_bytes` bounds what is
         fetched and not opened.
         """
-        self._opened += 1
+        if name in self._unused:
+            self._opened += 1
+            self._hits += 1
+            self._unused_bytes -= self._unused.pop(name)
+        elif size_of(name) is not None:
+            self._opened += 1
         if self._first is None:
             self._first = name
             if not self._is_expected:
@@ -126,13 +132,10 @@ class FilesAhead:
             self._sort()
             for order in self._orders:
                 order.follow(self._first)
-        if name in self._unused:
-            self._hits += 1
-            self._unused_bytes -= self._unused.pop(name)
         for order in self._orders:
             order.follow(name)
         names, limit = self._choose()
-        return self._take(names, limit, size_of, max_bytes)
+        return self._take(names, limit, lambda other: None if other == name else size_of(other), max_bytes)
 
     def expect(self, size_of: Callable[[bytes], int | None], *, max_bytes: int) -> list[bytes]:
         """Return which files to fetch before any is opened, in the order of names."""

@@ -29,8 +29,8 @@ def read(
     missed = 0
     for name in opened:
         missed += name not in known
-        known.add(name)
         taken = ahead.opened(name, lambda after: None if after in known else size, max_bytes=max_bytes)
+        known.add(name)
         assert not known.intersection(taken), "what is known is not fetched again"
         known.update(taken)
         fetched.update(taken)
@@ -84,6 +84,10 @@ def test_it_ends_where_nothing_that_was_fetched_is_opened() -> None:
 def test_one_open_is_nothing_to_go_by() -> None:
     assert read(NAMES, NAMES[:1]) == (1, set())
     assert read(NAMES, NAMES[:1] * 2)[1] == set(), "the same file again"
+
+
+def test_a_few_files_that_are_opened_again_and_again_are_no_share_of_a_directory() -> None:
+    assert read(NAMES, [NAMES[10], NAMES[500], NAMES[900]] * 100)[1] == set()
 
 
 def test_what_was_made_since_is_no_neighbour() -> None:
