@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import math
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,6 +77,8 @@ class Committer:
         self._lease = lease
         self._max_log_bytes = max_log_bytes
         self._epoch = journal.next_position.epoch
+        #: Not the epoch: where a lease was removed these begin again, and objects carry the ids for ever.
+        self._term_id = secrets.token_hex(6)
         self._next_id = 1
 
         #: Inodes of which the log has an older state; True where a commit has to tell of them.
@@ -147,7 +150,7 @@ class Committer:
 
     def _name(self, inode: Inode) -> None:
         if not inode.log_id:
-            inode.log_id = f"{self._epoch:x}-{self._next_id:x}"
+            inode.log_id = f"{self._term_id}-{self._next_id:x}"
             self._next_id += 1
 
     # What is not needed any more
