@@ -7,6 +7,7 @@ tree that the log tells of is at least as new as every object, and to go on from
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import trio
@@ -22,6 +23,13 @@ LOG_KEY: Final = "fusefs-log"
 def without_mark(metadata: Metadata) -> dict[str, str]:
     """Return the metadata but for what it says of a log."""
     return {name: value for name, value in metadata.items() if name != LOG_KEY}
+
+
+@dataclass(slots=True)
+class Publication:
+    """One attempt to make the bucket equal to an inode. A stream has the attributes of its beginning."""
+
+    has_attributes: bool = True
 
 
 class ChangeLog(Protocol):
@@ -43,8 +51,8 @@ class ChangeLog(Protocol):
     def gone(self, version: Version) -> None:
         """Note that such an object is there no more, or is somebody's again."""
 
-    def publishing(self, inode: Inode) -> AbstractContextManager[None]:
-        """Say that the block publishes the inode as it is now, or raises."""
+    def publishing(self, inode: Inode) -> AbstractContextManager[Publication]:
+        """Say that the block publishes the inode as it is now, but for what it says itself, or raises."""
 
     def settled(self, inode: Inode) -> None:
         """Note that the bucket has all of the inode."""
@@ -88,8 +96,8 @@ class NoLog:
     def gone(self, version: Version) -> None:
         pass
 
-    def publishing(self, inode: Inode) -> AbstractContextManager[None]:
-        return nullcontext()
+    def publishing(self, inode: Inode) -> AbstractContextManager[Publication]:
+        return nullcontext(Publication())
 
     def settled(self, inode: Inode) -> None:
         pass

@@ -26,7 +26,7 @@ import trio
 
 from backends.base import MIB, Metadata
 from fusefs.capture import Capture, bytes_to_carry, capture, leave_moved_upload, note_captured, stored_version
-from fusefs.change_log import LOG_KEY
+from fusefs.change_log import LOG_KEY, Publication
 from fusefs.content import Version
 from fusefs.inodes import File, Inode
 from fusefs.journal import Journal, JournalStatistics
@@ -156,23 +156,23 @@ class Committer:
     # What is not needed any more
 
     @contextmanager
-    def publishing(self, inode: Inode) -> Iterator[None]:
+    def publishing(self, inode: Inode) -> Iterator[Publication]:
         """As `ChangeLog`. The caller has committed, so that what the log lacks of the inode are times."""
         if not self._unlogged.get(inode, True):
             del self._unlogged[inode]
+        publication = Publication(has_attributes=False)
         before = self._needed.pop(inode, None)
         if before is None:
-            yield
+            yield publication
             return
         self._publishing[inode] = before
         try:
-            yield
-        except BaseException:
-            self._needed[inode] = before
-            self._needed = dict(sorted(self._needed.items(), key=lambda item: item[1]))
-            raise
+            yield publication
         finally:
             del self._publishing[inode]
+            if not publication.has_attributes:
+                self._needed[inode] = before
+                self._needed = dict(sorted(self._needed.items(), key=lambda item: item[1]))
         self._look_for_end()
 
     def settled(self, inode: Inode) -> None:

@@ -37,7 +37,7 @@ import trio
 from backends.base import ObjectStorage
 from backends.errors import NotFound, PreconditionFailed, StorageError, Unavailable
 from fusefs.attributes import to_metadata
-from fusefs.change_log import ChangeLog, without_mark
+from fusefs.change_log import ChangeLog, Publication, without_mark
 from fusefs.content import Version
 from fusefs.errors import FilesystemError, StaleFile
 from fusefs.inodes import Directory, File, Inode
@@ -442,12 +442,12 @@ class Publisher:
                 await self._log_all_of(inode)
             changes = inode.state.changes
             try:
-                with self._publishing(inode, target):
-                    version, is_current = await self._carry_out(inode, target)
+                with self._publishing(inode, target) as publication:
+                    version, publication.has_attributes = await self._carry_out(inode, target)
             except (PreconditionFailed, NotFound, StaleFile) as error:
                 await self._keep_both(inode, target, error)
             else:
-                self._note_success(inode, version, changes if is_current else None)
+                self._note_success(inode, version, changes if publication.has_attributes else None)
         except (StorageError, FilesystemError, OSError) as error:
             self._note_failure(inode, target, error)
         except Exception as error:  # a defect of ours: it must not end the mount for everybody
@@ -456,9 +456,11 @@ class Publisher:
         finally:
             self._finished(inode)
 
-    def _publishing(self, inode: Inode, target: str) -> AbstractContextManager[None]:
+    def _publishing(self, inode: Inode, target: str) -> AbstractContextManager[Publication]:
         """Tell the log of an attempt after which it is not needed; on a detour, it is."""
-        return self._log.publishing(inode) if self._placement.target(inode) == target else nullcontext()
+        if self._placement.target(inode) != target:
+            return nullcontext(Publication())
+        return self._log.publishing(inode)
 
     async def _log_all_of(self, inode: Inode) -> None:
         """Return when the log has the inode as it is now: it may change again while a commit is on its way."""
