@@ -17,7 +17,7 @@ unknown length) is a function or a class on top: `iterate_pages` here, `backends
 from __future__ import annotations
 
 import abc
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, TypeAlias
@@ -322,7 +322,7 @@ class ObjectStorage(abc.ABC):
 
 async def iterate_pages(
     storage: ObjectStorage, prefix: str = "", *, delimiter: str = "", start_after: str = ""
-) -> AsyncIterator[ListPage]:
+) -> AsyncGenerator[ListPage, None]:
     """Yield every page of a listing; each is asked for when the one before has been used."""
     token: str | None = None
     while True:

@@ -18,8 +18,8 @@ from __future__ import annotations
 import logging
 import re
 import stat
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeVar
@@ -28,7 +28,9 @@ import trio
 
 from backends.base import (
     CREATE_ONLY,
+    MIB,
     IfMatch,
+    MultipartUpload,
     ObjectInfo,
     ObjectStorage,
     Part,
@@ -47,7 +49,7 @@ from fusefs.keys import RESERVED_PREFIX, segment_of
 from fusefs.log_reader import NOWHERE, OldLog, batches, places
 from fusefs.object_writer import CONFLICTS_PREFIX
 from fusefs.placement import DETOURS_PREFIX, ORPHANS_PREFIX, ROOT_MARKER
-from fusefs.replay import Replay, Replayed
+from fusefs.replay import Replay, Replayed, Sources
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +57,9 @@ _T = TypeVar("_T")
 
 LOOKS_AT_ONCE: Final = 32
 """HEADs under way together."""
+
+FETCHED_PART: Final = 16 * MIB
+"""Bytes of a part that the store cannot copy."""
 
 _LOG_ID: Final = re.compile(r"[0-9a-f]+-[0-9a-f]+")
 _MARK: Final = re.compile(r"([0-9a-f]+-[0-9a-f]+)@([0-9a-f]+)-([0-9a-f]+)")
@@ -151,10 +156,11 @@ class Recovery:
         unknown = set().union(*map(_prefixes_of, departing)) - recovered.directories
 
         async def look_below(prefix: str) -> None:
-            async for page in iterate_pages(self._storage, prefix):
-                if any(info.key not in departing for info in page.objects):
-                    recovered.directories.add(prefix)
-                    return
+            async with aclosing(iterate_pages(self._storage, prefix)) as pages:
+                async for page in pages:
+                    if any(info.key not in departing for info in page.objects):
+                        recovered.directories.add(prefix)
+                        return
 
         await self._for_each(
             [prefix for prefix in unknown if not prefix.startswith(RESERVED_PREFIX)], look_below
@@ -181,8 +187,10 @@ class Recovery:
     ) -> None:
         found = await self._find(replayed)
         path = replayed.last.path
-        if not found and path is not None and replayed.upload is not None:
-            found = await self._complete(replayed, replayed.upload, leftovers)
+        upload = replayed.upload
+        if path is not None and upload is not None and not (found and await self._is_ended(upload)):
+            completed = await self._complete(replayed, upload, leftovers, found)
+            found = [completed, *(each for each in found if each.version.key != upload.key)]
         strays = found if path is None else found[1:]
         recovered.leftovers += [each.version for each in strays]
         if path is not None:
@@ -191,9 +199,9 @@ class Recovery:
             recovered.inodes.append(RecoveredInode(path, self._build(replayed, current), version))
 
     async def _note_leftover(self, recovered: Recovered, leftover: StoredVersion) -> None:
-        with suppress(NotFound):
-            if (await self._storage.head(leftover.key)).etag == leftover.etag:
-                recovered.leftovers.append(_version(leftover))
+        version = await self._still_there(leftover)
+        if version is not None:
+            recovered.leftovers.append(version)
 
     # Finding
 
@@ -222,14 +230,27 @@ class Recovery:
 
     # Uploads that nobody has completed
 
+    async def _is_ended(self, upload: UploadReference) -> bool:
+        """Return whether an upload was completed: what the log refers to is not aborted."""
+        begun = await self._storage.list_multipart_uploads(upload.key)
+        return all(each.upload_id != upload.upload_id for each in begun)
+
     async def _complete(
-        self, replayed: Replayed, upload: UploadReference, leftovers: dict[str, StoredVersion]
-    ) -> list[_Found]:
-        """Make an object of the parts that the log refers to. Raises `LogDamaged` where they are not there."""
-        in_the_way = leftovers.get(upload.key)
+        self,
+        replayed: Replayed,
+        upload: UploadReference,
+        leftovers: dict[str, StoredVersion],
+        found: Sequence[_Found],
+    ) -> _Found:
+        """Make an object of the parts that the log refers to. Raises `LogDamaged` where they are not there.
+
+        It replaces the one that the inode has under that key, if any, whose bytes behind the parts go up as well.
+        """
+        replaced = next((each.version for each in found if each.version.key == upload.key), None)
+        in_the_way = replaced or await self._still_there(leftovers.get(upload.key))
         mode: PutMode = IfMatch(in_the_way.etag) if in_the_way is not None else CREATE_ONLY
         resumed = self._storage.resume_multipart(upload.key, upload.upload_id)
-        explicit = replayed.bytes_since(NOWHERE).explicit
+        sources = replayed.bytes_since(NOWHERE)
         parts: list[Part] = []
         end = 0
         try:
@@ -237,19 +258,46 @@ class Recovery:
                 if end < part.start:
                     # A part that was being replaced: the log has its bytes.
                     number = len(parts) + 1
-                    parts.append(
-                        await resumed.upload_part(number, _bytes(replayed, explicit, end, part.start))
-                    )
+                    data = _bytes(replayed, sources.explicit, end, part.start)
+                    parts.append(await resumed.upload_part(number, data))
                 parts.append(Part(number=part.number, etag=part.etag, size=part.end - part.start))
                 end = part.end
+            for start, stop in _pieces(end, _end_of_stored(replayed, sources, replaced), self._longest_part):
+                assert replaced is not None
+                parts.append(await self._carried_over(resumed, parts[-1].number + 1, replaced, start, stop))
+                end = stop
             etag = await resumed.complete(parts, mode=mode)
-        except (UploadNotFound, InvalidPart, PreconditionFailed) as error:
+        except (UploadNotFound, InvalidPart, PreconditionFailed, NotFound) as error:
             raise LogDamaged(
                 f"bytes of {replayed.last.path!r} were in upload {upload.upload_id} of {upload.key!r},"
                 f" which cannot be completed: {error}"
             ) from error
         leftovers.pop(upload.key, None)
-        return [_Found(Version(upload.key, etag, end), NOWHERE)]
+        return _Found(Version(upload.key, etag, end), NOWHERE)
+
+    async def _still_there(self, leftover: StoredVersion | None) -> Version | None:
+        """Return the object that was to be deleted, if it was not."""
+        if leftover is not None:
+            with suppress(NotFound):
+                if (await self._storage.head(leftover.key)).etag == leftover.etag:
+                    return _version(leftover)
+        return None
+
+    @property
+    def _longest_part(self) -> int:
+        if self._storage.capabilities.copy_part:
+            return self._storage.limits.max_copy_size
+        return max(FETCHED_PART, self._storage.limits.min_part_size)
+
+    async def _carried_over(
+        self, upload: MultipartUpload, number: int, source: Version, start: int, end: int
+    ) -> Part:
+        """Make a part of an object's bytes."""
+        length = end - start
+        if self._storage.capabilities.copy_part:
+            return await upload.copy_part(number, source.key, start, length, if_match=source.etag)
+        stored = await self._storage.get_range(source.key, start, length, if_match=source.etag)
+        return await upload.upload_part(number, stored.data)
 
     # Building
 
@@ -308,6 +356,24 @@ def _with_zeros(explicit: ExtentSet, stored: ExtentSet, replayed: Replayed) -> E
     return explicit
 
 
+def _end_of_stored(replayed: Replayed, sources: Sources, base: Version | None) -> int:
+    """Return where that ends which nothing but the object in the bucket has."""
+    if base is None or replayed.size is None:
+        return 0
+    stored = sources.stored.copy()
+    stored.truncate(min(base.size, replayed.size))
+    for extent in sources.explicit:
+        stored.remove(*extent)
+    return stored.end
+
+
+def _pieces(start: int, end: int, longest: int) -> Iterator[tuple[int, int]]:
+    while start < end:
+        stop = min(start + longest, end)
+        yield start, stop
+        start = stop
+
+
 def _bytes(replayed: Replayed, explicit: ExtentSet, start: int, end: int) -> bytes:
     if replayed.file is None or not explicit.covers(start, end):
         raise LogDamaged(
@@ -345,7 +411,10 @@ def _own(replayed: Replayed, info: ObjectInfo) -> _Found | None:
     version = Version(info.key, info.etag, info.size)
     mark = _MARK.fullmatch((info.metadata or {}).get(LOG_KEY, ""))
     if mark is not None and mark[1] == replayed.last.log_id:
-        return _Found(version, Position(int(mark[2], 16), int(mark[3], 16)))
+        marked = Position(int(mark[2], 16), int(mark[3], 16))
+        # An upload has its mark from its beginning. One that a recovery has completed lacks bytes that the log had
+        # before that; and what the log tells can be laid over any newer object, too.
+        return _Found(version, NOWHERE if replayed.refers_to_upload_after(marked) else marked)
     if StoredVersion(info.key, info.etag, info.size) in replayed.versions:
         return _Found(version, NOWHERE)
     return None

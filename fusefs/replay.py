@@ -40,6 +40,7 @@ class _Change:
     cut: int | None
     referred: tuple[Extent, ...]
     written: tuple[Extent, ...]
+    has_upload: bool
 
 
 @dataclass(eq=False, slots=True)
@@ -76,6 +77,10 @@ class Replayed:
                 explicit.add(*extent)
         return Sources(explicit, stored)
 
+    def refers_to_upload_after(self, position: Position) -> bool:
+        """Return whether a record behind `position` has an upload, which a recovery may have completed."""
+        return any(change.has_upload for change in self._changes if change.position > position)
+
     def apply(self, position: Position, record: InodeRecord, new_file: Callable[[], StageFile]) -> None:
         """Take in the next record. Raises OSError of the local disk."""
         self.last = record
@@ -101,7 +106,11 @@ class Replayed:
                 written = file.write(start, view)
                 start, view = start + written, view[written:]
         ranges = [Extent(start, start + len(data)) for start, data in content.written]
-        self._changes.append(_Change(position, content.cut, content.referred, (*ranges, *content.zeros)))
+        self._changes.append(
+            _Change(
+                position, content.cut, content.referred, (*ranges, *content.zeros), content.upload is not None
+            )
+        )
 
 
 _ENDLESS = 1 << 62

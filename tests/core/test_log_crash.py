@@ -247,6 +247,42 @@ async def remove_a_stream(history: History) -> None:
     await history.close(handle)
 
 
+async def stream_over_what_is_published(history: History) -> None:
+    """What the log refers to is in parts, and an older version of the file in an object."""
+    handle = await history.create("big")
+    await history.write(handle, 0, _BYTES[:100])
+    await history.close(handle)
+    await history.tree.publish_all()
+    handle = await history.open("big")
+    await history.write(handle, 7, _BYTES[: 3 * PART])
+    await history.close(handle)
+    await trio.sleep(2)
+    await history.commit()
+
+
+async def stream_over_most(history: History) -> None:
+    """The end of the object is in nothing else when the parts before it are in the log."""
+    handle = await history.open("file")
+    await history.write(handle, 0, _BYTES[PART : 4 * PART])
+    await history.close(handle)
+    await trio.sleep(2)
+    await history.commit()
+
+
+async def change_attributes_of_a_stream(history: History) -> None:
+    handle = await history.create("big")
+    for number in range(4):
+        await history.write(handle, number * 2 * PART, _BYTES[number * 2 * PART : (number + 1) * 2 * PART])
+        await trio.sleep(0.1)
+    await history.chmod("big", 0o600)
+    await history.fsync(handle)
+    await history.close(handle)
+    await trio.sleep(0.1)
+    await history.create("other")
+    await history.commit()
+    await trio.sleep(2)
+
+
 SCENARIOS: Final = {
     "create": Scenario({}, create),
     "replace by rename": Scenario({"config": LARGE}, replace_by_rename),
@@ -266,6 +302,9 @@ SCENARIOS: Final = {
     "stream": Scenario({}, stream),
     "cut a stream": Scenario({}, cut_a_stream),
     "remove a stream": Scenario({}, remove_a_stream),
+    "stream over what is published": Scenario({}, stream_over_what_is_published),
+    "stream over most of what is published": Scenario({"file": LARGE[: 3 * PART + 2_000]}, stream_over_most),
+    "change attributes of a stream": Scenario({}, change_attributes_of_a_stream),
 }
 
 
@@ -286,6 +325,29 @@ async def test_a_mount_may_die_at_every_call(
             raise
         if not has_died:
             return
+
+
+async def rewrite_new(history: History) -> None:
+    await look(history)
+    handle = await (history.open("new") if "new" in history.state() else history.create("new"))
+    for _ in range(3):
+        await history.write(handle, 1, NEW)
+        await history.fsync(handle)
+    await history.close(handle)
+
+
+@pytest.mark.parametrize("death", [Death.CALL_LOST, Death.ANSWER_LOST])
+async def test_terms_that_begin_again_with_the_first(
+    death: Death, tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where there is no lease and no log any more, marks of objects are not taken for those of another file."""
+    caplog.set_level(logging.CRITICAL)
+    for call in range(1, 12):
+        storage, history = await bucket(SCENARIOS["create"])
+        await live(storage, history, create, 9, Death.CALL_LOST, tmp_path / f"{call}")
+        await check(storage, history, tmp_path / f"{call}-recovered")
+        await live(storage, history, rewrite_new, call, death, tmp_path / f"{call}-again")
+        await check(storage, history, tmp_path / f"{call}-last")
 
 
 async def bucket(scenario: Scenario) -> tuple[SmallPartsStorage, History]:
