@@ -39,7 +39,9 @@ _FLAGS: Final[Mapping[str, _Flag]] = MappingProxyType(
         "publish_interval": _Flag("TIME", "Most time between two publications of an open file."),
         "revalidate_interval": _Flag("TIME", "How old a listing may be before the bucket is asked again."),
         "retry_timeout": _Flag("TIME", "For how long a store that does not answer is asked again."),
-        "read_ahead": _Flag("SIZE", "The widest window of a sequential reader."),
+        "read_ahead": _Flag(
+            "SIZE", "The widest window of a sequential reader, and of small files in one directory."
+        ),
         "upload_workers": _Flag("NUMBER", "Publications under way at once.", int),
         "commit_interval": _Flag("TIME", "Most time until the log has what was done without fsync."),
         "log_size": _Flag("SIZE", "Bytes of the log at which everything in it is published."),
