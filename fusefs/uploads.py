@@ -233,7 +233,12 @@ class _Stream:
     async def _give_bytes_to_log(self, writer: BufferedMultipartWriter) -> None:
         """Let the log need the upload no more; where that is not possible, leave it in the bucket."""
         upload = self._content.upload
-        if upload is None or not self._log.must_keep(self._file):
+        if upload is None:
+            return
+        if not self._log.must_keep(self._file):
+            self._content.upload = (
+                None  # from now on it is on its way to be aborted: no batch may refer to it
+            )
             return
         try:
             if upload.is_moved:
