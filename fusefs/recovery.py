@@ -187,7 +187,7 @@ class Recovery:
     ) -> None:
         found = await self._find(replayed)
         path = replayed.last.path
-        upload = replayed.upload
+        upload = _needed_upload(replayed)
         if path is not None and upload is not None and not (found and await self._is_ended(upload)):
             completed = await self._complete(replayed, upload, leftovers, found)
             found = [completed, *(each for each in found if each.version.key != upload.key)]
@@ -354,6 +354,18 @@ def _with_zeros(explicit: ExtentSet, stored: ExtentSet, replayed: Replayed) -> E
         explicit.add(*gap)
     explicit.truncate(replayed.size)
     return explicit
+
+
+def _needed_upload(replayed: Replayed) -> UploadReference | None:
+    """Return the upload of the last record, if its parts may have bytes that the log itself does not have."""
+    upload = replayed.upload
+    if upload is None or not upload.parts or replayed.size is None:
+        return None
+    explicit, stored = replayed.bytes_since(NOWHERE)
+    stored.truncate(min(replayed.size, upload.parts[-1].end))
+    for extent in explicit:
+        stored.remove(*extent)
+    return upload if stored else None
 
 
 def _end_of_stored(replayed: Replayed, sources: Sources, base: Version | None) -> int:

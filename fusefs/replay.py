@@ -98,6 +98,8 @@ class Replayed:
     def _apply_content(self, position: Position, content: ContentRecord, file: StageFile) -> None:
         self.size = content.size
         self.upload = content.upload
+        if content.cut is not None:
+            file.truncate(content.cut)  # or what was there would come up again when the file grows
         for extent in content.zeros:
             file.punch_hole(extent.start, extent.length)
         for start, data in content.written:

@@ -29,7 +29,7 @@ PATHS: Final = (*NAMES, *(f"{directory}/{name}" for directory in NAMES[:3] for n
 MOUNTS: Final = 6
 WALKS: Final = 60
 #: Walks in which a recovery once had wrong bytes or attributes, or did not end.
-FOUND: Final = (1112, 1327, 1468, 1516, 1549, 1571, 1787, 1866, 1884, 2125, 3571)
+FOUND: Final = (1112, 1327, 1468, 1516, 1549, 1571, 1787, 1866, 1884, 2125, 3571, 4847, 6464)
 
 
 class Walk:
