@@ -241,12 +241,12 @@ async def _print_diagnosis(config: Config, set_aside: bool) -> bool:
     """Tell how the log stands and, if `set_aside`, mend it; return whether a mount can read it then."""
     from fusefs.log_repair import LogRepair
     from fusefs.stores import open_store
-    from fusefs.term import alone_for
+    from fusefs.term import alone_for, log_begins
 
     store = open_store(config.store, retry_timeout_seconds=config.mount.retry_timeout_seconds)
     try:
         await store.storage.probe(read_only=not set_aside)
-        repair = LogRepair(store.storage)
+        repair = LogRepair(store.storage, since_epoch=await log_begins(store.storage))
         if not set_aside:
             found = await repair.diagnose()
             click.echo(found)

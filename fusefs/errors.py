@@ -118,3 +118,16 @@ class LeaseDamaged(MountError):
 
 class LogDamaged(MountError):
     """A batch of the log is not what was written. React: nothing is applied; somebody decides what to save."""
+
+
+class BatchDamaged(LogDamaged):
+    """It is known which batch: the one under `key`, with its place in the log. React: as above, or look before it."""
+
+    def __init__(self, key: str, position: tuple[int, int], why: str) -> None:
+        super().__init__(
+            f"the log is damaged, and nothing of it was applied: {key!r}: {why};"
+            " `fusefs recover` tells what can be saved"
+        )
+        self.key = key
+        self.position = position
+        self.why = why

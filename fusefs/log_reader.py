@@ -4,21 +4,26 @@ Of the objects below the journal's prefix not all count. Batches that are not ne
 holes where others of them are deleted already; and of batches that were on their way when their writer died some may
 have arrived without those before them. A *run* is a stretch without gaps. The log of a term is the last run that
 reaches back to the cutoff which its own last commit names, up to that commit; what is before its cutoff, and the runs
-before and behind it, are left out. So is what is behind a seal: it arrived after somebody had ended the term.
+before and behind it, are left out. So is what is behind a seal: it arrived after somebody had ended the term. And so is
+a last commit that says that nothing is needed any more, not even itself: its writer was about to delete it.
 
-Nothing is written but seals.
+There is one decision which batches count, for mounts (`find`) and for whoever asks how a log stands (`survey`). Terms
+are looked at from the last to the first, and none that a later one says is not needed: whatever is left of that, it
+harms nobody. A writer that still lives may delete meanwhile what it does not need; then it is looked at again.
+
+Nothing is written but seals, and those by `find` alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
 from backends.base import CREATE_ONLY, ObjectStorage, iterate_pages
-from backends.errors import PreconditionFailed
-from fusefs.errors import LogDamaged
+from backends.errors import NotFound, PreconditionFailed
+from fusefs.errors import BatchDamaged, LogDamaged
 from fusefs.journal_format import (
     JOURNAL_PREFIX,
     SEAL,
@@ -35,6 +40,12 @@ from fusefs.journal_format import (
 
 NOWHERE: Final = Position(0, 0)
 """Before every batch."""
+
+EVERYWHERE: Final = Position(1 << 64, 0)
+"""Behind every batch."""
+
+LOOKS: Final = 10
+"""How often a term is looked at of which batches are gone when they are to be read."""
 
 
 @dataclass(kw_only=True)
@@ -82,32 +93,51 @@ class LogReader:
 
         Raises `LogDamaged`, and what the store raises.
         """
-        found = OldLog(reader=self, keys=[key for key, _ in await self._objects(JOURNAL_PREFIX)])
-        epochs = {position.epoch for key in found.keys if (position := position_of(key)) is not None}
-        for epoch in sorted(epochs):
-            if since_epoch <= epoch < before_epoch:
-                log = await self._sealed(epoch)
-                found.keys = list(dict.fromkeys(found.keys + log.keys))
-                found.positions += log.positions
-                found.cutoff = max(found.cutoff, log.cutoff)
-        return found
+        return await self._decide(self._sealed, since_epoch, before_epoch)
+
+    async def survey(self, *, since_epoch: int = 1, before: Position = EVERYWHERE) -> OldLog:
+        """Return what `find` would, if there were nothing from `before` on, and write nothing. Raises as `find`."""
+
+        async def look(epoch: int) -> OldLog:
+            log, _ = await self._look(epoch, before)
+            return log
+
+        return await self._decide(look, since_epoch, before.epoch + 1)
 
     async def read(self, position: Position) -> Batch:
-        """Return one batch. Raises `LogDamaged`, and what the store raises."""
-        key = batch_key(position)
-        data = (await self.storage.get_range(key)).data
+        """Return one batch that counts. Raises `BatchDamaged`, and what the store raises."""
+        try:
+            return await self._read(position)
+        except NotFound as error:
+            raise BatchDamaged(batch_key(position), position, "it is not there any more") from error
+
+    async def _read(self, position: Position) -> Batch:
+        """As `read`, where it may have been deleted. Raises `NotFound` then."""
+        data = (await self.storage.get_range(batch_key(position))).data
         try:
             return decode(data, position)
         except DamagedBatch as error:
-            raise LogDamaged(
-                f"the log is damaged, and nothing of it was applied: {key!r}: {error};"
-                " `fusefs recover` tells what can be saved"
-            ) from error
+            raise BatchDamaged(batch_key(position), position, str(error)) from error
 
     async def _objects(self, prefix: str) -> list[tuple[str, int]]:
         """Return keys and sizes."""
         pages = iterate_pages(self.storage, prefix)
         return [(info.key, info.size) async for page in pages for info in page.objects]
+
+    async def _decide(
+        self, look: Callable[[int], Awaitable[OldLog]], since_epoch: int, before_epoch: int
+    ) -> OldLog:
+        """Return what counts of some terms, each of which `look` looks at."""
+        found = OldLog(reader=self, keys=[key for key, _ in await self._objects(JOURNAL_PREFIX)])
+        epochs = {position.epoch for key in found.keys if (position := position_of(key)) is not None}
+        for epoch in sorted(epochs, reverse=True):
+            if max(since_epoch, found.cutoff.epoch) <= epoch < before_epoch:
+                log = await look(epoch)
+                found.keys = list(dict.fromkeys(found.keys + log.keys))
+                found.positions = log.positions + found.positions
+                found.cutoff = max(found.cutoff, log.cutoff)
+        found.positions = [position for position in found.positions if position >= found.cutoff]
+        return found
 
     async def _sealed(self, epoch: int) -> OldLog:
         """Return what counts of a term that has ended for good.
@@ -116,7 +146,7 @@ class LogReader:
         that writer was quicker, what it has written is looked at as well.
         """
         while True:
-            log, end = await self._look(epoch)
+            log, end = await self._look(epoch, EVERYWHERE)
             if end is None:
                 return log
             seal = encode(Batch(position=end, cutoff=end, flags=SEAL))
@@ -125,11 +155,21 @@ class LogReader:
                 log.keys.append(batch_key(end))
                 return log
 
-    async def _look(self, epoch: int) -> tuple[OldLog, Position | None]:
+    async def _look(self, epoch: int, before: Position) -> tuple[OldLog, Position | None]:
         """Return what counts of a term, and where its seal has to be; None if it has one."""
+        for _ in range(LOOKS):
+            try:
+                return await self._look_once(epoch, before)
+            except NotFound as error:
+                gone = error
+        raise LogDamaged(f"the store lists batches of epoch {epoch} that are not there: {gone}") from gone
+
+    async def _look_once(self, epoch: int, before: Position) -> tuple[OldLog, Position | None]:
         objects = await self._objects(epoch_prefix(epoch))
         sizes = {
-            position.sequence: size for key, size in objects if (position := position_of(key)) is not None
+            position.sequence: size
+            for key, size in objects
+            if (position := position_of(key)) is not None and position < before
         }
         seal = await self._first_seal(epoch, sizes)
         runs = _runs([sequence for sequence in sorted(sizes) if seal is None or sequence < seal])
@@ -138,7 +178,8 @@ class LogReader:
         for run in reversed(runs):
             last = await self._last_commit(epoch, run)
             if last is not None:
-                log.positions = [Position(epoch, each) for each in run if each <= last.position.sequence]
+                if not _says_that_nothing_is_needed(last):
+                    log.positions = [Position(epoch, each) for each in run if each <= last.position.sequence]
                 log.cutoff, end = last.cutoff, run[-1] + 1
                 break
         return log, Position(epoch, end) if seal is None else None
@@ -146,18 +187,22 @@ class LogReader:
     async def _first_seal(self, epoch: int, sizes: Mapping[int, int]) -> int | None:
         """Return where the log of a term was ended: what arrived behind that does not count."""
         for sequence, size in sorted(sizes.items()):
-            if size == SEAL_SIZE and (await self.read(Position(epoch, sequence))).is_seal:
+            if size == SEAL_SIZE and (await self._read(Position(epoch, sequence))).is_seal:
                 return sequence
         return None
 
     async def _last_commit(self, epoch: int, run: Sequence[int]) -> Batch | None:
         """Return the last commit of a run, if the run has everything that it builds on."""
         for sequence in reversed(run):
-            batch = await self.read(Position(epoch, sequence))
+            batch = await self._read(Position(epoch, sequence))
             if not batch.is_continued:
                 reach = batch.cutoff.sequence if batch.cutoff.epoch == epoch else 1
                 return batch if reach >= run[0] else None
         return None
+
+
+def _says_that_nothing_is_needed(batch: Batch) -> bool:
+    return batch.cutoff == batch.position and not batch.records
 
 
 def _runs(sequences: Sequence[int]) -> list[list[int]]:

@@ -1,9 +1,10 @@
 """What can be saved of a log that is damaged, and making a mount possible again.
 
-A mount reads no log of which it cannot read all that counts. Here it is read batch by batch, and the first damaged
-one that counts is found. What is before it can be applied. What is behind it cannot, because a batch means something
-only after all before it; so it is set aside, under `.fusefs/damaged/`, for whoever can mend it, and the log ends before
-it. Nothing is deleted, and nothing changed before somebody says so.
+A mount reads no log of which it cannot read all that counts. Here the first batch is found that it would stop at: which
+batches count is decided as for a mount (`LogReader.survey`), and then anew as if there were nothing from the damaged
+one on, until all that counts can be read. That can be applied. What is behind it cannot, because a batch means
+something only after all before it; so it is set aside, under `.fusefs/damaged/`, for whoever can mend it, and the log
+is sealed before it. Nothing is deleted, and nothing changed before somebody says so.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from typing import Final
 
 from backends.base import CREATE_ONLY, ObjectStorage
 from backends.errors import PreconditionFailed
-from fusefs.errors import LogDamaged
-from fusefs.journal_format import JOURNAL_PREFIX, Batch, Position, batch_key, encode
+from fusefs.errors import BatchDamaged
+from fusefs.journal_format import JOURNAL_PREFIX, SEAL, Batch, Position, batch_key, encode
 from fusefs.keys import RESERVED_PREFIX
-from fusefs.log_reader import NOWHERE, LogReader
+from fusefs.log_reader import EVERYWHERE, LogReader
 
 DAMAGED_PREFIX: Final = f"{RESERVED_PREFIX}damaged/"
 """Where batches are put that no mount can read."""
@@ -31,10 +32,8 @@ class Diagnosis:
     readable: int
     #: The first that it cannot, and why; "" if there is none.
     damage: str = ""
-    #: The damaged one, and all that come after it.
+    #: All that there are behind those, the damaged one among them.
     lost: tuple[Position, ...] = ()
-    #: The first that counts of those before it.
-    first: Position = NOWHERE
 
     def __str__(self) -> str:
         """Return one line."""
@@ -47,41 +46,33 @@ class Diagnosis:
 
 
 class LogRepair:
-    """The log in one store. Nobody may be writing it."""
+    """The log in one store, of the terms from `since_epoch` on. Nobody may be writing it."""
 
-    def __init__(self, storage: ObjectStorage) -> None:
+    def __init__(self, storage: ObjectStorage, *, since_epoch: int = 1) -> None:
         self._storage = storage
+        self._since_epoch = since_epoch
         self._reader = LogReader(storage)
 
     async def diagnose(self) -> Diagnosis:
-        """Read the whole log. Raises what the store raises."""
-        positions = await self._reader.positions()
-        damage: dict[Position, str] = {}
-        continued: set[Position] = set()
-        cutoff = NOWHERE
-        for position in positions:
+        """Read the whole log. Raises what the store raises, and `LogDamaged` where it cannot be told what there is."""
+        damage: BatchDamaged | None = None
+        while True:
+            before = EVERYWHERE if damage is None else Position(*damage.position)
             try:
-                batch = await self._reader.read(position)
-            except LogDamaged as error:
-                damage[position] = f"{batch_key(position)!r} is damaged: {error.__cause__}"
-                continue
-            if batch.is_continued:
-                continued.add(position)
-            elif not batch.is_seal:
-                cutoff = max(cutoff, batch.cutoff)
-        counting = [position for position in positions if position >= cutoff]
-        first_damaged = next((position for position in counting if position in damage), None)
-        if first_damaged is None:
-            return Diagnosis(readable=len(counting))
-        readable = [position for position in counting if position < first_damaged]
-        while readable and readable[-1] in continued:
-            readable.pop()  # it meant something only together with what cannot be read
-        lost = tuple(counting[len(readable) :])
+                log = await self._reader.survey(since_epoch=self._since_epoch, before=before)
+                for position in log.positions:
+                    await self._reader.read(position)
+            except BatchDamaged as error:
+                damage = error
+            else:
+                break
+        if damage is None:
+            return Diagnosis(readable=len(log.positions))
+        last = log.positions[-1] if log.positions else Position(self._since_epoch, 0)
         return Diagnosis(
-            readable=len(readable),
-            damage=damage[first_damaged],
-            lost=lost,
-            first=readable[0] if readable else lost[0],
+            readable=len(log.positions),
+            damage=f"{damage.key!r} is damaged: {damage.why}",
+            lost=tuple(position for position in await self._reader.positions() if position > last),
         )
 
     async def set_aside(self, found: Diagnosis) -> None:
@@ -91,8 +82,9 @@ class LogRepair:
             with suppress(PreconditionFailed):  # it is there already: an earlier call did not come to its end
                 await self._storage.copy(key, _aside(key), mode=CREATE_ONLY)
             await self._storage.delete(key)
-        closing = Batch(position=found.lost[0], cutoff=found.first)
-        await self._storage.put(batch_key(closing.position), encode(closing), mode=CREATE_ONLY)
+        end = found.lost[0]
+        seal = encode(Batch(position=end, cutoff=end, flags=SEAL))
+        await self._storage.put(batch_key(end), seal, mode=CREATE_ONLY)
 
 
 def _aside(key: str) -> str:

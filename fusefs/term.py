@@ -32,7 +32,7 @@ from fusefs.lease_acquisition import Claim, acquire, check_supported
 from fusefs.lease_record import Identity
 from fusefs.log_reader import LogReader, OldLog
 from fusefs.options import BucketStore
-from fusefs.stored_lease import LEASE_KEY, longest_call_seconds
+from fusefs.stored_lease import LEASE_KEY, longest_call_seconds, look
 from fusefs.stores import OpenStore, open_beside, open_local
 
 _log = logging.getLogger(__name__)
@@ -119,6 +119,15 @@ async def alone_for(what: str, config: Config, store: OpenStore) -> AsyncIterato
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + RELEASE_SECONDS):
                 await lease.release(clean=False)
+
+
+async def log_begins(storage: ObjectStorage) -> int:
+    """Return since which term a mount reads the log in the prefix. Raises `LeaseDamaged`, and what the store raises."""
+    found = await look(storage)
+    if found is None:
+        return 1
+    places = {log.place: log.since_epoch for log in found.record.logs}
+    return places.get(IN_BUCKET, found.record.epoch + 1)
 
 
 def identity(holder: str, what: str) -> Identity:

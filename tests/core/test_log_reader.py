@@ -9,9 +9,10 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from trio.testing import MockClock
 
-from backends.base import CREATE_ONLY
-from backends.errors import PreconditionFailed
+from backends.base import CREATE_ONLY, ObjectStorage
+from backends.errors import NotFound, PreconditionFailed
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs.errors import LogDamaged
@@ -27,14 +28,14 @@ from fusefs.journal_format import (
     decode,
     encode,
 )
-from fusefs.log_reader import LogReader, OldLog, batches, places
-from tests.support.faulty import FaultyStorage
+from fusefs.log_reader import LOOKS, LogReader, OldLog, batches, places
+from tests.support.faulty import FaultyStorage, Gate
 
 SOMETHING: Final = (LeftoverRecord(StoredVersion("key", "etag", 1)),)
 
 
 async def put(
-    storage: MemoryStorage,
+    storage: ObjectStorage,
     position: tuple[int, int],
     cutoff: tuple[int, int] = (1, 1),
     *,
@@ -45,7 +46,7 @@ async def put(
     await storage.put(batch_key(batch.position), encode(batch), mode=CREATE_ONLY)
 
 
-async def find(storage: MemoryStorage | FaultyStorage, before_epoch: int = 9) -> OldLog:
+async def find(storage: ObjectStorage, before_epoch: int = 9) -> OldLog:
     return await LogReader(storage).find(since_epoch=1, before_epoch=before_epoch)
 
 
@@ -214,4 +215,47 @@ async def test_a_damaged_seal() -> None:
     await put(storage, (1, 2), flags=SEAL, records=())
     await storage.put(batch_key(Position(1, 2)), b"x" * 60)
     with pytest.raises(LogDamaged):
+        await find(storage)
+
+
+async def test_a_writer_that_deletes_its_log_meanwhile(autojump_clock: MockClock) -> None:
+    """It had asked for that before it was paused: what it deletes, nobody needs."""
+    for call in range(1, 9):
+        storage = MemoryStorage()
+        for number in (1, 2, 3):
+            await put(storage, (1, number))
+        await put(storage, (1, 4), (1, 4), records=())
+        faulty = FaultyStorage(storage)
+        gate = faulty.hold(call=call)
+
+        async def end(gate: Gate = gate, storage: MemoryStorage = storage) -> None:
+            await gate.reached.wait()
+            await storage.delete_many([batch_key(Position(1, number)) for number in (1, 2, 3, 4)])
+            gate.open()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(end)
+            found = await find(faulty)
+            assert [batch async for batch in batches([found])] == []
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_batch_that_counts_and_is_gone() -> None:
+    storage = MemoryStorage()
+    await put(storage, (1, 1))
+    await put(storage, (1, 2))
+    found = await find(storage)
+    await storage.delete(batch_key(Position(1, 1)))
+    with pytest.raises(LogDamaged, match="it is not there any more"):
+        _ = [batch async for batch in batches([found])]
+
+
+async def test_a_store_that_lists_what_is_not_there() -> None:
+    storage = FaultyStorage(MemoryStorage())
+    await put(storage, (1, 1))
+    storage.fail(NotFound, verb=Verb.GET_RANGE, times=LOOKS - 1)
+    assert counting(await find(storage)) == sequences(1, [1])
+    await put(storage, (2, 1))
+    storage.fail(NotFound, verb=Verb.GET_RANGE, times=LOOKS)
+    with pytest.raises(LogDamaged, match="that are not there"):
         await find(storage)

@@ -7,17 +7,30 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from backends.base import iterate_pages
 from backends.memory import MemoryStorage
 from fusefs.errors import LogDamaged
-from fusefs.journal_format import CONTINUED, JOURNAL_PREFIX, Batch, Position, batch_key, encode
+from fusefs.journal_format import (
+    CONTINUED,
+    JOURNAL_PREFIX,
+    Batch,
+    LeftoverRecord,
+    Position,
+    StoredVersion,
+    batch_key,
+    encode,
+)
+from fusefs.log_reader import LogReader, batches
 from fusefs.log_repair import DAMAGED_PREFIX, LogRepair
 from fusefs.publisher import PublishOptions
 from tests.core.tree import TreeOptions, open_tree
 
 NEVER: Final = 1e9
+SOMETHING: Final = (LeftoverRecord(StoredVersion("key", "etag", 1)),)
 OPTIONS: Final = TreeOptions(logged=True, publish=PublishOptions(delay_seconds=NEVER, interval_seconds=NEVER))
 
 
@@ -87,9 +100,108 @@ async def test_damage_that_nobody_needs(tmp_path: Path) -> None:
 async def test_half_of_a_commit_is_set_aside_too(tmp_path: Path) -> None:
     storage = MemoryStorage()
     for sequence, flags in ((1, 0), (2, CONTINUED), (3, 0)):
-        batch = Batch(position=Position(1, sequence), cutoff=Position(1, 1), flags=flags)
+        batch = Batch(position=Position(1, sequence), cutoff=Position(1, 1), flags=flags, records=SOMETHING)
         await storage.put(batch_key(batch.position), encode(batch))
     await damage(storage, Position(1, 3))
     found = await LogRepair(storage).diagnose()
     assert found.readable == 1
     assert found.lost == (Position(1, 2), Position(1, 3))
+
+
+async def applied(storage: MemoryStorage) -> list[Batch]:
+    """Return what a mount would apply. Raises `LogDamaged`."""
+    found = await LogReader(storage).find(since_epoch=1, before_epoch=9)
+    return [batch async for batch in batches([found])]
+
+
+async def objects(storage: MemoryStorage) -> dict[str, bytes]:
+    return {key: (await storage.get_range(key)).data for key in await keys(storage, "")}
+
+
+_POSITIONS: Final = [Position(epoch, sequence) for epoch in (1, 2, 3) for sequence in range(1, 6)]
+
+
+@st.composite
+def _logs(draw: st.DrawFn) -> dict[str, bytes]:
+    """Some batches of three terms, with holes, halves of commits and cutoffs of every kind."""
+    log = {}
+    for position in _POSITIONS:
+        if draw(st.integers(0, 5)):
+            flags = CONTINUED if draw(st.integers(0, 4)) == 0 else 0
+            cutoff = draw(st.sampled_from([Position(1, 1), Position(position.epoch, 1), position]))
+            records = SOMETHING * draw(st.integers(0, 2))
+            batch = Batch(position=position, cutoff=cutoff, flags=flags, records=records)
+            log[batch_key(position)] = encode(batch)
+    assume(log)
+    return log
+
+
+@st.composite
+def _damaged(draw: st.DrawFn, log: dict[str, bytes]) -> dict[str, bytes]:
+    """Cut batches short, flip bits, and store some under the name of another: but remove none."""
+    damaged = dict(log)
+    for _ in range(draw(st.integers(1, 3))):
+        key, other = draw(st.sampled_from(sorted(log))), draw(st.sampled_from(_POSITIONS))
+        data = damaged[key]
+        match draw(st.sampled_from(["cut", "flip", "swap", "copy"])):
+            case "cut":
+                damaged[key] = data[: draw(st.integers(0, len(data)))]
+            case "flip" if data:
+                flipped = bytearray(data)
+                flipped[draw(st.integers(0, len(data) - 1))] ^= 1 << draw(st.integers(0, 7))
+                damaged[key] = bytes(flipped)
+            case "swap" if batch_key(other) in damaged:
+                damaged[key], damaged[batch_key(other)] = damaged[batch_key(other)], data
+            case "copy":
+                damaged[batch_key(other)] = data
+            case _:
+                pass
+    return damaged
+
+
+@given(data=st.data(), log=_logs())
+async def test_mounts_and_recover_agree_about_every_damage(
+    data: st.DataObject, log: dict[str, bytes]
+) -> None:
+    """Whatever was done to batches, a mount refuses the log, or applies what it would have applied, all of it.
+
+    `fusefs recover` finds the same, changes nothing unasked, and what it saves is what a mount applies then.
+    """
+    whole, storage = MemoryStorage(), MemoryStorage()
+    for key, content in log.items():
+        await whole.put(key, content)
+    before = await applied(whole)
+    for key, content in data.draw(_damaged(log)).items():
+        await storage.put(key, content)
+    there = await objects(storage)
+    found = await LogRepair(storage).diagnose()
+    assert await objects(storage) == there
+    if not found.lost:
+        assert await applied(storage) == before
+        assert found.readable == len(before)
+        return
+    with pytest.raises(LogDamaged):
+        await applied(storage)
+    again = await LogRepair(storage).diagnose()  # the attempt may have sealed some terms
+    assert (again.readable, again.damage) == (found.readable, found.damage)
+    assert again.lost
+    await LogRepair(storage).set_aside(again)
+    saved = await applied(storage)
+    assert len(saved) == found.readable
+    assert [encode(batch) for batch in saved] == [log[batch_key(batch.position)] for batch in saved]
+    left = await objects(storage)
+    for key, content in there.items():
+        assert content in (left.get(key), left.get(f"{DAMAGED_PREFIX}{key.removeprefix(JOURNAL_PREFIX)}"))
+
+
+async def test_what_a_mount_does_not_need_is_no_damage(tmp_path: Path) -> None:
+    """Neither of the remains of a term that a later one says is not needed, nor behind a seal."""
+    storage = MemoryStorage()
+    await storage.put(batch_key(Position(1, 1)), b"damaged")
+    batch = Batch(position=Position(2, 1), cutoff=Position(2, 1), records=SOMETHING)
+    await storage.put(batch_key(batch.position), encode(batch))
+    assert await applied(storage) == [batch]
+    await storage.put(batch_key(Position(2, 3)), b"damaged, and arrived behind the seal of the reading above")
+    assert await applied(storage) == [batch]
+    found = await LogRepair(storage).diagnose()
+    assert (found.readable, found.lost) == (1, ())
