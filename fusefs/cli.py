@@ -90,11 +90,7 @@ def _mount_here(config: Config, ready_descriptor: int | None) -> None:
 
 def _mount_in_background(config: Config) -> None:
     """Start this same command in the foreground of a session of its own, and wait until it is ready or has failed."""
-    log_path = config.mount.log_file or config.mount.cache_dir / "fusefs.log"
-    try:
-        log_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise MountError(f"the log {log_path} cannot be written: {error.strerror}") from error
+    log_path = config.mount.log_file or _log_in(config.mount.cache_dir)
     read_end, write_end = os.pipe()
     command = [sys.executable, "-m", "fusefs", *sys.argv[1:]]
     command += ["--foreground", "--log-file", str(log_path), "--ready-descriptor", str(write_end)]
@@ -118,6 +114,15 @@ def _mount_in_background(config: Config) -> None:
         raise
     sys.stderr.buffer.write(complaint)
     sys.exit(daemon.returncode or 1)
+
+
+def _log_in(cache_dir: Path) -> Path:
+    """Return where the log goes if nobody has said so; the directory is made."""
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise MountError(f"the cache directory {cache_dir} cannot be used: {error.strerror}") from error
+    return cache_dir / "fusefs.log"
 
 
 def _set_up_log(config: Config) -> None:
@@ -177,6 +182,7 @@ def check(url: str, *, config_path: str | None, attributes: bool, **flags: objec
 
     from backends.errors import StorageError
 
+    _keep_log_quiet()
     try:
         config = Config.of_store(url, config_path=config_path, flags=flags)
     except ConfigError as error:
@@ -224,6 +230,7 @@ def recover(url: str, *, config_path: str | None, set_aside: bool, **flags: obje
 
     from backends.errors import StorageError
 
+    _keep_log_quiet()
     try:
         config = Config.of_store(url, config_path=config_path, flags=flags)
     except ConfigError as error:
@@ -260,6 +267,11 @@ async def _print_diagnosis(config: Config, set_aside: bool) -> bool:
         return True
     finally:
         await store.storage.aclose()
+
+
+def _keep_log_quiet() -> None:
+    """Let a command that tells what it finds tell nothing else: its last error is the line for the user."""
+    logging.disable(logging.WARNING)
 
 
 def _watch(label: str, progress: Iterator[Progress]) -> str | None:

@@ -60,13 +60,14 @@ def test_a_line_for_each_finding(mount: Mount, bucket: Bucket, s3_server: Seawee
         ("memory://", ["--region", "x"], 2),
         ("file:///no/such/directory", [], 3),
         ("s3://no-such-bucket", ["--anonymous"], 3),
+        ("s3://bucket", ["--anonymous", "--endpoint", "http://127.0.0.1:9", "--retry-timeout", "1 s"], 3),
     ],
 )
 def test_where_it_cannot_look(
     new_mount: NewMount, s3_server: SeaweedFS, url: str, flags: list[str], status: int
 ) -> None:
     """One line on standard error that says why, and an exit status of its own."""
-    if url.startswith("s3://"):
+    if url.startswith("s3://") and "--endpoint" not in flags:
         flags = [*flags, "--endpoint", s3_server.endpoint]
     done = check(new_mount(url), *flags)
     assert done.returncode == status

@@ -30,6 +30,30 @@ def test_a_place_that_cannot_be_written(
     assert not mount.is_mounted
 
 
+def test_a_cache_directory_that_cannot_be_made(new_mount: NewMount, tmp_path: Path) -> None:
+    """The complaint is about the cache directory, also where the log would go there."""
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" / "below"
+    mount = new_mount("memory://", "--cache-dir", str(place))
+    done = mount.run(
+        [part for part in mount.mount_command() if part not in ("--log-file", str(mount.log_file))]
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith(f"fusefs: the cache directory {place} cannot be used: ")
+
+
+def test_no_directory_is_made_for_a_log(new_mount: NewMount, tmp_path: Path) -> None:
+    """A mistyped name is told, and not made true."""
+    place = tmp_path / "missing" / "log"
+    mount = new_mount("memory://", "--log-file", str(place))
+    done = mount.run(mount.mount_command())
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"fusefs: the log {place} cannot be written: No such file or directory\n",
+    )
+    assert not place.parent.exists()
+
+
 def test_ctrl_c_leaves_no_daemon_behind(new_mount: NewMount) -> None:
     """Whoever stops waiting for a mount does not get it later."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
