@@ -95,10 +95,15 @@ class Lease(abc.ABC):
 
 
 class NoLease(Lease):
-    """Always held: a mount that was told to do without, and whose owner sees to it that there is no other."""
+    """Always held: a mount that was told to do without, and whose owner sees to it that there is no other.
 
-    def __init__(self, epoch: int) -> None:
-        self._epoch: Final = epoch
+    It writes no lease, and reads the one of an earlier mount: what that says of logs is true for it too, and its own
+    term has to be later.
+    """
+
+    def __init__(self, at_least_epoch: int, *, previous: LeaseRecord | None = None) -> None:
+        self._epoch: Final = max(at_least_epoch, previous.epoch + 1 if previous is not None else 1)
+        self._previous: Final = previous
 
     @property
     def epoch(self) -> int:
@@ -106,7 +111,7 @@ class NoLease(Lease):
 
     @property
     def previous(self) -> LeaseRecord | None:
-        return None
+        return self._previous
 
     @property
     def is_held(self) -> bool:

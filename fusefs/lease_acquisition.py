@@ -208,7 +208,12 @@ class _Acquisition:
             term_seconds=claim.term_seconds,
             beat=len(self._attempts) + 1,
             mark=new_mark(),
-            logs=with_log(() if previous is None else previous.logs, claim.log, epoch),
+            # Of terms in between, without a lease, the log is to be recovered too, and by later ones if not by this.
+            logs=with_log(
+                () if previous is None else previous.logs,
+                claim.log,
+                1 if previous is None else previous.epoch + 1,
+            ),
         )
         attempt = _Attempt(record=record, previous=previous, asked_at=self._now())
         self._attempts[record.mark] = attempt

@@ -148,7 +148,9 @@ async def hold_lease(
     options = config.mount
     if not options.lease:
         _log.warning("mounted without a lease: nothing keeps another mount from writing the same prefix")
-        yield NoLease(at_least_epoch)
+        with _as_mount_error(config):
+            found = await look(store.storage)
+        yield NoLease(at_least_epoch, previous=found.record if found is not None else None)
         return
     claim = Claim(
         identity=identity,
@@ -215,7 +217,10 @@ def _as_mount_error(config: Config) -> Iterator[None]:
 
 
 def _old_places(lease: Lease, known: Collection[str]) -> list[tuple[str, int]]:
-    """Return where earlier terms have kept logs, and from which term on; where no lease tells, all that there are."""
+    """Return where earlier terms have kept logs, and from which term on; where no lease tells, all that there are.
+
+    Of terms without a lease, which are later than the one that it tells of, there may be a log in every place.
+    """
     if lease.previous is None:
         return [(place, 1) for place in known]
     for log in lease.previous.logs:
@@ -224,7 +229,8 @@ def _old_places(lease: Lease, known: Collection[str]) -> list[tuple[str, int]]:
                 f"what was confirmed and is not in the bucket yet is in the log at {log.place}: mount it there first,"
                 f" with that cache directory; if it is lost, remove the object {LEASE_KEY} to go on without it"
             )
-    return [(log.place, log.since_epoch) for log in lease.previous.logs]
+    told = {log.place: log.since_epoch for log in lease.previous.logs}
+    return [(place, told.get(place, lease.previous.epoch + 1)) for place in known]
 
 
 async def _forget_old_logs(journal: Journal, lease: Lease) -> None:

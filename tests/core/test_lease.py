@@ -506,7 +506,7 @@ async def test_a_host_that_was_suspended(autojump_clock: MockClock) -> None:
 
 async def test_doing_without(autojump_clock: MockClock) -> None:
     """What everything else sees is the same."""
-    lease: Lease = NoLease(epoch=5)
+    lease: Lease = NoLease(5)
     async with running(lease):
         lease.check()
         await lease.wait_held()
@@ -518,6 +518,15 @@ async def test_doing_without(autojump_clock: MockClock) -> None:
         await lease.release()
         assert lease.is_held
         assert lease.statistics().is_held
+
+
+async def test_a_term_without_a_lease_is_later_than_those_with_one(autojump_clock: MockClock) -> None:
+    storage = MemoryStorage()
+    await (await take(storage, "a", at_least_epoch=7)).release(clean=False)
+    before = await record_in(storage)
+    lease = NoLease(3, previous=before)
+    assert (lease.epoch, lease.previous) == (8, before)
+    assert NoLease(12, previous=before).epoch == 12
 
 
 async def test_two_mounts_of_one_host_by_turns(autojump_clock: MockClock) -> None:

@@ -266,6 +266,17 @@ async def test_the_epoch_is_above_every_log(autojump_clock: MockClock) -> None:
     assert (await take(storage, "c", at_least_epoch=20, known_dead={"b"})).epoch == 20
 
 
+async def test_logs_of_terms_without_a_lease_stay_to_be_recovered(autojump_clock: MockClock) -> None:
+    """Those after the last lease, which says nothing of them; also by the next mount, if this one dies first."""
+    storage = MemoryStorage()
+    await (await take(storage, "a", at_least_epoch=5)).release()
+    await take(storage, "b", at_least_epoch=9)
+    assert (await record_in(storage)).logs == (LogPlace("", 6),)
+    lease = await take(storage, "c", known_dead={"b"})
+    assert lease.previous is not None
+    assert (lease.epoch, lease.previous.logs) == (10, (LogPlace("", 6),))
+
+
 async def test_a_lease_that_is_removed_while_it_is_watched(autojump_clock: MockClock) -> None:
     """What it said is still true."""
     storage = MemoryStorage()
@@ -281,7 +292,7 @@ async def test_a_lease_that_is_removed_while_it_is_watched(autojump_clock: MockC
         await storage.delete(LEASE_KEY)
     assert leases[0].epoch == 6
     assert leases[0].previous is not None
-    assert leases[0].previous.logs == (LogPlace("file:///log on a", 5),)
+    assert leases[0].previous.logs == (LogPlace("file:///log on a", 1),)
 
 
 async def test_no_log_is_forgotten_before_it_is_recovered(autojump_clock: MockClock) -> None:

@@ -207,6 +207,16 @@ def test_without_a_lease(mount: Mount, new_mount: NewMount, bucket: Bucket) -> N
     assert ".fusefs/lease" not in bucket.sizes(housekeeping=True)
 
 
+def test_what_was_confirmed_without_a_lease_is_there_with_one(mount: Mount, new_mount: NewMount) -> None:
+    """The lease of before says that there is no log; that was true until somebody did without."""
+    mount.umount()
+    without = new_mount(None, "--no-lease").mount("--publish-interval", "1 h", "--publish-delay", "1 h")
+    _write_synced(without.path / "file", b"bytes")
+    without.kill()
+    mount.mount_cold()
+    assert (mount.path / "file").read_bytes() == b"bytes"
+
+
 def test_a_damaged_log_stops_the_mount(new_mount: NewMount, bucket: Bucket, tmp_path: Path) -> None:
     mount = new_mount().mount("--publish-interval", "1 h", "--publish-delay", "1 h")
     _write_synced(mount.path / "file", b"bytes")
