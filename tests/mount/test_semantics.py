@@ -421,13 +421,22 @@ def test_orphaned_uploads(mount: Mount, bucket: Bucket) -> None:
     writer = os.open(mount.path / "large", os.O_WRONLY | os.O_CREAT)
     os.write(writer, bytes(24 * MIB))
     os.sync()
-    wait_until(lambda: len(bucket.unfinished_uploads()) == 2, "the first part")
+    wait_until(lambda: len(bucket.unfinished_uploads()) == 2, "the upload")
+    [ours] = {upload_id for _, upload_id in bucket.unfinished_uploads()} - {theirs}
+    # Before that only its key is noted, under which theirs is, too.
+    wait_until(lambda: any(ours.encode() in note for note in _upload_notes(bucket)), "the note of its id")
     mount.kill()
     with contextlib.suppress(OSError):  # there is no mount any more to close it
         os.close(writer)
     mount.mount_cold()
     wait_until(lambda: len(bucket.unfinished_uploads()) == 1, "the abort")
     assert [upload_id for _, upload_id in bucket.unfinished_uploads()] == [theirs]
+
+
+def _upload_notes(bucket: Bucket) -> list[bytes]:
+    prefix = f"{bucket.prefix}.fusefs/uploads/"
+    listed = bucket.client.list_objects_v2(Bucket=bucket.name, Prefix=prefix).get("Contents", [])
+    return [bucket.client.get_object(Bucket=bucket.name, Key=each["Key"])["Body"].read() for each in listed]
 
 
 @pytest.mark.parametrize("way", ["SIGTERM", "SIGINT", "fusefs umount", "umount(8)"])
