@@ -236,9 +236,8 @@ class _Stream:
         if upload is None:
             return
         if not self._log.must_keep(self._file):
-            self._content.upload = (
-                None  # from now on it is on its way to be aborted: no batch may refer to it
-            )
+            # From now on it is on its way to be aborted: no batch may refer to it.
+            self._content.upload = None
             return
         try:
             if upload.is_moved:

@@ -11,11 +11,25 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from backends.base import iterate_pages
+from backends.base import CREATE_ONLY, Capabilities, iterate_pages
 from backends.intercepted import Verb
 from fusefs import committer, content
+from fusefs.change_log import LOG_KEY
+from fusefs.extents import Extent
 from fusefs.filesystem import AttributeChanges
-from fusefs.journal_format import JOURNAL_PREFIX
+from fusefs.journal_format import (
+    JOURNAL_PREFIX,
+    Batch,
+    ContentRecord,
+    InodeRecord,
+    Position,
+    StoredPart,
+    StoredVersion,
+    UploadReference,
+    Written,
+    batch_key,
+    encode,
+)
 from fusefs.publisher import PublishOptions
 from tests.core.small_parts import PART, SmallPartsStorage, tree_options
 from tests.core.tree import TreeOptions, open_tree, stored
@@ -154,6 +168,56 @@ async def test_parts_of_an_upload_are_referred_to(autojump_clock: MockClock, tmp
         assert await tree.read_file("a") == expected
         await tree.publish_all()
     assert await stored(storage) == {"a": expected}
+
+
+@pytest.mark.parametrize("can_copy", [True, False])
+async def test_an_upload_that_replaces_an_object_gets_its_end(
+    autojump_clock: MockClock, tmp_path: Path, *, can_copy: bool
+) -> None:
+    """A mount died while it replaced the object by a stream of which the log refers to the first part."""
+    storage = _PartsAreCopied(can_copy=can_copy)
+    old, new = RANDOM.randbytes(3 * PART + 100), RANDOM.randbytes(PART)
+    etag = await storage.put("a", old, metadata={"mode": str(0o100644), LOG_KEY: "1f-1@1-1"})
+    upload = await storage.create_multipart("a", metadata={"mode": str(0o100644), LOG_KEY: "1f-1@1-1"})
+    part = await upload.upload_part(1, new)
+    record = InodeRecord(
+        log_id="1f-1",
+        number=7,
+        path=(b"a",),
+        metadata={"mode": str(0o100644)},
+        version=StoredVersion("a", etag, len(old)),
+        target=None,
+        content=ContentRecord(
+            size=len(old),
+            cut=None,
+            written=(Written(PART + 5, b"logged"),),
+            zeros=(),
+            referred=(Extent(0, PART),),
+            upload=UploadReference(
+                key="a", upload_id=upload.upload_id, parts=(StoredPart(1, part.etag, 0, PART),)
+            ),
+        ),
+    )
+    position = Position(1, 2)
+    batch = Batch(position=position, cutoff=position, flags=0, records=(record,))
+    await storage.put(batch_key(position), encode(batch), mode=CREATE_ONLY)
+    expected = new + old[PART : PART + 5] + b"logged" + old[PART + 11 :]
+    for number in range(2):  # the one that has completed the upload may be lost as well
+        async with open_tree(storage, tmp_path / str(number), options()) as tree:
+            assert await tree.read_file("a") == expected
+    async with open_tree(storage, tmp_path / "last", options(publishes=True)) as tree:
+        await tree.publish_all()
+    assert await stored(storage) == {"a": expected}
+
+
+class _PartsAreCopied(SmallPartsStorage):
+    def __init__(self, *, can_copy: bool) -> None:
+        super().__init__()
+        self._can_copy = can_copy
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities, copy_part=self._can_copy)
 
 
 @pytest.mark.parametrize("aligned", [True, False])
