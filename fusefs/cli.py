@@ -92,7 +92,8 @@ def _mount_in_background(config: Config) -> None:
     """Start this same command in the foreground of a session of its own, and wait until it is ready or has failed."""
     log_path = config.mount.log_file or _log_in(config.mount.cache_dir)
     read_end, write_end = os.pipe()
-    command = [sys.executable, "-m", "fusefs", *sys.argv[1:]]
+    # -P: what is called fusefs in the directory where the user happens to be is not this program.
+    command = [sys.executable, "-P", "-m", "fusefs", *sys.argv[1:]]
     command += ["--foreground", "--log-file", str(log_path), "--ready-descriptor", str(write_end)]
     daemon = subprocess.Popen(
         command,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,18 @@ def test_no_directory_is_made_for_a_log(new_mount: NewMount, tmp_path: Path) -> 
         f"fusefs: the log {place} cannot be written: No such file or directory\n",
     )
     assert not place.parent.exists()
+
+
+def test_what_lies_in_the_working_directory_is_not_run(new_mount: NewMount, tmp_path: Path) -> None:
+    """A module of the same name there is somebody else's."""
+    (tmp_path / "fusefs.py").write_text("raise SystemExit('not this one')\n")
+    mount = new_mount("memory://")
+    _, _, _, *arguments = mount.mount_command()
+    command = [str(Path(sys.executable).with_name("fusefs")), *arguments]
+    subprocess.run(
+        command, cwd=tmp_path, env=mount.environment, check=True, capture_output=True, timeout=COMMAND_SECONDS
+    )
+    assert mount.is_mounted
 
 
 def test_ctrl_c_leaves_no_daemon_behind(new_mount: NewMount) -> None:
