@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -244,29 +245,32 @@ class RetryingStorage(InterceptedStorage):
     async def create_multipart(self, key: str, *, metadata: Metadata = NO_METADATA) -> MultipartUpload:
         request = Request(Verb.CREATE_MULTIPART, key)
         began_at = trio.current_time()
-        in_doubt = False
+        in_doubt = 0
 
         async def send() -> MultipartUpload:
             nonlocal in_doubt
             try:
                 return await self._inner.create_multipart(key, metadata=metadata)
             except StorageError as error:
-                in_doubt = in_doubt or _is_doubtful(error)
+                in_doubt += _is_doubtful(error)
                 raise
 
         upload = await self._carry_out(request, send)
         if in_doubt:
-            await self._abort_unanswered(upload, trio.current_time() - began_at)
+            await self._abort_unanswered(upload, in_doubt, trio.current_time() - began_at)
         return self._wrapped_upload(upload, metadata)
 
-    async def _abort_unanswered(self, upload: MultipartUpload, seconds: float) -> None:
-        """Abort what attempts have begun whose answer was lost, before `upload`, which has its answer."""
+    async def _abort_unanswered(self, upload: MultipartUpload, attempts: int, seconds: float) -> None:
+        """Abort what `attempts` without an answer have begun before `upload`; nothing, if there is more than that."""
         with trio.CancelScope(shield=True, deadline=trio.current_time() + _UNANSWERED_SECONDS):
             try:
-                for lost in await unanswered_uploads(self, upload, seconds=seconds):
-                    await self.resume_multipart(lost.key, lost.upload_id).abort()
-            except UploadNotFound:
-                pass
+                found = await unanswered_uploads(self, upload, seconds=seconds)
+                if len(found) > attempts:
+                    _log.warning("uploads of %r are left: some are not of this process", upload.key)
+                    return
+                for lost in found:
+                    with suppress(UploadNotFound):
+                        await self.resume_multipart(lost.key, lost.upload_id).abort()
             except StorageError as error:
                 _log.warning("an upload of %r may have begun twice: %s", upload.key, error)
 

@@ -10,7 +10,8 @@ may refer to uploads in it, so a mount without one ends only those of shared mou
 
 An upload without an id in its note is one that began, perhaps, just before the mount died. It is looked for under its
 very key, among those that no other note can mean and that began after it was noted, by the clock of the store: the
-store's time of the note, and the note's own word how long before that it was.
+store's time of the note, and the note's own word how long before that it was. Where there are several, each is left:
+one of them is somebody else's.
 """
 
 from __future__ import annotations
@@ -108,12 +109,15 @@ async def _uploads_of(
         if noted.upload_id is not None:
             uploads.append((noted.key, noted.upload_id))
             continue
-        begun = await storage.list_multipart_uploads(noted.key)
-        uploads += [
-            (upload.key, upload.upload_id)
-            for upload in begun
+        candidates = [
+            upload
+            for upload in await storage.list_multipart_uploads(noted.key)
             if upload.key == noted.key and upload.upload_id not in named and _fits(upload, noted, found.info)
         ]
+        if len(candidates) > 1:
+            _log.warning("uploads of %r are left: which is an earlier mount's cannot be told", noted.key)
+            continue
+        uploads += [(upload.key, upload.upload_id) for upload in candidates]
     return list(dict.fromkeys(uploads))
 
 

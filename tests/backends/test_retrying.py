@@ -386,6 +386,24 @@ async def test_a_copy_of_a_source_that_has_changed_is_a_conflict(
         await storage.copy("source", "k", if_match=etag)
 
 
+@pytest.mark.parametrize("theirs", [0, 1])
+async def test_an_upload_that_began_without_an_answer_is_aborted(
+    storage: RetryingStorage,
+    autojump_clock: MockClock,
+    faulty: FaultyStorage,
+    memory: MemoryStorage,
+    theirs: int,
+) -> None:
+    """Unless somebody else has begun one of the same key meanwhile: they cannot be told apart, and are left."""
+    for _ in range(theirs):
+        await memory.create_multipart("k")
+    faulty.fail(Unavailable, answer_lost=True)
+    upload = await storage.create_multipart("k")
+    left = [each.upload_id for each in await memory.list_multipart_uploads("k")]
+    assert upload.upload_id in left
+    assert len(left) == (1 if theirs == 0 else 3)
+
+
 async def test_a_deletion_that_landed_is_ours(
     storage: RetryingStorage, autojump_clock: MockClock, faulty: FaultyStorage
 ) -> None:

@@ -219,6 +219,17 @@ async def test_an_upload_without_an_id_is_told_by_its_key_and_time(autojump_cloc
         assert await _keys(store) == ["key"] * (1 if is_meant else 2) + ["key and more"]
 
 
+async def test_where_an_upload_cannot_be_told_from_another_both_are_left(autojump_clock: MockClock) -> None:
+    """Somebody else has begun one of the same key at the time of a note without an id."""
+    store = MemoryStorage()
+    await store.create_multipart("key")
+    await store.create_multipart("key")
+    note = UploadNote(Writer.OWNER, 1, (NotedUpload("key", None, 0.0),))
+    await store.put(f"{NOTES_PREFIX}dead", note.encode())
+    await _take_over(store)
+    assert await _keys(store) == ["key", "key"]
+
+
 async def test_notes_that_cannot_be_read_stay(autojump_clock: MockClock) -> None:
     store = MemoryStorage()
     damaged = {

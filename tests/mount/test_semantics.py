@@ -413,7 +413,7 @@ def test_crash(mount: Mount, bucket: Bucket) -> None:
 
 def test_orphaned_uploads(mount: Mount, bucket: Bucket) -> None:
     """The parts of an upload that a crash cut short are removed by the next mount, on any host. Uploads that others
-    have begun are never touched.
+    have begun are not touched, but for one of the very same key that began when the crash came and ours had not.
     """
     theirs = bucket.client.create_multipart_upload(Bucket=bucket.name, Key=bucket.prefix + "large")[
         "UploadId"
