@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fusefs import extended_attributes
-from fusefs.attributes import Attributes, to_metadata
+from fusefs.attributes import to_metadata
 from fusefs.content import Content, Version
 from fusefs.extents import Extent, ExtentSet
-from fusefs.inodes import File, Inode, Symlink
+from fusefs.inodes import Alias, File, Inode, Symlink
 from fusefs.journal_format import (
     ContentRecord,
     InodeRecord,
@@ -21,6 +21,7 @@ from fusefs.journal_format import (
     UploadReference,
     Written,
 )
+from fusefs.link_lists import link_metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +52,11 @@ def capture(inode: Inode, *, room: int) -> Capture:
         log_id=inode.log_id,
         number=inode.number,
         path=tuple(inode.path) if inode.linked else None,
-        metadata=_metadata(inode.attributes),
+        metadata=_metadata(inode),
         version=stored_version(inode.version),
         target=inode.target if isinstance(inode, Symlink) else None,
         content=content,
+        link=inode.of.log_id if isinstance(inode, Alias) else None,
     )
     size = sum(len(written.data) for written in content.written) if content else 0
     return Capture(inode, record, tuple(covered), size)
@@ -91,12 +93,13 @@ def stored_version(version: Version | None) -> StoredVersion | None:
     return StoredVersion(version.key, version.etag, version.size) if version is not None else None
 
 
-def _metadata(attributes: Attributes) -> dict[str, str]:
+def _metadata(inode: Inode) -> dict[str, str]:
     """Return what an object's metadata would say; what it would only refer to is not in the bucket yet."""
+    attributes = inode.subject.attributes
     if extended_attributes.is_reference(attributes.xattrs):
-        return to_metadata(attributes)
+        return to_metadata(attributes) | link_metadata(inode)
     text = {"xattr": attributes.xattrs} if attributes.xattrs else {}
-    return to_metadata(replace(attributes, xattrs="")) | text
+    return to_metadata(replace(attributes, xattrs="")) | text | link_metadata(inode)
 
 
 def _is_behind(content: Content) -> bool:

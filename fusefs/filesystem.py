@@ -159,6 +159,13 @@ class Filesystem:
         self._namespace.add(directory, name, file, self._clock.realtime_ns())
         return self._referred_to(file), handle
 
+    async def link(self, number: int, parent: int, name: bytes) -> Inode:
+        """Give anything but a directory a further name."""
+        inode = self._inodes[number]
+        directory = await self._prepare_create(parent, name)
+        self._namespace.link(inode, directory, name, self._clock.realtime_ns())
+        return await self._entered(inode)
+
     async def unlink(self, parent: int, name: bytes) -> None:
         self._check_writable()
         directory = self._directory(parent)
@@ -449,6 +456,9 @@ class Filesystem:
 
     async def _add(self, directory: Directory, name: bytes, inode: Inode) -> Inode:
         self._namespace.add(directory, name, inode, self._clock.realtime_ns())
+        return await self._entered(inode)
+
+    async def _entered(self, inode: Inode) -> Inode:
         self._referred_to(inode)  # now: while it is published, somebody may remove it
         try:
             await self._names_changed()

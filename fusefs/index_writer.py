@@ -15,9 +15,9 @@ import trio
 
 from fusefs.attributes import Defaults
 from fusefs.index_format import Block, encode_block
-from fusefs.inodes import Directory, Inode, InodeTable, Symlink
+from fusefs.inodes import Directory, Inode, InodeTable, Symlink, is_joined
 from fusefs.keys import name_of
-from fusefs.listed import ListedDirectory, ListedEntry, ListedObject, Remembered
+from fusefs.listed import ListedDirectory, ListedEntry, ListedObject, Remembered, nothing_but
 from fusefs.placement import Placement
 from fusefs.publisher import Publisher
 from fusefs.tree_index import TreeIndex, shard_of
@@ -117,6 +117,8 @@ class IndexWriter:
             return None  # a time that is beyond what can be written down
 
     def _entry_of(self, inode: Inode) -> ListedEntry | None:
+        if inode.subject.aliases or not is_joined(inode):
+            return self._number_of(inode)
         version = inode.version
         target = inode.target if isinstance(inode, Symlink) else b""
         remembered = Remembered(inode.number, inode.attributes, target)
@@ -128,6 +130,19 @@ class IndexWriter:
             return None
         return ListedObject.pack(
             size=version.size, stored_at_ns=stored_at_ns, etag=version.etag, remembered=remembered
+        )
+
+    @staticmethod
+    def _number_of(entry: Inode) -> ListedEntry | None:
+        """Return what is remembered of one of several names: only a HEAD tells whether they are one inode still."""
+        version = entry.version
+        if version is None:
+            return None
+        return ListedObject.pack(
+            size=version.size,
+            stored_at_ns=entry.stored_at_ns or 0,
+            etag=version.etag,
+            remembered=nothing_but(entry.subject.number),
         )
 
     def _is_gone(self, prefix: str) -> bool:

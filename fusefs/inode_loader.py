@@ -13,7 +13,8 @@ from backends.base import ObjectInfo, ObjectStorage
 from backends.errors import NotFound, PreconditionFailed
 from fusefs.attributes import Attributes, Defaults, from_metadata
 from fusefs.content import Content, ContentSources, Version
-from fusefs.inodes import Directory, File, Inode, Special, Symlink, number_of_key
+from fusefs.inodes import Directory, File, Inode, Links, Special, Symlink, number_of_key
+from fusefs.link_lists import list_of
 from fusefs.listed import MAX_SYMLINK_SIZE, ListedDirectory, ListedEntry
 
 
@@ -43,6 +44,9 @@ class InodeLoader:
                 version = Version(key, info.etag, info.size)
                 inode = await self._inode_of(self.attributes_of(info, directory=False), version)
                 inode.number = child.number or inode.number
+                number = list_of(info.metadata or {})
+                if number is not None:
+                    inode.links = Links(number=number, is_joined=False)
                 # As the listing says it: answers to HEAD round it in their own way.
                 inode.stored_at_ns = child.stored_at_ns if child.etag == info.etag else None
                 return inode, version

@@ -85,6 +85,8 @@ class Inode:
     stored_at_ns: int | None = None
     #: Whether somebody else has changed the attributes since they were read.
     is_doubtful: bool = False
+    #: None: it has, and had, one name.
+    links: Links | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.number} {self.path_key!r}>"
@@ -127,7 +129,66 @@ class Inode:
     @property
     def link_count(self) -> int:
         """What st_nlink says."""
-        return 1 if self.linked else 0
+        return 1 + len(self.aliases) if self.linked else 0
+
+    @property
+    def aliases(self) -> list[Alias]:
+        """The further names; whoever reads this must not change it."""
+        return self.links.aliases if self.links is not None else []
+
+    @property
+    def subject(self) -> Inode:
+        """What an entry stands for: itself, but for an alias."""
+        return self
+
+    def lose_name(self) -> Inode:
+        """Go on under a further name, now that the entry is detached; return the entry that is of no use any more."""
+        if not self.aliases:
+            return self
+        assert self.links is not None
+        heir = self.links.aliases.pop()
+        directory, name = heir.parent, heir.name
+        assert directory is not None
+        directory.detach(name)
+        directory.attach(name, self)
+        return heir
+
+
+@dataclass(eq=False, repr=False, slots=True, kw_only=True)
+class Alias(Inode):
+    """A further name of an inode: what is published under it is an object of its own, a copy of that inode's.
+
+    The kernel is never told of it; number and attributes are nobody's.
+    """
+
+    of: Inode
+    #: The version of the inode's object of which its own is a copy.
+    copied: Version | None = None
+    #: How many of its changes the inode's object has by now.
+    reflected_changes: int = 0
+
+    @property
+    def subject(self) -> Inode:
+        return self.of
+
+    def lose_name(self) -> Inode:
+        if self in self.of.aliases:
+            self.of.aliases.remove(self)
+        return self
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Links:
+    """What there is to know of an inode with several names."""
+
+    #: Under which the names are listed in the bucket; the inode's number when that began.
+    number: int
+    aliases: list[Alias] = field(default_factory=list)
+    #: Whether the others of the names that the bucket has are known.
+    is_joined: bool = True
+    #: The list in the bucket, as far as this mount knows, and what it says.
+    listed: Version | None = None
+    names: tuple[str, ...] = ()
 
 
 @dataclass(eq=False, repr=False, slots=True, kw_only=True)
@@ -231,6 +292,12 @@ Child: TypeAlias = Inode | ListedObject | ListedDirectory
 """An entry: an inode, or what a listing told of one that nobody has looked at."""
 
 
+def is_joined(entry: Inode) -> bool:
+    """Return whether all names of an entry's inode are known."""
+    links = entry.subject.links
+    return links is None or links.is_joined
+
+
 def number_of_key(key: str) -> int:
     """Return the number of an inode of which nothing is known but its key; that of a directory ends with a slash."""
     digest = blake2b(key.encode(), digest_size=8).digest()
@@ -246,6 +313,7 @@ class InodeTable:
     """
 
     def __init__(self, root: Directory, rng: Random | None = None) -> None:
+        self.root = root
         self._inodes: dict[int, Inode] = {root.number: root}
         self._rng = Random() if rng is None else rng
         root.lookups = 1  # the kernel never forgets the root, and never looks it up
@@ -277,6 +345,13 @@ class InodeTable:
             inode.number = self.new_number()
         self._inodes[inode.number] = inode
 
+    def renumber(self, inode: Inode, number: int) -> None:
+        """Give an inode that the kernel does not know yet another number, unless that is taken."""
+        if number not in self._inodes and not inode.lookups:
+            self.drop(inode)
+            inode.number = number
+            self.add(inode)
+
     def forget(self, number: int, lookups: int) -> Inode | None:
         """Take references of the kernel back; returns the inode when the last one went, None otherwise."""
         inode = self._inodes.get(number)
@@ -287,4 +362,5 @@ class InodeTable:
 
     def drop(self, inode: Inode) -> None:
         """Forget the inode for good."""
-        self._inodes.pop(inode.number, None)
+        if self._inodes.get(inode.number) is inode:
+            del self._inodes[inode.number]

@@ -18,7 +18,8 @@ written since the batch before. Applying one twice, or to a version of the objec
 The two flags: `CONTINUED` is a batch that means something only together with the ones up to the next without it;
 `SEAL` ends the log of an epoch, and has no records.
 
-The number in the magic word is the version of the format. A reader that does not know it stops.
+The number in the magic word is the version of the format: 2 where a record names a link, which readers of 1 would take
+for an empty file. A reader that does not know it stops.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ JOURNAL_PREFIX: Final = f"{RESERVED_PREFIX}journal/"
 """Below it, a directory per epoch and in it an object per batch."""
 
 MAGIC: Final = b"FUSEFSJ1"
+MAGIC_WITH_LINKS: Final = b"FUSEFSJ2"
 CONTINUED: Final = 1
 SEAL: Final = 2
 
@@ -135,6 +137,8 @@ class InodeRecord:
     target: bytes | None = None
     #: Of a regular file, if its bytes or size changed.
     content: ContentRecord | None = None
+    #: Of a further name of an inode: the log id of that inode, of which the same batch tells.
+    link: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +194,9 @@ def encode(batch: Batch) -> bytes:
     for index, record in enumerate(batch.records):
         body += _encode_record(batch.position, index, record)
     length = sum(len(piece) for piece in body)
-    header = _HEADER.pack(MAGIC, *batch.position, *batch.cutoff, batch.flags, len(batch.records), length)
+    header = _HEADER.pack(
+        _magic_of(batch), *batch.position, *batch.cutoff, batch.flags, len(batch.records), length
+    )
     return b"".join([header, _CHECKSUM.pack(zlib.crc32(header)), *body])
 
 
@@ -202,7 +208,7 @@ def decode(data: Data, expected: Position) -> Batch:
         raise DamagedBatch(f"it has {len(view)} bytes, and a header has {header_end}")
     header = view[: _HEADER.size]
     magic, epoch, sequence, cut_epoch, cut_sequence, flags, count, length = _HEADER.unpack(header)
-    if magic != MAGIC:
+    if magic not in (MAGIC, MAGIC_WITH_LINKS):
         raise DamagedBatch(f"it begins with {bytes(magic)!r}, not with {MAGIC!r}")
     if _CHECKSUM.unpack(view[_HEADER.size : header_end]) != (zlib.crc32(header),):
         raise DamagedBatch("its header does not have the checksum that it names")
@@ -213,6 +219,11 @@ def decode(data: Data, expected: Position) -> Batch:
         raise DamagedBatch(f"it has {len(view) - header_end} bytes of records, not {length}")
     records = tuple(_decode_records(position, view[header_end:], count))
     return Batch(position=position, cutoff=Position(cut_epoch, cut_sequence), records=records, flags=flags)
+
+
+def _magic_of(batch: Batch) -> bytes:
+    has_links = any(isinstance(record, InodeRecord) and record.link is not None for record in batch.records)
+    return MAGIC_WITH_LINKS if has_links else MAGIC
 
 
 # Records
@@ -276,6 +287,8 @@ def _describe_inode(record: InodeRecord) -> dict[str, Any]:
         described["target"] = base64.b64encode(record.target).decode()
     if record.content is not None:
         described["content"] = _describe_content(record.content)
+    if record.link is not None:
+        described["link"] = record.link
     return described
 
 
@@ -309,6 +322,7 @@ def _read_record(described: Mapping[str, Any], data: memoryview) -> Record:
     target = described.get("target")
     version = described.get("version")
     path = described["path"]
+    link = described.get("link")
     return InodeRecord(
         log_id=str(described["inode"]),
         number=int(described["number"]),
@@ -317,6 +331,7 @@ def _read_record(described: Mapping[str, Any], data: memoryview) -> Record:
         version=None if version is None else _read_version(version),
         target=None if target is None else base64.b64decode(target, validate=True),
         content=None if content is None else _read_content(content, data),
+        link=None if link is None else str(link),
     )
 
 

@@ -36,6 +36,11 @@ class Remembered(NamedTuple):
     target: bytes = b""
 
 
+def nothing_but(number: int) -> Remembered:
+    """Return what is remembered where it is no more than the number."""
+    return Remembered(number, Attributes(mode=0, uid=0, gid=0, atime_ns=0, mtime_ns=0, ctime_ns=0))
+
+
 class ListedEntry(bytes):
     """The layout; two entries are equal if everything that is known of them is."""
 
@@ -108,9 +113,8 @@ class ListedEntry(bytes):
 
     def with_number_of(self: _Entry, other: ListedEntry) -> _Entry:
         """Return this entry, of which nothing is remembered, with the number of `other` and no more."""
-        nothing = Attributes(mode=0, uid=0, gid=0, atime_ns=0, mtime_ns=0, ctime_ns=0)
         number = other.number
-        return self if number is None else type(self)(self + _pack_remembered(Remembered(number, nothing)))
+        return self if number is None else type(self)(self + _pack_remembered(nothing_but(number)))
 
     def checked(self: _Entry) -> _Entry:
         """Return this entry if it is one. Raises `struct.error` and `UnicodeDecodeError`."""

@@ -24,6 +24,7 @@ from fusefs.directory_listing import DirectoryListing
 from fusefs.directory_names import DirectoryNames, ListingRun, PageAhead
 from fusefs.inodes import (
     ROOT_NUMBER,
+    Alias,
     Child,
     Directory,
     File,
@@ -287,6 +288,8 @@ class Listings:
             return True
         if isinstance(inode, Directory):
             return False
+        if any(self._is_newer(alias, started) for alias in inode.aliases):
+            return True
         return inode.version is None or (
             isinstance(inode, File) and (inode.content.changed or inode.writers > 0)
         )
@@ -296,6 +299,9 @@ class Listings:
         known = directory.children.get(name)
         directory.detach(name)
         if isinstance(known, Inode):
+            for alias in list(known.aliases):
+                self._let_go_of_name(alias)
+            known.lose_name()
             self._let_go(known)
         if child is not None:
             directory.attach(name, child)
@@ -310,6 +316,18 @@ class Listings:
         for lost in reversed(gone):
             self._publisher.lost(lost)
             self.drop_if_unused(lost)
+
+    def _let_go_of_name(self, alias: Alias) -> None:
+        """Let what the bucket has under a further name be looked up anew: the inode is gone, and it is a file still."""
+        directory, name, version = alias.parent, alias.name, alias.version
+        alias.lose_name()
+        if directory is not None and version is not None:
+            stored_at_ns = alias.stored_at_ns or 0
+            directory.attach(
+                name, ListedObject.pack(size=version.size, stored_at_ns=stored_at_ns, etag=version.etag)
+            )
+            alias.parent = None
+        self._publisher.let_go_of_name(alias)
 
     def drop_if_unused(self, inode: Inode) -> None:
         """Let an inode go that has no name, no handle and no reference from the kernel."""

@@ -27,19 +27,24 @@ from fusefs.errors import (
     NoSuchEntry,
     NoSuchInode,
     NotADirectory,
+    OperationNotPermitted,
 )
 from fusefs.inode_loader import InodeLoader
 from fusefs.inodes import (
     ROOT_NUMBER,
+    Alias,
     Child,
     Directory,
     File,
     Inode,
     InodeTable,
+    Links,
     Special,
     Symlink,
+    is_joined,
     number_of_key,
 )
+from fusefs.linked_names import LinkedNames
 from fusefs.listed import ListedDirectory, kind_of
 from fusefs.listings import Listings
 from fusefs.look_ahead import LookAhead
@@ -98,6 +103,7 @@ class Namespace:
         self._small_files = SmallFiles(sources, self._resolver, _numbers_in)
         self._listings = Listings(storage, sources.spawn, placement, publisher, inodes, index)
         self._walks = Walks(sources.spawn, self._listings, self._resolver, self._small_files, _numbers_in)
+        self._names = LinkedNames(storage, placement, inodes, self._listings, self._resolver)
 
     # Looking
 
@@ -112,13 +118,21 @@ class Namespace:
 
     async def lookup(self, directory: Directory, name: bytes) -> Inode:
         """Return the entry's inode. Raises `NoSuchEntry`, `NameTooLong`."""
+        return (await self._lookup_entry(directory, name)).subject
+
+    async def _lookup_entry(self, directory: Directory, name: bytes) -> Inode:
+        """Return the inode, or the alias, that has a name."""
         keys.check_name(name)
         await self._listings.ensure_listed(directory)
         if self._options.shared:
             await self._revalidate(directory, name)
         if name not in directory.children:
             raise NoSuchEntry(f"{name!r} does not exist")
-        return await self._resolver.look_up(directory, name)
+        while True:
+            entry = await self._resolver.look_up(directory, name)
+            if is_joined(entry):
+                return entry
+            await self._names.join(entry)
 
     async def names(self, directory: Directory) -> DirectoryNames:
         """Return the names in the directory, from a listing that is recent enough; it may be still going on.
@@ -137,7 +151,9 @@ class Namespace:
         for name in names:
             child = directory.children.get(name)
             if isinstance(child, Inode):
-                yield name, Outline(child.number, child.attributes.kind) if child.is_doubtful else child
+                inode = child.subject
+                is_known = not inode.is_doubtful and is_joined(inode)
+                yield name, inode if is_known else Outline(inode.number, inode.attributes.kind)
             elif child is not None:
                 yield name, Outline(_number_of(prefix, name, child), kind_of(child))
 
@@ -185,13 +201,29 @@ class Namespace:
         self._note_children_changed(directory, now_ns)
         self._publisher.changed(inode)
 
-    async def unlink(self, directory: Directory, name: bytes, now_ns: int) -> Inode:
-        """Remove the entry of anything but a directory, and return it. Raises `NoSuchEntry`, `IsADirectory`."""
-        inode = await self.lookup(directory, name)
+    def link(self, inode: Inode, directory: Directory, name: bytes, now_ns: int) -> None:
+        """Give an inode a further name. Raises as `add`, and `NoSuchEntry` for an inode without a name."""
         if isinstance(inode, Directory):
-            raise IsADirectory(f"{inode.path_key!r} is a directory")
-        self._remove(directory, name, inode, now_ns)
-        return inode
+            raise OperationNotPermitted("a directory has one name")
+        if not inode.linked:
+            raise NoSuchEntry(f"inode {inode.number} was removed")
+        self._check_free(directory, name)
+        if inode.links is None:
+            inode.links = Links(number=inode.number)
+        alias = Alias(number=self._inodes.new_number(), attributes=inode.attributes, of=inode)
+        inode.links.aliases.append(alias)
+        directory.attach(name, alias)
+        inode.attributes = inode.attributes.changed(now_ns)
+        self._note_children_changed(directory, now_ns)
+        self._publisher.changed(inode)
+
+    async def unlink(self, directory: Directory, name: bytes, now_ns: int) -> Inode:
+        """Remove the entry of anything but a directory; return its inode. Raises `NoSuchEntry`, `IsADirectory`."""
+        entry = await self._lookup_entry(directory, name)
+        if isinstance(entry, Directory):
+            raise IsADirectory(f"{entry.path_key!r} is a directory")
+        self._remove(directory, name, entry, now_ns)
+        return entry.subject
 
     async def rmdir(self, directory: Directory, name: bytes, now_ns: int) -> Inode:
         """Remove an empty directory, and return it. Raises `NoSuchEntry`, `NotADirectory`, `DirectoryNotEmpty`."""
@@ -220,11 +252,11 @@ class Namespace:
     ) -> Inode | None:
         """Move an entry, over another one if `replace`, or swap the two if `exchange`.
 
-        Returns the inode that lost its name, if one did. Errors as rename(2).
+        Returns the inode that lost a name, if one did. Errors as rename(2).
         """
         self._check_key(new_directory, new_name)
         while True:
-            inode = await self.lookup(directory, name)
+            inode = await self._lookup_entry(directory, name)
             other = await self._lookup_if_any(new_directory, new_name)
             if exchange and other is None:
                 raise NoSuchEntry(f"{new_name!r} does not exist")
@@ -241,11 +273,11 @@ class Namespace:
                 and all(_is_known_below(known) for known in moved)
             ):
                 break
-        if inode is other:
+        if other is not None and inode.subject is other.subject:
             return None
         self._check_rename(inode, new_directory, new_name, other, exchange=exchange)
         self._move(directory, name, inode, new_directory, new_name, other, now_ns, exchange=exchange)
-        return None if exchange else other
+        return None if exchange or other is None else other.subject
 
     def drop_if_unused(self, inode: Inode) -> None:
         """Let an inode go that has no name, no handle and no reference from the kernel."""
@@ -253,7 +285,7 @@ class Namespace:
 
     async def _lookup_if_any(self, directory: Directory, name: bytes) -> Inode | None:
         try:
-            return await self.lookup(directory, name)
+            return await self._lookup_entry(directory, name)
         except NoSuchEntry:
             return None
 
@@ -350,12 +382,16 @@ class Namespace:
         if not directory.children and directory.version is None and directory.number != ROOT_NUMBER:
             self._publisher.changed(directory)  # a common prefix of nothing is gone: it needs a marker now
 
-    def _note_unlinked(self, inode: Inode, now_ns: int) -> None:
+    def _note_unlinked(self, entry: Inode, now_ns: int) -> None:
+        """Note that an entry is detached; its inode may have other names."""
+        inode, gone = entry.subject, entry.lose_name()
         inode.attributes = inode.attributes.changed(now_ns)
-        self._publisher.unlinked(inode)
+        self._publisher.unlinked(gone)
+        if gone is not inode:
+            self._publisher.changed(inode)
 
     def _note_moved(self, inode: Inode, now_ns: int) -> None:
-        inode.attributes = inode.attributes.changed(now_ns)
+        inode.subject.attributes = inode.subject.attributes.changed(now_ns)
         for known in inode.with_all_below():
             if known is inode or known.version is not None or not isinstance(known, Directory):
                 self._publisher.changed(known)
@@ -368,6 +404,8 @@ class Namespace:
             if isinstance(known, Directory):
                 await self._listings.ensure_listed(known)
                 await self._resolver.resolve_many(known, list(known.children))
+                for child in list(known.inodes()):
+                    await self._names.join(child)
                 waiting.extend(known.inodes())
 
     # Shared mounts
@@ -406,7 +444,7 @@ def _check_stays_veiled(directory: Directory, name: bytes, *, by: Inode) -> None
 def _number_of(prefix: str, name: bytes, child: Child) -> int:
     """Return the number that an entry has or, if nobody has looked at it, would get."""
     if isinstance(child, Inode):
-        return child.number
+        return child.subject.number
     if child.number is not None:
         return child.number
     slash = "/" if isinstance(child, ListedDirectory) else ""
@@ -427,7 +465,8 @@ def _numbers_in(directory: Directory) -> Callable[[bytes], int]:
 def _is_known_below(inode: Inode) -> bool:
     """Return whether everything below is listed and an inode."""
     return all(
-        known.listed_at is not None and all(isinstance(child, Inode) for child in known.children.values())
+        known.listed_at is not None
+        and all(isinstance(child, Inode) and is_joined(child) for child in known.children.values())
         for known in inode.with_all_below()
         if isinstance(known, Directory)
     )

@@ -11,7 +11,7 @@ from fusefs import extended_attributes
 from fusefs.attributes import to_metadata
 from fusefs.change_log import ChangeLog
 from fusefs.content import Version
-from fusefs.inodes import Directory, File, Inode, Symlink
+from fusefs.inodes import Alias, Directory, File, Inode, Symlink
 from fusefs.keys import RESERVED_PREFIX
 from fusefs.uploads import Uploads
 
@@ -45,8 +45,10 @@ class ObjectWriter:
 
     async def write(self, inode: Inode, target: str, *, mode: PutMode, metadata: Metadata) -> Written:
         """Make the object under `target` equal to the inode: an upload, or a copy where the bytes are there already."""
-        await self._keep_xattrs(inode.attributes.xattrs)
+        await self._keep_xattrs(inode.subject.attributes.xattrs)
         match inode:
+            case Alias():
+                return await self._copy_of(inode, target, mode, metadata)
             case File() if has_to_go_up(inode):
                 return Written(*await self._uploads.publish(inode, target, mode=mode, metadata=metadata))
             case File(version=Version() as source):
@@ -60,6 +62,18 @@ class ObjectWriter:
                 body = b""
         etag = await self._storage.put(target, body, metadata=metadata, mode=mode)
         return Written(Version(target, etag, len(body)), metadata)
+
+    async def _copy_of(self, alias: Alias, target: str, mode: PutMode, metadata: Metadata) -> Written:
+        """Give a further name the object that the inode has under its first one."""
+        source = alias.of.version or alias.version
+        if source is None:
+            raise NotFound(f"{target!r} is to be a copy of what is not there")
+        if isinstance(alias.of, File):
+            version = await self._uploads.copy(source, target, mode=mode, metadata=metadata)
+        else:
+            version = (await self.write(alias.of, target, mode=mode, metadata=metadata)).version
+        alias.copied = source
+        return Written(version, metadata)
 
     async def write_marker_over(self, directory: Directory, target: str) -> Version:
         """Write a marker over the one that somebody else made or changed: it has no bytes that could be lost.

@@ -17,7 +17,7 @@ import pyfuse3
 
 from fusefs.entry_attributes import entry_attributes, missing_entry, outlined_entry
 from fusefs.errno_boundary import errno_boundary, silent_boundary
-from fusefs.errors import NoSuchEntry, OperationNotPermitted
+from fusefs.errors import NoSuchEntry
 from fusefs.filesystem import AttributeChanges, Caller, Filesystem
 from fusefs.inodes import Inode
 from fusefs.namespace import Outline
@@ -127,7 +127,7 @@ class FuseOperations(pyfuse3.Operations):
     async def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        raise OperationNotPermitted("there are no hard links")  # link(2): EPERM where a file system has none
+        return self._entry(await self._filesystem.link(inode, new_parent_inode, new_name))
 
     @errno_boundary
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:

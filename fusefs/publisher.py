@@ -28,6 +28,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Final
@@ -36,11 +37,11 @@ import trio
 
 from backends.base import ObjectStorage
 from backends.errors import NotFound, PreconditionFailed, StorageError, Unavailable
-from fusefs.attributes import to_metadata
 from fusefs.change_log import ChangeLog, Publication, without_mark
 from fusefs.content import Version
 from fusefs.errors import FilesystemError, StaleFile
-from fusefs.inodes import Directory, File, Inode
+from fusefs.inodes import Alias, Directory, File, Inode
+from fusefs.link_lists import list_key, metadata_of, write_list
 from fusefs.object_writer import ObjectWriter, has_to_go_up
 from fusefs.placement import Placement, directories_of
 from fusefs.sweeper import Sweeper
@@ -117,12 +118,19 @@ class Publisher:
 
     def changed(self, inode: Inode) -> None:
         """Note that content, attributes or name changed and the bucket must learn of it."""
-        inode.state.changes += 1
-        self._log.changed(inode)
-        self._schedule(inode, self._due_time(inode))
+        for each in (inode.subject, *inode.subject.aliases):
+            each.state.changes += 1
+            self._log.changed(each)
+            self._schedule(each, self._due_time(each))
 
     def touched(self, inode: Inode) -> None:
-        """Note that only times changed: they go with the next publication, and no fsync waits for them."""
+        """Note that only times changed: they go with the next publication, and no fsync waits for them.
+
+        But for an inode with several names: whether their objects are one file is seen by their times.
+        """
+        if inode.subject.aliases:
+            self.changed(inode)
+            return
         inode.state.attributes_changed = True
         self._log.touched(inode)
         self._schedule(inode, self._due_time(inode))
@@ -141,6 +149,7 @@ class Publisher:
         """Note that the inode has lost its name; its object goes unless open handles still read from it."""
         inode.state.changes += 1
         self._log.changed(inode)
+        self._leave_list(inode.subject)  # in the same batch of the log
         if self._placement.target(inode) is None:
             self.released(inode)
         else:
@@ -152,6 +161,7 @@ class Publisher:
             self._uploads.abandon(inode)
         if inode in self._running:
             return  # `_finished` comes back here
+        self._leave_list(inode)
         if inode.state.in_doubt:
             self._schedule(inode, trio.current_time())  # there may be an object that we do not know of
             return
@@ -170,6 +180,13 @@ class Publisher:
             self._placement.forget(inode.version.key)
         self._log.changed(inode)
         self._settle(inode)
+
+    def let_go_of_name(self, alias: Alias) -> None:
+        """Note that an alias is none any more, and its object a file of its own: it is not to be removed for that."""
+        if alias.version is not None:
+            self._placement.forget(alias.version.key)
+        alias.is_in_log = False
+        self._settle(alias)
 
     # What a listing of the bucket may say and the tree knows better
 
@@ -195,6 +212,8 @@ class Publisher:
             await inode.state.attempted.park()
         if isinstance(inode.state.failure, StaleFile):
             raise inode.state.failure
+        for alias in list(inode.aliases):
+            await self.publish(alias)
 
     async def publish_all(self, *, open_files: bool = True) -> None:
         """Publish everything that is pending now, and delete what is left over. Raises one of the failures, if any.
@@ -318,6 +337,8 @@ class Publisher:
                 self.released(inode)
             elif target is None:
                 self._begin(nursery, inode, None)
+            elif isinstance(inode, Alias) and self._has_to_wait_for_first(inode):
+                self._wait_for_first(inode)
             elif inode in self._pending:
                 self._begin_or_wait(nursery, inode, target)
 
@@ -334,7 +355,26 @@ class Publisher:
         elif obstacle not in self._running and not self._is_busy({detour}):
             self._begin(nursery, obstacle, detour)
 
+    def _has_to_wait_for_first(self, alias: Alias) -> bool:
+        """Return whether there is no object yet that an alias could be made a copy of, or no newer one."""
+        inode = alias.of
+        if inode in self._pending and alias.reflected_changes <= alias.state.published_changes:
+            return True
+        return inode.version is None or self._is_elsewhere(inode)
+
+    def _wait_for_first(self, alias: Alias) -> None:
+        """Let an alias wait until its inode has been published; that of an open file may take its time."""
+        later = self._can_wait_until(alias.of)
+        if later > trio.current_time() and not alias.state.asked_for:
+            self._schedule(alias, later)
+            return
+        self._parked.append(alias)
+        self._queued.add(alias)
+        self._ask_for(alias.of)
+
     def _obstacle(self, inode: Inode) -> Inode | None:
+        if isinstance(inode, Alias) and self._has_to_wait_for_first(inode):
+            return inode.of
         target = self._placement.target(inode)
         return self._placement.obstacle(inode, target) if target is not None else None
 
@@ -355,7 +395,7 @@ class Publisher:
         target = self._placement.target(inode)
         if target is None:
             return []
-        obstacle = self._placement.obstacle(inode, target)
+        obstacle = self._obstacle(inode)
         departing = self._placement.departing_from(target) or []
         return departing if obstacle is None else [obstacle, *departing]
 
@@ -384,8 +424,9 @@ class Publisher:
         keys = {key for key, _ in inode.state.in_doubt}
         if target is not None:
             keys.add(target)
-        if inode.version is not None:
-            keys.add(inode.version.key)
+        keys |= {each.version.key for each in (inode, inode.subject) if each.version is not None}
+        if inode.subject.links is not None:
+            keys.add(list_key(inode.subject.links.number))
         return keys
 
     def _is_busy(self, keys: set[str]) -> bool:
@@ -440,7 +481,8 @@ class Publisher:
                 inode
             ):  # an upload sees to it before it completes, and spares the log what is in parts
                 await self._log_all_of(inode)
-            changes = inode.state.changes
+            changes = self._changes_to_come(inode)
+            of_aliases = {alias: alias.state.changes for alias in inode.aliases}
             try:
                 with self._publishing(inode, target) as publication:
                     version, publication.has_attributes = await self._carry_out(inode, target)
@@ -448,6 +490,7 @@ class Publisher:
                 await self._keep_both(inode, target, error)
             else:
                 self._note_success(inode, version, changes if publication.has_attributes else None)
+                self._let_aliases_follow(inode, of_aliases)
         except (StorageError, FilesystemError, OSError) as error:
             self._note_failure(inode, target, error)
         except Exception as error:  # a defect of ours: it must not end the mount for everybody
@@ -456,9 +499,23 @@ class Publisher:
         finally:
             self._finished(inode)
 
+    def _changes_to_come(self, inode: Inode) -> int:
+        """Return how many changes the bucket will have after an attempt that begins now."""
+        if isinstance(inode, Alias) and inode.of in self._pending:
+            return inode.reflected_changes
+        return inode.state.changes
+
+    def _let_aliases_follow(self, inode: Inode, changes: Mapping[Alias, int]) -> None:
+        """Make the other names' objects equal to the one that was just published."""
+        for alias in inode.aliases:
+            alias.reflected_changes = changes.get(alias, 0)
+            if alias in self._pending:
+                self._schedule(alias, trio.current_time())
+
     def _publishing(self, inode: Inode, target: str) -> AbstractContextManager[Publication]:
-        """Tell the log of an attempt after which it is not needed; on a detour, it is."""
-        if self._placement.target(inode) != target:
+        """Tell the log of an attempt after which it is not needed; on a detour it is, and of a copy that is too old."""
+        is_too_old = isinstance(inode, Alias) and inode.of in self._pending
+        if is_too_old or self._placement.target(inode) != target:
             return nullcontext(Publication())
         return self._log.publishing(inode)
 
@@ -470,11 +527,12 @@ class Publisher:
 
     async def _carry_out(self, inode: Inode, target: str) -> tuple[Version, bool]:
         """Return what is in the bucket now, and whether its metadata has the attributes of the time when this began."""
-        metadata = {**to_metadata(inode.attributes), **self._log.mark(inode)}
+        metadata = {**metadata_of(inode), **self._log.mark(inode)}
         inode.state.attributes_changed = False
         inode.state.storing = (target, metadata)
         condition = self._placement.condition(target)
         written = await self._writer.write(inode, target, mode=condition, metadata=metadata)
+        await self._list_names(inode.subject)
         return written.version, without_mark(written.metadata) == without_mark(metadata)
 
     def _note_success(self, inode: Inode, version: Version, changes: int | None) -> None:
@@ -499,6 +557,28 @@ class Publisher:
         return (
             state.changes != state.published_changes or state.attributes_changed or self._is_elsewhere(inode)
         )
+
+    async def _list_names(self, inode: Inode) -> None:
+        """Let the bucket say which names an inode has, if it has several; if it has no more than one, nothing."""
+        links = inode.links
+        if links is None:
+            return
+        names = tuple(
+            target for each in (inode, *links.aliases) if (target := self._placement.target(each)) is not None
+        )
+        if not links.aliases:
+            self._leave_list(inode)
+        elif names != links.names:
+            links.listed = await write_list(self._storage, links.number, names)
+            links.names = names
+            self._placement.forget(links.listed.key)
+            self._leave_list(inode)  # all but one name may have gone meanwhile
+
+    def _leave_list(self, inode: Inode) -> None:
+        links = inode.links
+        if links is not None and links.listed is not None and not links.aliases:
+            self._placement.leave(links.listed)
+            links.listed, links.names = None, ()
 
     def _note_failure(self, inode: Inode, target: str | None, error: Exception) -> None:
         """Note why an attempt failed, and when the next one will be; those who wait for this one fail with it."""
@@ -558,6 +638,11 @@ class Publisher:
         if self._placement.target(inode) is None:
             self._placement.forget(target)
             return
+        if isinstance(inode, Alias):
+            await self._break_link(inode, target, error)
+            return
+        if inode.aliases and self._go_on_under_another_name(inode, target):
+            return
         if isinstance(inode, Directory):
             await self._log_all_of(inode)
             changes = inode.state.changes
@@ -579,3 +664,59 @@ class Publisher:
         inode.state.failure = StaleFile(f"{target!r} was changed by somebody else; {where}")
         self._log.changed(inode)
         self._settle(inode)
+
+    async def _break_link(self, alias: Alias, target: str, error: Exception) -> None:
+        """Somebody else changed the object of a further name: it is theirs now. Raises `error` if it was the first."""
+        first = alias.of.version
+        if first is not None and not await self._is_there(first):
+            self.changed(alias.of)  # whose next attempt finds what to do
+            raise error
+        _log.warning("%r was changed by somebody else (%s), and is a file of its own", target, error)
+        self._placement.forget(target)
+        self._placement.vacate(alias)  # at its old name, if it was on its way to a new one
+        self._take_out(alias)
+        self._log.changed(alias)
+
+    async def _is_there(self, version: Version) -> bool:
+        try:
+            return (await self._storage.head(version.key)).etag == version.etag
+        except NotFound:
+            return False
+
+    def _go_on_under_another_name(self, inode: Inode, target: str) -> bool:
+        """Leave to somebody else the name under which they changed the object, if there is a copy under another.
+
+        Otherwise the other names keep what the bucket has there.
+        """
+        source = inode.version
+        heir = next((alias for alias in inode.aliases if alias.copied == source is not None), None)
+        if heir is None or inode.parent is None or heir.version is None:
+            for alias in list(inode.aliases):
+                self.let_go_of_name(alias)
+                self._take_out(alias)
+            return False
+        _log.warning("%r was changed by somebody else; ours goes on as %r", target, heir.path_key)
+        self._placement.forget(target)
+        self._placement.vacate(inode)
+        inode.parent.listed_at = None
+        inode.parent.detach(inode.name)
+        assert inode.links is not None
+        inode.links.aliases.remove(heir)
+        inode.links.aliases.append(heir)  # the next to give up its name
+        version = heir.version
+        inode.lose_name()
+        self._placement.place(inode, version)
+        if isinstance(inode, File):
+            inode.content.rebase(version)
+        self._settle(heir)
+        self._log.changed(heir)
+        self.changed(inode)
+        return True
+
+    def _take_out(self, alias: Alias) -> None:
+        """Let a name have what the bucket has there."""
+        alias.lose_name()
+        if alias.parent is not None:
+            alias.parent.listed_at = None
+            alias.parent.detach(alias.name)
+        self._settle(alias)

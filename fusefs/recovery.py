@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import re
 import stat
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -43,9 +43,10 @@ from fusefs.change_log import LOG_KEY
 from fusefs.content import Content, ContentSources, Version
 from fusefs.errors import LogDamaged
 from fusefs.extents import ExtentSet
-from fusefs.inodes import Directory, File, Inode, Special, Symlink
+from fusefs.inodes import Alias, Directory, File, Inode, Links, Special, Symlink
 from fusefs.journal_format import InodeRecord, Position, StoredVersion, UploadReference
 from fusefs.keys import RESERVED_PREFIX, segment_of
+from fusefs.link_lists import list_key, list_of
 from fusefs.log_reader import NOWHERE, OldLog, batches, places
 from fusefs.object_writer import CONFLICTS_PREFIX
 from fusefs.placement import DETOURS_PREFIX, ORPHANS_PREFIX, ROOT_MARKER
@@ -129,7 +130,13 @@ class Recovery:
             len(replay.inodes),
         )
         leftovers = {version.key: version for version in replay.leftovers}
-        await self._for_each(replay.inodes.values(), partial(self._recover, leftovers, recovered))
+        firsts = [replayed for replayed in replay.inodes.values() if replayed.last.link is None]
+        await self._for_each(firsts, partial(self._recover, leftovers, recovered))
+        by_log_id = {found.inode.log_id: found.inode for found in recovered.inodes}
+        aliases = [replayed for replayed in replay.inodes.values() if replayed.last.link is not None]
+        await self._for_each(aliases, partial(self._recover_alias, by_log_id, recovered))
+        with_lists = [replayed for replayed in firsts if replayed.lists]
+        await self._for_each(with_lists, partial(self._note_list, by_log_id, recovered))
         await self._for_each(replay.leftovers, partial(self._note_leftover, recovered))
         recovered.inodes.sort(key=lambda found: found.path)
         taken = {found.version for found in recovered.inodes}
@@ -198,6 +205,38 @@ class Recovery:
             version = current.version if current is not None else _lost(replayed)
             recovered.inodes.append(RecoveredInode(path, self._build(replayed, current), version))
 
+    async def _recover_alias(
+        self, by_log_id: Mapping[str, Inode], recovered: Recovered, replayed: Replayed
+    ) -> None:
+        """Find the object of a further name; what is to be in it is its inode's matter."""
+        record = replayed.last
+        of = by_log_id.get(record.link or "")
+        if of is None and record.path is not None:
+            return  # somebody else has changed the inode, and under this name there is what was there before
+        found = await self._find(replayed)
+        strays = found if record.path is None else found[1:]
+        recovered.leftovers += [each.version for each in strays]
+        if record.path is None or of is None:
+            return
+        if of.links is None:
+            of.links = Links(number=max(replayed.lists, default=of.number))
+        alias = Alias(number=record.number, attributes=of.attributes, of=of, log_id=record.log_id)
+        of.links.aliases.append(alias)
+        version = found[0].version if found else _lost(replayed)
+        recovered.inodes.append(RecoveredInode(record.path, alias, version))
+
+    async def _note_list(
+        self, by_log_id: Mapping[str, Inode], recovered: Recovered, replayed: Replayed
+    ) -> None:
+        """Note the list of names of an inode that has no more than one now."""
+        inode = by_log_id.get(replayed.last.log_id)
+        if inode is not None and inode.aliases:
+            return
+        for number in replayed.lists:
+            with suppress(NotFound):
+                info = await self._storage.head(list_key(number))
+                recovered.leftovers.append(Version(info.key, info.etag, info.size))
+
     async def _note_leftover(self, recovered: Recovered, leftover: StoredVersion) -> None:
         version = await self._still_there(leftover)
         if version is not None:
@@ -226,6 +265,8 @@ class Recovery:
             own = _own(replayed, info)
             if own is not None:
                 found.append(own)
+                number = list_of(info.metadata or {})
+                replayed.lists.update([number] if number is not None else [])
         return found
 
     # Uploads that nobody has completed

@@ -22,6 +22,7 @@ from fusefs.journal_format import (
     StoredVersion,
     UploadReference,
 )
+from fusefs.link_lists import list_of
 from fusefs.stage import StageFile
 
 
@@ -56,6 +57,8 @@ class Replayed:
     size: int | None = None
     upload: UploadReference | None = None
     file: StageFile | None = None
+    #: The lists of names that it had when there were several.
+    lists: set[int] = field(default_factory=set)
     _changes: list[_Change] = field(default_factory=list)
 
     def bytes_since(self, complete_to: Position) -> Sources:
@@ -90,6 +93,9 @@ class Replayed:
         if record.version is not None:
             self.versions.pop(record.version, None)
             self.versions[record.version] = None
+        number = list_of(record.metadata)
+        if number is not None:
+            self.lists.add(number)
         if record.content is not None:
             if self.file is None:
                 self.file = new_file()

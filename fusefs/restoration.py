@@ -89,7 +89,8 @@ class Restoration:
         inode = found.inode
         if found.path:
             directory.attach(found.path[-1], inode)
-            self._inodes.add(inode)
+            if inode is inode.subject:
+                self._inodes.add(inode)
         else:
             inode = self._root
             inode.attributes, inode.log_id = found.inode.attributes, found.inode.log_id

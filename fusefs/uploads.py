@@ -34,12 +34,12 @@ from backends.multipart import (
     open_writer,
 )
 from backends.multipart import SentPart as WrittenPart
-from fusefs.attributes import to_metadata
 from fusefs.change_log import ChangeLog
 from fusefs.content import Content, Spawn, Version
 from fusefs.errors import DamagedCache, StaleFile
 from fusefs.extents import ExtentSet
 from fusefs.inodes import File
+from fusefs.link_lists import metadata_of
 from fusefs.open_upload import Flush, OpenUpload, SentPart
 from fusefs.upload_plan import CopyRange, Multipart, Plan, UploadRange, plan
 
@@ -280,7 +280,7 @@ class Uploads:
         if stream is not None:
             stream.advance()
         elif target is not None and self._may_begin_stream(file):
-            self._begin_stream(file, target, {**to_metadata(file.attributes), **self._log.mark(file)})
+            self._begin_stream(file, target, {**metadata_of(file), **self._log.mark(file)})
 
     def abandon(self, file: File) -> None:
         """Give up what was begun: nobody needs the object any more."""

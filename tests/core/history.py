@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 from fusefs.filesystem import RENAME_EXCHANGE, AttributeChanges
-from fusefs.inodes import Directory, File, Symlink
+from fusefs.inodes import Directory, File, Inode, Symlink
 from tests.core.tree import Tree
 
 XATTR = b"user.x"
 
 
 class Entry(NamedTuple):
-    """What is under a path: the kind with the permissions, bytes or target, and the value of one attribute."""
+    """What is under a path: kind and permissions, bytes or target, the value of one attribute, and its other names."""
 
     mode: int
     data: bytes = b""
     xattr: bytes = b""
+    names: tuple[str, ...] = ()
 
 
 State: TypeAlias = Mapping[str, Entry]
@@ -37,8 +38,8 @@ class _Node:
     xattr: bytes = b""
     children: dict[str, _Node] = field(default_factory=dict)
 
-    def entry(self) -> Entry:
-        return Entry(self.mode, bytes(self.data), self.xattr)
+    def entry(self, names: Iterable[str]) -> Entry:
+        return Entry(self.mode, bytes(self.data), self.xattr, tuple(sorted(names)))
 
 
 class History:
@@ -68,13 +69,13 @@ class History:
 
     def state(self) -> State:
         """Return what there is now, by path."""
-        found: dict[str, Entry] = {}
+        names: dict[_Node, list[str]] = {}
         pending = [("", self._root)]
         for path, node in pending:
             for name, child in node.children.items():
-                found[f"{path}{name}"] = child.entry()
+                names.setdefault(child, []).append(f"{path}{name}")
                 pending.append((f"{path}{name}/", child))
-        return found
+        return {path: node.entry(set(paths) - {path}) for node, paths in names.items() for path in paths}
 
     def allows(self, state: State) -> bool:
         """Return whether a tree may be so after a crash."""
@@ -83,9 +84,12 @@ class History:
     def resume(self, state: State) -> None:
         """Go on from a state that was recovered: it is history, and nothing else is."""
         self._root = _Node(stat.S_IFDIR | 0o755)
-        for path, entry in state.items():
+        entered: set[str] = set()
+        for path, entry in sorted(state.items()):
             directory, name = self._parent(path)
-            directory.children[name] = _Node(entry.mode, bytearray(entry.data), entry.xattr)
+            known = next((self._at(other) for other in entry.names if other in entered), None)
+            directory.children[name] = known or _Node(entry.mode, bytearray(entry.data), entry.xattr)
+            entered.add(path)
         self.states, self.acknowledged = [self.state()], 0
         self._handles.clear()
 
@@ -148,6 +152,13 @@ class History:
         self._note()
         await self.tree.symlink(path, target)
 
+    async def link(self, path: str, new_path: str) -> None:
+        node = self._at(path)
+        directory, name = self._parent(new_path)
+        directory.children[name] = node
+        self._note()
+        await self.tree.link(path, new_path)
+
     async def unlink(self, path: str) -> None:
         directory, name = self._parent(path)
         del directory.children[name]
@@ -162,7 +173,8 @@ class History:
 
     async def rename(self, path: str, new_path: str) -> None:
         (directory, name), (new_directory, new_name) = self._parent(path), self._parent(new_path)
-        new_directory.children[new_name] = directory.children.pop(name)
+        if new_directory.children.get(new_name) is not directory.children[name]:
+            new_directory.children[new_name] = directory.children.pop(name)
         self._note()
         await self.tree.rename(path, new_path)
 
@@ -211,10 +223,12 @@ class History:
 async def state_of(tree: Tree) -> State:
     """Return what a tree shows, by path."""
     found: dict[str, Entry] = {}
+    inodes: dict[Inode, list[str]] = {}
     pending = [""]
     for path in pending:
         for name in await tree.names(path.rstrip("/")):
             inode = await tree.find(f"{path}{name}")
+            inodes.setdefault(inode, []).append(f"{path}{name}")
             data = xattr = b""
             if isinstance(inode, Directory):
                 pending.append(f"{path}{name}/")
@@ -225,4 +239,8 @@ async def state_of(tree: Tree) -> State:
             if inode.attributes.xattrs:
                 xattr = await tree.xattrs.get(inode.number, XATTR)
             found[f"{path}{name}"] = Entry(inode.attributes.mode, data, xattr)
+    for inode, names in inodes.items():
+        assert isinstance(inode, Directory) or inode.link_count == len(names)
+        for name in names:
+            found[name] = found[name]._replace(names=tuple(sorted(set(names) - {name})))
     return found

@@ -37,6 +37,7 @@ async def test_a_bucket_that_a_mount_shows_as_it_is() -> None:
         ".fusefs/root",
         ".fusefs/lease",
         ".fusefs/journal/1/1",
+        ".fusefs/links/0000000000000001",
     ]
     storage = await filled(*keys)
     assert await lines(storage) == []

@@ -27,6 +27,7 @@ from trio.testing import MockClock
 from backends.errors import UploadNotFound
 from fusefs.extended_attributes import OBJECTS_PREFIX
 from fusefs.keys import RESERVED_PREFIX
+from fusefs.link_lists import LISTS_PREFIX
 from fusefs.placement import ROOT_MARKER
 from fusefs.publisher import PublishOptions
 from tests.core.history import Entry, History, State, state_of
@@ -202,6 +203,48 @@ async def attributes(history: History) -> None:
     await history.commit()
 
 
+async def hard_link(history: History) -> None:
+    await history.link("file", "d/second")
+    await history.commit()
+    handle = await history.open("d/second")
+    await history.write(handle, PART, NEW)
+    await history.fsync(handle)
+    await trio.sleep(6)
+    await history.unlink("file")
+    await history.commit()
+    await history.close(handle)
+    await history.link("d/second", "third")
+    await history.chmod("third", 0o600)
+    await trio.sleep(2)
+    await history.rename("d", "e")
+    await history.rename("third", "fourth")
+    await history.commit()
+    await history.unlink("fourth")
+    await history.commit()
+
+
+async def write_and_link(history: History) -> None:
+    """As git and maildir do; and with files that stay."""
+    handle = await history.create("temporary")
+    await history.write(handle, 0, LARGE)
+    await history.link("temporary", "name")
+    await history.fsync(handle)
+    await history.unlink("temporary")
+    await history.close(handle)
+    await history.symlink("one", b"target")
+    await history.link("one", "other")
+    await history.commit()
+    await trio.sleep(2)
+    await history.link("file", "name.old")
+    await history.rename("name", "file")
+    await history.rename("other", "one")
+    await history.commit()
+    await trio.sleep(2)
+    await history.unlink("name.old")
+    await history.exchange("one", "file")
+    await history.commit()
+
+
 async def stream(history: History) -> None:
     handle = await history.create("big")
     for number in range(6):
@@ -299,6 +342,8 @@ SCENARIOS: Final = {
     "swap": Scenario({"a": SMALL, "b": LARGE}, swap),
     "rotate": Scenario({"log": SMALL, "log.1": LARGE}, rotate),
     "attributes": Scenario({"file": LARGE, "d/below": SMALL}, attributes),
+    "hard link": Scenario({"file": LARGE, "d/below": SMALL}, hard_link),
+    "write and link": Scenario({"file": SMALL}, write_and_link),
     "stream": Scenario({}, stream),
     "cut a stream": Scenario({}, cut_a_stream),
     "remove a stream": Scenario({}, remove_a_stream),
@@ -408,7 +453,12 @@ async def check(storage: SmallPartsStorage, history: History, where: Path) -> No
         await tree.publish_all()
         await trio.sleep(QUIET_SECONDS)
         await look(history)
-    assert await left_in(storage) == []
+    left = await left_in(storage)
+    lists = [key for key in left if key.startswith(LISTS_PREFIX)]
+    groups = {
+        (path, *entry.names)[0] for path, entry in history.states[-1].items() if entry.names[:1] > (path,)
+    }
+    assert (left, len(lists)) == (lists, len(groups))
     assert {key: data for key, data in (await stored(storage)).items() if not key.endswith("/")} == {
         path: entry.data for path, entry in history.states[-1].items() if not stat.S_ISDIR(entry.mode)
     }

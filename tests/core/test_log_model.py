@@ -53,7 +53,7 @@ class Walk:
         rng, state = self._rng, history.state()
         path, other = rng.choice(PATHS), rng.choice(PATHS)
         known, target = state.get(path), state.get(other)
-        match rng.randrange(14):
+        match rng.randrange(15):
             case 0 | 1 | 2 if _is_free(state, path):
                 self._open.append(await history.create(path))
             case 3 | 4 | 5 | 6 if self._open:
@@ -87,7 +87,9 @@ class Walk:
                     await history.exchange(path, other)
             case 12 if known is not None and not stat.S_ISLNK(known.mode):
                 await history.chmod(path, rng.choice([0o600, 0o700, 0o755]))
-            case 13:
+            case 13 if known is not None and not stat.S_ISDIR(known.mode) and _is_free(state, other):
+                await history.link(path, other)
+            case 14:
                 await history.commit()
 
 

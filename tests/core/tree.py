@@ -170,6 +170,10 @@ class Tree:
     async def symlink(self, path: str, target: bytes) -> None:
         self._forget(await self.filesystem.symlink(*await self.place_of(path), target, CALLER))
 
+    async def link(self, path: str, new_path: str) -> None:
+        number = (await self.find(path)).number
+        self._forget(await self.filesystem.link(number, *await self.place_of(new_path)))
+
     async def rename(self, path: str, new_path: str, flags: int = 0) -> None:
         await self.filesystem.rename(*await self.place_of(path), *await self.place_of(new_path), flags)
 

@@ -236,6 +236,30 @@ def test_fsync_of_a_directory(mount: Mount, bucket: Bucket) -> None:
 # Names
 
 
+def test_a_file_has_several_names(mount: Mount, bucket: Bucket) -> None:
+    """A file may have several names (link). What is done by one of them is seen by all, st_nlink counts them, and it
+    is so after a remount. In the bucket each name is a whole object. One that somebody else overwrites is a file of
+    its own from then on; the others stay one file.
+    """
+    names = [mount.path / name for name in ("one", "two", "three")]
+    names[0].write_bytes(b"old")
+    for name in names[1:]:
+        name.hardlink_to(names[0])
+    names[1].write_bytes(b"written by the second name")
+    assert [(name.stat().st_nlink, name.read_bytes()) for name in names] == [(3, names[1].read_bytes())] * 3
+    number = names[0].stat().st_ino
+    mount.umount()
+    assert {bucket.read(name.name) for name in names} == {b"written by the second name"}
+    mount.mount_cold()
+    assert [(name.stat().st_nlink, name.stat().st_ino) for name in names] == [(3, number)] * 3
+    mount.umount()
+    bucket.put("two", b"theirs")
+    mount.mount_cold()
+    assert [name.stat().st_nlink for name in names] == [2, 1, 2]
+    names[0].write_bytes(b"ours")
+    assert [name.read_bytes() for name in names] == [b"ours", b"theirs", b"ours"]
+
+
 def test_rename_is_never_absent(mount: Mount, bucket: Bucket) -> None:
     """A rename is atomic in the mount, over open files too, and of whole directories. In the bucket there is
     no moment at which the file is under neither name.

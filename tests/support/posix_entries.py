@@ -306,6 +306,36 @@ def renames_of_what_is_in_use(do: Calls) -> None:
     do(fcntl.flock, second, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def hard_links(do: Calls) -> None:
+    do.write_file("file", b"content")
+    do(os.mkdir, "d")
+    do(os.link, "file", "d/second")
+    do(os.link, "d/second", "third")
+    do(os.link, "file", "third")
+    do(os.link, "file", "d")
+    do(os.link, "d", "directory")
+    do(os.link, "missing", "new")
+    do(os.link, "file", "missing/new")
+    do(os.link, "file", "file/new")
+    do(os.link, "file", "n" * 256)
+    do(os.rename, "file", "third")
+    do(os.unlink, "file")
+    do.write_file("d/second", b"written by another name")
+    do(os.chmod, "third", 0o600)
+    do(os.truncate, "third", 7)
+    do(os.mkfifo, "fifo")
+    do(os.link, "fifo", "d/fifo")
+    do(os.symlink, "target", "link")
+    do(lambda: os.link("link", "d/link", follow_symlinks=False))
+    do(os.unlink, "link")
+    do.write_file("other", b"")
+    do(os.rename, "other", "third")
+    do(os.rename, "d", "moved")
+    do(os.link, "moved/second", "second")
+    do(os.rename, "second", "moved/second")
+    do(os.unlink, "second")
+
+
 def unlinked_files(do: Calls) -> None:
     descriptor = do.open("file", os.O_RDWR | os.O_CREAT, 0o600)
     do(os.write, descriptor, b"content")
@@ -339,6 +369,7 @@ ENTRIES: Final[dict[str, Scenario]] = {
         renames,
         renames_with_flags,
         renames_of_what_is_in_use,
+        hard_links,
         unlinked_files,
     )
 }

@@ -59,6 +59,7 @@ INODES: Final = st.builds(
     version=st.none() | VERSIONS,
     target=st.none() | st.binary(max_size=20),
     content=st.none() | CONTENTS,
+    link=st.none() | KEYS,
 )
 POSITIONS: Final = st.builds(Position, st.integers(1, 2**40), st.integers(1, 2**40))
 BATCHES: Final = st.builds(
@@ -95,6 +96,14 @@ WORKED_EXAMPLE: Final = (
     + bytes.fromhex("0000001d 0000000000000000 740b1b5f")
     + b'{"leftover":["d/old","e0",3]}'
 )
+
+
+def test_readers_that_know_no_links_stop_at_them() -> None:
+    """They would take a further name for an empty file."""
+    name = InodeRecord(log_id="2-2", number=4712, path=(b"other",), metadata={}, link="2-1")
+    encoded = encode(Batch(position=Position(2, 7), cutoff=Position(2, 3), records=(name,)))
+    assert encoded.startswith(b"FUSEFSJ2")
+    assert b'"metadata":{},"link":"2-1"}' in encoded
 
 
 @given(BATCHES)

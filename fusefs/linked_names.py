@@ -1,0 +1,135 @@
+"""Finds the other names of an inode that has several, when one of them is looked up.
+
+What the metadata of an object says is not enough: `link_lists` says when two objects are names of one inode. On top
+of that they must be equal, which size and time of change tell. Whoever writes one of them alone breaks the link, and
+nothing of either is lost.
+
+The list's keys are looked up in the tree. One of the entries becomes the inode; the others are its aliases from then
+on, so that whatever is done by one name is seen by all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from backends.base import ObjectStorage
+from backends.errors import NotFound
+from fusefs.errors import NoSuchEntry
+from fusefs.inodes import Alias, Directory, File, Inode, InodeTable, Links, is_joined
+from fusefs.keys import name_of
+from fusefs.link_lists import read_list
+from fusefs.listings import Listings
+from fusefs.placement import Placement
+from fusefs.resolver import Resolver
+from fusefs.single_flight import SingleFlight
+
+
+class LinkedNames:
+    """The only way from several objects to one inode."""
+
+    def __init__(
+        self,
+        storage: ObjectStorage,
+        placement: Placement,
+        inodes: InodeTable,
+        listings: Listings,
+        resolver: Resolver,
+    ) -> None:
+        self._storage = storage
+        self._placement = placement
+        self._inodes = inodes
+        self._listings = listings
+        self._resolver = resolver
+        self._root = inodes.root
+        self._joining = SingleFlight[int]()
+
+    async def join(self, entry: Inode) -> None:
+        """Find the other names of an inode that was just made of its object. Raises what the store raises."""
+        while not is_joined(entry) and entry.linked:
+            assert entry.links is not None
+            await self._joining.run(entry.links.number, partial(self._join_now, entry, entry.links))
+
+    async def _join_now(self, inode: Inode, links: Links) -> None:
+        names, listed = await read_list(self._storage, links.number)
+        others: list[Inode] = []
+        if inode.path_key in names:
+            for key in names:
+                other = await self._find(key)
+                if other is not None and other is not inode:
+                    others.append(other)
+        if not inode.linked:
+            return
+        links.is_joined = True
+        links.listed, links.names = listed, names
+        if inode.path_key not in names:
+            inode.links = None
+            return
+        self._join_all(inode, links, [other for other in others if other.linked])
+
+    async def _find(self, key: str) -> Inode | None:
+        """Return the entry under a key, if there is one."""
+        entry: Inode = self._root
+        for segment in key.split("/"):
+            name = name_of(segment)
+            if not isinstance(entry, Directory) or name is None:
+                return None
+            try:
+                await self._listings.ensure_listed(entry)
+                entry = await self._resolver.resolve(entry, name)
+            except (NoSuchEntry, NotFound):
+                return None
+        return entry
+
+    def _join_all(self, inode: Inode, links: Links, others: Sequence[Inode]) -> None:
+        known = next(
+            (other.subject for other in others if _has_list(other, links) and is_joined(other)), None
+        )
+        if known is not None and known.links is not None:
+            if _are_one(known, inode):
+                self._make_alias(known, known.links, inode)
+            else:
+                inode.links = None
+            return
+        self._inodes.renumber(inode, links.number)
+        for other in others:
+            if _has_list(other, links) and _are_one(inode, other):
+                self._make_alias(inode, links, other)
+
+    def _make_alias(self, inode: Inode, links: Links, entry: Inode) -> None:
+        """Let an entry, which nobody but us has seen, be a further name of an inode."""
+        directory, name, version, stored_at_ns = entry.parent, entry.name, entry.version, entry.stored_at_ns
+        assert directory is not None
+        assert version is not None
+        if entry.attributes.ctime_ns > inode.attributes.ctime_ns:
+            inode.attributes = entry.attributes
+        alias = Alias(
+            number=self._inodes.new_number(), attributes=entry.attributes, of=inode, copied=inode.version
+        )
+        is_indexed = directory.is_indexed
+        directory.attach(name, alias)
+        links.aliases.append(alias)
+        self._placement.place(alias, version)
+        alias.stored_at_ns = stored_at_ns
+        directory.is_indexed = is_indexed
+        self._inodes.drop(entry)
+        if isinstance(entry, File):
+            entry.content.discard()
+
+
+def _has_list(entry: Inode, links: Links) -> bool:
+    theirs = entry.subject.links
+    return theirs is not None and theirs.number == links.number
+
+
+def _are_one(inode: Inode, other: Inode) -> bool:
+    """Return whether two inodes, each made of its own object, are as equal as the objects of one inode."""
+    return (
+        type(inode) is type(other)
+        and other.version is not None
+        and inode.attributes.kind == other.attributes.kind
+        and inode.size == other.version.size
+        and inode.attributes.mtime_ns == other.attributes.mtime_ns
+        and not other.handles
+        and not other.lookups
+    )

@@ -1,0 +1,131 @@
+"""Files with several names: one inode in the tree, an object for each name, and a list of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from backends.memory import MemoryStorage
+from fusefs.errors import EntryExists, NoSuchEntry, OperationNotPermitted
+from fusefs.link_lists import LINK_KEY, LISTS_PREFIX
+from tests.core.tree import TreeOptions, open_tree, stored
+
+
+async def lists_in(storage: MemoryStorage) -> list[str]:
+    return [key for key in await stored(storage, ours=True) if key.startswith(LISTS_PREFIX)]
+
+
+async def test_objects_follow_whichever_name_is_written(autojump_clock: MockClock, tmp_path: Path) -> None:
+    storage = MemoryStorage()
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.write_file("a", b"old")
+        await tree.link("a", "b")
+        await tree.publish_all()
+        await tree.write_file("b", b"new")
+        await tree.publish_all()
+        assert await stored(storage) == {"a": b"new", "b": b"new"}
+        assert (await tree.find("a")).link_count == 2
+        await tree.unlink("a")
+        await tree.publish_all()
+        assert await stored(storage) == {"b": b"new"}
+        assert await lists_in(storage) == []
+        assert LINK_KEY not in ((await storage.head("b")).metadata or {})
+
+
+async def test_a_temporary_name_costs_nothing(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """Write, link, unlink: what git, maildir and lock files do."""
+    storage = MemoryStorage()
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.write_file("temporary", b"x")
+        await tree.link("temporary", "name")
+        await tree.unlink("temporary")
+        await tree.publish_all()
+        assert tree.publisher.statistics().published == 1
+        assert await stored(storage, ours=True) == {"name": b"x"}
+
+
+@pytest.mark.parametrize("index", [False, True])
+async def test_a_later_mount_knows_all_names(index: bool, autojump_clock: MockClock, tmp_path: Path) -> None:
+    storage = MemoryStorage()
+    options = TreeOptions(index=index)
+    async with open_tree(storage, tmp_path, options) as tree:
+        await tree.mkdir("d")
+        await tree.write_file("d/a", b"x")
+        await tree.link("d/a", "b")
+        number = (await tree.find("b")).number
+        await tree.end()
+    async with open_tree(storage, tmp_path, options) as tree:
+        inode = await tree.find("b")
+        assert (inode.number, inode.link_count) == (number, 2)
+        assert await tree.find("d/a") is inode
+        await tree.write_file("d/a", b"changed")
+        await tree.publish_all()
+        assert await stored(storage) == {"d/": b"", "d/a": b"changed", "b": b"changed"} or (
+            await stored(storage) == {"d/a": b"changed", "b": b"changed"}
+        )
+
+
+@pytest.mark.parametrize("changed", ["a", "b"])
+async def test_what_somebody_else_changes_is_a_file_of_its_own(
+    changed: str, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Seen by a listing, or only when ours is published; nothing of either is lost."""
+    storage = MemoryStorage()
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.write_file("a", b"old")
+        for name in ("b", "c"):
+            await tree.link("a", name)
+        await tree.publish_all()
+        await storage.put(changed, b"theirs")
+        await tree.write_file("c", b"ours")
+        await tree.publish_all()
+        await trio.sleep(61)
+        await tree.names()
+        (other,) = {"a", "b"} - {changed}
+        assert {name: await tree.read_file(name) for name in "abc"} == {
+            changed: b"theirs",
+            other: b"ours",
+            "c": b"ours",
+        }
+        assert [(await tree.find(name)).link_count for name in (changed, other)] == [1, 2]
+        await storage.put(changed, b"theirs again")
+        await trio.sleep(61)
+        await tree.names()
+        assert await tree.read_file(changed) == b"theirs again"
+        await storage.put("c", b"theirs, too")
+        await trio.sleep(61)
+        await tree.names()
+        assert [await tree.read_file(name) for name in (other, "c")] == [b"ours", b"theirs, too"]
+
+
+async def test_a_copy_with_all_its_metadata_is_no_name(autojump_clock: MockClock, tmp_path: Path) -> None:
+    storage = MemoryStorage()
+    async with open_tree(storage, tmp_path / "1") as tree:
+        await tree.write_file("a", b"x")
+        await tree.link("a", "b")
+        await tree.publish_all()
+    await storage.copy("a", "copy")
+    async with open_tree(storage, tmp_path / "2") as tree:
+        assert [(await tree.find(name)).link_count for name in ("copy", "a", "b")] == [1, 2, 2]
+
+
+async def test_what_cannot_be_linked(autojump_clock: MockClock, tmp_path: Path) -> None:
+    async with open_tree(MemoryStorage(), tmp_path) as tree:
+        await tree.mkdir("d")
+        handle = await tree.create("f", flags=os.O_RDWR)
+        file = await tree.find("f")
+        for error, path, new_path in (
+            (OperationNotPermitted, "d", "new"),
+            (EntryExists, "f", "d"),
+            (EntryExists, "f", "f"),
+        ):
+            with pytest.raises(error):
+                await tree.link(path, new_path)
+        await tree.unlink("f")
+        with pytest.raises(NoSuchEntry):
+            await tree.filesystem.link(file.number, tree.root.number, b"new")
+        await tree.close(handle)
