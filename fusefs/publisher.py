@@ -16,6 +16,9 @@ States of an inode: clean -> pending (`changed`) -> due (its time has come) -> r
 when it changed meanwhile or the attempt failed. `_parked` holds due inodes that wait for a key; when the attempt that
 they wait for fails, they fail with it.
 
+A new directory's object is written before anything below it, and by itself: SeaweedFS, asked for `d/` and `d/file` at
+once, confirms both and loses one now and then.
+
 What goes up is never given up half-way: an inode that nobody needs any more while its attempt runs is released when
 that has ended, so that no object is made of bytes that are being thrown away.
 
@@ -40,7 +43,7 @@ from backends.errors import NotFound, PreconditionFailed, StorageError, Unavaila
 from fusefs.change_log import ChangeLog, Publication, without_mark
 from fusefs.content import Version
 from fusefs.errors import FilesystemError, StaleFile
-from fusefs.inodes import Alias, Directory, File, Inode
+from fusefs.inodes import ROOT_NUMBER, Alias, Directory, File, Inode
 from fusefs.link_lists import list_key, metadata_of, write_list
 from fusefs.object_writer import ObjectWriter, has_to_go_up
 from fusefs.placement import Placement, directories_of
@@ -327,6 +330,7 @@ class Publisher:
                 inode in self._running
                 or self._is_busy(self._keys(inode, target).union(directories_of(target or "")))
                 or (target is not None and self._waits_for_name(target))
+                or self._waits_for_directory(inode)
             ):
                 self._parked.append(inode)
                 continue
@@ -397,7 +401,9 @@ class Publisher:
             return []
         obstacle = self._obstacle(inode)
         departing = self._placement.departing_from(target) or []
-        return departing if obstacle is None else [obstacle, *departing]
+        waiting = departing if obstacle is None else [obstacle, *departing]
+        directory = self._new_directory_above(inode)
+        return waiting if directory is None else [directory, *waiting]
 
     def _begin(self, nursery: trio.Nursery, inode: Inode, target: str | None) -> None:
         inode.state.asked_for = False
@@ -418,6 +424,34 @@ class Publisher:
         if departing is None:
             return False
         return all(inode.state.failure is None for inode in departing)
+
+    def _waits_for_directory(self, inode: Inode) -> bool:
+        """Return whether a new directory's object and one below it would be on their way at once."""
+        if self._new_directory_above(inode) is not None:
+            return True
+        if not self._is_new_directory(inode):
+            return False
+        prefix = self._placement.target(inode)
+        busy = self._sweeper.busy.union(*self._running.values())
+        return prefix is not None and any(key.startswith(prefix) for key in busy)
+
+    def _new_directory_above(self, inode: Inode) -> Directory | None:
+        """Return a directory above whose object is new and due; one that cannot be written is not waited for."""
+        directory = inode.parent
+        while directory is not None:
+            if self._is_new_directory(directory) and (
+                directory in self._queued or directory in self._running
+            ):
+                return directory
+            directory = directory.parent
+        return None
+
+    def _is_new_directory(self, inode: Inode) -> bool:
+        return (
+            isinstance(inode, Directory)
+            and inode.number != ROOT_NUMBER
+            and (inode.version is None or self._is_elsewhere(inode))
+        )
 
     def _keys(self, inode: Inode, target: str | None) -> set[str]:
         """Return the keys that nobody else may change while the inode is on its way to `target`."""

@@ -16,7 +16,7 @@ from backends.errors import AccessDenied, QuotaExceeded, Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs.errors import StaleFile
-from fusefs.filesystem import RENAME_EXCHANGE
+from fusefs.filesystem import RENAME_EXCHANGE, AttributeChanges
 from fusefs.object_writer import CONFLICTS_PREFIX
 from fusefs.publisher import RETRY_SECONDS
 from tests.core.small_parts import PART, SmallPartsStorage, tree_options
@@ -714,3 +714,79 @@ async def test_a_directory_waits_for_an_upload_to_the_name_that_it_gets(
         gate.open()
         await tree.publish_all()
         assert await stored(faulty, ours=True) == {"x/": b"", "x/child": b"child", "y": b"bytes"}
+
+
+# New directories: some stores lose one of `d/` and `d/file` when both are put at once
+
+
+async def test_what_lies_in_a_new_directory_waits_for_its_marker(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    faulty = FaultyStorage(MemoryStorage())
+    async with open_tree(faulty, tmp_path) as tree:
+        gate = faulty.hold(Verb.PUT, key="d/")
+        await tree.mkdir("d")
+        await tree.mkdir("d/e")
+        await tree.write_file("d/e/file", b"bytes")
+        await tree.write_file("beside", b"it")
+        await trio.sleep(20)
+        assert sorted(request.key for request in faulty.calls_of(Verb.PUT)) == ["beside", "d/"]
+        gate.open()
+        await tree.publish_all()
+        written = [request.key for request in faulty.calls_of(Verb.PUT) if request.key != "beside"]
+        assert written[:3] == ["d/", "d/e/", "d/e/file"]
+
+
+async def test_a_new_marker_waits_for_what_is_under_way_below_it(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """And nothing more begins there before it, so that its turn comes."""
+    faulty = FaultyStorage(MemoryStorage())
+    await faulty.put("d/old", b"")
+    async with open_tree(faulty, tmp_path) as tree:
+        gate = faulty.hold(Verb.PUT, key="d/file")
+        await tree.write_file("d/file", b"bytes")
+        await gate.reached.wait()
+        await tree.filesystem.setattr((await tree.find("d")).number, AttributeChanges(mode=0o700))
+        await trio.sleep(20)
+        await tree.write_file("d/later", b"bytes")
+        await trio.sleep(20)
+        assert [request.key for request in faulty.calls_of(Verb.PUT)] == ["d/old", "d/file"]
+        gate.open()
+        await tree.publish_all()
+        written = [request.key for request in faulty.calls_of(Verb.PUT)]
+        assert written[:4] == ["d/old", "d/file", "d/", "d/later"]
+
+
+async def test_a_marker_that_cannot_be_written_keeps_nothing_below_it_back(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    faulty = FaultyStorage(MemoryStorage())
+    async with open_tree(faulty, tmp_path) as tree:
+        faulty.fail(AccessDenied, verb=Verb.PUT, key="d/", times=2)
+        await tree.mkdir("d")
+        await tree.write_file("d/file", b"bytes")
+        await trio.sleep(RETRY_SECONDS / 2)
+        assert await stored(faulty) == {"d/file": b"bytes"}
+        await trio.sleep(3 * RETRY_SECONDS)
+        assert await stored(faulty) == {"d/": b"", "d/file": b"bytes"}
+
+
+@pytest.mark.parametrize("name", ["x/y", "x/d/y"])
+async def test_a_file_goes_into_the_new_directory_that_takes_its_name(
+    name: str, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """The directory waits for the file's object to leave, and the file for the directory's: a circle to be broken."""
+    storage = TreeStorage()
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.write_file("x", b"bytes")
+        await tree.publish_all()
+        await tree.rename("x", "away")
+        await tree.mkdir("x")
+        if "d" in name:
+            await tree.mkdir("x/d")
+        await tree.rename("away", name)
+        with trio.fail_after(10):
+            await tree.publish_all()
+        markers = {"x/": b"", "x/d/": b""} if "d" in name else {"x/": b""}
+        assert await stored(storage, ours=True) == {**markers, name: b"bytes"}
