@@ -393,8 +393,13 @@ class Namespace:
     def _note_moved(self, inode: Inode, now_ns: int) -> None:
         inode.subject.attributes = inode.subject.attributes.changed(now_ns)
         for known in inode.with_all_below():
-            if known is inode or known.version is not None or not isinstance(known, Directory):
+            if known is inode or not self._is_mere_prefix(known):
                 self._publisher.changed(known)
+
+    def _is_mere_prefix(self, inode: Inode) -> bool:
+        """Return whether an inode is a directory by what is below it alone, and nothing has to be told of it."""
+        is_marked = inode.version is not None or self._publisher.is_unpublished(inode)
+        return isinstance(inode, Directory) and not is_marked
 
     async def _list_below(self, inode: Inode) -> None:
         """List and resolve everything below: objects move one by one, and each must be known to be moved."""

@@ -76,6 +76,20 @@ async def test_an_fsync_is_one_put(autojump_clock: MockClock, tmp_path: Path) ->
         assert len(storage.calls) == 1
 
 
+async def test_new_directories_are_moved_in_the_log_too(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """Also such as the bucket has nothing of yet."""
+    storage = SmallPartsStorage()
+    async with open_tree(storage, tmp_path / "1", options()) as tree:
+        await tree.mkdir("d")
+        await tree.mkdir("d/below")
+        await tree.log.commit()
+        await tree.rename("d", "moved")
+        await tree.log.commit()
+    async with open_tree(storage, tmp_path / "2", options(publishes=True)) as tree:
+        assert await tree.names() == ["moved"]
+        assert await tree.names("moved") == ["below"]
+
+
 async def test_what_was_committed_is_there_after_a_crash(autojump_clock: MockClock, tmp_path: Path) -> None:
     storage = SmallPartsStorage()
     async with open_tree(storage, tmp_path / "1", options()) as tree:

@@ -134,6 +134,17 @@ async def rename_directory(history: History) -> None:
     await history.commit()
 
 
+async def rename_new_directories(history: History) -> None:
+    await history.mkdir("old")
+    await history.mkdir("old/below")
+    await history.commit()
+    await history.rename("old", "new")
+    await history.commit()
+    await history.rename("new/below", "old")
+    await history.rename("new", "old/new")
+    await history.commit()
+
+
 async def remove(history: History) -> None:
     await history.unlink("file")
     await history.commit()
@@ -336,6 +347,7 @@ SCENARIOS: Final = {
     "rename a directory": Scenario(
         {"old/clean": SMALL, "old/below/changed": LARGE, "old/below/not": SMALL}, rename_directory
     ),
+    "rename new directories": Scenario({}, rename_new_directories),
     "remove": Scenario({"file": LARGE, "d/file": SMALL}, remove),
     "remove while open": Scenario({"file": LARGE}, remove_while_open),
     "rename over an open file": Scenario({"file": LARGE, "other": SMALL}, rename_over_open),
