@@ -397,6 +397,12 @@ class Filesystem:
             start += len(names)
         return []
 
+    def dots(self, handle: int) -> list[tuple[bytes, Outline]]:
+        """Return what `readdir` leaves out: the directory itself and the one above, which for the root is itself."""
+        directory = self._handles.get(handle, OpenDirectory).directory
+        above = directory.parent or directory
+        return [(b".", Outline(directory.number, stat.S_IFDIR)), (b"..", Outline(above.number, stat.S_IFDIR))]
+
     def refer(self, inode: Inode) -> None:
         """Note that the kernel has been given an entry of a directory and refers to its inode."""
         self._referred_to(inode)

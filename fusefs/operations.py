@@ -220,7 +220,14 @@ class FuseOperations(pyfuse3.Operations):
 
     @errno_boundary
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        for name, entry, position in await self._filesystem.readdir(fh, start_id, READDIR_BATCH):
+        """Positions 1 and 2 are behind `.` and `..`, of which the kernel keeps nothing and takes no reference."""
+        dots = self._filesystem.dots(fh)
+        entries = await self._filesystem.readdir(fh, max(start_id - len(dots), 0), READDIR_BATCH)
+        for position, (name, outline) in list(enumerate(dots, 1))[start_id:]:
+            if not pyfuse3.readdir_reply(token, name, outlined_entry(outline), position):
+                return
+        for name, entry, place in entries:
+            position = place + len(dots)
             if isinstance(entry, Outline):
                 if not pyfuse3.readdir_reply(token, name, outlined_entry(entry), position):
                     return

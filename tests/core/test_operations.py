@@ -206,7 +206,7 @@ async def test_readdir_stops_where_the_kernel_has_no_more_room(
     for number in range(5):
         await tree.close(await tree.create(f"f{number}"))
     replies: list[tuple[bytes, int]] = []
-    room = [2, 2, 2]
+    room = [1, 2, 2, 2]
 
     def reply(token: object, name: bytes, entry: pyfuse3.EntryAttributes, position: int) -> bool:
         if not room[0]:
@@ -222,8 +222,9 @@ async def test_readdir_stops_where_the_kernel_has_no_more_room(
         start = replies[-1][1] if replies else 0
         await operations.readdir(handle, start, token)
         room.pop(0)
-    assert [name for name, _ in replies] == [b"f0", b"f1", b"f2", b"f3", b"f4"]
+    assert [name for name, _ in replies] == [b".", b"..", b"f0", b"f1", b"f2", b"f3", b"f4"]
     assert [(await tree.find(f"f{number}")).lookups for number in range(5)] == [1] * 5
     room.append(9)
     await operations.readdir(handle, replies[-1][1], token)
-    assert len(replies) == 5, "the end"
+    assert len(replies) == 7, "the end"
+    assert tree.root.lookups == 1, "the kernel takes no reference for dots"

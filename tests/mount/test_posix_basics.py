@@ -7,6 +7,7 @@ import mmap
 import os
 import shutil
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,20 @@ def test_directories_exist_on_their_own(mount: Mount) -> None:
     (mount.path / "empty").rmdir()
     mount.remount()
     assert os.listdir(mount.path) == ["full"]
+
+
+def test_dots_are_listed(mount: Mount) -> None:
+    """With the numbers that stat(2) tells: `ls -a` and whoever reads a directory by getdents(2) expect them."""
+    (mount.path / "d/e").mkdir(parents=True)
+
+    def listed(path: str) -> dict[str, int]:
+        printed = subprocess.check_output(["ls", "-ai1", path], cwd=mount.path, text=True)
+        return {name: int(number) for number, name in map(str.split, printed.splitlines())}
+
+    root, d, e = (os.stat(mount.path / path).st_ino for path in (".", "d", "d/e"))
+    assert listed("d") == {".": d, "..": root, "e": e}
+    assert listed("d/e") == {".": e, "..": d}
+    assert {**listed("."), "..": root} == {".": root, "..": root, "d": d}, "the kernel knows what is above"
 
 
 def test_removed_directory_stays_removed(mount: Mount, bucket: Bucket) -> None:
