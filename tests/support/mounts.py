@@ -160,25 +160,16 @@ class Mount:
         """End the daemon by SIGKILL, as the loss of the host would, and remove the dead mount."""
         os.kill(self.pid, signal.SIGKILL)
         self.wait_for_end()
-        self._detach()
+        detach(self.path)
 
     def discard(self) -> None:
         """Take the mount away, whatever state it is in, and all that it had on disk."""
         for pid in list(self._daemons()):
             os.kill(pid, signal.SIGKILL)
         if self.is_mounted:
-            self._detach()
+            detach(self.path)
         self.wait_for_end()
         shutil.rmtree(self._directory, ignore_errors=True)
-
-    def _detach(self) -> None:
-        """Take the mount away, and end the calls that wait for its daemon: a dead lock there shall not be one here."""
-        if os.getuid() != 0:
-            subprocess.run(["fusermount3", "-uz", str(self.path)], check=True)
-            return
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.umount2(os.fsencode(self.path), _MNT_FORCE | _MNT_DETACH) != 0:
-            raise OSError(ctypes.get_errno(), f"cannot unmount {self.path}")
 
     def _daemons(self) -> Iterator[int]:
         """Find the daemons by their command line; the command that started one in the background is none itself."""
@@ -190,6 +181,16 @@ class Mount:
                 continue
             if b"mount" in words and wanted in words and b"--foreground" in words:
                 yield int(process.name)
+
+
+def detach(path: Path) -> None:
+    """Take a mount away, and end the calls that wait for its daemon: a dead lock there shall not be one here."""
+    if os.getuid() != 0:
+        subprocess.run(["fusermount3", "-uz", str(path)], check=True)
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(os.fsencode(path), _MNT_FORCE | _MNT_DETACH) != 0:
+        raise OSError(ctypes.get_errno(), f"cannot unmount {path}")
 
 
 def wait_until(condition: Callable[[], object], what: str, *, seconds: float = 30.0) -> None:

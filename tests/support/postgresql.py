@@ -94,8 +94,8 @@ class PostgreSQL:
         process.wait(_SECONDS)
 
     def discard(self) -> None:
-        """Kill the server if it runs."""
-        if self._process is not None:
+        """Kill the server if it runs; one that has ended by itself is nobody to be killed."""
+        if self._process is not None and self._process.poll() is None:
             self.kill()
 
     def run(self, program: str, *arguments: str) -> str:
