@@ -6,15 +6,17 @@ are not worth much.
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tests.bench.file_systems import FileSystem
+from tests.bench.file_systems import FileSystem, FileSystemError
 from tests.bench.usage import RequestCounter, Requests, cpu_seconds, peak_memory, reset_peak_memory
 
 KIB: Final = 1024
@@ -60,7 +62,17 @@ class Sizes:
     files: int
     random_reads: int
     inserts: int
+    #: Files of the trees that are copied and cloned.
+    tree_files: int
+    git_files: int
+    #: Directories of objects that others have put: the first with attributes, the second by names.
+    listed: Mapping[str, int]
+    redis_commits: int
+    pgbench_seconds: int
+    pgbench_clients: Sequence[int]
     patience_seconds: float
+    #: After this time a workload is ended on a file system.
+    limit_seconds: float
 
 
 class Arena:
@@ -75,6 +87,28 @@ class Arena:
     @property
     def path(self) -> Path:
         return self.system.path
+
+    @property
+    def scratch(self) -> Path:
+        """A directory of the local disk for what is not measured."""
+        path = self.system.path.parent / "scratch"
+        path.mkdir(exist_ok=True)
+        return path
+
+    def run(self, command: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> str:
+        """Run a program and return what it says. Raises `FileSystemError` if it fails."""
+        name = " ".join(str(word) for word in command if "/" not in str(word))
+        done = subprocess.run(
+            command,
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise FileSystemError(f"{name}: {' '.join(done.stderr.split())[-200:]}")
+        return done.stdout
 
     @contextmanager
     def span(self) -> Iterator[Span]:
@@ -124,7 +158,7 @@ class Arena:
             found = path.read_bytes()
         except OSError as error:
             raise DataLost(f"{path.name} cannot be read: {error.strerror}") from error
-        if found != expected:
+        if found != expected and self.system.keeps:
             raise DataLost(f"{path.name} has not the bytes that were acknowledged")
 
     def check_object(self, name: str, expected: bytes) -> None:
@@ -140,4 +174,5 @@ class Arena:
 
 def pattern(seed: int, length: int) -> bytes:
     """Return bytes that do not compress, the same for the same seed."""
-    return random.Random(seed).randbytes(length)
+    source = random.Random(seed)
+    return b"".join(source.randbytes(min(64 * MIB, length - done)) for done in range(0, length, 64 * MIB))

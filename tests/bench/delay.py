@@ -9,15 +9,22 @@ narrower one. A new connection waits for one round trip more, as its handshake w
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
 
 import trio
 
+from fusefs.journal_format import JOURNAL_PREFIX
+
 _CHUNK: Final = 256 * 1024
 _CHUNKS_UNDER_WAY: Final = 1024
+#: No client sends a request before it has the answer to the one before: each begins a chunk.
+_LOG_PUT: Final = re.compile(rb"PUT /\S*/" + re.escape(JOURNAL_PREFIX.encode()))
 
 
 class Delay:
@@ -34,6 +41,14 @@ class Delay:
         self.port = int(self._process.stdout.readline())
         return self
 
+    def log_puts(self) -> int:
+        """Return how many PUTs into the log of a fusefs have passed."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(b"\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
@@ -41,7 +56,17 @@ class Delay:
         self._process.communicate()
 
 
-async def _pump(source: trio.SocketStream, sink: trio.SocketStream, seconds: float) -> None:
+@dataclass(slots=True)
+class _Count:
+    log_puts: int = 0
+
+    def look_at(self, chunk: bytes) -> None:
+        self.log_puts += _LOG_PUT.match(chunk) is not None
+
+
+async def _pump(
+    source: trio.SocketStream, sink: trio.SocketStream, seconds: float, look_at: Callable[[bytes], None]
+) -> None:
     send, receive = trio.open_memory_channel[tuple[float, bytes]](_CHUNKS_UNDER_WAY)
 
     async def deliver() -> None:
@@ -54,10 +79,13 @@ async def _pump(source: trio.SocketStream, sink: trio.SocketStream, seconds: flo
         nursery.start_soon(deliver)
         async with send:
             while data := await source.receive_some(_CHUNK):
+                look_at(data)
                 await send.send((trio.current_time() + seconds, bytes(data)))
 
 
 async def _main(upstream_port: int, round_trip_seconds: float) -> None:
+    count = _Count()
+
     async def serve(client: trio.SocketStream) -> None:
         try:
             await trio.sleep(round_trip_seconds)
@@ -65,8 +93,8 @@ async def _main(upstream_port: int, round_trip_seconds: float) -> None:
                 await trio.open_tcp_stream("127.0.0.1", upstream_port) as server,
                 trio.open_nursery() as nursery,
             ):
-                nursery.start_soon(_pump, client, server, round_trip_seconds / 2)
-                nursery.start_soon(_pump, server, client, round_trip_seconds / 2)
+                nursery.start_soon(_pump, client, server, round_trip_seconds / 2, count.look_at)
+                nursery.start_soon(_pump, server, client, round_trip_seconds / 2, lambda chunk: None)
         except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # one side has gone; so does the other
 
@@ -74,7 +102,8 @@ async def _main(upstream_port: int, round_trip_seconds: float) -> None:
     print(listeners[0].socket.getsockname()[1], flush=True)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, serve, listeners)
-        await trio.to_thread.run_sync(sys.stdin.read)  # until whoever started this is gone
+        while await trio.to_thread.run_sync(sys.stdin.readline):  # until whoever started this is gone
+            print(count.log_puts, flush=True)
         nursery.cancel_scope.cancel()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -9,20 +10,31 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from tests.bench.usage import family
 from tests.support.bucket import Bucket
+from tests.support.mounts import detach
 
 MOUNT_SECONDS: Final = 60.0
+BUSY_SECONDS: Final = 5.0
 UMOUNT_SECONDS: Final = 300.0
 _POLL_SECONDS: Final = 0.02
 
 
 class FileSystemError(Exception):
     """A file system could not be mounted or unmounted. Raised with what its program has said last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """To whom everything belongs that carries no owner, and nobody else may enter it."""
+
+    uid: int
+    gid: int
 
 
 class FileSystem(ABC):
@@ -32,6 +44,8 @@ class FileSystem(ABC):
     path: Path
     #: Where its files are plain objects, if they are.
     bucket: Bucket | None = None
+    #: Whether it promises to keep anything; a limit need not.
+    keeps: bool = True
 
     @abstractmethod
     def mount(self) -> None: ...
@@ -53,53 +67,17 @@ class FileSystem(ABC):
         """Return the processes that serve it."""
 
     @abstractmethod
+    def abandon(self) -> None:
+        """End it without warning, so that no call waits for it any more; from any thread."""
+
+    @abstractmethod
     def close(self) -> None:
         """Take it away, whatever state it is in."""
 
 
-class PlainDirectory(FileSystem):
-    """A directory of the local disk, which is lost with its host: what is measured on it is a limit."""
-
-    name = "plain directory"
-
-    def __init__(self, directory: Path) -> None:
-        self.path = directory / "plain"
-        self.path.mkdir(parents=True)
-
-    def mount(self) -> None:
-        """Do nothing: it is always there."""
-
-    def umount(self) -> None:
-        """Put everything on the disk."""
-        for path in self._files():
-            _with_descriptor(path, os.fsync)
-
-    def forget(self) -> None:
-        """Let the kernel forget what was read and written."""
-        for path in self._files():
-            _with_descriptor(
-                path, lambda descriptor: os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            )
-
-    def lose_host(self) -> None:
-        """Do nothing: nothing would be left to look at."""
-
-    def pids(self) -> set[int]:
-        return set()
-
-    def close(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
-
-    def _files(self) -> Iterator[Path]:
-        return (path for path in self.path.rglob("*") if path.is_file())
-
-
-def _with_descriptor(path: Path, call: Callable[[int], None]) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        call(descriptor)
-    finally:
-        os.close(descriptor)
+def _is_mount(path: Path) -> bool:
+    """Whether the kernel has a mount there, alive or dead, without asking its program."""
+    return any(line.split()[1] == str(path) for line in Path("/proc/mounts").read_text().splitlines())
 
 
 class ServedFileSystem(FileSystem):
@@ -115,8 +93,10 @@ class ServedFileSystem(FileSystem):
         prepare: Sequence[str] = (),
         umount_command: Sequence[str] = ("umount", "{mountpoint}"),
         bucket: Bucket | None = None,
+        survives: bool = True,
     ) -> None:
         """In the commands `{mountpoint}`, `{cache}` and `{state}` are its directories; `prepare` runs once, before all.
+        What does not survive the loss of its host (`survives`) is only killed where that is asked for.
 
         The state is what the file system needs of a service beside the store: it outlives the host.
         """
@@ -127,6 +107,7 @@ class ServedFileSystem(FileSystem):
         for each in (self.path, self._cache, self._state):
             each.mkdir(parents=True)
         self._log = directory / "output"
+        self._survives = survives
         self._command, self._umount_command = self._fill(command), self._fill(umount_command)
         self._environment = {**os.environ, "HOME": str(self._state), **environment}
         self._process: subprocess.Popen[bytes] | None = None
@@ -151,7 +132,16 @@ class ServedFileSystem(FileSystem):
         self.path.stat()
 
     def umount(self) -> None:
-        self._run(self._umount_command, UMOUNT_SECONDS)
+        """Unmount; somebody else (a server that was killed, the kernel's own work) may be there for a moment."""
+        deadline = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                self._run(self._umount_command, UMOUNT_SECONDS)
+                break
+            except FileSystemError as error:
+                if "busy" not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(_POLL_SECONDS)
         assert self._process is not None
         try:
             status = self._process.wait(UMOUNT_SECONDS)
@@ -166,7 +156,8 @@ class ServedFileSystem(FileSystem):
 
     def lose_host(self) -> None:
         self._kill()
-        self.forget()
+        if self._survives:
+            self.forget()
 
     def pids(self) -> set[int]:
         if self._process is None or self._process.poll() is not None:
@@ -178,12 +169,19 @@ class ServedFileSystem(FileSystem):
         if self.bucket is not None:
             self.bucket.clear()
 
-    def _kill(self) -> None:
+    def abandon(self) -> None:
+        """Kill its processes, and end calls that wait for them: some call their own mount, and would wait for ever."""
         for pid in self.pids():
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if _is_mount(self.path):
+            with contextlib.suppress(OSError, subprocess.CalledProcessError):  # it has gone by itself
+                detach(self.path)
+
+    def _kill(self) -> None:
+        self.abandon()
         if self._process is not None:
             self._process.wait()
-        subprocess.run(["umount", "--lazy", self.path], check=False, capture_output=True)
 
     def _fill(self, command: Sequence[str]) -> list[str]:
         places = {"mountpoint": str(self.path), "cache": str(self._cache), "state": str(self._state)}
@@ -207,16 +205,30 @@ class ServedFileSystem(FileSystem):
 
 
 def fusefs(
-    directory: Path, url: str, *flags: str, environment: Mapping[str, str], bucket: Bucket | None
+    directory: Path,
+    url: str,
+    *flags: str,
+    environment: Mapping[str, str],
+    bucket: Bucket | None,
+    local_log: bool = False,
+    owner: Owner | None = None,
 ) -> FileSystem:
-    """Return a default mount of this checkout. A short lease spares the mount after a lost one its wait."""
+    """Return a default mount of this checkout. A short lease spares the mount after a lost one its wait.
+
+    With `local_log` fsync returns before the upload: what it confirms survives the process, not the host.
+    """
     program = [sys.executable, "-m", "fusefs"]
-    options = ["--foreground", "--cache-dir", "{cache}", "--lease-term", "3 s", *flags]
+    options = ["--foreground", "--cache-dir", "{cache}", "--lease-term", "2 s", *flags]
+    options += ["--allow-other"] if os.getuid() == 0 else []
+    options += ["--no-ack-after-upload"] if local_log else []
+    if owner is not None:
+        options += ["--uid", str(owner.uid), "--gid", str(owner.gid), "--dir-mode", "0700"]
     return ServedFileSystem(
-        "fusefs",
+        "fusefs, ack_after_upload=false" if local_log else "fusefs",
         directory,
         command=[*program, "mount", url, "{mountpoint}", *options],
         umount_command=[*program, "umount", "{mountpoint}"],
         environment=environment,
         bucket=bucket,
+        survives=not local_log,
     )

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from tests.bench.arena import KIB, MIB, Figure, Sizes, Span, pattern
+from tests.bench.raw_client import RawClient
 from tests.bench.usage import RequestCounter
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 NAME: Final = "S3 client"
+LISTINGS: Final = ("listing of some objects", "listing of many objects")
 
 
 def measure_limits(
@@ -66,6 +68,22 @@ def measure_limits(
         lambda seconds: len(stream) / MIB / seconds,
     )
     client.delete_object(Bucket=bucket, Key=key)
+    return figures
+
+
+def measure_listings(
+    endpoint: str, bucket: str, prefix: str, sizes: Sizes, count_requests: RequestCounter
+) -> list[Figure]:
+    """Measure what the store takes to list directories, by a client that only asks."""
+    client, figures = RawClient(endpoint, bucket), []
+    for what, name in zip(LISTINGS, sizes.listed, strict=True):
+        asked, began = count_requests(), time.perf_counter()
+        found = sum(page.count(b"<Key>") for page in client.list_pages(f"{prefix}{name}/"))
+        span = Span(seconds=time.perf_counter() - began, requests=count_requests() - asked)
+        if found < sizes.listed[name]:
+            raise OSError(f"the store lists {found} of {sizes.listed[name]} objects")
+        figures.append(Figure(what=what, value=span.seconds, unit="s", span=span))
+    client.close()
     return figures
 
 

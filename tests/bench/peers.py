@@ -6,6 +6,7 @@ JuiceFS keeps its metadata in SQLite on the local disk, which stands for a servi
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.bench.file_systems import FileSystem, FileSystemError, ServedFileSystem
+from tests.bench.file_systems import FileSystem, FileSystemError, Owner, ServedFileSystem
 from tests.support.bucket import Bucket
 from tests.support.seaweedfs import ACCESS_KEY, SECRET_KEY
 
@@ -28,6 +29,7 @@ class Place:
     environment: Mapping[str, str]
     #: Binaries by the names of peers, where they were given.
     binaries: Mapping[str, Path]
+    owner: Owner | None = None
 
     @property
     def prefix(self) -> str:
@@ -41,6 +43,16 @@ class Place:
             raise FileSystemError(f"{name} is not installed")
         return str(found)
 
+    def owner_flags(self, mode_flag: str) -> list[str]:
+        """Return the flags of a peer that keeps no owners; `mode_flag` is that for the mode of directories."""
+        if self.owner is None:
+            return []
+        return ["--uid", str(self.owner.uid), "--gid", str(self.owner.gid), mode_flag, "0700"]
+
+
+_OTHERS: Final = ",allow_other" if os.getuid() == 0 else ""
+"""PostgreSQL does not run as root: its user has to be let in."""
+
 
 def _s3fs(place: Place) -> FileSystem:
     place.bucket.put("", b"")  # s3fs mounts what is there
@@ -48,7 +60,9 @@ def _s3fs(place: Place) -> FileSystem:
     place.directory.mkdir(parents=True, exist_ok=True)
     password.touch(mode=0o600)
     password.write_text(f"{ACCESS_KEY}:{SECRET_KEY}\n")
-    options = f"passwd_file={password},url={place.endpoint},use_path_request_style,use_cache={{cache}}"
+    options = (
+        f"passwd_file={password},url={place.endpoint},use_path_request_style,use_cache={{cache}}{_OTHERS}"
+    )
     where = f"{place.bucket.name}:/{place.prefix}"
     return ServedFileSystem(
         "s3fs",
@@ -70,6 +84,8 @@ def _rclone(place: Place) -> FileSystem:
     program = place.program("rclone")
     remote = f":s3:{place.bucket.name}/{place.prefix}"
     flags = ["--config", "", "--cache-dir", "{cache}", "--vfs-cache-mode", "full", "--vfs-write-back", "1s"]
+    flags += ["--allow-other"] if _OTHERS else []
+    flags += place.owner_flags("--dir-perms")
     control = ["--rc", "--rc-no-auth", "--rc-addr", "unix://{cache}/rc"]
     return ServedFileSystem(
         "rclone",
@@ -90,7 +106,7 @@ def _juicefs(place: Place) -> FileSystem:
     program, database = place.program("juicefs"), "sqlite3://{state}/metadata.db"
     storage = ["--storage", "s3", "--bucket", f"{place.endpoint}/{place.bucket.name}"]
     keys = ["--access-key", ACCESS_KEY, "--secret-key", SECRET_KEY]
-    quiet = ["--no-usage-report", "--metrics", "127.0.0.1:0", "--backup-meta", "0"]
+    quiet = ["--no-usage-report", "--metrics", "127.0.0.1:0", "--backup-meta", "0", *_let_others_in()]
     return ServedFileSystem(
         "JuiceFS",
         place.directory,
@@ -102,25 +118,38 @@ def _juicefs(place: Place) -> FileSystem:
 
 def _geesefs(place: Place) -> FileSystem:
     where = f"{place.bucket.name}:{place.prefix}"
-    return _like_goofys("GeeseFS", place, "geesefs", where, ["--cache", "{cache}"])
+    return _like_goofys("GeeseFS", place, "geesefs", where, ["--cache", "{cache}", *_let_others_in()])
 
 
 def _goofys(place: Place) -> FileSystem:
-    return _like_goofys("goofys", place, "goofys", f"{place.bucket.name}:{place.prefix}", [])
+    return _like_goofys("goofys", place, "goofys", f"{place.bucket.name}:{place.prefix}", _let_others_in())
+
+
+def _let_others_in() -> list[str]:
+    return ["-o", "allow_other"] if _OTHERS else []
 
 
 def _like_goofys(name: str, place: Place, program: str, where: str, flags: list[str]) -> FileSystem:
+    program, flags = place.program(program), [*flags, *place.owner_flags("--dir-mode")]
     return ServedFileSystem(
         name,
         place.directory,
-        command=[place.program(program), "-f", "--endpoint", place.endpoint, *flags, where, "{mountpoint}"],
+        command=[program, "-f", "--endpoint", place.endpoint, *flags, where, "{mountpoint}"],
         environment=place.environment,
         bucket=place.bucket,
     )
 
 
 def _mountpoint_s3(place: Place) -> FileSystem:
-    flags = ["--foreground", "--force-path-style", "--allow-delete", "--allow-overwrite", "--prefix"]
+    flags = [
+        "--foreground",
+        "--force-path-style",
+        "--allow-delete",
+        "--allow-overwrite",
+        *(["--allow-other"] if _OTHERS else []),
+        *place.owner_flags("--dir-mode"),
+        "--prefix",
+    ]
     program = place.program("mount-s3")
     return ServedFileSystem(
         "mountpoint-s3",

@@ -7,61 +7,16 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-from tests.bench.arena import MIB, Figure
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """One workload, once, on one file system. `failure` says what was lost or refused; figures before it stay."""
-
-    workload: str
-    file_system: str
-    round_trip_ms: float
-    figures: Sequence[Figure]
-    failure: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One figure of one file system, from all its runs."""
-
-    workload: str
-    file_system: str
-    round_trip_ms: float
-    what: str
-    figures: Sequence[Figure]
-    failures: Sequence[str]
-
-    @property
-    def values(self) -> list[float]:
-        return sorted(figure.value for figure in self.figures)
-
-
-def rows(runs: Sequence[Run]) -> Iterator[Row]:
-    """Gather runs: in the order of round trips, then of figures as they were first told, then of file systems."""
-    for round_trip in dict.fromkeys(run.round_trip_ms for run in runs):
-        here = [run for run in runs if run.round_trip_ms == round_trip]
-        told = dict.fromkeys((run.workload, figure.what) for run in here for figure in run.figures)
-        silent = {run.workload: (run.workload, "-") for run in here if not run.figures}
-        for workload, what in [*told, *(each for each in silent.values() if each not in told)]:
-            for system in dict.fromkeys(run.file_system for run in here if run.workload == workload):
-                mine = [run for run in here if (run.workload, run.file_system) == (workload, system)]
-                found = [figure for run in mine for figure in run.figures if figure.what == what]
-                failures = list(dict.fromkeys(run.failure for run in mine if run.failure))
-                if found or (what == "-" and any(not run.figures for run in mine)):
-                    yield Row(
-                        workload=workload,
-                        file_system=system,
-                        round_trip_ms=round_trip,
-                        what=what,
-                        figures=found,
-                        failures=failures,
-                    )
+from tests.bench.arena import MIB, Figure, Sizes, Span
+from tests.bench.runs import Row, Run, number, rows
+from tests.bench.usage import Requests
+from tests.bench.verdicts import verdict_lines
 
 
 def machine() -> str:
@@ -71,29 +26,65 @@ def machine() -> str:
     return (
         f"{os.cpu_count()} processors ({processor[1] if processor else platform.machine()}), {memory:.0f} GiB,"
         f" Linux {platform.release()}, Python {platform.python_version()};"
-        f" load average {os.getloadavg()[0]:.1f} at the end"
+        f" load average {os.getloadavg()[0]:.1f} before"
     )
 
 
-def as_json(runs: Sequence[Run], *, command: str) -> str:
-    content = {"command": command, "machine": machine(), "runs": [dataclasses.asdict(run) for run in runs]}
-    return json.dumps(content, indent=1) + "\n"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """All runs of one command, and where they were made."""
 
+    command: str
+    machine: str
+    sizes: Sizes
+    runs: Sequence[Run]
 
-def as_markdown(runs: Sequence[Run], *, command: str) -> str:
-    """Return a table for each round trip."""
-    lines = [f"    {command}", "", machine(), ""]
-    table = list(rows(runs))
-    for round_trip in dict.fromkeys(row.round_trip_ms for row in table):
-        lines += [
-            f"## {round_trip:g} ms of added round trip",
-            "",
-            "| work | file system | min | median | max | unit | peak RSS, MiB | CPU, s | requests | MiB sent | got | |",
-            "|---|---|--:|--:|--:|---|--:|--:|--:|--:|--:|---|",
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """Read what `as_json` has written."""
+        content = json.loads(text)
+        runs = [
+            Run(**{**run, "figures": [_figure(each) for each in run["figures"]]}) for run in content["runs"]
         ]
-        lines += [_line(row) for row in table if row.round_trip_ms == round_trip]
-        lines.append("")
-    return "\n".join(lines)
+        return cls(
+            command=content["command"], machine=content["machine"], sizes=Sizes(**content["sizes"]), runs=runs
+        )
+
+    def as_json(self) -> str:
+        """Return everything, each run in a line."""
+        head = {"command": self.command, "machine": self.machine, "sizes": dataclasses.asdict(self.sizes)}
+        runs = ",\n".join(json.dumps(dataclasses.asdict(run)) for run in self.runs)
+        return f'{json.dumps(head)[:-1]},\n"runs": [\n{runs}\n]}}\n'
+
+    def as_markdown(self) -> str:
+        """Return the verdicts, and a table for each round trip."""
+        sizes = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(self.sizes).items())
+        lines = [
+            f"    {self.command}",
+            "",
+            self.machine,
+            "",
+            f"Sizes: {sizes}",
+            "",
+            *verdict_lines(self.runs),
+        ]
+        table = list(rows(self.runs))
+        for round_trip in dict.fromkeys(row.round_trip_ms for row in table):
+            lines += [
+                f"## {round_trip:g} ms of added round trip",
+                "",
+                "| work | file system | min | median | max | unit | runs | peak RSS, MiB | CPU, s "
+                "| requests | MiB sent | got | |",
+                "|---|---|--:|--:|--:|---|--:|--:|--:|--:|--:|--:|---|",
+            ]
+            lines += [_line(row) for row in table if row.round_trip_ms == round_trip]
+            lines.append("")
+        return "\n".join(lines)
+
+
+def _figure(content: dict[str, Any]) -> Figure:
+    span = content["span"]
+    return Figure(**{**content, "span": Span(**{**span, "requests": Requests(**span["requests"])})})
 
 
 def _line(row: Row) -> str:
@@ -101,9 +92,10 @@ def _line(row: Row) -> str:
     if row.figures:
         spans = [figure.span for figure in row.figures]
         values = row.values
-        cells += [f"{value:,.4g}" for value in (values[0], median(values), values[-1])]
+        cells += [number(value) for value in (values[0], median(values), values[-1])]
         cells += [
             row.figures[0].unit,
+            str(len(values)),
             f"{max(span.peak_rss_bytes for span in spans) / MIB:.0f}",
             f"{median(span.cpu_seconds for span in spans):.2f}",
             f"{median(span.requests.count for span in spans):.0f}",
@@ -111,6 +103,6 @@ def _line(row: Row) -> str:
             f"{median(span.requests.bytes_received for span in spans) / MIB:.1f}",
         ]
     else:
-        cells += [""] * 9
+        cells += [""] * 10
     cells.append("; ".join(row.failures))
     return f"| {' | '.join(cells)} |"

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Final
 
 import pytest
 
-from tests.bench.__main__ import run_workload
 from tests.bench.arena import MIB, Sizes
-from tests.bench.file_systems import FileSystem, PlainDirectory, fusefs
-from tests.bench.report import Run, as_json, as_markdown, rows
+from tests.bench.bench import owner_of, run_workload
+from tests.bench.file_systems import FileSystem, fusefs
+from tests.bench.references import NullFileSystem, PlainDirectory
+from tests.bench.report import Report
+from tests.bench.runs import Run, rows
 from tests.bench.usage import Requests, parse_metrics, uncounted
 from tests.bench.workloads import WORKLOADS
 
@@ -24,7 +29,14 @@ TINY: Final = Sizes(
     files=5,
     random_reads=3,
     inserts=3,
+    tree_files=20,
+    git_files=10,
+    listed={"some": 5, "many": 12},
+    redis_commits=3,
+    pgbench_seconds=1,
+    pgbench_clients=[1],
     patience_seconds=5,
+    limit_seconds=300,
 )
 
 
@@ -42,6 +54,23 @@ class Forgetful(PlainDirectory):
                 path.write_bytes(path.read_bytes()[:-1])
 
 
+class Silent(PlainDirectory):
+    """Answers nothing until it is ended by force."""
+
+    name = "silent"
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._ended = Event()
+
+    def mount(self) -> None:
+        self._ended.wait()
+        raise OSError("gone")
+
+    def abandon(self) -> None:
+        self._ended.set()
+
+
 class Refusing(PlainDirectory):
     """Cannot be mounted."""
 
@@ -51,22 +80,31 @@ class Refusing(PlainDirectory):
         raise PermissionError("no")
 
 
-def on_fusefs(directory: Path) -> FileSystem:
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory that PostgreSQL's user can reach."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
+def on_fusefs(directory: Path, workload: str) -> FileSystem:
     (directory / "bucket").mkdir()
-    return fusefs(directory, f"file://{directory / 'bucket'}", environment={}, bucket=None)
+    owner = owner_of(workload)
+    return fusefs(directory, f"file://{directory / 'bucket'}", environment={}, bucket=None, owner=owner)
 
 
-@pytest.mark.parametrize("workload", WORKLOADS)
-def test_every_workload_yields_figures_and_finds_nothing_lost(workload: str, tmp_path: Path) -> None:
-    run = run_workload(workload, PlainDirectory(tmp_path), uncounted, TINY)
+@pytest.mark.parametrize("workload", [each for each in WORKLOADS if each != "postgresql"])
+def test_every_workload_yields_figures_and_finds_nothing_lost(workload: str, place: Path) -> None:
+    run = run_workload(workload, PlainDirectory(place), uncounted, TINY)
     assert run.failure is None
     assert run.figures
     assert all(figure.value > 0 and figure.span.seconds > 0 for figure in run.figures)
 
 
-@pytest.mark.parametrize("workload", ["appends", "small-files"])
-def test_fusefs_is_measured_through_a_mount(workload: str, tmp_path: Path) -> None:
-    system = on_fusefs(tmp_path)
+@pytest.mark.parametrize("workload", ["commits", "small-files", "postgresql"])
+def test_fusefs_is_measured_through_a_mount(workload: str, place: Path) -> None:
+    system = on_fusefs(place, workload)
     try:
         run = run_workload(workload, system, uncounted, TINY)
     finally:
@@ -76,40 +114,58 @@ def test_fusefs_is_measured_through_a_mount(workload: str, tmp_path: Path) -> No
     assert max(figure.span.peak_rss_bytes for figure in run.figures) > MIB
 
 
-@pytest.mark.parametrize("workload", WORKLOADS)
-def test_a_file_system_that_lies_is_shown(workload: str, tmp_path: Path) -> None:
-    run = run_workload(workload, Forgetful(tmp_path), uncounted, TINY)
+@pytest.mark.parametrize("workload", [each for each in WORKLOADS if each not in ("postgresql", "redis")])
+def test_a_file_system_that_lies_is_shown(workload: str, place: Path) -> None:
+    run = run_workload(workload, Forgetful(place), uncounted, TINY)
     assert run.failure is not None
     assert run.failure.startswith(("LOST", "failed"))
 
 
-def test_a_file_system_that_fails_is_shown(tmp_path: Path) -> None:
-    run = run_workload("commits", Refusing(tmp_path), uncounted, TINY)
+def test_a_file_system_that_does_not_answer_is_given_up(place: Path) -> None:
+    run = run_workload("commits", Silent(place), uncounted, replace(TINY, limit_seconds=0.1))
+    assert run.failure == "did not end in 0.1 s"
+
+
+def test_the_null_file_system_is_a_limit_that_keeps_nothing(place: Path) -> None:
+    system = NullFileSystem(place)
+    try:
+        run = run_workload("commits", system, uncounted, TINY)
+    finally:
+        system.close()
+    assert run.failure is None
+
+
+def test_a_file_system_that_fails_is_shown(place: Path) -> None:
+    run = run_workload("commits", Refusing(place), uncounted, TINY)
     assert run.failure == "failed: no"
-    assert "| commits | refusing |" in as_markdown([run], command="scripts/bench")
+    assert "| commits | refusing |" in _report([run]).as_markdown()
 
 
-@pytest.mark.parametrize("text", [as_json, as_markdown])
-def test_the_report_has_every_figure(text: Callable[..., str], tmp_path: Path) -> None:
+def _report(runs: Sequence[Run]) -> Report:
+    return Report(command="scripts/bench --runs 2", machine="a machine", sizes=TINY, runs=runs)
+
+
+def test_the_report_has_every_figure(place: Path) -> None:
     runs = [
-        run_workload("appends", PlainDirectory(tmp_path / str(number)), uncounted, TINY)
-        for number in range(2)
+        run_workload("appends", PlainDirectory(place / str(number)), uncounted, TINY) for number in range(2)
     ]
-    told = text(runs, command="scripts/bench --runs 2")
-    assert "scripts/bench --runs 2" in told
-    assert all(figure.what in told for run in runs for figure in run.figures)
+    report = _report(runs)
+    for told in (report.as_json(), report.as_markdown()):
+        assert "scripts/bench --runs 2" in told
+        assert all(figure.what in told for run in runs for figure in run.figures)
+    assert Report.from_json(report.as_json()) == report
 
 
-def test_a_row_has_all_runs_of_a_figure(tmp_path: Path) -> None:
+def test_a_row_has_all_runs_of_a_figure(place: Path) -> None:
     runs: list[Run] = []
     for number, system in enumerate((PlainDirectory, Forgetful, PlainDirectory)):
-        runs.append(run_workload("commits", system(tmp_path / str(number)), uncounted, TINY))
+        runs.append(run_workload("commits", system(place / str(number)), uncounted, TINY))
     table = [row for row in rows(runs) if row.what.endswith("p50")]
     assert [(row.file_system, len(row.values), len(row.failures)) for row in table] == [
         ("plain directory", 2, 0),
         ("forgetful", 1, 1),
     ]
-    assert len(json.loads(as_json(runs, command=""))["runs"]) == 3
+    assert len(json.loads(_report(runs).as_json())["runs"]) == 3
 
 
 def test_requests_are_summed_over_kinds() -> None:

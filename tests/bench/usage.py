@@ -6,7 +6,7 @@ import os
 import re
 import urllib.request
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -22,12 +22,15 @@ class Requests:
     count: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
+    #: PUTs into the log of a fusefs; known where there is a way that counts them.
+    log_puts: int = 0
 
     def __sub__(self, earlier: Requests) -> Requests:
         return Requests(
             count=self.count - earlier.count,
             bytes_sent=self.bytes_sent - earlier.bytes_sent,
             bytes_received=self.bytes_received - earlier.bytes_received,
+            log_puts=self.log_puts - earlier.log_puts,
         )
 
 
@@ -39,12 +42,12 @@ def uncounted() -> Requests:
     return Requests()
 
 
-def server_counter(metrics_url: str) -> RequestCounter:
+def server_counter(metrics_url: str, log_puts: Callable[[], int]) -> RequestCounter:
     """Return what reads the counters of a SeaweedFS: they cost the way of a request nothing."""
 
     def read() -> Requests:
         with urllib.request.urlopen(metrics_url, timeout=10) as answer:
-            return parse_metrics(answer.read().decode())
+            return replace(parse_metrics(answer.read().decode()), log_puts=log_puts())
 
     return read
 
