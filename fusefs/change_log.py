@@ -14,7 +14,7 @@ import trio
 
 from backends.base import NO_METADATA, Metadata
 from fusefs.content import Version
-from fusefs.inodes import File, Inode
+from fusefs.inodes import Directory, File, Inode
 
 LOG_KEY: Final = "fusefs-log"
 """The name in an object's metadata that tells which inode of a log it is, and up to which batch it is complete."""
@@ -41,6 +41,9 @@ class ChangeLog(Protocol):
 
     def changed(self, inode: Inode) -> None:
         """Note that a commit has to tell of the inode."""
+
+    def moved(self, directory: Directory) -> None:
+        """Note that a commit has to tell of all below a directory that was noted to have changed: its name did."""
 
     def touched(self, inode: Inode) -> None:
         """Note that only times changed: the next batch tells of it, and nobody waits for that."""
@@ -85,6 +88,9 @@ class NoLog:
     is_kept = False
 
     def changed(self, inode: Inode) -> None:
+        pass
+
+    def moved(self, directory: Directory) -> None:
         pass
 
     def touched(self, inode: Inode) -> None:

@@ -28,10 +28,11 @@ from backends.base import MIB, Metadata
 from fusefs.capture import Capture, bytes_to_carry, capture, leave_moved_upload, note_captured, stored_version
 from fusefs.change_log import LOG_KEY, Publication
 from fusefs.content import Version
-from fusefs.inodes import File, Inode
+from fusefs.inodes import Directory, File, Inode
 from fusefs.journal import Journal, JournalStatistics
 from fusefs.journal_format import CONTINUED, LeftoverRecord, Position, Record, StoredVersion
 from fusefs.lease import Lease
+from fusefs.moves import Moves
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +84,8 @@ class Committer:
 
         #: Inodes of which the log has an older state; True where a commit has to tell of them.
         self._unlogged: dict[Inode, bool] = {}
+        #: Directories with another name: what is below them belongs to `_unlogged`, by the time of the next capture.
+        self._moves = Moves()
         self._unlogged_leftovers: dict[StoredVersion, bool] = {}
         #: In the order of positions.
         self._needed: dict[_Needing, Position] = {}
@@ -121,6 +124,10 @@ class Committer:
         self._name(inode)
         self._unlogged[inode] = True
 
+    def moved(self, directory: Directory) -> None:
+        """As `ChangeLog`."""
+        self._moves.add(directory)
+
     def touched(self, inode: Inode) -> None:
         """As `ChangeLog`."""
         self._name(inode)
@@ -147,6 +154,10 @@ class Committer:
         """Note that the tree has all that earlier terms have left: what nobody needs of their logs can go."""
         self._is_restored = True
         self._look_for_end()
+
+    def _note_moved(self) -> None:
+        for inode in self._moves.take():
+            self.changed(inode)
 
     def _name(self, inode: Inode) -> None:
         if not inode.log_id:
@@ -198,6 +209,7 @@ class Committer:
 
     def is_behind(self, inode: Inode) -> bool:
         """As `ChangeLog`."""
+        self._note_moved()
         return self._unlogged.get(inode, False)
 
     def must_keep(self, file: File) -> bool:
@@ -303,6 +315,7 @@ class Committer:
                     nursery.start_soon(_flush_stream, inode)
 
     def _exceeds_a_batch(self) -> bool:
+        self._note_moved()
         for inode in self._unlogged:
             leave_moved_upload(inode)
         return self._bytes_to_carry() > BATCH_SIZE

@@ -59,6 +59,11 @@ class PublishState:
     #: Woken after every attempt.
     attempted: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether there is something of content, attributes or name that the bucket lacks."""
+        return self.changes != self.published_changes or self.attributes_changed
+
 
 @dataclass(eq=False, repr=False, slots=True, kw_only=True)
 class Inode:
@@ -282,6 +287,16 @@ class Directory(Inode):
     def has_file_beside(self, name: bytes) -> bool:
         """Return whether an object has the same key as the directory `name`, but for the slash."""
         return name_of_file_beside(segment_of(name)) in self.children
+
+    def with_directories_below(self) -> Iterator[Directory]:
+        """Yield the directory and those below it, each before what is below it, as far as they are inodes."""
+        waiting = [self]
+        while waiting:
+            directory = waiting.pop()
+            yield directory
+            if directory.subdirectories:
+                children = directory.children.values()
+                waiting.extend(child for child in children if isinstance(child, Directory))
 
     def inodes(self) -> Iterator[Inode]:
         """Return the children that are inodes already."""

@@ -81,6 +81,11 @@ def segment_of(name: bytes) -> str:
     return _quoted_bytes(name) if text.startswith(_MARKS) else text
 
 
+def longest_segment(name_length: int) -> int:
+    """Return how many bytes the segment of a name of so many can have."""
+    return len(_BYTES) + 3 * name_length
+
+
 def name_of(segment: str) -> bytes | None:
     """Return the name that a segment of a key has in the tree, or None if it would be too long."""
     if segment.startswith(_BYTES):

@@ -264,7 +264,8 @@ class Namespace:
                 raise EntryExists(f"{other.path_key!r} exists")
             moved = [inode, other] if other is not None and exchange else [inode]
             for known in moved:
-                await self._list_below(known)
+                if not _is_known_below(known):
+                    await self._list_below(known)
             if isinstance(other, Directory) and not exchange:
                 await self._listings.ensure_listed(other, max_age_seconds=self._options.revalidate_seconds)
             if (
@@ -339,8 +340,10 @@ class Namespace:
 
     def _check_keys_below(self, inode: Inode, new_directory: Directory, new_name: bytes) -> None:
         """Raise `NameTooLong` if something below a directory would have too long a key in its new place."""
-        length = len(new_directory.prefix.encode()) + _key_length(new_name) + _longest_path_below(inode)
-        if length >= self._storage.limits.max_key_length:
+        room = (
+            self._storage.limits.max_key_length - len(new_directory.prefix.encode()) - _key_length(new_name)
+        )
+        if _most_below(inode) >= room and _longest_path_below(inode) >= room:
             raise NameTooLong(f"{new_name!r} would have a path below it that is too long for a key")
 
     def _move(
@@ -392,14 +395,7 @@ class Namespace:
 
     def _note_moved(self, inode: Inode, now_ns: int) -> None:
         inode.subject.attributes = inode.subject.attributes.changed(now_ns)
-        for known in inode.with_all_below():
-            if known is inode or not self._is_mere_prefix(known):
-                self._publisher.changed(known)
-
-    def _is_mere_prefix(self, inode: Inode) -> bool:
-        """Return whether an inode is a directory by what is below it alone, and nothing has to be told of it."""
-        is_marked = inode.version is not None or self._publisher.is_unpublished(inode)
-        return isinstance(inode, Directory) and not is_marked
+        self._publisher.moved(inode)
 
     async def _list_below(self, inode: Inode) -> None:
         """List and resolve everything below: objects move one by one, and each must be known to be moved."""
@@ -469,17 +465,33 @@ def _numbers_in(directory: Directory) -> Callable[[bytes], int]:
 
 def _is_known_below(inode: Inode) -> bool:
     """Return whether everything below is listed and an inode."""
-    return all(
-        known.listed_at is not None
-        and all(isinstance(child, Inode) and is_joined(child) for child in known.children.values())
-        for known in inode.with_all_below()
-        if isinstance(known, Directory)
+    return not isinstance(inode, Directory) or all(
+        known.listed_at is not None and all(map(_is_known, known.children.values()))
+        for known in inode.with_directories_below()
     )
+
+
+def _is_known(child: Child) -> bool:
+    links = child.links if isinstance(child, Inode) else None
+    return isinstance(child, Inode) and not child.is_doubtful and (links is None or links.is_joined)
 
 
 def _key_length(name: bytes) -> int:
     """Return the bytes that a name has in a key."""
     return len(keys.segment_of(name).encode())
+
+
+def _most_below(inode: Inode) -> int:
+    """Return what `_longest_path_below` does not exceed, without a look at what each name is in a key."""
+    if not isinstance(inode, Directory):
+        return 0
+    most = 0
+    lengths: dict[Directory | None, int] = {}
+    for known in inode.with_directories_below():
+        length = 0 if known is inode else lengths[known.parent] + 1 + _key_length(known.name)
+        lengths[known] = length
+        most = max(most, length + 1 + keys.longest_segment(max(map(len, known.children), default=0)))
+    return most
 
 
 def _longest_path_below(inode: Inode) -> int:

@@ -45,6 +45,7 @@ from fusefs.content import Version
 from fusefs.errors import FilesystemError, StaleFile
 from fusefs.inodes import ROOT_NUMBER, Alias, Directory, File, Inode
 from fusefs.link_lists import list_key, metadata_of, write_list
+from fusefs.moves import Moves
 from fusefs.object_writer import ObjectWriter, has_to_go_up
 from fusefs.placement import Placement, directories_of
 from fusefs.sweeper import Sweeper
@@ -106,6 +107,8 @@ class Publisher:
         self._sweeper = Sweeper(storage, placement, log, options.workers, self._look_again)
 
         self._pending: dict[Inode, None] = {}
+        #: Directories with another name: what is below them belongs to `_pending`, before anybody looks there.
+        self._moves = Moves()
         self._timetable: Timetable[Inode] = Timetable()
         self._due: deque[Inode] = deque()
         self._parked: list[Inode] = []
@@ -122,9 +125,23 @@ class Publisher:
     def changed(self, inode: Inode) -> None:
         """Note that content, attributes or name changed and the bucket must learn of it."""
         for each in (inode.subject, *inode.subject.aliases):
-            each.state.changes += 1
             self._log.changed(each)
-            self._schedule(each, self._due_time(each))
+            self._note_changed(each)
+
+    def moved(self, inode: Inode) -> None:
+        """Note that the inode has another name, and with it all that is below."""
+        self.changed(inode)
+        if isinstance(inode, Directory):
+            self._moves.add(inode)
+            self._log.moved(inode)
+
+    def _note_changed(self, inode: Inode) -> None:
+        inode.state.changes += 1
+        self._schedule(inode, self._due_time(inode))
+
+    def _note_moved(self) -> None:
+        for inode in self._moves.take():
+            self._note_changed(inode)
 
     def touched(self, inode: Inode) -> None:
         """Note that only times changed: they go with the next publication, and no fsync waits for them.
@@ -195,6 +212,7 @@ class Publisher:
 
     def is_unpublished(self, inode: Inode) -> bool:
         """Return whether something of the inode is still on its way into the bucket."""
+        self._note_moved()
         return inode in self._pending
 
     # Waiting for it
@@ -204,6 +222,7 @@ class Publisher:
 
         Raises the failure of an attempt that began after this call, or of one before it that was not made good.
         """
+        self._note_moved()
         if inode.parent is not None:
             await self.publish(inode.parent)
         goal = inode.state.changes
@@ -225,6 +244,7 @@ class Publisher:
         directory asks for.
         """
         self._sweeper.forgive()
+        self._note_moved()
         goals = {
             inode: (inode.state.changes, inode.state.attempts + (inode in self._running))
             for inode in self._pending
@@ -247,6 +267,7 @@ class Publisher:
             raise error
 
     def statistics(self) -> PublishStatistics:
+        self._note_moved()
         return PublishStatistics(
             pending_inodes=len(self._pending),
             pending_bytes=sum(
@@ -260,6 +281,7 @@ class Publisher:
 
     def pending_inodes(self) -> list[Inode]:
         """Return what the bucket does not have yet."""
+        self._note_moved()
         return list(self._pending)
 
     # When
@@ -310,6 +332,8 @@ class Publisher:
                 due = self._timetable.take_due(trio.current_time())
                 self._due.extend(due)
                 self._queued.update(due)
+                if self._due:
+                    self._note_moved()
                 self._start_publications(nursery)
                 self._sweeper.start(nursery, set().union(*self._running.values()))
                 with trio.move_on_at(self._timetable.next_due()):
@@ -319,6 +343,7 @@ class Publisher:
         """Publish what a log tells of that has become too long."""
         while True:
             for inode in await self._log.wait_until_grown():
+                self._note_moved()
                 if inode in self._pending:
                     self._ask_for(inode)
 
@@ -587,10 +612,7 @@ class Publisher:
             self._settle(inode)
 
     def _is_pending(self, inode: Inode) -> bool:
-        state = inode.state
-        return (
-            state.changes != state.published_changes or state.attributes_changed or self._is_elsewhere(inode)
-        )
+        return inode.state.is_behind or self._is_elsewhere(inode)
 
     async def _list_names(self, inode: Inode) -> None:
         """Let the bucket say which names an inode has, if it has several; if it has no more than one, nothing."""

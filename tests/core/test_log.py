@@ -109,6 +109,31 @@ async def test_what_was_committed_is_there_after_a_crash(autojump_clock: MockClo
     assert await stored(storage) == {"d/": b"", "d/a": b"\0\0\0bytes", "link": b"target"}
 
 
+async def test_a_rename_of_a_directory_is_noted_once_and_in_the_log_whole(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    storage = FaultyStorage(SmallPartsStorage())
+    names = [f"file-{number:03}" for number in range(200)]
+    for name in names:
+        await storage.put(f"d/below/{name}", name.encode())
+    async with open_tree(storage, tmp_path / "1", options()) as tree:
+        await tree.rename("d", "once")
+        assert isinstance(tree.log, committer.Committer)
+        await tree.log.commit()
+        storage.calls.clear()
+        await tree.rename("once", "moved")
+        assert tree.log.statistics().unlogged_inodes == 1
+        assert storage.calls == []
+        await tree.log.commit()
+        assert [call.verb for call in storage.calls] == [Verb.PUT]
+    async with open_tree(storage, tmp_path / "2", options(publishes=True)) as tree:
+        assert await tree.names() == ["moved"]
+        assert await tree.names("moved/below") == names
+        await tree.publish_all()
+    objects = {f"moved/below/{name}": name.encode() for name in names}
+    assert await stored(storage) == {"moved/": b"", "moved/below/": b""} | objects
+
+
 async def test_changes_of_what_is_in_the_bucket(autojump_clock: MockClock, tmp_path: Path) -> None:
     storage = SmallPartsStorage()
     large = RANDOM.randbytes(4 * PART + 10)

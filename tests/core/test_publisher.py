@@ -20,7 +20,7 @@ from fusefs.filesystem import RENAME_EXCHANGE, AttributeChanges
 from fusefs.object_writer import CONFLICTS_PREFIX
 from fusefs.publisher import RETRY_SECONDS
 from tests.core.small_parts import PART, SmallPartsStorage, tree_options
-from tests.core.tree import Tree, open_tree, stored, stored_metadata
+from tests.core.tree import Tree, TreeOptions, open_tree, stored, stored_metadata
 from tests.support.faulty import FaultyStorage
 
 
@@ -613,6 +613,54 @@ async def test_a_marker_waits_for_what_is_on_its_way_below_it(
         await tree.publish_all()
         assert [call.key for call in storage.calls_of(Verb.DELETE)] == ["d/file", "d/"]
         assert await stored(storage) == {"e/": b"", "e/file": b"bytes"}
+
+
+@pytest.mark.parametrize("logged", [False, True])
+async def test_what_changes_below_a_directory_just_after_it_was_renamed(
+    logged: bool, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Before it was noted of everything below that it has another path."""
+    storage = MemoryStorage()
+    for key in ("d/away", "d/e/far", "d/e/f", "d/gone", "d/stays", "d/written"):
+        await storage.put(key, key.encode())
+    async with open_tree(storage, tmp_path, TreeOptions(logged=logged)) as tree:
+        await tree.read_file("d/e/f")
+        await tree.rename("d", "new")
+        await tree.unlink("new/gone")
+        await tree.rename("new/away", "away")
+        await tree.write_file("new/written", b"again")
+        await tree.mkdir("d")
+        await tree.write_file("d/stays", b"another")
+        await tree.rename("new/e", "d/e")
+        await tree.rename("d/e/far", "d/far")
+        await tree.rename("new", "newer")
+        await tree.publish_all()
+        expected = {
+            "away": b"d/away",
+            "d/": b"",
+            "d/e/": b"",
+            "d/e/f": b"d/e/f",
+            "d/far": b"d/e/far",
+            "d/stays": b"another",
+            "newer/": b"",
+            "newer/stays": b"d/stays",
+            "newer/written": b"again",
+        }
+        assert await stored(storage) == expected
+
+
+async def test_a_directory_that_was_just_renamed_is_not_taken_for_an_empty_one(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """A listing shows nothing under the new name yet."""
+    storage = MemoryStorage()
+    await storage.put("d/a", b"bytes")
+    async with open_tree(storage, tmp_path, TreeOptions(revalidate_seconds=0)) as tree:
+        await tree.rename("d", "new")
+        assert await tree.names("new") == ["a"]
+        await tree.publish_all()
+        assert await tree.read_file("new/a") == b"bytes"
+    assert await stored(storage) == {"new/": b"", "new/a": b"bytes"}
 
 
 class TreeStorage(MemoryStorage):
