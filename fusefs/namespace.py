@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import trio
 
@@ -54,6 +54,9 @@ from fusefs.resolver import Resolver
 from fusefs.small_files import SmallFiles
 from fusefs.tree_index import TreeIndex
 from fusefs.walks import Walks
+
+WALK_TASKS: Final = 16
+"""Directories that a rename looks into at once: few programs make trees so wide that more of them would gain much."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -399,15 +402,32 @@ class Namespace:
 
     async def _list_below(self, inode: Inode) -> None:
         """List and resolve everything below: objects move one by one, and each must be known to be moved."""
-        waiting = [inode]
-        while waiting:
-            known = waiting.pop()
-            if isinstance(known, Directory):
-                await self._listings.ensure_listed(known)
-                await self._resolver.resolve_many(known, list(known.children))
-                for child in list(known.inodes()):
-                    await self._names.join(child)
-                waiting.extend(known.inodes())
+        failures: list[Exception] = []
+        limiter = trio.CapacityLimiter(WALK_TASKS)
+
+        async def look_into(directory: Directory) -> None:
+            try:
+                async with limiter:
+                    if not failures:
+                        await self._list_within(directory)
+            except Exception as error:  # of any kind: the nursery would make a group of it
+                failures.append(error)
+            if not failures:
+                for child in list(directory.inodes()):
+                    if isinstance(child, Directory):
+                        nursery.start_soon(look_into, child)
+
+        async with trio.open_nursery() as nursery:
+            if isinstance(inode, Directory):
+                nursery.start_soon(look_into, inode)
+        for failure in failures:
+            raise failure
+
+    async def _list_within(self, directory: Directory) -> None:
+        await self._listings.ensure_listed(directory)
+        await self._resolver.resolve_many(directory, list(directory.children))
+        for child in list(directory.inodes()):
+            await self._names.join(child)
 
     # Shared mounts
 

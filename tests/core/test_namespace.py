@@ -732,6 +732,28 @@ async def test_a_renamed_directory_takes_foreign_objects_along(autojump_clock: C
     }
 
 
+async def test_a_rename_looks_into_many_directories_at_once(autojump_clock: Clock, tmp_path: Path) -> None:
+    """And fails as a whole where one cannot be listed."""
+    storage = await filled(*(f"d/{letter}/x/file" for letter in "abc"))
+    async with open_tree(storage, tmp_path) as tree:
+        gates = [storage.hold(Verb.LIST_PREFIX, key=f"d/{letter}/") for letter in "abc"]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree.rename, "d", "new")
+            for gate in gates:
+                await gate.reached.wait()
+            for gate in gates:
+                gate.open()
+        assert len(storage.calls_of(Verb.LIST_PREFIX)) == 8
+        await tree.publish_all()
+        assert await tree.read_file("new/b/x/file") == b"d/b/x/file"
+    await storage.put("new/c/late/file", b"late")
+    async with open_tree(storage, tmp_path) as tree:
+        storage.fail(Unavailable, verb=Verb.LIST_PREFIX, key="new/c/late/")
+        with pytest.raises(Unavailable):
+            await tree.rename("new", "d")
+        assert await tree.names() == ["new"]
+
+
 async def test_a_directory_moves_only_where_every_key_below_it_fits(
     autojump_clock: Clock, tmp_path: Path
 ) -> None:
