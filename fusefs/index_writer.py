@@ -28,6 +28,9 @@ INTERVAL_SECONDS: Final = 60.0
 EFFORT: Final = 0.01
 """Share of the time that writing may take: after a large tree the pause is longer."""
 
+BYTES_PER_SECOND: Final = 32 * 1024
+"""Written in the long run, at most: one change in a directory of a million files writes all that is known of it."""
+
 TASKS: Final = 4
 """Shards written at once."""
 
@@ -56,14 +59,16 @@ class IndexWriter:
         self._root = root
         self._defaults = defaults
         self._shared = shared
+        #: Bytes of the index since the mount began.
+        self._written = 0
 
     async def run(self) -> None:
         """Write what has changed, again and again."""
         while True:
-            began = trio.current_time()
+            began, written_before = trio.current_time(), self._written
             await self.save()
-            took = trio.current_time() - began
-            await trio.sleep(max(INTERVAL_SECONDS, took / EFFORT))
+            took, written = trio.current_time() - began, self._written - written_before
+            await trio.sleep(max(INTERVAL_SECONDS, took / EFFORT, written / BYTES_PER_SECOND))
 
     async def save(self, *, is_final: bool = False) -> None:
         """Write what has changed since the last time. `is_final`: this mount writes nothing to the bucket any more."""
@@ -87,7 +92,9 @@ class IndexWriter:
                 directory.is_indexed = True  # until it changes again, be it while this is written
                 block = await self._block(directory)
                 blocks[block.prefix] = block
-            if not await self._index.update(shard, blocks, is_gone=self._is_gone, is_final=is_final):
+            written = await self._index.update(shard, blocks, is_gone=self._is_gone, is_final=is_final)
+            self._written += written or 0
+            if written is None:
                 for directory in directories:
                     directory.is_indexed = False
 

@@ -176,22 +176,24 @@ class TreeIndex:
 
     async def update(
         self, shard: int, blocks: Mapping[str, Block], *, is_gone: Callable[[str], bool], is_final: bool
-    ) -> bool:
-        """Put blocks into a shard; of the others in it those stay whose directory is not gone. Returns success."""
+    ) -> int | None:
+        """Put blocks into a shard; of the others in it those stay whose directory is not gone.
+
+        Returns how many bytes that took; None if it failed.
+        """
         for _ in range(UPDATE_ATTEMPTS):
             try:
-                await self._update_now(shard, blocks, is_gone, is_final)
+                return await self._update_now(shard, blocks, is_gone, is_final)
             except PreconditionFailed:
                 continue
             except StorageError as error:
                 _log.warning("what is known of the tree cannot be kept for the next mount: %s", error)
-                return False
-            return True
-        return False
+                return None
+        return None
 
     async def _update_now(
         self, shard: int, blocks: Mapping[str, Block], is_gone: Callable[[str], bool], is_final: bool
-    ) -> None:
+    ) -> int:
         key = shard_key(shard)
         mode: PutMode = CREATE_ONLY
         others: Mapping[str, Block] = {}
@@ -203,8 +205,11 @@ class TreeIndex:
             pass
         kept = [block for prefix, block in others.items() if prefix not in blocks and not is_gone(prefix)]
         merged = [*kept, *(block for block in blocks.values() if block.payload)]
-        if merged or mode != CREATE_ONLY:
-            await self._storage.put(key, encode_shard(merged, is_final=is_final), mode=mode)
+        if not merged and mode == CREATE_ONLY:
+            return 0
+        data = encode_shard(merged, is_final=is_final)
+        await self._storage.put(key, data, mode=mode)
+        return len(data)
 
 
 def shard_of(prefix: str) -> int:

@@ -16,6 +16,7 @@ from backends.base import ObjectInfo
 from backends.errors import PreconditionFailed, Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
+from fusefs import index_writer
 from fusefs.attributes import Attributes, Defaults, to_metadata
 from fusefs.filesystem import AttributeChanges, FilesystemOptions
 from fusefs.index_writer import INTERVAL_SECONDS
@@ -334,6 +335,32 @@ async def test_it_is_written_now_and_then(autojump_clock: MockClock, tmp_path: P
         await tree.filesystem.setattr((await tree.find("d/f")).number, AttributeChanges(mode=0o600))
         await trio.sleep(INTERVAL_SECONDS + 1)
         assert len(index_puts(storage)) == 3
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_large_index_is_written_less_often(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """One file of many is written every ten seconds; what that costs does not grow with how many there are."""
+    rate = 20
+    monkeypatch.setattr(index_writer, "BYTES_PER_SECOND", rate)
+    storage = FaultyStorage(MemoryStorage())
+    async with open_tree(storage, tmp_path, INDEXED) as tree, trio.open_nursery() as nursery:
+        for number in range(200):
+            await tree.write_file(f"f{number}", b"x")
+        await tree.publish_all()
+        assert tree.index_writer is not None
+        nursery.start_soon(tree.index_writer.run)
+        await trio.lowlevel.checkpoint()
+        written = 0
+        for number in range(360):
+            await tree.write_file(f"f{number % 200}", b"y")
+            await trio.sleep(10)
+            written += sum([len((await stored(storage, ours=True))[key]) for key in index_puts(storage)])
+            storage.calls.clear()
+        largest = len((await stored(storage, ours=True))[shard_key(shard_of(""))])
+        assert largest > 2 * rate * INTERVAL_SECONDS, "or it would be written as often as a small one"
+        assert 0 < written <= rate * 3_600 + largest
         nursery.cancel_scope.cancel()
 
 
