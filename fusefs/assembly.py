@@ -123,7 +123,7 @@ async def open_tree(
             ),
             mount_id=mount_id,
         )
-        index = TreeIndex(storage, nursery.start_soon, defaults)
+        index = TreeIndex(storage, nursery.start_soon, defaults, others_write=term is None)
         index_writer = IndexWriter(index, inodes, placement, publisher, root, defaults, shared=options.shared)
         namespace = Namespace(
             storage,
@@ -158,6 +158,8 @@ async def open_tree(
             storage, inodes, publisher, clock, read_only=options.read_only, shared=options.shared
         )
         try:
+            if term is not None and term.follows_crash:
+                await index.note_crash()
             await namespace.load_root(root)
             if term is not None:
                 nursery.start_soon(term.committer.run)

@@ -126,13 +126,17 @@ class IndexWriter:
     def _entry_of(self, inode: Inode) -> ListedEntry | None:
         if inode.subject.aliases or not is_joined(inode):
             return self._number_of(inode)
+        if inode.is_doubtful and not isinstance(inode, Directory):
+            return self._number_of(inode)  # the attributes are those of before somebody else's change
         version = inode.version
         target = inode.target if isinstance(inode, Symlink) else b""
         remembered = Remembered(inode.number, inode.attributes, target)
         stored_at_ns = inode.stored_at_ns or 0
         if isinstance(inode, Directory):
             etag = version.etag if version is not None else ""
-            return ListedDirectory.pack(size=0, stored_at_ns=stored_at_ns, etag=etag, remembered=remembered)
+            return ListedDirectory.pack(
+                size=int(inode.is_doubtful), stored_at_ns=stored_at_ns, etag=etag, remembered=remembered
+            )
         if version is None or version.key != self._placement.target(inode):
             return None
         return ListedObject.pack(
@@ -141,7 +145,7 @@ class IndexWriter:
 
     @staticmethod
     def _number_of(entry: Inode) -> ListedEntry | None:
-        """Return what is remembered of one of several names: only a HEAD tells whether they are one inode still."""
+        """Return what is remembered of what only a HEAD tells: whether several names are one inode still."""
         version = entry.version
         if version is None:
             return None

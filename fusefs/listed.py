@@ -145,6 +145,11 @@ class ListedDirectory(ListedEntry):
 
     __slots__ = ()
 
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the marker may have other attributes than those that are remembered. `size` is 1 then, and 0 else."""
+        return self.size != 0
+
 
 UNKNOWN_DIRECTORY: Final = ListedDirectory.pack(size=0, stored_at_ns=0, etag="")
 """A common prefix of which nothing else is known."""

@@ -16,7 +16,7 @@ from fusefs.errors import NoSuchEntry
 from fusefs.inode_loader import InodeLoader
 from fusefs.inodes import Child, Directory, Inode, InodeTable
 from fusefs.keys import segment_of
-from fusefs.listed import ListedEntry
+from fusefs.listed import ListedDirectory, ListedEntry
 from fusefs.placement import Placement
 from fusefs.single_flight import SingleFlight
 
@@ -98,6 +98,7 @@ class Resolver:
             return False
         is_indexed = directory.is_indexed
         self._enter(directory, name, *found)
+        found[0].is_doubtful = isinstance(child, ListedDirectory) and child.is_doubtful
         directory.is_indexed = is_indexed
         return True
 
@@ -132,4 +133,6 @@ class Resolver:
 def _costs_a_request(child: Child | None) -> bool:
     if isinstance(child, Inode):
         return child.is_doubtful
-    return child is not None and child.remembered is None
+    return child is not None and (
+        child.remembered is None or (isinstance(child, ListedDirectory) and child.is_doubtful)
+    )

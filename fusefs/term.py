@@ -58,6 +58,12 @@ class Term:
     #: What earlier terms have left, wherever their logs are.
     old: list[OldLog]
 
+    @property
+    def follows_crash(self) -> bool:
+        """Whether the mount before has not given its lease back."""
+        previous = self.lease.previous
+        return previous is not None and not previous.released
+
 
 @asynccontextmanager
 async def open_term(

@@ -12,7 +12,9 @@ store's clock. In the same second, which is all that S3 tells, it may be either:
 mount wrote nothing any more. What is not believed costs a HEAD, as if there were no index; the inode number is kept.
 
 Markers of directories do not appear in the listing of the parent. What is remembered of a directory is believed until
-the directory itself is listed, and its marker with it.
+the directory itself is listed, and its marker with it. But a mount that was killed may have changed a marker after it
+wrote the index: the next one notes that there was a crash (`CRASH_KEY`), and of what the index has from before that,
+each directory costs a HEAD when it is looked up. So does every one on mounts beside which others may write.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from typing import Final
 
 import trio
 
-from backends.base import CREATE_ONLY, IfMatch, ObjectInfo, ObjectStorage, PutMode, iterate_pages
+from backends.base import CREATE_ONLY, OVERWRITE, IfMatch, ObjectInfo, ObjectStorage, PutMode, iterate_pages
 from backends.errors import NotFound, PreconditionFailed, StorageError
 from fusefs.attributes import Defaults
 from fusefs.content import Spawn
@@ -36,6 +38,9 @@ from fusefs.listed import ListedDirectory, ListedEntry, ListedObject
 _log = logging.getLogger(__name__)
 
 INDEX_PREFIX: Final = f"{RESERVED_PREFIX}index/"
+
+CRASH_KEY: Final = f"{INDEX_PREFIX}crash"
+"""An empty object; when the store received it says when a mount began after one that had not ended well."""
 
 SHARDS: Final = 64
 """Objects of a large tree's index: 16,000 entries, about a megabyte, in each of a tree of a million files."""
@@ -48,11 +53,17 @@ class Memories:
     """What is remembered of one directory, and which of it can be believed."""
 
     def __init__(
-        self, entries: Mapping[bytes, ListedEntry], *, not_after_ns: int, same_defaults: bool
+        self,
+        entries: Mapping[bytes, ListedEntry],
+        *,
+        not_after_ns: int,
+        same_defaults: bool,
+        sure_of_directories: bool = True,
     ) -> None:
         self._entries = entries
         self._not_after_ns = not_after_ns
         self._same_defaults = same_defaults
+        self._sure_of_directories = sure_of_directories
         self.believed = 0
 
     def __len__(self) -> int:
@@ -76,10 +87,11 @@ class Memories:
         if not self._same_defaults:
             return listed.with_number_of(memory)
         self.believed += 1
+        is_doubtful = memory.is_doubtful or not self._sure_of_directories
         stored_at_ns = memory.stored_at_ns or -max(1, self._not_after_ns)
-        return ListedDirectory.pack(size=0, stored_at_ns=stored_at_ns, etag=memory.etag).with_memory_of(
-            memory
-        )
+        return ListedDirectory.pack(
+            size=int(is_doubtful), stored_at_ns=stored_at_ns, etag=memory.etag
+        ).with_memory_of(memory)
 
     def _agrees(self, memory: ListedObject, listed: ListedObject) -> bool:
         if memory.etag != listed.etag or memory.size != listed.size or not self._same_defaults:
@@ -101,16 +113,24 @@ class _Loading:
 
 
 class TreeIndex:
-    """The objects of the index. Nothing here raises: without an index everything costs more, and works."""
+    """The objects of the index. Only `note_crash` raises: without an index everything costs more, and works."""
 
-    def __init__(self, storage: ObjectStorage, spawn: Spawn, defaults: Defaults) -> None:
+    def __init__(
+        self, storage: ObjectStorage, spawn: Spawn, defaults: Defaults, *, others_write: bool = False
+    ) -> None:
+        """`others_write`: while this mount lasts; then nothing that is remembered of directories is certain."""
         self._storage = storage
         self._spawn = spawn
         self._defaults = defaults
+        self._others_write = others_write
         self._loading: dict[int, _Loading] = {}
         self._infos: dict[str, ObjectInfo] = {}
         self._infos_lock = trio.Lock()
         self._infos_known = False
+
+    async def note_crash(self) -> None:
+        """Note that the mount before this one has not ended well. Raises what the store raises."""
+        await self._storage.put(CRASH_KEY, b"", mode=OVERWRITE)
 
     # Reading
 
@@ -134,8 +154,13 @@ class TreeIndex:
         except DamagedIndex as error:
             self._report(shard_key(shard_of(prefix)), error)
             return NO_MEMORIES
+        crash = self._infos.get(CRASH_KEY)
         return Memories(
-            entries, not_after_ns=block.not_after_ns, same_defaults=block.defaults == self._defaults
+            entries,
+            not_after_ns=block.not_after_ns,
+            same_defaults=block.defaults == self._defaults,
+            sure_of_directories=not self._others_write
+            and (crash is None or crash.last_modified_ns < block.not_after_ns),
         )
 
     async def _load(self, shard: int, loading: _Loading) -> None:

@@ -464,6 +464,50 @@ async def test_two_entries_with_one_number(autojump_clock: MockClock, tmp_path: 
         assert tree.inodes[new.number] is new
 
 
+async def test_attributes_that_others_have_changed_are_not_remembered_as_they_were(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Of a file that is not looked up any more after the listing that told of a change."""
+    storage = Seconds()
+    async with open_tree(storage, tmp_path / "1", INDEXED) as tree:
+        await tree.write_file("f", b"x")
+        await tree.end()
+        before = await found(tree, "f")
+    async with open_tree(storage, tmp_path / "2", INDEXED) as tree:
+        await found(tree, "f")
+        storage.now_ns += 2 * SECOND
+        await storage.copy("f", "f", metadata=to_metadata(replace(before["f"][1], uid=7)))
+        await trio.sleep(61)
+        await tree.names()
+        await tree.write_file("g", b"x")
+        await tree.end()
+    async with open_tree(storage, tmp_path / "3", INDEXED) as tree:
+        number, attributes = (await found(tree, "f"))["f"]
+        assert (number, attributes.uid) == (before["f"][0], 7)
+
+
+async def test_directories_after_a_crash_cost_a_request_once(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Until the index has what the requests have told."""
+    storage = Seconds()
+    async with open_tree(storage, tmp_path / "1", INDEXED) as tree:
+        await make(tree)
+        await tree.end()
+        before = await found(tree, *PATHS)
+    storage.now_ns += SECOND
+    heads: list[set[str]] = []
+    for follows_crash in (True, False, False):
+        storage.calls.clear()
+        options = replace(INDEXED, follows_crash=follows_crash)
+        async with open_tree(storage, tmp_path / f"2 {len(heads)}", options) as tree:
+            assert await found(tree, *PATHS) == before
+            storage.now_ns += SECOND
+            await tree.end()
+        heads.append({call.key for call in storage.calls_of(Verb.HEAD) if ".fusefs" not in call.key})
+    assert heads == [{"d/", "d/empty/"}, set(), set()]
+
+
 async def test_attributes_that_others_change_are_seen_when_the_directory_is_listed_again(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:

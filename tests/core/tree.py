@@ -80,6 +80,8 @@ class TreeOptions:
     mount_id: str = "mount"
     #: Whether what is known of the tree is kept in the bucket; off, because it makes requests that tests count.
     index: bool = False
+    #: Whether the tree before it has not ended well.
+    follows_crash: bool = False
     #: Whether it keeps a log in the storage, and recovers what the tree before it has left there.
     logged: bool = False
     max_log_bytes: float = math.inf
@@ -232,6 +234,8 @@ async def open_tree(
         async with trio.open_nursery() as nursery:
             old, log = await _begin_log(storage, options)
             tree = _build(storage, stage, directory / "kept", clock, nursery, log, options)
+            if options.index and options.follows_crash:
+                await TreeIndex(storage, nursery.start_soon, options.defaults).note_crash()
             await tree.namespace.load_root(tree.root)
             if isinstance(log, Committer):
                 nursery.start_soon(log.run)

@@ -322,6 +322,28 @@ def test_mode_and_owner_of_directories_are_kept(new_mount: NewMount, tmp_path: P
         assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (0o750, 1234, 2345)
 
 
+def test_permissions_of_directories_after_a_kill(new_mount: NewMount, tmp_path: Path) -> None:
+    """What was taken away from others is not theirs again because an index of before still has it."""
+    store = tmp_path / "bucket"
+    store.mkdir()
+    mount = new_mount(f"file://{store}").mount()
+    directory = mount.path / "directory"
+    directory.mkdir(0o755)
+    mount.path.chmod(0o755)
+    mount.remount()
+    for path in (mount.path, directory):
+        path.chmod(0o700)
+        os.utime(path, ns=(1, 2))
+    fsync_directory(mount.path)
+    journal = store / JOURNAL_PREFIX
+    wait_until(lambda: not any(path.is_file() for path in journal.rglob("*")), "the end of the log")
+    mount.kill()
+    mount.mount_cold()
+    for path in (mount.path, directory):
+        status = path.stat()
+        assert (stat.S_IMODE(status.st_mode), status.st_mtime_ns) == (0o700, 2)
+
+
 def test_statfs_promises_room(mount: Mount) -> None:
     """A bucket has no size: there is always room, and names may have 255 bytes."""
     answer = os.statvfs(mount.path)
