@@ -6,7 +6,6 @@ time. An inode that is not published is left out; its directory is written again
 
 from __future__ import annotations
 
-import struct
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Final
@@ -15,9 +14,10 @@ import trio
 
 from fusefs.attributes import Defaults
 from fusefs.index_format import Block, encode_block
-from fusefs.inodes import Directory, Inode, InodeTable, Symlink, is_joined
+from fusefs.inode_packing import entry_of
+from fusefs.inodes import Directory, InodeTable
 from fusefs.keys import name_of
-from fusefs.listed import ListedDirectory, ListedEntry, ListedObject, Remembered, nothing_but
+from fusefs.listed import ListedDirectory, ListedEntry
 from fusefs.placement import Placement
 from fusefs.publisher import Publisher
 from fusefs.tree_index import TreeIndex, shard_of
@@ -116,45 +116,9 @@ class IndexWriter:
         child = directory.children.get(name)
         if isinstance(child, ListedEntry):
             return None if child.number is None else child
-        if child is None or self._publisher.is_unpublished(child) or child.stored_at_ns is None:
+        if child is None or self._publisher.is_unpublished(child):
             return None
-        try:
-            return self._entry_of(child)
-        except struct.error:
-            return None  # a time that is beyond what can be written down
-
-    def _entry_of(self, inode: Inode) -> ListedEntry | None:
-        if inode.subject.aliases or not is_joined(inode):
-            return self._number_of(inode)
-        if inode.is_doubtful and not isinstance(inode, Directory):
-            return self._number_of(inode)  # the attributes are those of before somebody else's change
-        version = inode.version
-        target = inode.target if isinstance(inode, Symlink) else b""
-        remembered = Remembered(inode.number, inode.attributes, target)
-        stored_at_ns = inode.stored_at_ns or 0
-        if isinstance(inode, Directory):
-            etag = version.etag if version is not None else ""
-            return ListedDirectory.pack(
-                size=int(inode.is_doubtful), stored_at_ns=stored_at_ns, etag=etag, remembered=remembered
-            )
-        if version is None or version.key != self._placement.target(inode):
-            return None
-        return ListedObject.pack(
-            size=version.size, stored_at_ns=stored_at_ns, etag=version.etag, remembered=remembered
-        )
-
-    @staticmethod
-    def _number_of(entry: Inode) -> ListedEntry | None:
-        """Return what is remembered of what only a HEAD tells: whether several names are one inode still."""
-        version = entry.version
-        if version is None:
-            return None
-        return ListedObject.pack(
-            size=version.size,
-            stored_at_ns=entry.stored_at_ns or 0,
-            etag=version.etag,
-            remembered=nothing_but(entry.subject.number),
-        )
+        return entry_of(child, self._placement)
 
     def _is_gone(self, prefix: str) -> bool:
         """Return whether the tree knows that there is no such directory; another host may have made it just now."""

@@ -187,7 +187,7 @@ class Listings:
         elif self._is_ours(known, started):
             return
         elif not _is_same_version(known, child):
-            self._replace(directory, name, child)
+            self._replace(directory, name, _with_number_of(known, child))
         elif isinstance(known, Inode):
             known.is_doubtful = known.is_doubtful or known.stored_at_ns not in (0, child.stored_at_ns)
             known.stored_at_ns = child.stored_at_ns
@@ -341,6 +341,11 @@ def _is_same_version(known: Child, listed: ListedObject) -> bool:
     if isinstance(known, Inode):
         return known.version is not None and known.version.etag == listed.etag
     return known.etag == listed.etag and known.stored_at_ns == listed.stored_at_ns
+
+
+def _with_number_of(known: Child, listed: ListedObject) -> ListedObject:
+    """Let what takes the place of an entry that nobody needs keep its number, as it would in the next mount."""
+    return listed.with_number_of(known) if isinstance(known, ListedObject) else listed
 
 
 def _is_known_marker(directory: Directory, marker: ObjectInfo) -> bool:

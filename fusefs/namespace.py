@@ -30,6 +30,7 @@ from fusefs.errors import (
     OperationNotPermitted,
 )
 from fusefs.inode_loader import InodeLoader
+from fusefs.inode_packing import pack
 from fusefs.inodes import (
     ROOT_NUMBER,
     Alias,
@@ -284,8 +285,9 @@ class Namespace:
         return None if exchange or other is None else other.subject
 
     def drop_if_unused(self, inode: Inode) -> None:
-        """Let an inode go that has no name, no handle and no reference from the kernel."""
+        """Let an inode go that has no handle and no reference from the kernel: for good, if it has no name either."""
         self._listings.drop_if_unused(inode)
+        pack(inode, self._inodes, self._placement, self._publisher)
 
     async def _lookup_if_any(self, directory: Directory, name: bytes) -> Inode | None:
         try:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 from fusefs.filesystem import RENAME_EXCHANGE, AttributeChanges
-from fusefs.inodes import Directory, File, Inode, Symlink
+from fusefs.inodes import Directory, File, Symlink
 from tests.core.tree import Tree
 
 XATTR = b"user.x"
@@ -223,24 +223,27 @@ class History:
 async def state_of(tree: Tree) -> State:
     """Return what a tree shows, by path."""
     found: dict[str, Entry] = {}
-    inodes: dict[Inode, list[str]] = {}
+    paths: dict[int, list[str]] = {}
+    link_counts: dict[int, int] = {}
     pending = [""]
     for path in pending:
         for name in await tree.names(path.rstrip("/")):
             inode = await tree.find(f"{path}{name}")
-            inodes.setdefault(inode, []).append(f"{path}{name}")
+            paths.setdefault(inode.number, []).append(f"{path}{name}")
             data = xattr = b""
             if isinstance(inode, Directory):
                 pending.append(f"{path}{name}/")
-            elif isinstance(inode, File):
+            else:
+                link_counts[inode.number] = inode.link_count
+            if isinstance(inode, File):
                 data = await tree.read_file(f"{path}{name}")
             elif isinstance(inode, Symlink):
                 data = inode.target
             if inode.attributes.xattrs:
                 xattr = await tree.xattrs.get(inode.number, XATTR)
             found[f"{path}{name}"] = Entry(inode.attributes.mode, data, xattr)
-    for inode, names in inodes.items():
-        assert isinstance(inode, Directory) or inode.link_count == len(names)
+    for number, names in paths.items():
+        assert link_counts.get(number, 1) == len(names)
         for name in names:
             found[name] = found[name]._replace(names=tuple(sorted(set(names) - {name})))
     return found
