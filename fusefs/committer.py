@@ -367,7 +367,7 @@ class Committer:
         sequence = self._journal.append(nursery, tuple(records), cutoff=cutoff, flags=flags)
         if not flags & CONTINUED:  # or else it counts only together with one that may never arrive
             nursery.start_soon(self._note_cutoff, sequence, cutoff)
-        if self._journal.size_bytes > self._max_log_bytes:
+        if self._journal.size_from(cutoff) > self._max_log_bytes:
             self._grown.set()
 
     @property
@@ -415,7 +415,10 @@ class Committer:
             await self._journal.trim(self._cutoff)
             if not self._is_idle:
                 continue
-            await trio.sleep(IDLE_SECONDS)
+            with trio.move_on_after(IDLE_SECONDS) as idling:
+                await self._trim_wanted.wait()
+            if not idling.cancelled_caught:
+                continue
             try:
                 await self.finish()
             except Exception as error:  # of any kind: nothing may end the nursery of the whole mount

@@ -91,6 +91,12 @@ class Journal:
         """Bytes of the batches of this term that are not deleted yet."""
         return sum(self._sizes.values())
 
+    def size_from(self, cutoff: Position) -> int:
+        """Return the bytes of the batches of this term that are not before `cutoff`; others may wait to be deleted."""
+        if cutoff.epoch != self._epoch:
+            return self.size_bytes
+        return sum(size for sequence, size in self._sizes.items() if sequence >= cutoff.sequence)
+
     def statistics(self) -> JournalStatistics:
         """Return the counts of this moment."""
         return JournalStatistics(

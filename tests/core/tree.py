@@ -33,7 +33,7 @@ from fusefs.inodes import ROOT_NUMBER, Directory, File, Inode, InodeTable
 from fusefs.journal import Journal
 from fusefs.kept_content import KeptContent, keep_all
 from fusefs.keys import RESERVED_PREFIX
-from fusefs.lease import NoLease
+from fusefs.lease import Lease, NoLease
 from fusefs.log_reader import LogReader, OldLog
 from fusefs.namespace import Namespace, NamespaceOptions
 from fusefs.placement import Placement
@@ -85,6 +85,8 @@ class TreeOptions:
     #: Whether it keeps a log in the storage, and recovers what the tree before it has left there.
     logged: bool = False
     max_log_bytes: float = math.inf
+    #: The right to write; without one, nobody else wants it.
+    lease: Lease | None = None
     defaults: Defaults = field(default_factory=lambda: Defaults(uid=CALLER.uid, gid=CALLER.gid))
 
 
@@ -322,10 +324,17 @@ async def _begin_log(storage: ObjectStorage, options: TreeOptions) -> tuple[OldL
     if not options.logged:
         return OldLog(reader=LogReader(storage)), NoLog()
     reader = LogReader(storage)
-    epoch = await reader.last_epoch() + 1
-    old = await reader.find(since_epoch=1, before_epoch=epoch)
-    journal = Journal(storage, epoch, older=[(storage, old.keys)])
-    return old, Committer(journal, NoLease(epoch), max_log_bytes=options.max_log_bytes)
+    lease = options.lease or NoLease(await reader.last_epoch() + 1)
+    old = await reader.find(since_epoch=_log_begins(lease), before_epoch=lease.epoch)
+    journal = Journal(storage, lease.epoch, older=[(storage, old.keys)])
+    return old, Committer(journal, lease, max_log_bytes=options.max_log_bytes)
+
+
+def _log_begins(lease: Lease) -> int:
+    """Return from which term on the log in the storage counts; the lease that was taken knows of no other place."""
+    if lease.previous is None:
+        return 1
+    return min([log.since_epoch for log in lease.previous.logs], default=lease.previous.epoch + 1)
 
 
 async def _recover(tree: Tree, old: OldLog, log: Committer, options: TreeOptions) -> None:
