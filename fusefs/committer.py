@@ -25,6 +25,7 @@ from typing import Final, TypeAlias
 import trio
 
 from backends.base import MIB, Metadata
+from backends.errors import StorageError
 from fusefs.capture import Capture, bytes_to_carry, capture, leave_moved_upload, note_captured, stored_version
 from fusefs.change_log import LOG_KEY, Publication
 from fusefs.content import Version
@@ -98,7 +99,7 @@ class Committer:
         self._requested = trio.Event()
         self._waiting = 0
         self._captures = 0
-        self._capture_failure: OSError | None = None
+        self._capture_failure: Exception | None = None
         self._captured = trio.lowlevel.ParkingLot()
         self._commits = 0
         self._busy_before = False
@@ -267,12 +268,17 @@ class Committer:
             while True:
                 await self._requested.wait()
                 self._requested = trio.Event()
-                await self._gather()
                 try:
+                    await self._gather()
                     await self._send(nursery)
                     self._capture_failure = None
                 except OSError as error:
                     _log.error("what is to be committed cannot be read: %s", error)
+                    self._capture_failure = error
+                except StorageError as error:  # of batches before this one, and told by the journal
+                    self._capture_failure = error
+                except Exception as error:  # a defect of ours: it must not end the mount for everybody
+                    _log.exception("a defect stopped a commit")
                     self._capture_failure = error
                 self._captures += 1
                 self._captured.unpark_all()

@@ -21,7 +21,7 @@ from typing import Final
 import trio
 
 from backends.base import CREATE_ONLY, ObjectStorage
-from backends.errors import PreconditionFailed, StorageError
+from backends.errors import NotFound, PreconditionFailed, StorageError
 from fusefs.errors import LeaseLost
 from fusefs.journal_format import Batch, Position, Record, batch_key, encode
 
@@ -107,8 +107,10 @@ class Journal:
         )
 
     async def wait_for_slot(self) -> None:
-        """Return when another batch may go on its way."""
+        """Return when another batch may go on its way. Raises the failure of an attempt that ended after this call."""
+        failures = self._failures
         while self._in_flight >= MAX_IN_FLIGHT:
+            self._check_failures_since(failures)
             await self._changed.park()
 
     def append(
@@ -132,10 +134,13 @@ class Journal:
         failures = self._failures
         while self._acknowledged < sequence:
             self.check()
-            if self._failures > failures and self._failure is not None:
-                raise self._failure
+            self._check_failures_since(failures)
             await self._changed.park()
         self.check()
+
+    def _check_failures_since(self, failures: int) -> None:
+        if self._failures > failures and self._failure is not None:
+            raise self._failure
 
     def check(self) -> None:
         """Raise `LeaseLost` if somebody else goes on with the log."""
@@ -189,13 +194,15 @@ class Journal:
             self.alone.set()
 
     async def _store(self, position: Position, data: bytes) -> None:
+        is_in_doubt = False
         try:
             while self._lost is None:
                 try:
-                    await self._storage.put(batch_key(position), data, mode=CREATE_ONLY)
+                    await self._put(batch_key(position), data, is_in_doubt=is_in_doubt)
                 except PreconditionFailed:
                     self._lose(f"batch {position.sequence} of epoch {position.epoch} is somebody else's")
                 except Exception as error:  # of any kind: nothing may end the nursery of the whole mount
+                    is_in_doubt = True
                     await self._fail(position, error)
                 else:
                     self._note_stored(position.sequence)
@@ -203,6 +210,20 @@ class Journal:
         finally:
             self._in_flight -= 1
             self._changed.unpark_all()
+
+    async def _put(self, key: str, data: bytes, *, is_in_doubt: bool) -> None:
+        """Store a batch; where it is there already, an earlier attempt may have put it there without an answer."""
+        try:
+            await self._storage.put(key, data, mode=CREATE_ONLY)
+        except PreconditionFailed:
+            if not is_in_doubt or not await self._has_landed(key, data):
+                raise
+
+    async def _has_landed(self, key: str, data: bytes) -> bool:
+        try:
+            return (await self._storage.get_range(key)).data == data
+        except NotFound:
+            return False  # somebody has removed it, which we have not
 
     def _lose(self, why: str) -> None:
         _log.error("the term of this mount is over: %s", why)

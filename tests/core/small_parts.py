@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 import pytest
@@ -26,6 +27,15 @@ class SmallPartsStorage(MemoryStorage):
     def snapshot(self) -> dict[str, bytes]:
         """Return the bytes of every object at this moment."""
         return {key: found.data for key, found in self._objects.items()}
+
+    def twin(self) -> SmallPartsStorage:
+        """Return another store that has what this one has at this moment."""
+        twin = SmallPartsStorage()
+        twin._objects, twin._keys = dict(self._objects), list(self._keys)
+        twin._uploads = {
+            each: replace(upload, parts=dict(upload.parts)) for each, upload in self._uploads.items()
+        }
+        return twin
 
 
 def tree_options(**changes: object) -> TreeOptions:

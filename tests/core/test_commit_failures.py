@@ -1,0 +1,229 @@
+"""A commit while the store fails: it is told of, and nothing that is not durable is ever taken for it."""
+
+from __future__ import annotations
+
+import errno
+import math
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from random import Random
+from typing import Final
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from backends.base import iterate_pages
+from backends.errors import StorageError, Unavailable
+from backends.intercepted import Verb
+from backends.retrying import RetryingStorage, RetryPolicy
+from fusefs.errno_boundary import errno_of
+from fusefs.journal_format import JOURNAL_PREFIX
+from fusefs.publisher import PublishOptions
+from tests.core.history import History, state_of
+from tests.core.small_parts import PART, SmallPartsStorage, tree_options
+from tests.core.test_log_crash import difference
+from tests.core.tree import TreeOptions, open_tree
+from tests.support.faulty import FaultyStorage
+
+pytestmark = pytest.mark.usefixtures("small_parts")
+
+NEVER: Final = 1e9
+LOGGED: Final = replace(tree_options(), logged=True)
+#: Nothing but the log gets anything.
+LOG_ALONE: Final = replace(LOGGED, publish=PublishOptions(delay_seconds=NEVER, interval_seconds=NEVER))
+BYTES: Final = Random(5).randbytes(6 * PART)
+
+
+class Host:
+    """A mount on a store that fails, and what another one would find in the bucket at any moment."""
+
+    def __init__(self, storage: SmallPartsStorage, history: History, directory: Path) -> None:
+        self._storage = storage
+        self._history = history
+        self._directory = directory
+        self._looks = count()
+        #: What fsync has said so far, but for its successes.
+        self.errors: list[int] = []
+
+    async def look(self) -> None:
+        """Find what was acknowledged in the bucket alone, or raise."""
+        where = self._directory / f"look{next(self._looks)}"
+        async with open_tree(self._storage.twin(), where, LOG_ALONE) as tree:
+            state = await state_of(tree)
+        assert self._history.allows(state), difference(self._history, state)
+
+    async def fsync(self, handle: int) -> None:
+        """Ask until it is acknowledged; then it is there."""
+        while True:
+            try:
+                await self._history.fsync(handle)
+            except StorageError as error:
+                self.errors.append(errno_of(error))
+            else:
+                await self.look()
+                return
+
+
+async def act(history: History, host: Host) -> None:
+    """Change all kinds of things, and commit each."""
+    big = await history.create("big")
+    for start in range(0, len(BYTES), PART):
+        await history.write(big, start, BYTES[start : start + PART])
+        await trio.sleep(0.1)
+    await host.fsync(big)
+    await history.mkdir("d")
+    await history.rename("big", "d/big")
+    await host.fsync(big)
+    await history.write(big, PART // 2, b"changed")
+    await history.truncate("d/big", 4 * PART)
+    await host.fsync(big)
+    await history.close(big)
+    await trio.sleep(5)
+    small = await history.create("small")
+    await history.unlink("d/big")
+    await history.write(small, 0, b"bytes")
+    await host.fsync(small)
+    await history.close(small)
+
+
+@pytest.mark.parametrize("answer_lost", [False, True])
+async def test_every_call_may_fail_once(answer_lost: bool, tmp_path: Path, autojump_clock: MockClock) -> None:
+    """fsync says EIO, or waits; when it says that it is done, another mount finds everything in the bucket."""
+    failures = 0
+    for call in count(1):
+        inner = SmallPartsStorage()
+        storage = FaultyStorage(inner)
+        directory = tmp_path / f"{call}"
+        async with open_tree(storage, directory / "mount", LOGGED) as tree:
+            history = History({})
+            history.attend(tree)
+            assert await tree.names() == []
+            host = Host(inner, history, directory)
+            storage.fail(Unavailable, call=call, answer_lost=answer_lost)
+            with trio.fail_after(600):
+                await act(history, host)
+            failures += len(host.errors)
+            assert host.errors in ([], [errno.EIO])
+            if storage.faults_left:
+                break
+            await host.look()
+    assert failures >= 4  # each of the commits at least
+
+
+async def batches(storage: SmallPartsStorage) -> int:
+    return sum([len(page.objects) async for page in iterate_pages(storage, JOURNAL_PREFIX)])
+
+
+async def test_a_batch_waits_for_those_before_it(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """The second is in the store and counts for nothing; both are told of the failure of the first."""
+    inner = SmallPartsStorage()
+    storage = FaultyStorage(inner)
+    history = History({})
+    host = Host(inner, history, tmp_path)
+    ended: list[Exception | None] = []
+
+    async def fsync(handle: int) -> None:
+        try:
+            await history.fsync(handle)
+        except StorageError as error:
+            ended.append(error)
+        else:
+            ended.append(None)
+
+    async with open_tree(storage, tmp_path / "mount", LOG_ALONE) as tree, trio.open_nursery() as nursery:
+        history.attend(tree)
+        first, second = await history.create("first"), await history.create("second")
+        storage.fail(Unavailable, verb=Verb.PUT)
+        gate = storage.hold(Verb.PUT)
+        await history.write(first, 0, b"1")
+        nursery.start_soon(fsync, first)
+        await gate.reached.wait()
+        await history.write(second, 0, b"2")
+        nursery.start_soon(fsync, second)
+        await trio.sleep(100)
+        assert await batches(inner) == 1
+        assert ended == []
+        await host.look()
+        gate.open()
+        await wait_all_tasks_blocked()
+        assert [type(error) for error in ended] == [Unavailable, Unavailable]
+        assert history.acknowledged == 0
+        await host.fsync(second)
+        assert history.acknowledged == len(history.states) - 1
+
+
+async def test_an_outage_of_the_log(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """EIO, and again, as long as it lasts; writers go on, and then all of it is there."""
+    inner = SmallPartsStorage()
+    storage = FaultyStorage(inner)
+    history = History({})
+    host = Host(inner, history, tmp_path)
+    async with open_tree(storage, tmp_path / "mount", LOG_ALONE) as tree:
+        history.attend(tree)
+        handle = await history.create("file")
+        storage.fail(Unavailable, times=math.inf)
+        for number in range(5):
+            await history.write(handle, number, b"x")
+            with pytest.raises(StorageError) as failure:
+                await history.fsync(handle)
+            assert errno_of(failure.value) == errno.EIO
+        assert await batches(inner) == 0
+        storage.heal()
+        await host.fsync(handle)
+        assert history.acknowledged == len(history.states) - 1
+
+
+async def test_a_batch_whose_answer_is_lost_for_longer_than_it_is_asked_for(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """What is found in its place when the store answers again is our own, and nobody has taken over."""
+    inner = SmallPartsStorage()
+    faulty = FaultyStorage(inner)
+    storage = RetryingStorage(faulty, RetryPolicy(timeout_seconds=30), rng=Random(0))
+    history = History({})
+    host = Host(inner, history, tmp_path)
+    async with open_tree(storage, tmp_path / "mount", LOG_ALONE) as tree:
+        history.attend(tree)
+        handle = await history.create("file")
+        faulty.fail(Unavailable, verb=Verb.PUT, answer_lost=True)
+        faulty.fail(Unavailable, call=2, times=math.inf)
+        with pytest.raises(Unavailable):
+            await history.fsync(handle)
+        assert await batches(inner) == 1
+        faulty.heal()
+        await host.fsync(handle)
+        await history.write(handle, 0, b"more")
+        await host.fsync(handle)
+        assert history.acknowledged == len(history.states) - 1
+
+
+@pytest.mark.parametrize("options", [LOG_ALONE, LOGGED], ids=["log alone", "published"])
+async def test_an_outage_of_everything(
+    options: TreeOptions, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """However often it comes, what was acknowledged is there, and what was not is acknowledged in the end."""
+    rng = Random(9)
+    inner = SmallPartsStorage()
+    storage = FaultyStorage(inner)
+    history = History({})
+    host = Host(inner, history, tmp_path)
+    async with open_tree(storage, tmp_path / "mount", options) as tree, trio.open_nursery() as nursery:
+        history.attend(tree)
+        handle = await history.create("file")
+
+        async def fail_at_times() -> None:
+            while True:
+                await trio.sleep(rng.uniform(0, 5))
+                storage.fail(Unavailable, times=math.inf)
+                await trio.sleep(rng.uniform(0, 5))
+                storage.heal()
+
+        nursery.start_soon(fail_at_times)
+        for _ in range(40):
+            await history.write(handle, rng.randrange(4 * PART), rng.randbytes(rng.randrange(2 * PART)))
+            await host.fsync(handle)
+            await trio.sleep(rng.uniform(0, 2))
+        assert len(host.errors) > 5
+        nursery.cancel_scope.cancel()
