@@ -7,6 +7,7 @@ the command or the configuration is wrong.
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import subprocess
@@ -164,6 +165,21 @@ def umount(mountpoint: str) -> None:
         _fail(f"{path}: {failure}" if isinstance(failure, ConnectionError) else str(failure), status=1)
     if error is not None:
         _fail(error, status=1)
+
+
+@main.command()
+@click.argument("mountpoint", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
+def status(mountpoint: str, *, as_json: bool) -> None:
+    """Tell how the mount on MOUNTPOINT stands: what is not in the bucket yet, its log, its lease, what failed last."""
+    from fusefs.status_text import lines
+
+    path = Path(os.path.abspath(mountpoint))
+    try:
+        found = ControlClient(path).status()
+    except ConnectionError as failure:
+        _fail(f"{path}: {failure}", status=1)
+    click.echo(json.dumps(found, indent=1) if as_json else "\n".join(lines(found)))
 
 
 @main.command()

@@ -1,13 +1,14 @@
-"""How `fusefs umount` talks to the daemon of a mount: a socket, and one JSON object per line.
+"""How `fusefs umount` and `fusefs status` talk to the daemon of a mount: a socket, and one JSON object per line.
 
 The socket lies in a directory that only the mount's owner can enter, under a name made from the mount point. A client
 sends one word:
 
     drain     publish everything that is pending; the mount stays
     follow    tell of the end of the daemon
+    status    tell how the mount stands, in one line (`fusefs.status`)
 
-and gets a line of progress (`pending_inodes`, `pending_bytes`) several times a second, and a last one with `done`
-true and `error` null or a sentence. A connection that ends without it means that the daemon died.
+and gets that line, or one of progress (`pending_inodes`, `pending_bytes`) several times a second, and a last one with
+`done` true and `error` null or a sentence. A connection that ends without it means that the daemon died.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,9 @@ from fusefs.errors import MountError
 _log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS: Final = 0.2
+
+STATUS_SECONDS: Final = 10.0
+"""A daemon that has not said in this time how it stands hangs, or is stopped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +57,7 @@ def socket_path(mountpoint: Path) -> Path:
 
 
 class ControlServer:
-    """The daemon's side. `drain` publishes everything, `progress` tells what is left; both are the mount's."""
+    """The daemon's side. `drain` publishes everything, `progress` and `status` tell what is left: the mount's own."""
 
     def __init__(
         self,
@@ -61,10 +65,12 @@ class ControlServer:
         *,
         drain: Callable[[], Awaitable[None]],
         progress: Callable[[], Progress],
+        status: Callable[[], Mapping[str, object]],
     ) -> None:
         self._path = path
         self._drain = drain
         self._progress = progress
+        self._status = status
         self._ended = trio.Event()
         self._error: str | None = None
         self._followers = 0
@@ -108,6 +114,8 @@ class ControlServer:
                 await self._answer_drain(stream)
             elif request == b"follow":
                 await self._answer_follow(stream)
+            elif request == b"status":
+                await stream.send_all(json.dumps(self._status()).encode() + b"\n")
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
             _log.debug("a client of the control socket went away")
         except* Exception:  # it must not end the mount
@@ -191,6 +199,22 @@ class ControlClient:
             connection.close()
             raise ConnectionError(f"no daemon answers for this mount: {error.strerror}") from error
         return self._read(connection)
+
+    def status(self) -> Mapping[str, object]:
+        """Return how the mount stands."""
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                connection.settimeout(STATUS_SECONDS)
+                connection.connect(str(self._path))
+                connection.sendall(b"status\n")
+                with connection.makefile("rb") as lines:
+                    line = lines.readline()
+        except OSError as error:
+            raise ConnectionError(f"no daemon answers for this mount: {error.strerror or error}") from error
+        if not line.endswith(b"\n"):
+            raise ConnectionError("the daemon of this mount died")
+        answer: Mapping[str, object] = json.loads(line)
+        return answer
 
     @staticmethod
     def _read(connection: socket.socket) -> Iterator[Progress]:

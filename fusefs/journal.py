@@ -40,6 +40,12 @@ class JournalStatistics:
 
     batches: int
     size_bytes: int
+    #: Since when the oldest of them is there; 0 if there is none.
+    age_seconds: float
+    #: Appended, and not in the store with all before them.
+    unacknowledged: int
+    #: Batches of earlier terms that are not deleted yet.
+    older_batches: int
     #: Batches appended since the mount, and their bytes.
     appended: int
     appended_bytes: int
@@ -57,6 +63,8 @@ class Journal:
 
         self._next = 1
         self._sizes: dict[int, int] = {}
+        #: Of the same batches: when they were appended.
+        self._appended_at: dict[int, float] = {}
         self._stored: set[int] = set()
         self._acknowledged = 0
         self._in_flight = 0
@@ -102,6 +110,9 @@ class Journal:
         return JournalStatistics(
             batches=len(self._sizes),
             size_bytes=self.size_bytes,
+            age_seconds=trio.current_time() - min(self._appended_at.values(), default=trio.current_time()),
+            unacknowledged=self._next - 1 - self._acknowledged,
+            older_batches=sum(len(keys) for _, keys in self._older),
             appended=self._next - 1,
             appended_bytes=self._appended_bytes,
         )
@@ -122,6 +133,7 @@ class Journal:
         self._next += 1
         self._in_flight += 1
         self._sizes[position.sequence] = len(data)
+        self._appended_at[position.sequence] = trio.current_time()
         self._appended_bytes += len(data)
         nursery.start_soon(self._store, position, data)
         return position.sequence
@@ -156,7 +168,7 @@ class Journal:
             sequences = {batch_key(Position(self._epoch, each)): each for each in self._before(cutoff)}
             failed = await _delete(self._storage, list(sequences))
             for key in sequences.keys() - set(failed):
-                del self._sizes[sequences[key]]
+                del self._sizes[sequences[key]], self._appended_at[sequences[key]]
             self._changed.unpark_all()
 
     @property

@@ -15,7 +15,7 @@ import math
 import os
 import signal
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
@@ -31,10 +31,12 @@ from fusefs.control import ControlServer, Progress, socket_path
 from fusefs.errors import MountError
 from fusefs.inodes import File
 from fusefs.kernel_tuning import tune_mount, tune_process
+from fusefs.lease import Lease
 from fusefs.mountpoints import check_mountpoint, sync_filesystem
 from fusefs.operations import FuseOperations, KernelOptions
+from fusefs.status import LastComplaint, Requests, Status, document
 from fusefs.stores import OpenStore, open_store
-from fusefs.term import open_term
+from fusefs.term import log_place, open_term
 from fusefs.upload_notes import Writer, open_notes
 from fusefs.upload_orphans import abort_orphans, find_orphans
 
@@ -78,7 +80,7 @@ async def run_mount(config: Config, on_ready: Callable[[], None]) -> None:
                 ):
                     # Only now: the log may have needed some of them.
                     nursery.start_soon(abort_orphans, store.storage, orphans)
-                    await _Session(config, tree, cache).run(on_ready)
+                    await _Session(config, tree, cache, store, term.lease if term else None).run(on_ready)
                     nursery.cancel_scope.cancel()
     finally:
         if cache is not None:
@@ -127,7 +129,9 @@ async def _probe(store: OpenStore, config: Config) -> None:
 class _Session:
     """The mount while the kernel knows it."""
 
-    def __init__(self, config: Config, tree: Tree, cache: CacheDirectory) -> None:
+    def __init__(
+        self, config: Config, tree: Tree, cache: CacheDirectory, store: OpenStore, lease: Lease | None
+    ) -> None:
         self._config = config
         self._mountpoint = config.mount.mountpoint
         self._filesystem = tree.filesystem
@@ -135,6 +139,10 @@ class _Session:
         self._index_writer = tree.index_writer
         self._committer = tree.committer
         self._cache = cache
+        self._store = store
+        self._lease = lease
+        self._began_at = trio.current_time()
+        self._complaints = LastComplaint()
         self._operations = FuseOperations(
             tree.filesystem,
             KernelOptions(
@@ -149,12 +157,15 @@ class _Session:
         self._patience = trio.CancelScope()
         self._impatient = False
         self._control = ControlServer(
-            socket_path(self._mountpoint), drain=self._drain, progress=self._progress
+            socket_path(self._mountpoint), drain=self._drain, progress=self._progress, status=self._status
         )
 
     async def run(self, on_ready: Callable[[], None]) -> None:
         """Mount, serve until somebody ends it, and publish what is left."""
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with (
+            trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
+            self._complaints.noted(),
+        ):
             self._mount()
             try:
                 async with trio.open_nursery() as nursery:
@@ -251,6 +262,24 @@ class _Session:
     def _progress(self) -> Progress:
         left = self._publisher.statistics()
         return Progress(pending_inodes=left.pending_inodes + left.leftovers, pending_bytes=left.pending_bytes)
+
+    def _status(self) -> Mapping[str, object]:
+        options, used = self._config.mount, self._store.meter.statistics()
+        return document(
+            Status(
+                url=self._config.store.url,
+                mountpoint=str(self._mountpoint),
+                mode="read-only" if options.read_only else "shared" if options.shared else "default",
+                pid=os.getpid(),
+                uptime_seconds=trio.current_time() - self._began_at,
+                publishing=self._publisher.statistics(),
+                log_place=log_place(self._config),
+                log=self._committer.statistics() if self._committer is not None else None,
+                lease=self._lease.statistics() if self._lease is not None and options.lease else None,
+                requests=Requests(used.requests, used.failures, used.bytes_sent, used.bytes_received),
+                complaint=self._complaints.last,
+            )
+        )
 
     async def _end(self) -> None:
         """Publish what is left after the mount has gone; rescue what cannot be. Raises `MountError` for that."""

@@ -79,6 +79,9 @@ class PublishStatistics:
 
     pending_inodes: int
     pending_bytes: int
+    #: Of the pending ones, those on their way now, and those of which the last attempt failed.
+    running: int
+    failing: int
     leftovers: int
     published: int
     failed: int
@@ -273,6 +276,8 @@ class Publisher:
             pending_bytes=sum(
                 inode.content.unsent.total for inode in self._pending if isinstance(inode, File)
             ),
+            running=len(self._running),
+            failing=sum(inode.state.failure is not None for inode in self._pending),
             leftovers=self._sweeper.count(),
             published=self._published,
             failed=self._failed,

@@ -186,6 +186,11 @@ def _directory(config: Config) -> Path:
     return config.mount.cache_dir / "log" / digest[:16]
 
 
+def log_place(config: Config) -> str:
+    """Return where a mount keeps its log, for people."""
+    return _own_place(config) or "the bucket"
+
+
 def _own_place(config: Config) -> str:
     is_local = isinstance(config.store, BucketStore) and not config.store.ack_after_upload
     return place_on_disk(config) if is_local else IN_BUCKET

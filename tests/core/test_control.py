@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -50,6 +50,9 @@ class Mount:
             raise self.failure
         self.pending = 0
 
+    def status(self) -> Mapping[str, object]:
+        return {"pending": self.pending}
+
     def progress(self) -> Progress:
         if self.progress_failure is not None:
             raise self.progress_failure
@@ -58,7 +61,7 @@ class Mount:
 
 @asynccontextmanager
 async def serving(path: Path, mount: Mount) -> AsyncIterator[ControlServer]:
-    server = ControlServer(path, drain=mount.drain, progress=mount.progress)
+    server = ControlServer(path, drain=mount.drain, progress=mount.progress, status=mount.status)
     async with trio.open_nursery() as nursery:
         await nursery.start(server.serve)
         yield server
@@ -160,6 +163,46 @@ async def test_who_is_connected_is_followed(path: Path) -> None:
                 await returned.wait()
 
 
+async def test_the_status_is_one_line(path: Path) -> None:
+    async with serving(path, Mount()):
+        assert await trio.to_thread.run_sync(ControlClient(MOUNTPOINT).status) == {"pending": 3}
+        assert await talk(path, b"status\n") == b'{"pending": 3}\n'
+
+
+@pytest.mark.parametrize(
+    ("answer", "complaint"), [(b"", "died"), (b'{"pending"', "died"), (None, "timed out")]
+)
+async def test_a_daemon_that_does_not_say_how_it_stands(
+    answer: bytes | None, complaint: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends meanwhile, or it hangs."""
+    monkeypatch.setattr(control, "STATUS_SECONDS", 0.05)
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        told = trio.Event()
+        async with trio.open_nursery() as nursery:
+
+            async def ask_status() -> None:
+                with pytest.raises(ConnectionError, match=complaint):
+                    await trio.to_thread.run_sync(ControlClient(MOUNTPOINT).status)
+                told.set()
+
+            nursery.start_soon(ask_status)
+            connection, _ = await trio.to_thread.run_sync(server.accept)
+            with connection:
+                assert connection.recv(64) == b"status\n"
+                connection.sendall(answer or b"")
+                if answer is None:
+                    await told.wait()
+
+
+async def test_no_daemon_has_a_status(path: Path) -> None:
+    with pytest.raises(ConnectionError, match="no daemon answers for this mount: No such file"):
+        await trio.to_thread.run_sync(ControlClient(MOUNTPOINT).status)
+
+
 async def test_an_end_without_followers_does_not_wait(
     path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
@@ -173,7 +216,8 @@ async def test_a_follower_that_hangs_does_not_keep_the_daemon(
     path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     """It never reads, and its socket is full."""
-    server = ControlServer(path, drain=Mount().drain, progress=Mount().progress)
+    mount = Mount()
+    server = ControlServer(path, drain=mount.drain, progress=mount.progress, status=mount.status)
     ours, theirs = trio.testing.lockstep_stream_pair()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(theirs.send_all, b"follow\n")
@@ -269,7 +313,7 @@ async def test_a_daemon_on_its_way_out_leaves_the_socket_of_the_next_mount(path:
     old, new = Mount(), Mount()
     new.may_drain.set()
     async with trio.open_nursery() as nursery:
-        old_server = ControlServer(path, drain=old.drain, progress=old.progress)
+        old_server = ControlServer(path, drain=old.drain, progress=old.progress, status=old.status)
         scope = trio.CancelScope()
 
         async def serve_old(*, task_status: trio.TaskStatus[None]) -> None:
@@ -312,8 +356,9 @@ async def test_a_directory_that_cannot_be_made_is_one_line(path: Path) -> None:
 
 
 async def refused(path: Path, why: str) -> None:
+    mount = Mount()
     with pytest.raises(MountError, match=why) as caught:
-        await ControlServer(path, drain=Mount().drain, progress=Mount().progress).serve()
+        await ControlServer(path, drain=mount.drain, progress=mount.progress, status=mount.status).serve()
     assert "\n" not in str(caught.value)
 
 

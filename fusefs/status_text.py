@@ -1,0 +1,86 @@
+"""How a mount stands, as lines for people, from the JSON object that its daemon sends (`fusefs.status`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_Document = Mapping[str, Any]
+
+
+def lines(status: _Document) -> Iterator[str]:
+    """Yield what `fusefs status` prints."""
+    yield (
+        f"{status['url']} on {status['mountpoint']}"
+        f" ({status['mode']}, process {status['pid']}, for {duration(status['uptime_seconds'])})"
+    )
+    yield f"unpublished   {_unpublished(status['unpublished'])}"
+    yield f"log           {_log(status['log']) if status['log'] else 'none'}"
+    yield f"lease         {_lease(status['lease']) if status['lease'] else 'none'}"
+    requests = status["requests"]
+    yield (
+        f"requests      {requests['made']:,}, {requests['failed']:,} of them failed;"
+        f" {size(requests['bytes_sent'])} sent, {size(requests['bytes_received'])} received"
+    )
+    warning = status["last_warning"]
+    if warning:
+        yield f"last {warning['level']:<8} {duration(warning['seconds_ago'])} ago: {warning['message']}"
+
+
+def size(count: int) -> str:
+    """Return bytes in three digits or four: "17 bytes", "1.2 MiB"."""
+    if count < 1024:
+        return f"{count} bytes"
+    shown = float(count)
+    for unit in ("KiB", "MiB", "GiB"):
+        shown /= 1024
+        if shown < 1024:
+            return f"{shown:.1f} {unit}"
+    return f"{shown / 1024:.1f} TiB"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in its two largest units: "3.1 s", "2 min 5 s", "26 h 0 min"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def counted(count: int, one: str, many: str) -> str:
+    """Return "1 batch", "2 batches"."""
+    return f"{count:,} {one if count == 1 else many}"
+
+
+def _changes(count: int) -> str:
+    return counted(count, "change", "changes")
+
+
+def _batches(count: int) -> str:
+    return counted(count, "batch", "batches")
+
+
+def _unpublished(left: _Document) -> str:
+    if not left["changes"] and not left["deletions"]:
+        return "nothing"
+    return (
+        f"{_changes(left['changes'])} with {size(left['bytes'])},"
+        f" {counted(left['deletions'], 'deletion', 'deletions')};"
+        f" {left['under_way']:,} under way, {left['failing']:,} failing"
+    )
+
+
+def _log(log: _Document) -> str:
+    there = "empty"
+    if log["batches"]:
+        there = f"{_batches(log['batches'])}, {size(log['bytes'])}, since {duration(log['age_seconds'])}"
+    behind = f"{_changes(log['unlogged_changes'])} with {size(log['unlogged_bytes'])} not in it yet"
+    return f"in {log['place']}: {there}; {behind}, {_batches(log['batches_under_way'])} under way"
+
+
+def _lease(lease: _Document) -> str:
+    if lease["lost"]:
+        return f"term {lease['term']}, lost: {lease['lost']}"
+    state = f"held for another {duration(lease['seconds_left'])}" if lease["held"] else "lapsed"
+    failed = counted(lease["failed_renewals"], "renewal", "renewals")
+    return f"term {lease['term']}, {state}; {failed} failed, {counted(lease['lapses'], 'lapse', 'lapses')}"
