@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
@@ -48,6 +48,8 @@ class Claim:
     log: str
     #: The epoch is no lower, whatever the lease says: somebody may have removed it, and not the logs of its terms.
     at_least_epoch: int = 1
+    #: The last term of which there is a log, by place. Of terms without a lease, no lease has told yet.
+    found: Mapping[str, int] = field(default_factory=dict)
     #: Holders whose process is gone for certain.
     known_dead: Collection[str] = ()
     #: How long to wait for a holder that is alive to give the lease back.
@@ -208,16 +210,22 @@ class _Acquisition:
             term_seconds=claim.term_seconds,
             beat=len(self._attempts) + 1,
             mark=new_mark(),
-            # Of terms in between, without a lease, the log is to be recovered too, and by later ones if not by this.
-            logs=with_log(
-                () if previous is None else previous.logs,
-                claim.log,
-                1 if previous is None else previous.epoch + 1,
-            ),
+            logs=self._logs(previous),
         )
         attempt = _Attempt(record=record, previous=previous, asked_at=self._now())
         self._attempts[record.mark] = attempt
         return attempt
+
+    def _logs(self, previous: LeaseRecord | None) -> tuple[LogPlace, ...]:
+        """Return where there are logs to be recovered, by later terms if not by this one, and where its own will be.
+
+        Of terms in between, without a lease, too.
+        """
+        logs, since_epoch = ((), 1) if previous is None else (previous.logs, previous.epoch + 1)
+        for place, last_epoch in self._claim.found.items():
+            if last_epoch >= since_epoch:
+                logs = with_log(logs, place, since_epoch)
+        return with_log(logs, self._claim.log, since_epoch)
 
     def _landed(self, found: FoundLease | None) -> StoredLease | None:
         """Return the lease if what was found is ours: a write without an answer has taken effect."""

@@ -12,10 +12,11 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import trio
@@ -44,6 +45,8 @@ LEASE_CONNECTIONS: Final = 2
 
 IN_BUCKET: Final = ""
 """The name of the place of a log that is in the mounted prefix itself."""
+
+NOTHING_FOUND: Final[Mapping[str, int]] = MappingProxyType({})
 
 RELEASE_SECONDS: Final = 10.0
 """How long giving the lease back may hold up the end of a mount."""
@@ -76,13 +79,14 @@ async def open_term(
     patience = config.mount.retry_timeout_seconds
     async with _beside(config, store, patience, LOG_CONNECTIONS) as beside, _on_disk(config) as on_disk:
         readers = {IN_BUCKET: LogReader(beside), place_on_disk(config): LogReader(on_disk)}
-        last_epoch = await _last_epoch(config, readers.values())
+        with _as_mount_error(config):
+            found = {place: await reader.last_epoch() for place, reader in readers.items()}
         async with hold_lease(
             config,
             store,
             identity(mount_id, str(config.mount.mountpoint)),
             known_dead=known_dead,
-            at_least_epoch=last_epoch + 1,
+            found=found,
         ) as lease:
             with _as_mount_error(config):
                 old = [
@@ -148,21 +152,26 @@ async def hold_lease(
     identity: Identity,
     *,
     known_dead: Collection[str] = (),
-    at_least_epoch: int = 1,
+    found: Mapping[str, int] = NOTHING_FOUND,
 ) -> AsyncIterator[Lease]:
-    """Take the lease, and have it renewed for the block. Raises `MountError`."""
+    """Take the lease, and have it renewed for the block. `found` is the last term in each place of logs.
+
+    Raises `MountError`.
+    """
     options = config.mount
+    at_least_epoch = max(found.values(), default=0) + 1
     if not options.lease:
         _log.warning("mounted without a lease: nothing keeps another mount from writing the same prefix")
         with _as_mount_error(config):
-            found = await look(store.storage)
-        yield NoLease(at_least_epoch, previous=found.record if found is not None else None)
+            before = await look(store.storage)
+        yield NoLease(at_least_epoch, previous=before.record if before is not None else None)
         return
     claim = Claim(
         identity=identity,
         term_seconds=options.lease_term_seconds,
         log=_own_place(config),
         at_least_epoch=at_least_epoch,
+        found=found,
         known_dead=known_dead,
     )
     patience = longest_call_seconds(options.lease_term_seconds)
@@ -211,11 +220,6 @@ async def _on_disk(config: Config) -> AsyncIterator[ObjectStorage]:
     finally:
         with trio.CancelScope(shield=True):
             await storage.aclose()
-
-
-async def _last_epoch(config: Config, readers: Iterable[LogReader]) -> int:
-    with _as_mount_error(config):
-        return max([await reader.last_epoch() for reader in readers])
 
 
 @contextmanager

@@ -232,7 +232,7 @@ async def open_tree(
     options = options or TreeOptions()
     clock = TrioTime()
     stage = Stage(directory / "stage", max_open_files=options.max_open_stage_files)
-    with _bare_failures():
+    with bare_failures():
         async with trio.open_nursery() as nursery:
             old, log = await _begin_log(storage, options)
             tree = _build(storage, stage, directory / "kept", clock, nursery, log, options)
@@ -345,7 +345,7 @@ async def _recover(tree: Tree, old: OldLog, log: Committer, options: TreeOptions
 
 
 @contextmanager
-def _bare_failures() -> Iterator[None]:
+def bare_failures() -> Iterator[None]:
     """Take the group off a failure that is alone in it: it is the test's own."""
     try:
         yield
