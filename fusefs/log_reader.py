@@ -174,7 +174,8 @@ class LogReader:
         seal = await self._first_seal(epoch, sizes)
         runs = _runs([sequence for sequence in sorted(sizes) if seal is None or sequence < seal])
         log = OldLog(reader=self, keys=[key for key, _ in objects])
-        end = runs[-1][-1] + 1 if runs else 1
+        # Where nothing counts, nothing that arrives late may: the first place that is free, and not the last.
+        end = runs[0][-1] + 1 if runs and runs[0][0] == 1 else 1
         for run in reversed(runs):
             last = await self._last_commit(epoch, run)
             if last is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Final
 
 import pytest
@@ -139,6 +140,31 @@ async def test_a_writer_that_is_quicker_than_the_seal() -> None:
 async def test_nothing_but_parts_of_a_batch() -> None:
     storage = MemoryStorage()
     await put(storage, (1, 2), (1, 1))
+    assert counting(await find(storage)) == []
+
+
+@pytest.mark.parametrize(
+    ("there", "late"),
+    [((2,), 1), ((2, 3), 1), ((3,), 2), ((3, 5), 1), ((2, 4), 3)],
+)
+async def test_where_nothing_counts_nothing_that_arrives_late_does(there: tuple[int, ...], late: int) -> None:
+    """The first batches of a term were on their way when it was ended, and later ones were there."""
+    storage = MemoryStorage()
+    for number in there:
+        await put(storage, (1, number))
+    assert counting(await find(storage)) == []
+    with suppress(PreconditionFailed):
+        await put(storage, (1, late))
+    assert counting(await find(storage)) == []
+
+
+async def test_a_late_end_of_what_was_begun() -> None:
+    storage = MemoryStorage()
+    await put(storage, (1, 1), flags=CONTINUED)
+    await put(storage, (1, 3))
+    assert counting(await find(storage)) == []
+    with pytest.raises(PreconditionFailed):
+        await put(storage, (1, 2))
     assert counting(await find(storage)) == []
 
 

@@ -1,0 +1,171 @@
+"""Another mount takes over while requests of the one before are on their way, and arrive afterwards."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from backends.base import iterate_pages
+from backends.intercepted import Verb
+from backends.memory import MemoryStorage
+from fusefs.errno_boundary import errno_of
+from fusefs.errors import LeaseLost
+from fusefs.journal_format import JOURNAL_PREFIX, Position, batch_key
+from fusefs.publisher import PublishOptions
+from fusefs.stored_lease import StoredLease
+from tests.core.leases import TERM, take
+from tests.core.tree import Tree, TreeOptions, open_tree, stored
+from tests.support.faulty import FaultyStorage
+
+NEVER: Final = 1e9
+PUBLISHING: Final = TreeOptions(logged=True)
+LOG_ALONE: Final = replace(PUBLISHING, publish=PublishOptions(delay_seconds=NEVER, interval_seconds=NEVER))
+FIRST_EPOCH: Final = 1
+LOST: Final = os.strerror(errno.EROFS)
+
+
+@dataclass
+class Host:
+    """A mount that holds, or held, the lease."""
+
+    tree: Tree
+    lease: StoredLease
+    #: Its way to the bucket.
+    storage: FaultyStorage
+    outcome: str = "none yet"
+
+    async def fsync(self, handle: int) -> None:
+        """Note what a process is told that has asked for an fsync."""
+        self.outcome = "waits"
+        try:
+            await self.tree.filesystem.fsync(handle)
+        except LeaseLost as error:
+            self.outcome = os.strerror(errno_of(error))
+        else:
+            self.outcome = "done"
+
+
+@asynccontextmanager
+async def host(
+    bucket: MemoryStorage, name: str, directory: Path, options: TreeOptions = LOG_ALONE
+) -> AsyncIterator[Host]:
+    """Mount; the lease is not renewed unless the test has it renewed, as if the process were stopped."""
+    storage = FaultyStorage(bucket)
+    lease = await take(storage, name)
+    async with open_tree(storage, directory / name, replace(options, lease=lease, mount_id=name)) as tree:
+        yield Host(tree, lease, storage)
+
+
+async def batches(bucket: MemoryStorage) -> list[str]:
+    return [info.key async for page in iterate_pages(bucket, JOURNAL_PREFIX) for info in page.objects]
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["goes on", "has ended"])
+async def test_a_batch_that_arrives_late(ends: bool, tmp_path: Path, autojump_clock: MockClock) -> None:
+    """It meets the seal; or, where the new mount has emptied the log, nothing, and counts for nobody all the same."""
+    bucket = MemoryStorage()
+    async with host(bucket, "a", tmp_path) as old, trio.open_nursery() as nursery:
+        handle = await old.tree.create("file")
+        await old.tree.write(handle, 0, b"confirmed")
+        await old.tree.filesystem.fsync(handle)
+        gate = old.storage.hold(Verb.PUT, key=batch_key(Position(FIRST_EPOCH, 2)))
+        await old.tree.write(handle, 0, b"on its way")
+        nursery.start_soon(old.fsync, handle)
+        await gate.reached.wait()
+        async with host(bucket, "b", tmp_path, PUBLISHING if ends else LOG_ALONE) as new:
+            assert await new.tree.read_file("file") == b"confirmed"
+            if ends:
+                await new.tree.publish_all()
+                await trio.sleep(60)
+                assert await batches(bucket) == []
+            gate.open()
+            await wait_all_tasks_blocked()
+            assert old.outcome != "done"
+            nursery.start_soon(old.lease.run)  # it goes on
+            await trio.sleep(2)
+            assert old.outcome == LOST
+            with pytest.raises(LeaseLost):
+                await old.tree.mkdir("another")
+            assert await new.tree.names() == ["file"]
+        async with host(bucket, "c", tmp_path) as last:
+            assert await last.tree.read_file("file") == b"confirmed"
+        nursery.cancel_scope.cancel()
+
+
+async def test_batches_that_arrive_in_another_order(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """The second is there when the term is ended, the first is not: neither counts, whenever it comes."""
+    bucket = MemoryStorage()
+    async with host(bucket, "a", tmp_path) as old, trio.open_nursery() as nursery:
+        first, second = await old.tree.create("first"), await old.tree.create("second")
+        gate = old.storage.hold(Verb.PUT, key=batch_key(Position(FIRST_EPOCH, 1)))
+        nursery.start_soon(old.fsync, first)
+        await gate.reached.wait()
+        await old.tree.write(second, 0, b"bytes")
+        nursery.start_soon(old.fsync, second)
+        await wait_all_tasks_blocked()
+        assert await batches(bucket) == [batch_key(Position(FIRST_EPOCH, 2))]
+        async with host(bucket, "b", tmp_path) as new:
+            assert await new.tree.names() == []
+            gate.open()
+            await wait_all_tasks_blocked()
+            assert old.outcome == LOST
+        async with host(bucket, "c", tmp_path) as last:
+            assert await last.tree.names() == []
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("verb", [Verb.PUT, Verb.DELETE])
+async def test_a_publication_that_arrives_late(verb: Verb, tmp_path: Path, autojump_clock: MockClock) -> None:
+    """It finds another object than it was to replace, or to remove, and leaves it."""
+    bucket = MemoryStorage()
+    await bucket.put("file", b"old")
+    async with host(bucket, "a", tmp_path, PUBLISHING) as old:
+        gate = old.storage.hold(verb, key="file")
+        if verb is Verb.PUT:
+            await old.tree.write_file("file", b"by the first")
+        else:
+            await old.tree.unlink("file")
+        await gate.reached.wait()
+        async with host(bucket, "b", tmp_path, PUBLISHING) as new:
+            await new.tree.write_file("file", b"by the second")
+            await new.tree.publish_all()
+            gate.open()
+            await trio.sleep(60)
+            assert (await stored(bucket))["file"] == b"by the second"
+            assert await new.tree.read_file("file") == b"by the second"
+
+
+async def test_a_host_that_was_suspended(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Its clock has gone on: nothing is confirmed until a renewal has shown that nobody has taken over."""
+    bucket = MemoryStorage()
+    storage = FaultyStorage(bucket)
+    suspended = 0.0
+    lease = await take(storage, "a")
+    lease._now = lambda: trio.current_time() + suspended  # type: ignore[misc]
+    async with (
+        open_tree(storage, tmp_path, replace(LOG_ALONE, lease=lease)) as tree,
+        trio.open_nursery() as nursery,
+    ):
+        old = Host(tree, lease, storage)
+        handle = await tree.create("file")
+        await old.fsync(handle)
+        assert old.outcome == "done"
+        suspended = 10 * TERM
+        await tree.write(handle, 0, b"bytes")
+        nursery.start_soon(old.fsync, handle)
+        await trio.sleep(1)
+        assert old.outcome == "waits"
+        assert len(await batches(bucket)) == 2
+        nursery.start_soon(lease.run)
+        await trio.sleep(1)
+        assert old.outcome == "done"
+        nursery.cancel_scope.cancel()
