@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 from typing import Final
 
@@ -30,7 +31,7 @@ class SmallPartsStorage(MemoryStorage):
 
     def twin(self) -> SmallPartsStorage:
         """Return another store that has what this one has at this moment."""
-        twin = SmallPartsStorage()
+        twin = copy(self)
         twin._objects, twin._keys = dict(self._objects), list(self._keys)
         twin._uploads = {
             each: replace(upload, parts=dict(upload.parts)) for each, upload in self._uploads.items()

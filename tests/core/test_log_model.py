@@ -20,7 +20,9 @@ from trio.testing import MockClock
 from tests.core.history import History, State
 from tests.core.mortal import Death
 from tests.core.small_parts import PART, SmallPartsStorage
-from tests.core.test_log_crash import check, live, look
+from tests.core.test_log_crash import OPTIONS, QUIET_SECONDS, check, live, look
+from tests.core.tree import open_tree
+from tests.core.watching import WatchingStorage
 
 pytestmark = pytest.mark.usefixtures("small_parts")
 
@@ -28,6 +30,9 @@ NAMES: Final = ("a", "b", "c", "d", "e")
 PATHS: Final = (*NAMES, *(f"{directory}/{name}" for directory in NAMES[:3] for name in NAMES[:3]))
 MOUNTS: Final = 6
 WALKS: Final = 60
+#: Walks in which a mount begins after every call that changes the bucket: fewer, because they make as many.
+WATCHED: Final = 16
+WATCHED_STEPS: Final = 100
 #: Walks in which a recovery once had wrong bytes or attributes, or did not end.
 FOUND: Final = (1112, 1327, 1468, 1516, 1549, 1571, 1787, 1866, 1884, 2125, 3571, 4847, 6464)
 
@@ -101,6 +106,23 @@ def _is_free(state: State, path: str) -> bool:
 
 def _is_within(path: str, other: str) -> bool:
     return path.startswith(f"{other}/") or other.startswith(f"{path}/")
+
+
+@pytest.mark.parametrize("seed", range(WATCHED))
+async def test_the_log_is_ahead_of_the_bucket(
+    seed: int, tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is published, and nothing deleted, that the log does not tell of: after each single call."""
+    caplog.set_level(logging.CRITICAL)
+    storage, history = SmallPartsStorage(), History({})
+    watching = WatchingStorage(storage, history, tmp_path / "looks")
+    async with open_tree(watching, tmp_path / "mount", OPTIONS) as tree:
+        history.attend(tree)
+        await Walk(Random(seed), WATCHED_STEPS)(history)
+        await tree.publish_all()
+        await trio.sleep(QUIET_SECONDS)
+    assert watching.violations == []
+    assert watching.looks > 5
 
 
 @pytest.mark.parametrize("seed", [*range(WALKS), *FOUND])
