@@ -1,0 +1,87 @@
+"""The loss of a mount that recovers: at every call of its recovery, and of the publications that follow.
+
+What is to be recovered is all in the log, and in parts of uploads that nobody has completed: the mount before has
+published nothing since. Whoever comes after the one that recovers finds the same, and so does the one after that.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Final
+
+import pytest
+from trio.testing import MockClock
+
+from fusefs.publisher import PublishOptions
+from tests.core.history import History
+from tests.core.mortal import Death, MortalStorage
+from tests.core.small_parts import SmallPartsStorage
+from tests.core.test_log_crash import OPTIONS, SCENARIOS, bucket, check, live, look
+from tests.core.tree import open_tree
+
+pytestmark = pytest.mark.usefixtures("small_parts")
+
+NEVER: Final = 1e9
+LOG_ALONE: Final = replace(OPTIONS, publish=PublishOptions(delay_seconds=NEVER, interval_seconds=NEVER))
+#: Of one kind each: names, directories, bytes of all sources, objects without a name, circles.
+RECOVERED: Final = (
+    "replace by rename",
+    "cut and grow",
+    "rename a directory",
+    "remove while open",
+    "swap",
+    "stream",
+    "cut a stream",
+    "stream over what is published",
+)
+
+
+async def crashed(name: str, where: Path) -> tuple[SmallPartsStorage, History]:
+    """Return a bucket as a mount leaves it that has done a scenario, and was lost when the log had all of it."""
+    storage, history = await bucket(SCENARIOS[name])
+    mortal = MortalStorage(storage)
+    async with open_tree(mortal, where, LOG_ALONE) as tree:
+        history.attend(tree)
+        await SCENARIOS[name].act(history)
+        await history.commit()
+        mortal.die()
+    return storage, history
+
+
+@pytest.mark.parametrize("death", [Death.CALL_LOST, Death.ANSWER_LOST])
+@pytest.mark.parametrize("name", RECOVERED)
+async def test_a_recovery_may_die_at_every_call(
+    name: str, death: Death, tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    storage, history = await crashed(name, tmp_path / "lost")
+    for call in count(1):
+        twin, same = storage.twin(), History({})
+        same.resume(history.states[-1])
+        has_died = await live(twin, same, look, call, death, tmp_path / f"{call}")
+        try:
+            await check(twin, same, tmp_path / f"{call}-next")
+        except BaseException as error:
+            error.add_note(f"the recovery has died at call {call}")
+            raise
+        if not has_died:
+            assert call > 8
+            return
+
+
+@pytest.mark.parametrize("name", RECOVERED)
+async def test_one_recovery_after_the_other_dies(
+    name: str, tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each a call later than the one before, on what that one has left."""
+    caplog.set_level(logging.CRITICAL)
+    storage, history = await crashed(name, tmp_path / "lost")
+    same = History({})
+    same.resume(history.states[-1])
+    for call in count(1):
+        if not await live(storage, same, look, call, Death.ANSWER_LOST, tmp_path / f"{call}"):
+            break
+    await check(storage, same, tmp_path / "last")

@@ -1,0 +1,82 @@
+"""The memory that a recovery takes does not depend on how long the log is."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+from typing import Final
+
+from trio.testing import MockClock
+
+from backends.base import MIB, RangeResult
+from backends.memory import MemoryStorage
+from fusefs.journal_format import (
+    JOURNAL_PREFIX,
+    Batch,
+    ContentRecord,
+    InodeRecord,
+    Position,
+    Written,
+    batch_key,
+    encode,
+    position_of,
+)
+from tests.core.tree import TreeOptions, open_tree
+
+BATCH_SIZE: Final = 8 * MIB
+BATCHES: Final = 128
+FILE_SIZE: Final = 16 * MIB
+STAND_IN: Final = b"made up when it is read"
+
+
+class MadeUpLog(MemoryStorage):
+    """A log of `BATCHES` batches, each of which is made when it is asked for."""
+
+    async def fill(self) -> None:
+        for sequence in range(1, BATCHES + 1):
+            await self.put(batch_key(Position(1, sequence)), STAND_IN)
+
+    async def get_range(
+        self, key: str, start: int = 0, length: int | None = None, *, if_match: str | None = None
+    ) -> RangeResult:
+        found = await super().get_range(key, start, length, if_match=if_match)
+        position = position_of(key) if key.startswith(JOURNAL_PREFIX) else None
+        if position is None or found.data != STAND_IN:
+            return found
+        data = encode(_batch(position))
+        return RangeResult(data=data, etag=found.etag, object_size=len(data))
+
+
+def _batch(position: Position) -> Batch:
+    start = position.sequence * BATCH_SIZE % FILE_SIZE
+    content = ContentRecord(
+        size=FILE_SIZE, written=(Written(start, position.sequence.to_bytes(1) * BATCH_SIZE),)
+    )
+    record = InodeRecord(
+        log_id="1f-1",
+        number=7,
+        path=(b"hot",),
+        metadata={"mode": str(0o100644)},
+        content=content,
+    )
+    return Batch(position=position, cutoff=Position(1, 1), records=(record,))
+
+
+async def test_a_gibibyte_of_log(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """1 GiB that tells of one file of 16 MiB, which is what is left of it on the local disk. Of memory it takes some
+    copies of a batch: the test's own, the store's, and what is decoded.
+    """
+    storage = MadeUpLog()
+    await storage.fill()
+    tracemalloc.start()
+    try:
+        async with open_tree(storage, tmp_path, TreeOptions(logged=True)) as tree:
+            _, peak = tracemalloc.get_traced_memory()
+            expected = (BATCHES.to_bytes(1), (BATCHES - 1).to_bytes(1))
+            handle = await tree.open("hot")
+            assert await tree.filesystem.read(handle, 0, 1) == expected[0]
+            assert await tree.filesystem.read(handle, FILE_SIZE - 1, 1) == expected[1]
+    finally:
+        tracemalloc.stop()
+    assert BATCHES * BATCH_SIZE == 1024 * MIB
+    assert peak < 6 * BATCH_SIZE
