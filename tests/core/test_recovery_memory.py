@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import tracemalloc
 from pathlib import Path
 from typing import Final
 
+import pytest
 from trio.testing import MockClock
 
 from backends.base import MIB, RangeResult
@@ -62,10 +64,13 @@ def _batch(position: Position) -> Batch:
     return Batch(position=position, cutoff=Position(1, 1), records=(record,))
 
 
-async def test_a_gibibyte_of_log(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_a_gibibyte_of_log(
+    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
     """1 GiB that tells of one file of 16 MiB, which is what is left of it on the local disk. Of memory it takes some
-    copies of a batch: the test's own, the store's, and what is decoded.
+    copies of a batch: the test's own, the store's, and what is decoded. How far it is, the log says.
     """
+    caplog.set_level(logging.INFO)
     storage = MadeUpLog()
     await storage.fill()
     tracemalloc.start()
@@ -80,3 +85,4 @@ async def test_a_gibibyte_of_log(tmp_path: Path, autojump_clock: MockClock) -> N
         tracemalloc.stop()
     assert BATCHES * BATCH_SIZE == 1024 * MIB
     assert peak < 6 * BATCH_SIZE
+    assert f"read 100 of {BATCHES} batches of the log" in caplog.text

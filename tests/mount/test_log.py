@@ -82,6 +82,35 @@ def test_the_next_mount_has_everything(new_mount: NewMount, bucket: Bucket) -> N
     assert bucket.log_size() == 0
 
 
+def test_every_way_to_ask_for_durability(new_mount: NewMount, bucket: Bucket) -> None:
+    """Writes with O_SYNC and O_DSYNC, fdatasync, and fsync of a directory: all that returned is there after a crash."""
+    mount = new_mount().mount(
+        "--publish-interval", "1 h", "--publish-delay", "1 h", "--commit-interval", "1 h"
+    )
+    descriptors = []
+    for name, flags in (("sync", os.O_SYNC), ("dsync", os.O_DSYNC), ("fdatasync", 0)):
+        descriptors.append(os.open(mount.path / name, os.O_WRONLY | os.O_CREAT | flags))
+        for number in range(3):
+            before = bucket.log_size()
+            os.pwrite(descriptors[-1], name.encode() * 100, 5_000 * number)
+            if not flags:
+                os.fdatasync(descriptors[-1])
+            assert bucket.log_size() >= before + 100 * len(name)
+    (mount.path / "d").mkdir()
+    descriptors.append(os.open(mount.path, os.O_RDONLY))
+    os.fsync(descriptors[-1])
+    mount.kill()
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    mount.mount_cold()
+    for name in ("sync", "dsync", "fdatasync"):
+        data = (mount.path / name).read_bytes()
+        assert len(data) == 10_000 + 100 * len(name)
+        assert all(data[start:].startswith(name.encode() * 100) for start in (0, 5_000, 10_000))
+    assert (mount.path / "d").is_dir()
+
+
 def test_fsync_on_a_shared_mount(new_mount: NewMount, bucket: Bucket) -> None:
     """On a shared mount there is no log: fsync returns when the object is in the bucket under its name."""
     mount = new_mount(None, "--shared").mount()
