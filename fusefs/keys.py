@@ -19,6 +19,7 @@ there to be read, removed and renamed, and are never given to a new entry.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 from backends.base import S3_LIMITS
@@ -34,6 +35,9 @@ _BYTES: Final = "%bytes-"
 _KEY: Final = "%key-"
 _FILE: Final = "%file-"
 _MARKS: Final = (_BYTES, _KEY, _FILE)
+
+_REMEMBERED: Final = 4_096
+"""Segments that are kept: the key of a path is made anew whenever it is needed, mostly of the same directories."""
 
 _ESCAPE: Final = re.compile(rb"%([0-9A-F]{2})")
 
@@ -64,6 +68,7 @@ def join(directory_key: str, name: bytes, *, max_length: int = S3_LIMITS.max_key
     return key
 
 
+@lru_cache(_REMEMBERED)
 def segment_of(name: bytes) -> str:
     """Return the segment that a name has in a key."""
     if name.startswith(_FILE.encode()):

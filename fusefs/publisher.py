@@ -355,12 +355,14 @@ class Publisher:
     def _start_publications(self, nursery: trio.Nursery) -> None:
         while self._due and len(self._running) < self._options.workers:
             inode = self._due.popleft()
+            if inode in self._running or self._new_directory_above(inode) is not None:
+                self._parked.append(inode)
+                continue
             target = self._placement.target(inode)
             if (
-                inode in self._running
-                or self._is_busy(self._keys(inode, target).union(directories_of(target or "")))
+                self._is_busy(self._keys(inode, target).union(directories_of(target or "")))
                 or (target is not None and self._waits_for_name(target))
-                or self._waits_for_directory(inode)
+                or self._waits_for_what_is_below(inode, target)
             ):
                 self._parked.append(inode)
                 continue
@@ -455,15 +457,12 @@ class Publisher:
             return False
         return all(inode.state.failure is None for inode in departing)
 
-    def _waits_for_directory(self, inode: Inode) -> bool:
-        """Return whether a new directory's object and one below it would be on their way at once."""
-        if self._new_directory_above(inode) is not None:
-            return True
-        if not self._is_new_directory(inode):
+    def _waits_for_what_is_below(self, inode: Inode, target: str | None) -> bool:
+        """Return whether something below a new directory is on its way, which is not written by itself then."""
+        if target is None or not self._is_new_directory(inode):
             return False
-        prefix = self._placement.target(inode)
         busy = self._sweeper.busy.union(*self._running.values())
-        return prefix is not None and any(key.startswith(prefix) for key in busy)
+        return any(key.startswith(target) for key in busy)
 
     def _new_directory_above(self, inode: Inode) -> Directory | None:
         """Return a directory above whose object is new and due; one that cannot be written is not waited for."""
