@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 
 from tests.support.bucket import Bucket
+from tests.support.distant import Distance
 from tests.support.mounts import Mount
 from tests.support.seaweedfs import READER_SECRET_KEY, SECRET_KEY, SeaweedFS
 
@@ -63,3 +64,16 @@ def new_mount(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[NewMou
 def mount(new_mount: NewMount) -> Mount:
     """The test's prefix of the S3 server, mounted in the background."""
     return new_mount().mount()
+
+
+@pytest.fixture
+def distance(s3_server: SeaweedFS) -> Iterator[Distance]:
+    """A way to the S3 server that is 20 ms long."""
+    with Distance(s3_server.endpoint) as distance:
+        yield distance
+
+
+@pytest.fixture
+def far_mount(new_mount: NewMount, distance: Distance) -> Mount:
+    """The test's prefix, mounted from afar."""
+    return new_mount(None, "--endpoint", distance.endpoint).mount()

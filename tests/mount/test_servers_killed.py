@@ -22,7 +22,6 @@ from tests.support.distant import Distance
 from tests.support.mounts import Mount, wait_until
 from tests.support.postgresql import PostgreSQL
 from tests.support.redis_server import content_of, load_redis, redis_server
-from tests.support.seaweedfs import SeaweedFS
 
 
 @pytest.fixture
@@ -31,19 +30,6 @@ def tmp_path() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="fusefs-servers-") as directory:
         Path(directory).chmod(0o755)
         yield Path(directory)
-
-
-@pytest.fixture
-def distance(s3_server: SeaweedFS) -> Iterator[Distance]:
-    """The way to the S3 server."""
-    with Distance(s3_server.endpoint) as distance:
-        yield distance
-
-
-@pytest.fixture
-def mount(new_mount: NewMount, distance: Distance) -> Mount:
-    """The test's prefix, mounted from afar."""
-    return new_mount(None, "--endpoint", distance.endpoint).mount()
 
 
 # PostgreSQL
@@ -102,12 +88,12 @@ def _has(committed: list[str], count: int) -> bool:
 # Redis
 
 
-def test_redis_waits_for_the_store(mount: Mount, distance: Distance, tmp_path: Path) -> None:
+def test_redis_waits_for_the_store(far_mount: Mount, distance: Distance, tmp_path: Path) -> None:
     """With `appendfsync always`, a SET waits while the store is not there, and what was answered before, then and
     after that is there when Redis, the daemon and the cache are lost.
     """
     log = tmp_path / "redis.log"
-    with redis_server(mount.path, "always", log) as (client, process):
+    with redis_server(far_mount.path, "always", log) as (client, process):
         expected = load_redis(client, 30, 10, "before")
         distance.cut()
         with ThreadPoolExecutor(1) as thread:
@@ -120,9 +106,9 @@ def test_redis_waits_for_the_store(mount: Mount, distance: Distance, tmp_path: P
             expected |= answer.result(timeout=60)
         expected |= load_redis(client, 30, 10, "after")
         process.kill()
-        mount.kill()
-    mount.mount_cold()
-    with redis_server(mount.path, "always", log) as (client, _):
+        far_mount.kill()
+    far_mount.mount_cold()
+    with redis_server(far_mount.path, "always", log) as (client, _):
         assert content_of(client) == expected
 
 
@@ -143,19 +129,19 @@ while True:
 
 
 @pytest.mark.parametrize("journal", ["wal", "delete"])
-def test_sqlite_loses_nothing_committed_with_the_host(mount: Mount, journal: str) -> None:
+def test_sqlite_loses_nothing_committed_with_the_host(far_mount: Mount, journal: str) -> None:
     """With `synchronous = FULL`, all that was committed is there, but for what SQLite itself does not sync: in DELETE
     mode that is the removal of the last transaction's journal.
     """
-    path = mount.path / "database.sqlite"
+    path = far_mount.path / "database.sqlite"
     command = [sys.executable, "-c", _WRITER, str(path), journal]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None
         committed = [int(writer.stdout.readline()) for _ in range(40)]
         writer.kill()
-        mount.kill()
+        far_mount.kill()
         committed += [int(line) for line in writer.stdout]
-    mount.mount_cold()
+    far_mount.mount_cold()
     with closing(sqlite3.connect(path)) as connection:
         found = [number for (number,) in connection.execute("SELECT number FROM entries ORDER BY number")]
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]

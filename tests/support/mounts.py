@@ -162,6 +162,16 @@ class Mount:
         self.wait_for_end()
         detach(self.path)
 
+    def die_mounting(self, reached: Callable[[], object]) -> None:
+        """Mount with an empty cache, and end that by SIGKILL once `reached`, be it mounted by then or not."""
+        self._caches += 1
+        command = self.mount_command("--foreground")
+        with subprocess.Popen(command, env=self.environment, stdin=subprocess.DEVNULL) as process:
+            wait_until(lambda: reached() or process.poll() is not None, "the moment to die", seconds=60)
+            process.kill()
+        if self.is_mounted:
+            detach(self.path)
+
     def discard(self) -> None:
         """Take the mount away, whatever state it is in, and all that it had on disk."""
         for pid in list(self._daemons()):
