@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -51,6 +52,15 @@ class Bucket:
         return sum(
             size for key, size in self.sizes(housekeeping=True).items() if key.startswith(JOURNAL_PREFIX)
         )
+
+    def log_holds(self, data: bytes) -> bool:
+        """Whether a batch of the log carries these bytes."""
+        for key in self.sizes(housekeeping=True):
+            if key.startswith(JOURNAL_PREFIX):
+                with suppress(ClientError):  # it may have been trimmed since it was listed
+                    if data in self.read(key):
+                        return True
+        return False
 
     def read(self, key: str) -> bytes:
         return self.client.get_object(Bucket=self.name, Key=self.prefix + key)["Body"].read()
