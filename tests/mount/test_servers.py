@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.bucket import Bucket
+from tests.support.git import Repository
 from tests.support.mounts import Mount, wait_until
 from tests.support.redis_server import content_of, load_redis, redis_server
 from tests.support.servers import answers, free_port, program, running
@@ -201,30 +202,9 @@ def assert_whole(path: Path, count: int) -> None:
 def test_git(mount: Mount, tmp_path: Path) -> None:
     """A repository with 200 files is whole, and its working tree clean, before and after a remount."""
     work = mount.path / "repository"
-    home = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(tmp_path),
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_AUTHOR_NAME": "a",
-        "GIT_AUTHOR_EMAIL": "a@example.com",
-        "GIT_COMMITTER_NAME": "a",
-        "GIT_COMMITTER_EMAIL": "a@example.com",
-    }
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            [program("git"), "-C", str(work), *arguments],
-            capture_output=True,
-            text=True,
-            env=home,
-            check=False,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    work.mkdir()
-    git("init", "--quiet")
+    repository = Repository(work, tmp_path)
+    git = repository.git
+    repository.init()
     for number in range(200):
         path = work / f"directory{number % 10}" / f"file{number}"
         path.parent.mkdir(exist_ok=True)

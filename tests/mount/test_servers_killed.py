@@ -1,4 +1,4 @@
-"""Databases on a mount whose store is 20 ms away lose server, daemon and cache at once: what was committed is there."""
+"""Servers on a mount whose store is 20 ms away end with daemon and cache at once: what was committed is there."""
 
 from __future__ import annotations
 
@@ -8,20 +8,26 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
 from tests.mount.conftest import NewMount
 from tests.support import postgresql
 from tests.support.distant import Distance
+from tests.support.git import Repository
 from tests.support.mounts import Mount, wait_until
 from tests.support.postgresql import PostgreSQL
 from tests.support.redis_server import content_of, load_redis, redis_server
+
+CLIENTS = 8
+OUTAGE_SECONDS = 3.0
 
 
 @pytest.fixture
@@ -59,14 +65,24 @@ def cluster(for_postgres: Mount, tmp_path: Path) -> Iterator[PostgreSQL]:
     cluster.discard()
 
 
-def test_postgresql_loses_nothing_committed_with_the_host(for_postgres: Mount, cluster: PostgreSQL) -> None:
-    """Eight clients commit; server and daemon are killed, one or the other first, and the next mount has an empty
-    cache: all that a client saw committed is there, whole transactions only, and checksums and amcheck agree.
+def test_postgresql_loses_nothing_committed_with_the_host(
+    for_postgres: Mount, cluster: PostgreSQL, distance: Distance
+) -> None:
+    """Eight clients commit, wait while the store is away or overloaded, and go on; server and daemon are killed, one or
+    the other first, and the next mount has an empty cache: all that a client saw committed is there, whole transactions
+    only, and checksums and amcheck agree.
     """
     committed: list[str] = []
-    for first, second in ((cluster.kill, for_postgres.kill), (for_postgres.kill, cluster.kill)):
-        with cluster.clients(8) as new:
+    for outage, first, second in (
+        (distance.cut, cluster.kill, for_postgres.kill),
+        (distance.overload, for_postgres.kill, cluster.kill),
+    ):
+        with cluster.clients(CLIENTS) as new:
             wait_until(partial(_has, new, 300), "commits")
+            outage()
+            _assert_waits(new, CLIENTS)
+            distance.mend()
+            wait_until(partial(_has, new, len(new) + 300), "commits after the outage")
             first()
             second()
         committed += new
@@ -81,8 +97,15 @@ def test_postgresql_loses_nothing_committed_with_the_host(for_postgres: Mount, c
     cluster.run("pg_checksums", "--check")
 
 
-def _has(committed: list[str], count: int) -> bool:
+def _has(committed: list[Any], count: int) -> bool:
     return len(committed) >= count
+
+
+def _assert_waits(committed: list[Any], clients: int) -> None:
+    """Each client may have one more answer on its way, and gets no other."""
+    there = len(committed)
+    with pytest.raises(AssertionError, match="in vain"):
+        wait_until(partial(_has, committed, there + clients + 1), "commits", seconds=OUTAGE_SECONDS)
 
 
 # Redis
@@ -147,3 +170,65 @@ def test_sqlite_loses_nothing_committed_with_the_host(far_mount: Mount, journal:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     assert found == list(range(1, len(found) + 1))
     assert len(found) >= len(committed) - (journal == "delete")
+
+
+def test_sqlite_waits_for_the_store(far_mount: Mount, distance: Distance) -> None:
+    """A commit waits while the store is away or overloaded, and none fails: they go on, and are there when writer,
+    daemon and cache are lost.
+    """
+    path = far_mount.path / "database.sqlite"
+    committed: list[int] = []
+    with subprocess.Popen(
+        [sys.executable, "-c", _WRITER, str(path), "wal"], stdout=subprocess.PIPE, text=True
+    ) as writer:
+        reading = threading.Thread(target=_read_numbers, args=(writer.stdout, committed))
+        reading.start()
+        try:
+            for outage in (distance.cut, distance.overload):
+                wait_until(partial(_has, committed, len(committed) + 20), "commits")
+                outage()
+                _assert_waits(committed, 1)
+                distance.mend()
+            wait_until(partial(_has, committed, len(committed) + 20), "commits after the outages")
+        finally:
+            writer.kill()
+            far_mount.kill()
+            reading.join()
+    far_mount.mount_cold()
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        (found,) = connection.execute("SELECT count(*) FROM entries").fetchone()
+    assert found >= len(committed)
+
+
+def _read_numbers(lines: IO[str], numbers: list[int]) -> None:
+    numbers.extend(int(line) for line in lines)
+
+
+# git
+
+
+def test_git_loses_nothing_committed_with_the_host(far_mount: Mount, tmp_path: Path) -> None:
+    """With `core.fsync = all`, every commit that was done is whole, and in its branch, but for what git itself does not
+    sync: the rename of the branch's last value to its name.
+    """
+    repository = Repository(far_mount.path / "repository", tmp_path)
+    repository.init()
+    repository.git("config", "core.fsync", "all")
+
+    def git_first(kill_git: Callable[[], None]) -> None:
+        kill_git()
+        far_mount.kill()
+
+    def daemon_first(kill_git: Callable[[], None]) -> None:
+        far_mount.kill()
+        kill_git()
+
+    for name, kill in (("first", git_first), ("second", daemon_first)):
+        committed = repository.commit_until_killed(name, 8, kill)
+        far_mount.mount_cold()
+        repository.git("fsck", "--full", "--strict")
+        in_branch = repository.git("rev-list", "HEAD").split()
+        assert set(in_branch) >= set(committed[:-1])
+        repository.git("cat-file", "-e", f"{committed[-1]}^{{tree}}")
+        repository.remove_locks()

@@ -2,7 +2,7 @@
 
     with Distance(server.endpoint) as distance:
         mount = new_mount(None, "--endpoint", distance.endpoint).mount()
-        distance.cut()
+        distance.cut()          # or distance.overload()
         ...
         distance.mend()
 
@@ -14,12 +14,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
 
 ROUND_TRIP_SECONDS: Final = 0.02
+
+_SLOW_DOWN: Final = (
+    b"HTTP/1.1 503 Slow Down\r\nConnection: close\r\nContent-Type: application/xml\r\nContent-Length: 87\r\n\r\n"
+    b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+)
 
 T = TypeVar("T")
 
@@ -58,15 +63,22 @@ class Distance:
         """Reset all connections, and accept no more; what is on its way is lost."""
         self._run(self._cut())
 
+    def overload(self) -> None:
+        """Reset all connections, and answer every request with 503 from now on."""
+        self._run(self._cut())
+        self._run(self._listen(_Overloaded))
+
     def mend(self) -> None:
-        """Accept connections again, on the same port."""
-        self._run(self._listen())
+        """Pass everything on again, on the same port."""
+        self._run(self._listen(self._accept))
 
     def _run(self, what: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(what, self._loop).result(timeout=10)
 
-    async def _listen(self) -> None:
-        self._server = await self._loop.create_server(self._accept, "127.0.0.1", self._port)
+    async def _listen(self, accept: Callable[[], asyncio.Protocol]) -> None:
+        if self._server is not None:
+            self._server.close()
+        self._server = await self._loop.create_server(accept, "127.0.0.1", self._port)
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def _cut(self) -> None:
@@ -95,6 +107,24 @@ class Distance:
             return
         if near.is_closed:
             far.abort()
+
+
+class _Overloaded(asyncio.Protocol):
+    """A server that has no time: it reads the head of a request, answers, and hangs up."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._received = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        assert self._transport is not None
+        self._received += data
+        if b"\r\n\r\n" in self._received:
+            self._transport.write(_SLOW_DOWN)
+            self._transport.close()
 
 
 class _End(asyncio.Protocol):
