@@ -7,7 +7,8 @@
 
 An object is an inode's own if the log names just that version, or if its metadata carries the inode's log id: the
 mount that died has published it after the last record. It is looked for under every name that the log knows the inode
-by. What else carries the id, under a name that the inode has no more, is left over and to be deleted.
+by. What else carries the id, under a name that the inode has no more, is left over and to be deleted. A directory's
+marker that carries no metadata at all is taken for one that does: some stores keep none of keys that end with a slash.
 
 Nothing that is read here changes the bucket but a completed upload, whose bytes belong to the file either way. So
 whoever is killed in the middle leaves a log that says the same as before.
@@ -104,6 +105,8 @@ class Recovery:
         self._sources = sources
         self._defaults = defaults
         self._looks = trio.CapacityLimiter(LOOKS_AT_ONCE)
+        #: Keys of the markers that the directories of the log have in the end.
+        self._markers: set[str] = set()
 
     async def read(self, logs: Sequence[OldLog]) -> Recovered:
         """Return what is to be done. Raises `LogDamaged`, OSError of the local disk, and what the store raises."""
@@ -129,6 +132,7 @@ class Recovery:
             len(counting),
             len(replay.inodes),
         )
+        self._markers = {key for replayed in replay.inodes.values() for key in _markers_of(replayed)}
         leftovers = {version.key: version for version in replay.leftovers}
         firsts = [replayed for replayed in replay.inodes.values() if replayed.last.link is None]
         await self._for_each(firsts, partial(self._recover, leftovers, recovered))
@@ -263,11 +267,22 @@ class Recovery:
             except NotFound:
                 continue
             own = _own(replayed, info)
+            if own is None and self._may_be_marker_of(replayed, info):
+                own = _Found(Version(info.key, info.etag, info.size), NOWHERE)
             if own is not None:
                 found.append(own)
                 number = list_of(info.metadata or {})
                 replayed.lists.update([number] if number is not None else [])
         return found
+
+    def _may_be_marker_of(self, replayed: Replayed, info: ObjectInfo) -> bool:
+        """Return whether a marker without metadata, which SeaweedFS keeps of none, is taken for the directory's own.
+
+        That is where nothing is to be any more, or just the directory: no bytes are lost with a marker.
+        """
+        if not _is_directory(replayed.last) or info.size or info.metadata:
+            return False
+        return info.key not in self._markers or info.key in _markers_of(replayed)
 
     # Uploads that nobody has completed
 
@@ -458,6 +473,13 @@ def _keys_of(replayed: Replayed, paths: Iterable[tuple[bytes, ...]]) -> list[str
     if _is_directory(replayed.last):
         return [f"{key}/" if key else ROOT_MARKER for key in keys]
     return keys
+
+
+def _markers_of(replayed: Replayed) -> list[str]:
+    """Return the key of the marker that a directory has in the end, if it is one that is there."""
+    if replayed.last.path is None or not _is_directory(replayed.last):
+        return []
+    return _keys_of(replayed, [replayed.last.path])
 
 
 def _own(replayed: Replayed, info: ObjectInfo) -> _Found | None:

@@ -407,6 +407,45 @@ async def test_terms_that_begin_again_with_the_first(
         await check(storage, history, tmp_path / f"{call}-last")
 
 
+class BareMarkers(SmallPartsStorage):
+    """Keeps no metadata of keys that end with a slash, as SeaweedFS does, and is late to say that it has them."""
+
+    async def put(self, key: str, data: Any, **options: Any) -> str:
+        if not key.endswith("/"):
+            return await super().put(key, data, **options)
+        options.pop("metadata", None)
+        etag = await super().put(key, data, **options)
+        await trio.sleep(0.5)
+        return etag
+
+
+async def rename_marked_directories(history: History) -> None:
+    await history.mkdir("old")
+    await history.mkdir("old/below")
+    await history.commit()
+    await trio.sleep(0.2)
+    await history.rename("old", "new")
+    await history.commit()
+    await trio.sleep(0.2)
+    await history.rename("new", "newest")
+    await history.mkdir("old")
+    await history.commit()
+
+
+@pytest.mark.parametrize("death", [Death.CALL_LOST, Death.ANSWER_LOST])
+async def test_markers_that_the_log_does_not_know(
+    death: Death, tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A marker that a directory has left, and that nothing says whose it is, is no directory for the next mount."""
+    caplog.set_level(logging.CRITICAL)
+    for call in count(1):
+        storage, history = BareMarkers(), History({})
+        has_died = await live(storage, history, rename_marked_directories, call, death, tmp_path / f"{call}")
+        await check(storage, history, tmp_path / f"{call}-next")
+        if not has_died:
+            return
+
+
 async def bucket(scenario: Scenario) -> tuple[SmallPartsStorage, History]:
     storage = SmallPartsStorage()
     for key, data in scenario.before.items():
