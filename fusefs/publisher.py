@@ -355,16 +355,16 @@ class Publisher:
     def _start_publications(self, nursery: trio.Nursery) -> None:
         while self._due and len(self._running) < self._options.workers:
             inode = self._due.popleft()
-            if inode in self._running or self._new_directory_above(inode) is not None:
-                self._parked.append(inode)
-                continue
             target = self._placement.target(inode)
-            if (
-                self._is_busy(self._keys(inode, target).union(directories_of(target or "")))
-                or (target is not None and self._waits_for_name(target))
-                or self._waits_for_what_is_below(inode, target)
+            if inode in self._running or self._is_busy(
+                self._keys(inode, target).union(directories_of(target or ""))
             ):
                 self._parked.append(inode)
+                continue
+            if target is not None and (self._waits_for_name(target) or self._waits_for_directory(inode)):
+                self._parked.append(inode)
+                if inode.version is not None and self._waits_for_itself(inode):
+                    self._take_detour(nursery, inode)
                 continue
             self._queued.discard(inode)
             if self._can_wait_until(inode) > trio.current_time():
@@ -385,18 +385,28 @@ class Publisher:
             return
         self._parked.append(inode)
         self._queued.add(inode)
-        detour = self._placement.detour(obstacle)
-        if not self._waits_for_itself(inode):
+        if self._waits_for_itself(inode):
+            self._take_detour(nursery, obstacle)
+        else:
             self._schedule(obstacle, trio.current_time())
-        elif obstacle not in self._running and not self._is_busy({detour}):
-            self._begin(nursery, obstacle, detour)
+
+    def _take_detour(self, nursery: trio.Nursery, inode: Inode) -> None:
+        """Let an inode's object wait elsewhere, so that a circle is none any more."""
+        detour = self._placement.detour(inode)
+        if inode not in self._running and not self._is_busy(self._keys(inode, detour)):
+            self._begin(nursery, inode, detour)
 
     def _has_to_wait_for_first(self, alias: Alias) -> bool:
-        """Return whether there is no object yet that an alias could be made a copy of, or no newer one."""
+        """Return whether there is no object yet that an alias could be made a copy of, or no newer one.
+
+        One that is about to move is not copied, but on a detour it may be waiting for the alias.
+        """
         inode = alias.of
         if inode in self._pending and alias.reflected_changes <= alias.state.published_changes:
             return True
-        return inode.version is None or self._is_elsewhere(inode)
+        if inode.version is None:
+            return True
+        return self._is_elsewhere(inode) and inode.version.key != self._placement.detour(inode)
 
     def _wait_for_first(self, alias: Alias) -> None:
         """Let an alias wait until its inode has been published; that of an open file may take its time."""
@@ -457,12 +467,15 @@ class Publisher:
             return False
         return all(inode.state.failure is None for inode in departing)
 
-    def _waits_for_what_is_below(self, inode: Inode, target: str | None) -> bool:
-        """Return whether something below a new directory is on its way, which is not written by itself then."""
-        if target is None or not self._is_new_directory(inode):
+    def _waits_for_directory(self, inode: Inode) -> bool:
+        """Return whether a new directory's object and one below it would be on their way at once."""
+        if self._new_directory_above(inode) is not None:
+            return True
+        if not self._is_new_directory(inode):
             return False
+        prefix = self._placement.target(inode)
         busy = self._sweeper.busy.union(*self._running.values())
-        return any(key.startswith(target) for key in busy)
+        return prefix is not None and any(key.startswith(prefix) for key in busy)
 
     def _new_directory_above(self, inode: Inode) -> Directory | None:
         """Return a directory above whose object is new and due; one that cannot be written is not waited for."""

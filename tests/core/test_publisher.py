@@ -838,3 +838,58 @@ async def test_a_file_goes_into_the_new_directory_that_takes_its_name(
             await tree.publish_all()
         markers = {"x/": b"", "x/d/": b""} if "d" in name else {"x/": b""}
         assert await stored(storage, ours=True) == {**markers, name: b"bytes"}
+
+
+# Circles: who waits for a name that a directory still has, and is what is left of the directory
+
+
+async def test_a_file_takes_the_name_of_the_directory_that_it_was_in(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    storage = TreeStorage()
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.mkdir("e")
+        await tree.write_file("e/file", b"bytes")
+        await tree.publish_all()
+        await tree.rename("e/file", "away")
+        await tree.rmdir("e")
+        await tree.rename("away", "e")
+        with trio.fail_after(10):
+            await tree.publish_all()
+        assert await stored(storage, ours=True) == {"e": b"bytes"}
+
+
+async def test_two_files_take_the_names_of_each_others_directories(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    storage = TreeStorage()
+    async with open_tree(storage, tmp_path) as tree:
+        for name in ("e", "f"):
+            await tree.mkdir(name)
+            await tree.write_file(f"{name}/file", name.encode())
+        await tree.publish_all()
+        for name in ("e", "f"):
+            await tree.rename(f"{name}/file", f"from-{name}")
+            await tree.rmdir(name)
+        await tree.rename("from-e", "f")
+        await tree.rename("from-f", "e")
+        with trio.fail_after(10):
+            await tree.publish_all()
+        assert await stored(storage, ours=True) == {"e": b"f", "f": b"e"}
+
+
+async def test_a_file_with_two_names_takes_that_of_their_directory(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Its object waits for the other name's to leave, which is made of it."""
+    storage = TreeStorage()
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.mkdir("e")
+        await tree.write_file("e/file", b"bytes")
+        await tree.link("e/file", "e/other")
+        await tree.publish_all()
+        await tree.rename("e", "d")
+        await tree.rename("d/file", "e")
+        with trio.fail_after(10):
+            await tree.publish_all()
+        assert await stored(storage) == {"d/": b"", "d/other": b"bytes", "e": b"bytes"}
