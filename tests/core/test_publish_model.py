@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +24,10 @@ from backends.base import KIB, ObjectStorage
 from backends.errors import Unavailable
 from backends.intercepted import InterceptedStorage, Request, T
 from backends.retrying import RetryingStorage
-from fusefs.attributes import to_metadata
 from fusefs.errors import FilesystemError
 from fusefs.filesystem import RENAME_EXCHANGE, AttributeChanges
 from fusefs.inodes import Directory
+from fusefs.link_lists import metadata_of
 from tests.core.small_parts import SmallPartsStorage, tree_options
 from tests.core.tree import Tree, open_tree, stored, stored_metadata
 from tests.support.faulty import FaultyStorage
@@ -57,6 +58,12 @@ class Model:
     def is_file(self, path: str) -> bool:
         return path in self.nodes and self.nodes[path].kind == stat.S_IFREG
 
+    def choices(self, kind: str) -> list[str]:
+        """Return the paths that there are to choose from: of files, entries, or names that are free."""
+        if kind == "free":
+            return [path for path in PATHS if self.may_add(path)]
+        return [path for path in PATHS if (self.is_file(path) if kind == "file" else path in self.nodes)]
+
     def has_parent(self, path: str) -> bool:
         return self.is_directory(path.rpartition("/")[0])
 
@@ -84,8 +91,8 @@ class Model:
         return path in self.nodes and new_path in self.nodes and not related
 
     def move(self, path: str, new_path: str) -> None:
-        if path == new_path:
-            return
+        if self.nodes[path] is self.nodes.get(new_path):
+            return  # two names of one file stay what they are
         self.nodes.pop(new_path, None)
         for other in [path, *self.below(path)]:
             self.nodes[new_path + other[len(path) :]] = self.nodes.pop(other)
@@ -97,6 +104,14 @@ class Model:
             self.move("\0", new_path)
 
 
+@dataclass(frozen=True)
+class Pick:
+    """A path, or an open file, to be chosen when its step comes: most random paths would name nothing."""
+
+    kind: str
+    index: int
+
+
 @dataclass
 class Run:
     """One tree, and the model that it must be equal to."""
@@ -106,6 +121,15 @@ class Run:
     model: Model = field(default_factory=Model)
     handles: dict[int, int] = field(default_factory=dict)
     stamp: int = 0
+
+    def picked(self, argument: object) -> object:
+        """Return the path or slot that a `Pick` stands for now; anything else as it is."""
+        if not isinstance(argument, Pick):
+            return argument
+        among = sorted(self.handles) if argument.kind == "opened" else self.model.choices(argument.kind)
+        if among:
+            return among[argument.index % len(among)]
+        return 0 if argument.kind == "opened" else PATHS[argument.index % len(PATHS)]
 
     async def attempt(self, allowed: bool, call: Coroutine[Any, Any, Any]) -> bool:
         """Make a call that must succeed exactly if the model allows it."""
@@ -199,6 +223,13 @@ class Run:
             self.model.nodes[path] = Node(stat.S_IFLNK, bytearray(target), 0o777)
             await self.tree.symlink(path, target)
 
+    async def link(self, path: str, new_path: str) -> None:
+        node = self.model.nodes.get(path)
+        if node is not None and self.model.has_parent(new_path):
+            allowed = node.kind != stat.S_IFDIR and self.model.may_add(new_path)
+            if await self.attempt(allowed, self.tree.link(path, new_path)):
+                self.model.nodes[new_path] = node
+
     async def unlink(self, path: str) -> None:
         if path in self.model.nodes and await self.attempt(
             not self.model.is_directory(path), self.tree.unlink(path)
@@ -249,7 +280,11 @@ class Run:
         assert await stored(self.tree.storage) == self._expected()
         ours = [key for key in await stored(self.tree.storage, ours=True) if key.startswith(".fusefs/")]
         unlinked = [node for node in self.model.opened.values() if node not in self.model.nodes.values()]
-        assert [key for key in ours if not key.startswith(".fusefs/orphans/")] in ([], [".fusefs/root"])
+        lists = [key for key in ours if key.startswith(".fusefs/links/")]
+        linked = [node for node, names in Counter(map(id, self.model.nodes.values())).items() if names > 1]
+        assert len(lists) == len(linked)
+        rest = [key for key in ours if not key.startswith((".fusefs/orphans/", ".fusefs/links/"))]
+        assert rest in ([], [".fusefs/root"])
         assert len([key for key in ours if key.startswith(".fusefs/orphans/")]) <= len(set(map(id, unlinked)))
         metadata = await stored_metadata(self.tree.storage)
         for path, node in self.model.nodes.items():
@@ -258,7 +293,7 @@ class Run:
             if not isinstance(
                 inode, Directory
             ):  # whose times move with their entries, and that costs no request
-                assert metadata[path] == to_metadata(inode.attributes)
+                assert metadata[path] == metadata_of(inode)
             else:
                 assert metadata[f"{path}/"]["mode"] == str(inode.attributes.mode)
         assert not self.tree.publisher.pending_inodes()
@@ -285,7 +320,15 @@ class Run:
             assert data == self._content(node)
 
 
+def _picked(kind: str) -> st.SearchStrategy[Pick]:
+    return st.builds(Pick, st.just(kind), st.integers(0, len(PATHS) - 1))
+
+
 paths = st.sampled_from(PATHS)
+files = _picked("file")
+entries = _picked("entry")
+free = _picked("free")
+opened = _picked("opened")
 slots = st.integers(0, 3)
 sizes = st.one_of(st.integers(0, 64), st.integers(0, MAX_SIZE))
 
@@ -294,34 +337,35 @@ def _step(name: str, *arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[tu
     return st.tuples(st.just(name), *arguments)
 
 
-steps = st.lists(
-    st.one_of(
-        _step("write_file", paths, sizes),
-        _step("write_file", paths, sizes),
-        _step("open", slots, paths, st.booleans()),
-        _step("write", slots, sizes, sizes),
-        _step("write", slots, sizes, sizes),
-        _step("read", slots, sizes, sizes),
-        _step("truncate", paths, sizes),
-        _step("fsync", slots),
-        _step("close", slots),
-        _step("mkdir", paths),
-        _step("mkdir", st.sampled_from(["d", "e", "d/e", "e/d"])),
-        _step("symlink", paths, st.sampled_from([b"a", b"../x"])),
-        _step("unlink", paths),
-        _step("rmdir", paths),
-        _step("rename", paths, paths),
-        _step("rename", paths, paths),
-        _step("exchange", paths, paths),
-        _step("chmod", paths, st.sampled_from([0o600, 0o755])),
-        _step("touch", paths),
-        _step("evict"),
-        _step("fail", st.integers(1, 6), st.booleans()),
-        _step("wait", st.sampled_from([0.0, 0.01, 0.06, 1.1, 31.0])),
-        _step("settle"),
-    ),
-    max_size=60,
+step = st.one_of(
+    _step("write_file", paths, sizes),
+    _step("write_file", files, sizes),
+    _step("open", slots, paths, st.booleans()),
+    _step("open", slots, files, st.booleans()),
+    _step("write", opened, sizes, sizes),
+    _step("write", opened, sizes, sizes),
+    _step("read", opened, sizes, sizes),
+    _step("truncate", files, sizes),
+    _step("fsync", opened),
+    _step("close", opened),
+    _step("mkdir", paths),
+    _step("mkdir", st.sampled_from(["d", "e", "d/e", "e/d"])),
+    _step("symlink", free, st.sampled_from([b"a", b"../x"])),
+    _step("link", entries, free | paths),
+    _step("unlink", entries),
+    _step("rmdir", entries),
+    _step("rename", entries, paths),
+    _step("rename", entries, entries | free),
+    _step("exchange", entries, entries),
+    _step("chmod", entries, st.sampled_from([0o600, 0o755])),
+    _step("touch", entries),
+    _step("evict"),
+    _step("fail", st.integers(1, 6), st.booleans()),
+    _step("wait", st.sampled_from([0.0, 0.01, 0.06, 1.1, 31.0])),
+    _step("settle"),
 )
+#: Most lists are short where nothing keeps them from it, and a long way finds more.
+steps = st.lists(step, max_size=60) | st.lists(step, min_size=40, max_size=120)
 
 
 class SlowStorage(InterceptedStorage):
@@ -345,7 +389,7 @@ async def _run(directory: Path, work: list[tuple[Any, ...]], latency: float) -> 
     async with open_tree(storage, directory, tree_options()) as tree:
         run = Run(tree, faulty)
         for name, *arguments in work:
-            await getattr(run, name)(*arguments)
+            await getattr(run, name)(*map(run.picked, arguments))
         await run.check_tree()
         await run.settle()
         for slot in list(run.handles):

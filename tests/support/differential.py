@@ -475,6 +475,11 @@ class Differential(RuleBasedStateMachine):
         self.twins.ask(lambda side: rename(side / source, side / to, flags))
         self.twins.compare_file(to)
 
+    @step(source=PATHS, to=PATHS)
+    def link(self, source: str, to: str) -> None:
+        self.twins.ask(lambda side: os.link(side / source, side / to, follow_symlinks=False))
+        self.twins.compare_file(to)
+
     @step(path=PATHS)
     def unlink(self, path: str) -> None:
         self.twins.ask(lambda side: (side / path).unlink())
@@ -545,7 +550,7 @@ class Differential(RuleBasedStateMachine):
         """Somebody else replaces a published file under the mount, which sees it when it lists again."""
         path = self._real_path(path)
         plain = self.twins.plain / path
-        if not plain.is_file() or self._is_open(path):
+        if not plain.is_file() or plain.stat().st_nlink > 1 or self._is_open(path):
             return
         self._replace_by_somebody_else(path, body(content))
         mounted = self.twins.mounted / path
@@ -626,8 +631,9 @@ class Differential(RuleBasedStateMachine):
         return os.path.relpath(os.path.realpath(root / path), root)
 
     def _replace_by_somebody_else(self, path: str, data: bytes) -> None:
-        """Put an object in place of a file that has nothing left to publish."""
-        if (self.twins.plain / path).is_file():
+        """Put an object in place of a file that has nothing left to publish, and no other name."""
+        plain = self.twins.plain / path
+        if plain.is_file() and plain.stat().st_nlink == 1:
             key = f"{self.name}/{path}"
             self.twins.ask(lambda side: (side / path).chmod(0o644))  # what an object without attributes has
             now_ns = time.time_ns()
@@ -637,7 +643,7 @@ class Differential(RuleBasedStateMachine):
                 lambda: self.arena.objects.metadata(key).get("mtime", "").endswith(str(now_ns)[-9:]), key
             )
             self.arena.objects.put(key, data)
-            (self.twins.plain / path).write_bytes(data)
+            plain.write_bytes(data)
             self.twins.forget_times(path)
 
 
