@@ -355,6 +355,9 @@ class Publisher:
     def _start_publications(self, nursery: trio.Nursery) -> None:
         while self._due and len(self._running) < self._options.workers:
             inode = self._due.popleft()
+            if inode not in self._pending:  # it was settled meanwhile
+                self._queued.discard(inode)
+                continue
             target = self._placement.target(inode)
             if inode in self._running or self._is_busy(
                 self._keys(inode, target).union(directories_of(target or ""))
@@ -375,7 +378,7 @@ class Publisher:
                 self._begin(nursery, inode, None)
             elif isinstance(inode, Alias) and self._has_to_wait_for_first(inode):
                 self._wait_for_first(inode)
-            elif inode in self._pending:
+            else:
                 self._begin_or_wait(nursery, inode, target)
 
     def _begin_or_wait(self, nursery: trio.Nursery, inode: Inode, target: str) -> None:
