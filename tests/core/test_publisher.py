@@ -893,3 +893,19 @@ async def test_a_file_with_two_names_takes_that_of_their_directory(
         with trio.fail_after(10):
             await tree.publish_all()
         assert await stored(storage) == {"d/": b"", "d/other": b"bytes", "e": b"bytes"}
+
+
+@pytest.mark.parametrize("storage", [MemoryStorage(), TreeStorage()], ids=["flat", "tree"])
+async def test_a_file_gets_the_name_of_the_directory_that_it_was_in(
+    storage: ObjectStorage, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Its own object is what keeps the name from being free."""
+    await storage.put("x/y/file", b"bytes")
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.rename("x/y/file", "kept")
+        await tree.rmdir("x/y")
+        await tree.rmdir("x")
+        await tree.rename("kept", "x")
+        await tree.publish_all()
+        assert await tree.read_file("x") == b"bytes"
+    assert await stored(storage, ours=True) == {"x": b"bytes"}
