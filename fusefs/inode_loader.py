@@ -111,16 +111,19 @@ class InodeLoader:
         return Special(number=number, attributes=attributes)
 
     async def _load_directory(self, key: str, child: ListedDirectory) -> tuple[Directory, Version | None]:
-        version: Version | None = None
+        number = child.number or number_of_key(key)
         try:
             info = await self._storage.head(key)
-            version = Version(key, info.etag, info.size)
         except NotFound:
-            info = ObjectInfo(key=key, etag="", size=0, last_modified_ns=self._mounted_at_ns)
+            return self.unmarked(number), None
         attributes = self.attributes_of(info, directory=True)
-        number = child.number or number_of_key(key)
-        stored_at_ns = info.last_modified_ns if version is not None else 0
-        return Directory(number=number, attributes=attributes, stored_at_ns=stored_at_ns), version
+        directory = Directory(number=number, attributes=attributes, stored_at_ns=info.last_modified_ns)
+        return directory, Version(key, info.etag, info.size)
+
+    def unmarked(self, number: int) -> Directory:
+        """Return a new inode for a directory of which no object tells."""
+        info = ObjectInfo(key="", etag="", size=0, last_modified_ns=self._mounted_at_ns)
+        return Directory(number=number, attributes=self.attributes_of(info, directory=True), stored_at_ns=0)
 
     def attributes_of(self, info: ObjectInfo, *, directory: bool) -> Attributes:
         """Return what an object's metadata says, or the defaults of the mount."""

@@ -189,6 +189,12 @@ class Namespace:
             number=self._inodes.new_number(), attributes=attributes, listed_at=trio.current_time()
         )
 
+    def new_prefix(self) -> Directory:
+        """Return a directory that is not in the tree yet, as one that is there by what is below it alone."""
+        directory = self._loader.unmarked(self._inodes.new_number())
+        directory.listed_at = trio.current_time()
+        return directory
+
     def new_symlink(self, attributes: Attributes, target: bytes) -> Symlink:
         """Return a symbolic link that is not in the tree yet."""
         return Symlink(number=self._inodes.new_number(), attributes=attributes, target=target)

@@ -14,7 +14,7 @@ import trio
 from fusefs.content import Version
 from fusefs.errors import NoSuchEntry
 from fusefs.inode_loader import InodeLoader
-from fusefs.inodes import Child, Directory, Inode, InodeTable
+from fusefs.inodes import Child, Directory, Inode, InodeTable, number_of_key
 from fusefs.keys import segment_of
 from fusefs.listed import ListedDirectory, ListedEntry
 from fusefs.placement import Placement
@@ -103,7 +103,12 @@ class Resolver:
         return True
 
     async def _resolve_now(self, directory: Directory, name: bytes, child: ListedEntry) -> None:
-        inode, version = await self._loader.load(directory.prefix + segment_of(name), child)
+        key = directory.prefix + segment_of(name)
+        inode: Inode | None
+        if isinstance(child, ListedDirectory) and self._placement.is_departing(f"{key}/"):
+            inode, version = self._loader.unmarked(child.number or number_of_key(f"{key}/")), None
+        else:
+            inode, version = await self._loader.load(key, child)
         if directory.children.get(name) is not child:
             return  # a listing has replaced it meanwhile
         if inode is None:

@@ -78,7 +78,7 @@ class Restoration:
                 with suppress(NoSuchEntry):
                     child = await self._namespace.lookup(directory, name)
             if not isinstance(child, Directory):
-                child = self._namespace.new_directory(directory.attributes)
+                child = self._namespace.new_prefix()
                 directory.attach(name, child)
                 self._inodes.add(child)
                 self._publisher.changed(child)

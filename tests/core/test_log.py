@@ -16,7 +16,7 @@ from backends.intercepted import Verb
 from fusefs import committer, content
 from fusefs.change_log import LOG_KEY
 from fusefs.extents import Extent
-from fusefs.filesystem import AttributeChanges
+from fusefs.filesystem import RENAME_EXCHANGE, AttributeChanges
 from fusefs.journal_format import (
     JOURNAL_PREFIX,
     Batch,
@@ -132,6 +132,25 @@ async def test_a_rename_of_a_directory_is_noted_once_and_in_the_log_whole(
         await tree.publish_all()
     objects = {f"moved/below/{name}": name.encode() for name in names}
     assert await stored(storage) == {"moved/": b"", "moved/below/": b""} | objects
+
+
+async def test_attributes_of_directories_that_no_object_tells_of(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """They are nobody else's: neither those of the directory above, nor of one that had the name before."""
+    storage = SmallPartsStorage()
+    for key in ("a/b/file", "c/b/file", "d/b/file"):
+        await storage.put(key, b"")
+    async with open_tree(storage, tmp_path / "1", options(publishes=True)) as tree:
+        for path, mode in {"a/b": 0o700, "d": 0o711}.items():
+            await tree.filesystem.setattr((await tree.find(path)).number, AttributeChanges(mode=mode))
+        await tree.publish_all()
+        await tree.rename("a", "c", RENAME_EXCHANGE)
+        await tree.rename("d", "e")
+        await tree.log.commit()
+    async with open_tree(storage, tmp_path / "2", options()) as tree:
+        modes = {path: (await tree.find(path)).attributes.mode & 0o777 for path in ("a/b", "c/b", "e", "e/b")}
+        assert modes == {"a/b": 0o755, "c/b": 0o700, "e": 0o711, "e/b": 0o755}
 
 
 async def test_changes_of_what_is_in_the_bucket(autojump_clock: MockClock, tmp_path: Path) -> None:
