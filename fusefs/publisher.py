@@ -115,7 +115,9 @@ class Publisher:
         self._timetable: Timetable[Inode] = Timetable()
         self._due: deque[Inode] = deque()
         self._parked: list[Inode] = []
-        #: Those in `_due` and `_parked`: each is there once.
+        #: Those that are due and wait for the object of a new directory.
+        self._waiting_below: dict[Inode, list[Inode]] = {}
+        #: Those in these three: each is there once.
         self._queued: set[Inode] = set()
         self._running: dict[Inode, set[str]] = {}
         self._wake = trio.Event()
@@ -355,31 +357,42 @@ class Publisher:
     def _start_publications(self, nursery: trio.Nursery) -> None:
         while self._due and len(self._running) < self._options.workers:
             inode = self._due.popleft()
-            if inode not in self._pending:  # it was settled meanwhile
-                self._queued.discard(inode)
-                continue
-            target = self._placement.target(inode)
-            if inode in self._running or self._is_busy(
-                self._keys(inode, target).union(directories_of(target or ""))
-            ):
-                self._parked.append(inode)
-                continue
-            if target is not None and (self._waits_for_name(target) or self._waits_for_directory(inode)):
-                self._parked.append(inode)
-                if inode.version is not None and self._waits_for_itself(inode):
-                    self._take_detour(nursery, inode)
-                continue
+            self._start_or_park(nursery, inode)
+            if inode not in self._queued and inode not in self._running:
+                self._let_go_below(inode)
+
+    def _start_or_park(self, nursery: trio.Nursery, inode: Inode) -> None:
+        if inode not in self._pending:  # it was settled meanwhile
             self._queued.discard(inode)
-            if self._can_wait_until(inode) > trio.current_time():
-                self._schedule(inode, self._can_wait_until(inode))
-            elif target is None and not inode.state.in_doubt:
-                self.released(inode)
-            elif target is None:
-                self._begin(nursery, inode, None)
-            elif isinstance(inode, Alias) and self._has_to_wait_for_first(inode):
-                self._wait_for_first(inode)
-            else:
-                self._begin_or_wait(nursery, inode, target)
+            return
+        target = self._placement.target(inode)
+        directory = self._new_directory_above(inode)
+        if directory is not None:
+            self._waiting_below.setdefault(directory, []).append(inode)
+            return
+        if (
+            inode in self._running
+            or self._is_busy(self._keys(inode, target).union(directories_of(target or "")))
+            or (isinstance(inode, Directory) and self._is_busy_below(inode))
+        ):
+            self._parked.append(inode)
+            return
+        if target is not None and self._waits_for_name(target):
+            self._parked.append(inode)
+            if inode.version is not None and self._waits_for_itself(inode):
+                self._take_detour(nursery, inode)
+            return
+        self._queued.discard(inode)
+        if self._can_wait_until(inode) > trio.current_time():
+            self._schedule(inode, self._can_wait_until(inode))
+        elif target is None and not inode.state.in_doubt:
+            self.released(inode)
+        elif target is None:
+            self._begin(nursery, inode, None)
+        elif isinstance(inode, Alias) and self._has_to_wait_for_first(inode):
+            self._wait_for_first(inode)
+        else:
+            self._begin_or_wait(nursery, inode, target)
 
     def _begin_or_wait(self, nursery: trio.Nursery, inode: Inode, target: str) -> None:
         obstacle = self._placement.obstacle(inode, target)
@@ -470,26 +483,26 @@ class Publisher:
             return False
         return all(inode.state.failure is None for inode in departing)
 
-    def _waits_for_directory(self, inode: Inode) -> bool:
-        """Return whether a new directory's object and one below it would be on their way at once."""
-        if self._new_directory_above(inode) is not None:
-            return True
-        if not self._is_new_directory(inode):
+    def _is_busy_below(self, directory: Directory) -> bool:
+        """Return whether an object below a new directory's is on its way."""
+        prefix = self._placement.target(directory)
+        if prefix is None or not self._is_new_directory(directory):
             return False
-        prefix = self._placement.target(inode)
         busy = self._sweeper.busy.union(*self._running.values())
-        return prefix is not None and any(key.startswith(prefix) for key in busy)
+        return any(key.startswith(prefix) for key in busy)
 
     def _new_directory_above(self, inode: Inode) -> Directory | None:
         """Return a directory above whose object is new and due; one that cannot be written is not waited for."""
         directory = inode.parent
         while directory is not None:
-            if self._is_new_directory(directory) and (
-                directory in self._queued or directory in self._running
-            ):
+            is_due = directory in self._queued or directory in self._running
+            if is_due and self._is_new_directory(directory):
                 return directory
             directory = directory.parent
         return None
+
+    def _let_go_below(self, directory: Inode) -> None:
+        self._due.extendleft(reversed(self._waiting_below.pop(directory, [])))
 
     def _is_new_directory(self, inode: Inode) -> bool:
         return (
@@ -519,6 +532,7 @@ class Publisher:
         if self._placement.target(inode) is None:
             self.released(inode)
         self._attempt_ended(inode)
+        self._let_go_below(inode)
         self._look_again()
 
     def _attempt_ended(self, inode: Inode) -> None:
