@@ -28,7 +28,7 @@ def small_files(arena: Arena) -> None:
     arena.tell("create + write + close of 4 KiB", count / span.seconds, "files/s", span)
     with arena.span() as span:
         arena.system.umount()
-    arena.tell("  and the unmount after it", span.seconds, "s", span)
+    arena.tell("unmount with small files pending", span.seconds, "s", span)
     for number in {0, count - 1}:
         arena.check_object(f"small/{number}", pattern(number, _BLOCK))
     arena.system.mount()

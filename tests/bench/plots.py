@@ -45,6 +45,8 @@ _STYLES: Final = {
 _COLUMNS: Final = 3
 _LOGARITHMIC_FROM: Final = 20.0
 """Where the largest value is that many times the smallest, an axis is logarithmic."""
+_WIDEST: Final = 1e6
+"""What is less by more than that has no bar worth looking at."""
 _LABEL_SHARE: Final = 0.22
 """Of the width of bars, what the numbers beside them need."""
 
@@ -95,8 +97,9 @@ def draw_bars(table: Sequence[Row], title: str) -> Any:
     picture.suptitle(f"{title}; medians, each run as a dot; hatched: data lost, or failed", fontsize=13)
     grid = picture.subplots(len(heights), _COLUMNS, squeeze=False, height_ratios=heights)
     axes = list(grid.flat)
-    for axis, panel in zip(axes, panels, strict=False):
+    for place, (axis, panel) in enumerate(zip(axes, panels, strict=False)):
         _bars(axis, panel)
+        axis.set_ylim(max(len(each) for each in lines[place // _COLUMNS]) - 0.5, -0.5)
     for axis in axes[len(panels) :]:
         axis.axis("off")
     return picture
@@ -124,43 +127,52 @@ def _bars(axis: Any, table: Sequence[Row]) -> None:
             fontsize=9,
         )
     better = "more" if table[0].figures[0].more_is_better else "less"
-    axis.set_title(f"{table[0].what.strip()} ({table[0].figures[0].unit}, {better} is better)", fontsize=10)
+    axis.set_title(
+        f"{table[0].what.strip()} ({table[0].figures[0].unit}, {better} is better)", fontsize=10, loc="left"
+    )
     axis.tick_params(labelsize=9)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.invert_yaxis()
 
 
 def _scale(axis: Any, values: Sequence[float]) -> None:
     """Choose the scale, and leave room beside the longest bar."""
     if not values:
         return
-    low, high = min(values), max(values)
+    high = max(values)
+    low = max(min(values), high / _WIDEST)
     if high > _LOGARITHMIC_FROM * low:
         axis.set_xscale("log")
         axis.set_xlim(low / 2, high * (2 * high / low) ** (_LABEL_SHARE / (1 - _LABEL_SHARE)))
-        axis.xaxis.set_major_formatter("{x:,g}")
+        axis.xaxis.set_major_formatter(_tick)
     else:
         axis.set_xlim(0, high / (1 - _LABEL_SHARE))
 
 
+def _tick(value: float, position: int) -> str:
+    """Return a power of ten without its exponent."""
+    return f"{value:,.0f}" if value >= 1 else f"{value:.8f}".rstrip("0")
+
+
 def _over_round_trips(table: Sequence[Row]) -> _Curves:
+    """Of a commit; what sends nothing over the way is no curve."""
     wanted = ("commit of 8 KiB, p50", "one PUT of 8 KiB, p50")
+    varied = [row for row in table if row.what in wanted and row.file_system not in (PLAIN, NULL)]
     return _Curves(
         title="Commit of 8 KiB in a large file, beside one PUT of 8 KiB",
         across="round trip to the store, ms",
         up="median, ms",
-        lines=_lines((row for row in table if row.what in wanted), lambda row: row.round_trip_ms),
+        lines=_lines(varied, lambda row: row.round_trip_ms),
     )
 
 
 def _over_clients(main: Sequence[Row]) -> Iterator[_Curves]:
     for prefix, title in (("commits of 144 B", "Appends of 144 B, each synced"), ("pgbench", "pgbench")):
-        found = (row for row in main if row.what.startswith(f"{prefix}, clients: "))
+        found = [row for row in main if row.what.startswith(f"{prefix}, clients: ")]
         lines = _lines(found, lambda row: float(row.what.rpartition(" ")[2]))
         yield _Curves(title=title, across="clients", up="commits per second", lines=lines)
 
 
-def _lines(table: Iterator[Row], place: Callable[[Row], float]) -> Mapping[str, Sequence[tuple[float, Row]]]:
+def _lines(table: Sequence[Row], place: Callable[[Row], float]) -> Mapping[str, Sequence[tuple[float, Row]]]:
     """Gather the points of each file system, in order."""
     lines: dict[str, list[tuple[float, Row]]] = {}
     for row in table:
@@ -179,7 +191,7 @@ def _draw_curves(panels: Sequence[_Curves]) -> Any:
         places = sorted({place for points in curves.lines.values() for place, _ in points})
         axis.set_xscale("symlog" if 0 in places else "log", base=2)
         axis.set_xticks(places, [f"{place:g}" for place in places], minor=False)
-        axis.yaxis.set_major_formatter("{x:,g}")
+        axis.yaxis.set_major_formatter(_tick)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
         if curves.lines:

@@ -13,7 +13,7 @@ from typing import Final
 from tests.bench.plots import draw
 from tests.bench.report import Report
 from tests.bench.runs import number
-from tests.bench.verdicts import OURS, Facts, Unmeasured
+from tests.bench.verdicts import NULL, OURS, Facts, Unmeasured
 
 RESULTS: Final = Path(__file__).parent / "results"
 README: Final = Path(__file__).parents[2] / "README.md"
@@ -93,7 +93,9 @@ def _systems(report: Report) -> Sequence[str]:
     found = dict.fromkeys(
         run.file_system
         for run in report.runs
-        if run.round_trip_ms == _ROUND_TRIP_MS and any(each.what in wanted for each in run.figures)
+        if run.round_trip_ms == _ROUND_TRIP_MS
+        and run.file_system != NULL
+        and any(each.what in wanted for each in run.figures)
     )
     return sorted(found, key=lambda name: (not name.startswith(OURS), list(found).index(name)))
 
