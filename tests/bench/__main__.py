@@ -32,10 +32,10 @@ FULL: Final = Sizes(
     git_files=100,
     listed={"some": 10_000, "many": 100_000},
     redis_commits=60,
-    pgbench_seconds=3,
+    pgbench_seconds=4,
     pgbench_clients=[1, 8, 64],
     patience_seconds=3,
-    limit_seconds=75,
+    limit_seconds=60,
 )
 SIZES: Final[Mapping[str, Sizes]] = {
     "full": FULL,
@@ -66,6 +66,7 @@ SIZES: Final[Mapping[str, Sizes]] = {
         listed={"some": 50, "many": 200},
         redis_commits=5,
         pgbench_seconds=1,
+        pgbench_clients=[1, 8],
         patience_seconds=1,
         limit_seconds=40,
     ),
@@ -74,10 +75,10 @@ SYSTEMS: Final = ("fusefs", "fusefs-local", "directory", "null", *PEERS)
 GIVEN: Final = ("geesefs", "goofys", "mount-s3")
 """Peers that no package has: they run where a binary is given."""
 
-ONCE: Final = ("stream", "large-append", "tree", "git", "listings")
+ONCE: Final = ("stream", "large-append", "tree", "git", "listings", "renames")
 """They take long, and their figures are of many repetitions already."""
 
-ALSO: Final = ("0=stream,commits,small-files", "1=commits", "5=commits", "50=commits")
+ALSO: Final = ("0=stream,commits,small-files", "5=commits", "50=commits")
 """At other round trips only what is drawn over them, and what is bound by the machine."""
 
 

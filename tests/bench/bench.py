@@ -24,7 +24,7 @@ from tests.bench.arena import Arena, DataLost, Figure, Sizes
 from tests.bench.delay import Delay
 from tests.bench.file_systems import FileSystem, FileSystemError, Owner, fusefs
 from tests.bench.limits import NAME as LIMITS
-from tests.bench.limits import measure_limits, measure_listings
+from tests.bench.limits import Limits, measure_listings
 from tests.bench.peers import PEERS, Place
 from tests.bench.raw_client import put_many
 from tests.bench.references import NullFileSystem, PlainDirectory
@@ -133,7 +133,7 @@ class Bench:
                 if not now or time.monotonic() > self._deadline:
                     continue
                 with self._way(round_trip) as endpoint:
-                    yield self._limits(endpoint, round_trip, "listings" in now)
+                    yield self._limits(endpoint, round_trip, now)
                     for workload in now:
                         for name in self._wanted(workload, round_trip, first=round_trip == next(iter(plan))):
                             if time.monotonic() > self._deadline:
@@ -154,7 +154,7 @@ class Bench:
             if told and (round_trip_ms, workload, name) not in self._hopeless:
                 yield name
 
-    def _limits(self, endpoint: str, round_trip_ms: float, listings: bool) -> Run:
+    def _limits(self, endpoint: str, round_trip_ms: float, workloads: Sequence[str]) -> Run:
         client = boto3.session.Session().client(
             "s3",
             endpoint_url=endpoint,
@@ -166,8 +166,11 @@ class Bench:
         figures: list[Figure] = []
         failure: str | None = None
         try:
-            figures += measure_limits(client, self._server.bucket, self._sizes, self._count_requests)
-            if listings:
+            limits = Limits(client, self._server.bucket, self._sizes, self._count_requests)
+            figures += limits.commits()
+            if "stream" in workloads:
+                figures += limits.streams()
+            if "listings" in workloads:
                 self._put_listed()
                 figures += measure_listings(
                     endpoint, self._server.bucket, _LISTED, self._sizes, self._count_requests

@@ -18,57 +18,49 @@ NAME: Final = "S3 client"
 LISTINGS: Final = ("listing of some objects", "listing of many objects")
 
 
-def measure_limits(
-    client: S3Client, bucket: str, sizes: Sizes, count_requests: RequestCounter
-) -> list[Figure]:
-    """Measure PUTs of what a commit is about, GETs of a block, and one object of the size of a stream."""
-    client.meta.events.register_last("before-call.s3", _send_at_once)
-    key, stream = f"limits-{uuid.uuid4().hex}", pattern(1, sizes.stream_bytes)
-    figures = []
+class Limits:
+    """Measures one S3 client, which asks for one thing after the other."""
 
-    def timed(
-        what: str, unit: str, times: int, call: Callable[[], object], value: Callable[[float], float]
-    ) -> None:
-        latencies, asked = [], count_requests()
+    def __init__(self, client: S3Client, bucket: str, sizes: Sizes, count_requests: RequestCounter) -> None:
+        client.meta.events.register_last("before-call.s3", _send_at_once)
+        self._client, self._bucket, self._sizes = client, bucket, sizes
+        self._count_requests = count_requests
+        self._key = f"limits-{uuid.uuid4().hex}"
+
+    def commits(self) -> list[Figure]:
+        """Measure PUTs of what a commit is about."""
+        page = pattern(2, 8 * KIB)
+        span, median = self._timed(self._sizes.commits, lambda: self._put(page))
+        self._client.delete_object(Bucket=self._bucket, Key=self._key)
+        return [Figure(what="one PUT of 8 KiB, p50", value=median * 1e3, unit="ms", span=span)]
+
+    def streams(self) -> list[Figure]:
+        """Measure one object of the size of a stream, and GETs of blocks of it."""
+        content, figures = pattern(1, self._sizes.stream_bytes), []
+        for what, call in (("one PUT", lambda: self._put(content)), ("one GET", self._get)):
+            span, seconds = self._timed(1, call)
+            rate = len(content) / MIB / seconds
+            figures.append(Figure(what=f"{what} of the stream", value=rate, unit="MiB/s", span=span))
+        span, median = self._timed(self._sizes.random_reads, lambda: self._get("bytes=4096-8191"))
+        figures.append(Figure(what="one GET of 4 KiB, p50", value=median * 1e3, unit="ms", span=span))
+        self._client.delete_object(Bucket=self._bucket, Key=self._key)
+        return figures
+
+    def _put(self, data: bytes) -> None:
+        self._client.put_object(Bucket=self._bucket, Key=self._key, Body=data)
+
+    def _get(self, wanted: str = "bytes=0-") -> None:
+        self._client.get_object(Bucket=self._bucket, Key=self._key, Range=wanted)["Body"].read()
+
+    def _timed(self, times: int, call: Callable[[], None]) -> tuple[Span, float]:
+        """Return the span of all calls, and the median of their seconds."""
+        latencies, asked = [], self._count_requests()
         for _ in range(times):
             began = time.perf_counter()
             call()
             latencies.append(time.perf_counter() - began)
-        span = Span(seconds=sum(latencies), requests=count_requests() - asked)
-        median = sorted(latencies)[times // 2]
-        figures.append(Figure(what=what, value=value(median), unit=unit, span=span))
-
-    page = pattern(2, 8 * KIB)
-    timed(
-        "one PUT of 8 KiB, p50",
-        "ms",
-        sizes.commits,
-        lambda: client.put_object(Bucket=bucket, Key=key, Body=page),
-        lambda seconds: seconds * 1e3,
-    )
-    timed(
-        "one PUT of the stream",
-        "MiB/s",
-        1,
-        lambda: client.put_object(Bucket=bucket, Key=key, Body=stream),
-        lambda seconds: len(stream) / MIB / seconds,
-    )
-    timed(
-        "one GET of 4 KiB, p50",
-        "ms",
-        sizes.random_reads,
-        lambda: client.get_object(Bucket=bucket, Key=key, Range="bytes=4096-8191")["Body"].read(),
-        lambda seconds: seconds * 1e3,
-    )
-    timed(
-        "one GET of the stream",
-        "MiB/s",
-        1,
-        lambda: client.get_object(Bucket=bucket, Key=key)["Body"].read(),
-        lambda seconds: len(stream) / MIB / seconds,
-    )
-    client.delete_object(Bucket=bucket, Key=key)
-    return figures
+        span = Span(seconds=sum(latencies), requests=self._count_requests() - asked)
+        return span, sorted(latencies)[times // 2]
 
 
 def measure_listings(

@@ -15,11 +15,13 @@ import pytest
 from tests.bench.arena import MIB, Sizes
 from tests.bench.bench import owner_of, run_workload
 from tests.bench.file_systems import FileSystem, fusefs
+from tests.bench.limits import Limits
 from tests.bench.references import NullFileSystem, PlainDirectory
 from tests.bench.report import Report
 from tests.bench.runs import Run, rows
-from tests.bench.usage import Requests, parse_metrics, uncounted
+from tests.bench.usage import Requests, parse_metrics, server_counter, uncounted
 from tests.bench.workloads import WORKLOADS
+from tests.support.seaweedfs import SeaweedFS
 
 TINY: Final = Sizes(
     commits=3,
@@ -166,6 +168,15 @@ def test_a_row_has_all_runs_of_a_figure(place: Path) -> None:
         ("forgetful", 1, 1),
     ]
     assert len(json.loads(_report(runs).as_json())["runs"]) == 3
+
+
+def test_limits_are_those_of_one_client(s3_server: SeaweedFS) -> None:
+    limits = Limits(
+        s3_server.client(), s3_server.bucket, TINY, server_counter(s3_server.metrics_url, lambda: 0)
+    )
+    figures = [*limits.commits(), *limits.streams()]
+    assert [figure.span.requests.count for figure in figures] == [TINY.commits, 1, 1, TINY.random_reads]
+    assert all(figure.value > 0 for figure in figures)
 
 
 def test_requests_are_summed_over_kinds() -> None:

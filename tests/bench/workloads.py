@@ -17,6 +17,7 @@ from tests.bench.stream_workloads import stream
 
 WORKLOADS: Final[Mapping[str, Callable[[Arena], None]]] = {
     "commits": commits,
+    "sqlite": sqlite,
     "appends": appends,
     "large-append": large_append,
     "small-files": small_files,
@@ -24,7 +25,6 @@ WORKLOADS: Final[Mapping[str, Callable[[Arena], None]]] = {
     "stream": stream,
     "renames": renames,
     "listings": listings,
-    "sqlite": sqlite,
     "redis": redis,
     "git": git,
     "postgresql": postgresql,
