@@ -24,7 +24,7 @@ from fusefs.journal_format import JOURNAL_PREFIX
 _CHUNK: Final = 256 * 1024
 _CHUNKS_UNDER_WAY: Final = 1024
 #: No client sends a request before it has the answer to the one before: each begins a chunk.
-_LOG_PUT: Final = re.compile(rb"PUT /\S*/" + re.escape(JOURNAL_PREFIX.encode()))
+_LOG_PUT: Final = re.compile(rb"PUT /\S*/%s\S* HTTP/1\.1\r\n" % re.escape(JOURNAL_PREFIX.encode()))
 
 
 class Delay:

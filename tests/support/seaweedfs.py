@@ -79,8 +79,8 @@ class SeaweedFS:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
-    def client(self) -> S3Client:
-        """A plain boto3 client of the full account, to look at the bucket without fusefs."""
+    def client(self, endpoint: str | None = None) -> S3Client:
+        """A plain boto3 client of the full account, to look at the bucket without fusefs; perhaps by another way."""
         config: Config = Config(
             s3={"addressing_style": "path"},
             retries={"total_max_attempts": 1, "mode": "standard"},
@@ -89,7 +89,7 @@ class SeaweedFS:
         )
         return boto3.session.Session().client(
             "s3",
-            endpoint_url=self.endpoint,
+            endpoint_url=endpoint or self.endpoint,
             region_name=REGION,
             aws_access_key_id=ACCESS_KEY,
             aws_secret_access_key=SECRET_KEY,
