@@ -17,12 +17,13 @@ from fusefs.upload_notes import NOTES_PREFIX
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, ObjectIdentifierTypeDef
 
 HOUSEKEEPING: Final = (LEASE_KEY, JOURNAL_PREFIX, INDEX_PREFIX, NOTES_PREFIX)
 """What a mount keeps for itself, and that no file is about."""
 
 _CHUNK: Final = 1024 * 1024
+_PAGE: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +115,10 @@ class Bucket:
 
     def clear(self) -> None:
         """Remove everything, parts of unfinished uploads included."""
-        for key in self.sizes(housekeeping=True):
-            self.client.delete_object(Bucket=self.name, Key=self.prefix + key)
+        keys = [self.prefix + key for key in self.sizes(housekeeping=True)]
+        for first in range(0, len(keys), _PAGE):
+            objects: list[ObjectIdentifierTypeDef] = [{"Key": key} for key in keys[first : first + _PAGE]]
+            self.client.delete_objects(Bucket=self.name, Delete={"Objects": objects, "Quiet": True})
         for upload in self.unfinished_uploads():
             self.client.abort_multipart_upload(Bucket=self.name, Key=upload[0], UploadId=upload[1])
 
