@@ -24,9 +24,8 @@ class PlainDirectory(FileSystem):
         """Do nothing: it is always there."""
 
     def umount(self) -> None:
-        """Put everything on the disk."""
-        for path in self._files():
-            _with_descriptor(path, os.fsync)
+        """Put everything on the disk, with one call: thousands of files in turn would take minutes."""
+        os.sync()
 
     def forget(self) -> None:
         """Let the kernel forget what was read and written."""
