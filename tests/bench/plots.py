@@ -92,7 +92,7 @@ def draw_bars(table: Sequence[Row], title: str) -> Any:
     titles = list(dict.fromkeys(row.what for row in table))
     panels = [sorted((row for row in table if row.what == what), key=_row_place) for what in titles]
     lines = [panels[first : first + _COLUMNS] for first in range(0, len(panels), _COLUMNS)]
-    heights = [0.27 * max(len(panel) for panel in line) + 0.75 for line in lines] or [1]
+    heights = [0.27 * max(len(panel) for panel in line) + 0.9 for line in lines] or [1]
     picture = _picture(5.2 * _COLUMNS, sum(heights) + 0.5)
     picture.suptitle(f"{title}; medians, each run as a dot; hatched: data lost, or failed", fontsize=13)
     grid = picture.subplots(len(heights), _COLUMNS, squeeze=False, height_ratios=heights)
@@ -127,9 +127,7 @@ def _bars(axis: Any, table: Sequence[Row]) -> None:
             fontsize=9,
         )
     better = "more" if table[0].figures[0].more_is_better else "less"
-    axis.set_title(
-        f"{table[0].what.strip()} ({table[0].figures[0].unit}, {better} is better)", fontsize=10, loc="left"
-    )
+    axis.set_title(f"{table[0].what}\n{table[0].figures[0].unit}, {better} is better", fontsize=9, loc="left")
     axis.tick_params(labelsize=9)
     axis.spines[["top", "right"]].set_visible(False)
 
