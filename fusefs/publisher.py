@@ -50,7 +50,7 @@ from fusefs.object_writer import ObjectWriter, has_to_go_up
 from fusefs.placement import Placement, directories_of
 from fusefs.sweeper import Sweeper
 from fusefs.timetable import Timetable
-from fusefs.uploads import Uploads
+from fusefs.uploads import MovedMeanwhile, Uploads
 
 _log = logging.getLogger(__name__)
 
@@ -570,10 +570,11 @@ class Publisher:
             await self._settle_doubts(inode)
             if target is None:
                 return
-            if not has_to_go_up(
-                inode
-            ):  # an upload sees to it before it completes, and spares the log what is in parts
+            if not has_to_go_up(inode):
                 await self._log_all_of(inode)
+                if target not in (self._placement.target(inode), self._placement.detour(inode)):
+                    raise MovedMeanwhile(f"{target!r} is not the name of its inode any more")
+            # Or else an upload sees to both before it completes, and spares the log what is in parts.
             changes = self._changes_to_come(inode)
             of_aliases = {alias: alias.state.changes for alias in inode.aliases}
             try:
@@ -584,6 +585,9 @@ class Publisher:
             else:
                 self._note_success(inode, version, changes if publication.has_attributes else None)
                 self._let_aliases_follow(inode, of_aliases)
+        except MovedMeanwhile:
+            inode.state.attributes_changed = True
+            self._schedule(inode, trio.current_time())
         except (StorageError, FilesystemError, OSError) as error:
             self._note_failure(inode, target, error)
         except Exception as error:  # a defect of ours: it must not end the mount for everybody

@@ -39,6 +39,7 @@ from fusefs.content import Content, Spawn, Version
 from fusefs.errors import DamagedCache, StaleFile
 from fusefs.extents import ExtentSet
 from fusefs.inodes import File
+from fusefs.keys import RESERVED_PREFIX
 from fusefs.link_lists import metadata_of
 from fusefs.open_upload import Flush, OpenUpload, SentPart
 from fusefs.upload_plan import CopyRange, Multipart, Plan, UploadRange, plan
@@ -57,6 +58,10 @@ LAG: Final = 1 * MIB
 WriterFactory: TypeAlias = Callable[
     [str, Metadata, OnStored], AbstractAsyncContextManager[BufferedMultipartWriter]
 ]
+
+
+class MovedMeanwhile(Exception):
+    """An inode has lost the name under which its object was about to appear; the log may never have told of that."""
 
 
 class _Stream:
@@ -163,6 +168,8 @@ class _Stream:
             await self._send_rest(writer)
             await self._log.commit()
             if self._fed == content.size and not content.unsent and not self._log.is_behind(self._file):
+                if content.upload is None or not content.upload.logged:  # which names the key, too
+                    _check_name(self._file, self.key)
                 return
             self._check_not_cut()
             await self._send_again(writer)
@@ -439,6 +446,7 @@ class Uploads:
                     await self._log.commit()
                     replanned = self._plan(content)
                     if not content.unsent and replanned == planned and not self._log.is_behind(file):
+                        _check_name(file, target)
                         break
                     if not isinstance(replanned, Multipart) or not patch.fits(replanned):
                         raise _FileWasCut
@@ -450,6 +458,15 @@ class Uploads:
                     return version
         finally:
             content.release_writers()
+
+
+def _check_name(file: File, key: str) -> None:
+    """Raise `MovedMeanwhile` if an object would appear where the log may not tell of the file.
+
+    Renames do not wait for its batches. Below the reserved prefix a recovery looks for all that is ours.
+    """
+    if not key.startswith(RESERVED_PREFIX) and not (file.linked and file.path_key == key):
+        raise MovedMeanwhile(f"{key!r} is not the name of its file any more")
 
 
 class _Patch:

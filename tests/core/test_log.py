@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from backends.base import CREATE_ONLY, Capabilities, iterate_pages
 from backends.intercepted import Verb
@@ -17,6 +17,7 @@ from fusefs import committer, content
 from fusefs.change_log import LOG_KEY
 from fusefs.extents import Extent
 from fusefs.filesystem import RENAME_EXCHANGE, AttributeChanges
+from fusefs.journal import MAX_IN_FLIGHT
 from fusefs.journal_format import (
     JOURNAL_PREFIX,
     Batch,
@@ -132,6 +133,39 @@ async def test_a_rename_of_a_directory_is_noted_once_and_in_the_log_whole(
         await tree.publish_all()
     objects = {f"moved/below/{name}": name.encode() for name in names}
     assert await stored(storage) == {"moved/": b"", "moved/below/": b""} | objects
+
+
+COMPLETING: Final = (Verb.PUT, Verb.COPY, Verb.COMPLETE)
+
+
+@pytest.mark.parametrize("size", [10, 3 * PART + 7], ids=["one PUT", "an upload"])
+async def test_nothing_is_published_under_a_name_that_the_log_never_had(
+    size: int, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Something is due, its batch waits for its turn, and before that comes it is renamed, or removed."""
+    storage = FaultyStorage(SmallPartsStorage())
+    async with (
+        open_tree(storage, tmp_path, options(publishes=True)) as tree,
+        trio.open_nursery() as nursery,
+    ):
+        handle = await tree.create("other")
+        gate = storage.hold(Verb.PUT, times=MAX_IN_FLIGHT)
+        for number in range(MAX_IN_FLIGHT):
+            await tree.write(handle, number, b"x")
+            nursery.start_soon(tree.filesystem.fsync, handle)
+            await wait_all_tasks_blocked()
+        for name in ("temp", "removed"):
+            await tree.write_file(name, RANDOM.randbytes(size))
+        await tree.symlink("temp-link", b"target")
+        await trio.sleep(2)
+        await tree.rename("temp", "final")
+        await tree.rename("temp-link", "link")
+        await tree.unlink("removed")
+        gate.open()
+        await tree.publish_all()
+        keys = {request.key for request in storage.calls if request.verb in COMPLETING}
+        assert keys.isdisjoint({"temp", "temp-link", "removed"})
+        assert (await stored(storage)).keys() == {"other", "final", "link"}
 
 
 async def test_attributes_of_directories_that_no_object_tells_of(
