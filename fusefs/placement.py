@@ -117,6 +117,10 @@ class Placement:
             return f"{ORPHANS_PREFIX}{self._nickname(inode)}"
         return None
 
+    def is_elsewhere(self, inode: Inode) -> bool:
+        """Return whether the inode has an object that lies under another key than its target."""
+        return inode.version is not None and inode.version.key != self.target(inode)
+
     def detour(self, inode: Inode) -> str:
         """Return a key where the inode's object can wait while its own is taken."""
         return f"{DETOURS_PREFIX}{self._nickname(inode)}"

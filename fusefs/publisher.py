@@ -43,13 +43,14 @@ from backends.errors import NotFound, PreconditionFailed, StorageError, Unavaila
 from fusefs.change_log import ChangeLog, Publication, without_mark
 from fusefs.content import Version
 from fusefs.errors import FilesystemError, StaleFile
-from fusefs.inodes import ROOT_NUMBER, Alias, Directory, File, Inode
-from fusefs.link_lists import list_key, metadata_of, write_list
+from fusefs.inodes import Alias, Directory, File, Inode
+from fusefs.link_lists import metadata_of, write_list
 from fusefs.moves import Moves
 from fusefs.object_writer import ObjectWriter, has_to_go_up
 from fusefs.placement import Placement, directories_of
 from fusefs.sweeper import Sweeper
 from fusefs.timetable import Timetable
+from fusefs.turns import Turns
 from fusefs.uploads import MovedMeanwhile, Uploads
 
 _log = logging.getLogger(__name__)
@@ -112,14 +113,11 @@ class Publisher:
         self._pending: dict[Inode, None] = {}
         #: Directories with another name: what is below them belongs to `_pending`, before anybody looks there.
         self._moves = Moves()
+        self._turns = Turns(placement, self._sweeper, self._pending)
         self._timetable: Timetable[Inode] = Timetable()
         self._due: deque[Inode] = deque()
-        self._parked: list[Inode] = []
         #: Those that are due and wait for the object of a new directory.
         self._waiting_below: dict[Inode, list[Inode]] = {}
-        #: Those in these three: each is there once.
-        self._queued: set[Inode] = set()
-        self._running: dict[Inode, set[str]] = {}
         self._wake = trio.Event()
         self._progress = trio.lowlevel.ParkingLot()
         self._published = 0
@@ -184,7 +182,7 @@ class Publisher:
         """Note that nobody needs the inode any more: it has no name and no handle, or no use for its object."""
         if isinstance(inode, File):
             self._uploads.abandon(inode)
-        if inode in self._running:
+        if inode in self._turns.running:
             return  # `_finished` comes back here
         self._leave_list(inode)
         if inode.state.in_doubt:
@@ -231,7 +229,7 @@ class Publisher:
         if inode.parent is not None:
             await self.publish(inode.parent)
         goal = inode.state.changes
-        attempts = inode.state.attempts + (inode in self._running)
+        attempts = inode.state.attempts + (inode in self._turns.running)
         while inode.state.published_changes < goal and inode in self._pending:
             if inode.state.failure is not None and inode.state.attempts > attempts:
                 raise inode.state.failure
@@ -251,15 +249,17 @@ class Publisher:
         self._sweeper.forgive()
         self._note_moved()
         goals = {
-            inode: (inode.state.changes, inode.state.attempts + (inode in self._running))
+            inode: (inode.state.changes, inode.state.attempts + (inode in self._turns.running))
             for inode in self._pending
-            if open_files or not (isinstance(inode, File) and inode.writers) or self._is_elsewhere(inode)
+            if open_files
+            or not (isinstance(inode, File) and inode.writers)
+            or self._placement.is_elsewhere(inode)
         }
         for inode in goals:
             self._ask_for(inode)
         for inode, goal in goals.items():
             while self._is_unfinished(inode, *goal):
-                if inode not in self._running:
+                if inode not in self._turns.running:
                     self._ask_for(inode)  # a second attempt may be needed
                 await self._progress.park()
         while not self._sweeper.is_done:
@@ -278,7 +278,7 @@ class Publisher:
             pending_bytes=sum(
                 inode.content.unsent.total for inode in self._pending if isinstance(inode, File)
             ),
-            running=len(self._running),
+            running=len(self._turns.running),
             failing=sum(inode.state.failure is not None for inode in self._pending),
             leftovers=self._sweeper.count(),
             published=self._published,
@@ -295,21 +295,18 @@ class Publisher:
 
     def _due_time(self, inode: Inode) -> float:
         now = trio.current_time()
-        if not isinstance(inode, File) or self._is_elsewhere(inode):
+        if not isinstance(inode, File) or self._placement.is_elsewhere(inode):
             return now + SETTLE_SECONDS
         if inode.writers:
             return now + self._options.interval_seconds
         return max(now + SETTLE_SECONDS, inode.state.published_at + self._options.delay_seconds)
-
-    def _is_elsewhere(self, inode: Inode) -> bool:
-        return inode.version is not None and inode.version.key != self._placement.target(inode)
 
     def _schedule(self, inode: Inode, due: float) -> None:
         """Put the inode into the timetable, unless it is there for an earlier time or is due already."""
         if inode not in self._pending:
             self._pending[inode] = None
             inode.state.pending_since = trio.current_time()
-        if inode not in self._queued and self._timetable.put(inode, due):
+        if inode not in self._turns.queued and self._timetable.put(inode, due):
             self._wake.set()
 
     def _ask_for(self, inode: Inode) -> None:
@@ -323,7 +320,7 @@ class Publisher:
             not isinstance(inode, File)
             or not inode.writers
             or inode.state.asked_for
-            or self._is_elsewhere(inode)
+            or self._placement.is_elsewhere(inode)
         ):
             return -math.inf
         return inode.state.pending_since + self._options.interval_seconds
@@ -338,11 +335,11 @@ class Publisher:
                 self._wake = trio.Event()
                 due = self._timetable.take_due(trio.current_time())
                 self._due.extend(due)
-                self._queued.update(due)
+                self._turns.queued.update(due)
                 if self._due:
                     self._note_moved()
                 self._start_publications(nursery)
-                self._sweeper.start(nursery, set().union(*self._running.values()))
+                self._sweeper.start(nursery, set().union(*self._turns.running.values()))
                 with trio.move_on_at(self._timetable.next_due()):
                     await self._wake.wait()
 
@@ -355,41 +352,41 @@ class Publisher:
                     self._ask_for(inode)
 
     def _start_publications(self, nursery: trio.Nursery) -> None:
-        while self._due and len(self._running) < self._options.workers:
+        while self._due and len(self._turns.running) < self._options.workers:
             inode = self._due.popleft()
             self._start_or_park(nursery, inode)
-            if inode not in self._queued and inode not in self._running:
+            if inode not in self._turns.queued and inode not in self._turns.running:
                 self._let_go_below(inode)
 
     def _start_or_park(self, nursery: trio.Nursery, inode: Inode) -> None:
         if inode not in self._pending:  # it was settled meanwhile
-            self._queued.discard(inode)
+            self._turns.queued.discard(inode)
             return
         target = self._placement.target(inode)
-        directory = self._new_directory_above(inode)
+        directory = self._turns.new_directory_above(inode)
         if directory is not None:
             self._waiting_below.setdefault(directory, []).append(inode)
             return
         if (
-            inode in self._running
-            or self._is_busy(self._keys(inode, target).union(directories_of(target or "")))
-            or (isinstance(inode, Directory) and self._is_busy_below(inode))
+            inode in self._turns.running
+            or self._turns.is_busy(self._turns.keys_of(inode, target).union(directories_of(target or "")))
+            or (isinstance(inode, Directory) and self._turns.is_busy_below(inode))
         ):
-            self._parked.append(inode)
+            self._turns.parked.append(inode)
             return
-        if target is not None and self._waits_for_name(target):
-            self._parked.append(inode)
-            if inode.version is not None and self._waits_for_itself(inode):
+        if target is not None and self._turns.waits_for_name(target):
+            self._turns.parked.append(inode)
+            if inode.version is not None and self._turns.waits_for_itself(inode):
                 self._take_detour(nursery, inode)
             return
-        self._queued.discard(inode)
+        self._turns.queued.discard(inode)
         if self._can_wait_until(inode) > trio.current_time():
             self._schedule(inode, self._can_wait_until(inode))
         elif target is None and not inode.state.in_doubt:
             self.released(inode)
         elif target is None:
             self._begin(nursery, inode, None)
-        elif isinstance(inode, Alias) and self._has_to_wait_for_first(inode):
+        elif isinstance(inode, Alias) and self._turns.has_to_wait_for_first(inode):
             self._wait_for_first(inode)
         else:
             self._begin_or_wait(nursery, inode, target)
@@ -399,9 +396,9 @@ class Publisher:
         if obstacle is None:
             self._begin(nursery, inode, target)
             return
-        self._parked.append(inode)
-        self._queued.add(inode)
-        if self._waits_for_itself(inode):
+        self._turns.parked.append(inode)
+        self._turns.queued.add(inode)
+        if self._turns.waits_for_itself(inode):
             self._take_detour(nursery, obstacle)
         else:
             self._schedule(obstacle, trio.current_time())
@@ -409,20 +406,8 @@ class Publisher:
     def _take_detour(self, nursery: trio.Nursery, inode: Inode) -> None:
         """Let an inode's object wait elsewhere, so that a circle is none any more."""
         detour = self._placement.detour(inode)
-        if inode not in self._running and not self._is_busy(self._keys(inode, detour)):
+        if inode not in self._turns.running and not self._turns.is_busy(self._turns.keys_of(inode, detour)):
             self._begin(nursery, inode, detour)
-
-    def _has_to_wait_for_first(self, alias: Alias) -> bool:
-        """Return whether there is no object yet that an alias could be made a copy of, or no newer one.
-
-        One that is about to move is not copied, but on a detour it may be waiting for the alias.
-        """
-        inode = alias.of
-        if inode in self._pending and alias.reflected_changes <= alias.state.published_changes:
-            return True
-        if inode.version is None:
-            return True
-        return self._is_elsewhere(inode) and inode.version.key != self._placement.detour(inode)
 
     def _wait_for_first(self, alias: Alias) -> None:
         """Let an alias wait until its inode has been published; that of an open file may take its time."""
@@ -430,105 +415,21 @@ class Publisher:
         if later > trio.current_time() and not alias.state.asked_for:
             self._schedule(alias, later)
             return
-        self._parked.append(alias)
-        self._queued.add(alias)
+        self._turns.parked.append(alias)
+        self._turns.queued.add(alias)
         self._ask_for(alias.of)
-
-    def _obstacle(self, inode: Inode) -> Inode | None:
-        if isinstance(inode, Alias) and self._has_to_wait_for_first(inode):
-            return inode.of
-        target = self._placement.target(inode)
-        return self._placement.obstacle(inode, target) if target is not None else None
-
-    def _waits_for_itself(self, inode: Inode) -> bool:
-        """Return whether the inode whose object is in the way waits for another, and so on in a circle."""
-        seen: set[Inode] = set()
-        waiting = self._waited_for_by(inode)
-        while waiting:
-            blocking = waiting.pop()
-            if blocking is inode:
-                return True
-            if blocking not in seen:
-                seen.add(blocking)
-                waiting += self._waited_for_by(blocking)
-        return False
-
-    def _waited_for_by(self, inode: Inode) -> list[Inode]:
-        target = self._placement.target(inode)
-        if target is None:
-            return []
-        obstacle = self._obstacle(inode)
-        departing = self._placement.departing_from(target) or []
-        waiting = departing if obstacle is None else [obstacle, *departing]
-        directory = self._new_directory_above(inode)
-        return waiting if directory is None else [directory, *waiting]
 
     def _begin(self, nursery: trio.Nursery, inode: Inode, target: str | None) -> None:
         inode.state.asked_for = False
-        self._running[inode] = self._keys(inode, target)
+        self._turns.running[inode] = self._turns.keys_of(inode, target)
         nursery.start_soon(self._attempt, inode, target)
-
-    def _waits_for_name(self, target: str) -> bool:
-        """Return whether a name is still leaving the bucket that cannot be a directory's and a file's there.
-
-        That of a directory, all of it, where a file comes; that of an object that belongs to nobody, where something
-        comes below it.
-        """
-        if self._sweeper.failures:
-            return False
-        if self._placement.has_leftover_above(target):
-            return True
-        departing = self._placement.departing_from(target)
-        if departing is None:
-            return False
-        return all(inode.state.failure is None for inode in departing)
-
-    def _is_busy_below(self, directory: Directory) -> bool:
-        """Return whether an object below a new directory's is on its way."""
-        prefix = self._placement.target(directory)
-        if prefix is None or not self._is_new_directory(directory):
-            return False
-        busy = self._sweeper.busy.union(*self._running.values())
-        return any(key.startswith(prefix) for key in busy)
-
-    def _new_directory_above(self, inode: Inode) -> Directory | None:
-        """Return a directory above whose object is new and due; one that cannot be written is not waited for."""
-        directory = inode.parent
-        while directory is not None:
-            is_due = directory in self._queued or directory in self._running
-            if is_due and self._is_new_directory(directory):
-                return directory
-            directory = directory.parent
-        return None
 
     def _let_go_below(self, directory: Inode) -> None:
         self._due.extendleft(reversed(self._waiting_below.pop(directory, [])))
 
-    def _is_new_directory(self, inode: Inode) -> bool:
-        return (
-            isinstance(inode, Directory)
-            and inode.number != ROOT_NUMBER
-            and (inode.version is None or self._is_elsewhere(inode))
-        )
-
-    def _keys(self, inode: Inode, target: str | None) -> set[str]:
-        """Return the keys that nobody else may change while the inode is on its way to `target`."""
-        keys = {key for key, _ in inode.state.in_doubt}
-        if target is not None:
-            keys.add(target)
-        keys |= {each.version.key for each in (inode, inode.subject) if each.version is not None}
-        if inode.subject.links is not None:
-            keys.add(list_key(inode.subject.links.number))
-        return keys
-
-    def _is_busy(self, keys: set[str]) -> bool:
-        return not self._sweeper.busy.isdisjoint(keys) or any(
-            not busy.isdisjoint(keys) for busy in self._running.values()
-        )
-
     def _finished(self, inode: Inode) -> None:
         """Let everybody look again who waits for the inode, or for a key that it had."""
-        del self._running[inode]
+        del self._turns.running[inode]
         if self._placement.target(inode) is None:
             self.released(inode)
         self._attempt_ended(inode)
@@ -541,8 +442,8 @@ class Publisher:
         self._progress.unpark_all()
 
     def _look_again(self) -> None:
-        self._due.extendleft(reversed(self._parked))
-        self._parked.clear()
+        self._due.extendleft(reversed(self._turns.parked))
+        self._turns.parked.clear()
         self._progress.unpark_all()
         self._wake.set()
 
@@ -641,7 +542,7 @@ class Publisher:
         inode.state.in_doubt.clear()
         if changes is None:
             inode.state.attributes_changed = True
-        elif not self._is_elsewhere(inode):  # on a detour, the work is still to be done
+        elif not self._placement.is_elsewhere(inode):  # on a detour, the work is still to be done
             inode.state.published_changes = changes
         if self._is_pending(inode):
             inode.state.pending_since = trio.current_time()
@@ -650,7 +551,7 @@ class Publisher:
             self._settle(inode)
 
     def _is_pending(self, inode: Inode) -> bool:
-        return inode.state.is_behind or self._is_elsewhere(inode)
+        return inode.state.is_behind or self._placement.is_elsewhere(inode)
 
     async def _list_names(self, inode: Inode) -> None:
         """Let the bucket say which names an inode has, if it has several; if it has no more than one, nothing."""
@@ -691,23 +592,12 @@ class Publisher:
         inode.state.failure = error
         inode.state.attributes_changed = True  # what `_carry_out` took for done is not
         self._schedule(inode, trio.current_time() + RETRY_SECONDS)
-        for waiting in self._waiting_for(inode):
-            self._parked.remove(waiting)
-            self._queued.discard(waiting)
+        for waiting in self._turns.waiting_for(inode):
+            self._turns.parked.remove(waiting)
+            self._turns.queued.discard(waiting)
             waiting.state.failure = error
             self._schedule(waiting, trio.current_time() + RETRY_SECONDS)
             self._attempt_ended(waiting)
-
-    def _waiting_for(self, inode: Inode) -> list[Inode]:
-        """Return the parked inodes that need a key which the object of `inode` has, directly or by others."""
-        found = [inode]
-        for blocking in found:
-            found += [
-                parked
-                for parked in self._parked
-                if parked not in found and self._obstacle(parked) is blocking
-            ]
-        return found[1:]
 
     async def _settle_doubts(self, inode: Inode) -> None:
         """Look whether an attempt that had no answer took effect; then its object is not somebody else's but ours."""
