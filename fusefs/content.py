@@ -308,10 +308,11 @@ class Content:
     def keep(self, used_at_ns: int, deadline: float) -> None:
         """Leave what is clean to later mounts, at the end of this one; the content is of no use after it.
 
-        Blocks that have no checksum yet are read for it until `deadline`, on the monotonic clock.
+        Blocks that have no checksum yet are read for it until `deadline`, on the monotonic clock, and what is in memory
+        is written to the disk.
         """
         base = self.base
-        if base is None or self.changed:
+        if base is None or self.changed or (self._file.is_in_memory and time.monotonic() >= deadline):
             return
         self._add_checksums(deadline)
         for extent in self.present:

@@ -1,8 +1,12 @@
-"""Local sparse files that hold the bytes of open and unpublished inodes.
+"""Sparse files, of memory or of the local disk, that hold the bytes of open and unpublished inodes.
 
 A stage file has no name that means anything and no life beyond its mount: what must survive is in the bucket. It
 is opened when it is first touched and closed again when too many others are, so that ten thousand dirty files need
 only a few hundred descriptors.
+
+A small one is kept in memory, as long as there is room for it, and becomes a file when it grows. To make a file, write
+it and remove it again takes 0.05 ms, and 1 ms where many have been removed within a minute: ext4 then looks at each of
+their inodes before it takes another (`recently_deleted` in fs/ext4/ialloc.c).
 
 Reads and writes are made on the caller's thread. They go to the page cache of a local disk, take less time than
 handing them to another thread would, and being synchronous they are atomic to every other task.
@@ -19,10 +23,16 @@ from typing import Final
 
 from cachetools import LRUCache
 
-from backends.base import Data
+from backends.base import KIB, MIB, Data
 
 MAX_OPEN_FILES: Final = 512
 """Descriptors kept open at once; well below the usual soft limit of 1,024."""
+
+MEMORY_BYTES: Final = 32 * MIB
+"""Of all small files together; those that come when it is full are on the disk."""
+
+MEMORY_FILE_BYTES: Final = 64 * KIB
+"""Of one small file: beyond that, to make a file is little beside what is written to it."""
 
 _PUNCH_HOLE_KEEP_SIZE: Final = 0x02 | 0x01
 """FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE of fallocate(2), which Python's os module lacks."""
@@ -41,16 +51,19 @@ class _Descriptors(LRUCache[int, int]):
 
 
 class Stage:
-    """The directory of stage files of one mount, and the count of bytes they hold."""
+    """The directory of stage files of one mount, and the memory for small ones."""
 
-    def __init__(self, directory: Path, *, max_open_files: int = MAX_OPEN_FILES) -> None:
+    def __init__(
+        self, directory: Path, *, max_open_files: int = MAX_OPEN_FILES, memory_bytes: int = MEMORY_BYTES
+    ) -> None:
+        self._memory_left = memory_bytes
         self._directory = directory
         self._open = _Descriptors(max_open_files)
         self._next_number = 0
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def new_file(self) -> StageFile:
-        """Return an empty stage file; nothing is made on disk until something is written to it."""
+        """Return an empty stage file; nothing is made on disk before it has to be there."""
         self._next_number += 1
         return StageFile(self, self._next_number)
 
@@ -58,6 +71,13 @@ class Stage:
         """Close every descriptor; the files stay for whoever removes the directory."""
         while self._open:
             self._open.popitem()
+
+    def _reserve(self, size: int) -> bool:
+        """Take memory, or give it back (less than 0); return whether there was enough."""
+        if size > self._memory_left:
+            return False
+        self._memory_left -= size
+        return True
 
     def _path(self, number: int) -> Path:
         return self._directory / f"{number:x}"
@@ -83,25 +103,39 @@ class StageFile:
         self._stage = stage
         self._number = number
         self._exists = False
+        #: All of it, while it is not on the disk.
+        self._memory = bytearray()
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether it has bytes, and the disk has none of them."""
+        return bool(self._memory)
 
     def write(self, offset: int, data: Data) -> int:
         """Write `data` at `offset`, and return how many bytes of it: fewer where the disk is full in the middle.
 
         Raises OSError (ENOSPC, EIO) of the local disk, with nothing written.
         """
-        self._exists = True
-        return os.pwrite(self._stage._descriptor(self._number), data, offset)
+        length = memoryview(data).nbytes
+        if not self._exists and self._grow_memory(offset + length):
+            self._memory[offset : offset + length] = data
+            return length
+        return os.pwrite(self._descriptor(), data, offset)
 
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes from `offset`."""
-        data = os.pread(self._stage._descriptor(self._number), length, offset) if self._exists else b""
+        if self._exists:
+            data = os.pread(self._descriptor(), length, offset)
+        else:
+            data = bytes(self._memory[offset : offset + length])
         return data if len(data) == length else data + bytes(length - len(data))
 
     def data_in(self, start: int, end: int) -> list[tuple[int, int]]:
         """Return the ranges of `start` to `end` that are not holes; what lies between them reads as zeros."""
         if not self._exists:
-            return []
-        descriptor = self._stage._descriptor(self._number)
+            end = min(end, len(self._memory))
+            return [(start, end)] if start < end else []
+        descriptor = self._descriptor()
         found: list[tuple[int, int]] = []
         while start < end:
             try:
@@ -118,21 +152,27 @@ class StageFile:
 
     def truncate(self, size: int) -> None:
         """Forget everything from `size` on."""
-        if self._exists and os.fstat(self._stage._descriptor(self._number)).st_size > size:
-            os.ftruncate(self._stage._descriptor(self._number), size)
+        if not self._exists:
+            self._stage._reserve(-len(self._memory[size:]))
+            del self._memory[size:]
+        elif os.fstat(self._descriptor()).st_size > size:
+            os.ftruncate(self._descriptor(), size)
 
     def punch_hole(self, offset: int, length: int) -> None:
         """Give the disk space of a range back; it reads as zeros then."""
         if not self._exists:
-            return
-        descriptor = self._stage._descriptor(self._number)
-        if _fallocate(descriptor, _PUNCH_HOLE_KEEP_SIZE, offset, length) != 0:
+            end = min(offset + length, len(self._memory))
+            if end == len(self._memory):
+                self.truncate(offset)
+            elif offset < end:
+                self._memory[offset:end] = bytes(end - offset)
+        elif _fallocate(self._descriptor(), _PUNCH_HOLE_KEEP_SIZE, offset, length) != 0:
             code = ctypes.get_errno()
             raise OSError(code, f"cannot punch a hole into a stage file: {os.strerror(code)}")
 
     def move_to(self, where: Path, size: int) -> None:
         """Make the file, `size` bytes long, somebody else's; here it is empty then."""
-        descriptor = self._stage._descriptor(self._number)
+        descriptor = self._descriptor()
         os.ftruncate(descriptor, size)
         os.fsync(descriptor)
         shutil.move(self._stage._path(self._number), where)
@@ -145,7 +185,7 @@ class StageFile:
 
     def cut(self, size: int, at_most: int) -> bytes:
         """Cut the file and return what was beyond. Raises ValueError if that is nothing, or more than `at_most`."""
-        descriptor = self._stage._descriptor(self._number)
+        descriptor = self._descriptor()
         length = os.fstat(descriptor).st_size - size
         if not 0 < length <= at_most:
             raise ValueError(f"it has {length} bytes beyond the {size} of the object")
@@ -155,7 +195,7 @@ class StageFile:
 
     def leave_at(self, path: Path, size: int, trailer: bytes) -> None:
         """Put `trailer` behind the first `size` bytes and make both the file `path` of the same disk; empty then."""
-        descriptor = self._stage._descriptor(self._number)
+        descriptor = self._descriptor()
         os.ftruncate(descriptor, size)
         if os.pwrite(descriptor, trailer, size) != len(trailer):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -163,7 +203,34 @@ class StageFile:
         self.discard()
 
     def discard(self) -> None:
-        """Remove the file from the disk; a later write makes a new one."""
+        """Forget everything; a later write begins anew."""
+        self._drop_memory()
         if self._exists:
             self._exists = False
             self._stage._remove(self._number)
+
+    def _grow_memory(self, size: int) -> bool:
+        """Return whether `size` bytes can be in memory, filled up with zeros."""
+        missing = size - len(self._memory)
+        if size > MEMORY_FILE_BYTES or (missing > 0 and not self._stage._reserve(missing)):
+            return False
+        self._memory.extend(bytes(max(missing, 0)))
+        return True
+
+    def _drop_memory(self) -> None:
+        self._stage._reserve(-len(self._memory))
+        self._memory.clear()
+
+    def _descriptor(self) -> int:
+        """Return the file's descriptor; what is in memory is on the disk then. Raises OSError, and nothing is lost."""
+        descriptor = self._stage._descriptor(self._number)
+        if not self._exists:
+            try:
+                if os.pwrite(descriptor, self._memory, 0) != len(self._memory):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                self._stage._remove(self._number)
+                raise
+            self._exists = True
+            self._drop_memory()
+        return descriptor

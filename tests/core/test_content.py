@@ -39,7 +39,7 @@ BODY: Final = Random(0).randbytes(40 * KIB)
 async def open_sources(
     storage: ObjectStorage, directory: Path, *, fetches: int = 4, budget: int = 1 << 40
 ) -> AsyncIterator[ContentSources]:
-    stage = Stage(directory / "stage")
+    stage = Stage(directory / "stage", memory_bytes=0)
     bytes_staged = StageBudget(budget)
     kept = KeptContent(directory / "kept", bytes_staged, store="memory://")
     async with trio.open_nursery() as nursery:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusefs.stage import Stage
+from fusefs.stage import MEMORY_FILE_BYTES, Stage
 
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
-    stage = Stage(tmp_path / "stage", max_open_files=3)
+    stage = Stage(tmp_path / "stage", max_open_files=3, memory_bytes=0)
     yield stage
     stage.close()
 
@@ -49,12 +50,14 @@ operations = st.lists(
 )
 
 
-@given(operations=operations)
-def test_what_was_never_written_reads_as_zeros(operations: list[tuple[object, ...]]) -> None:
+@given(operations=operations, memory_bytes=st.integers(0, 12_000))
+def test_what_was_never_written_reads_as_zeros(
+    operations: list[tuple[object, ...]], memory_bytes: int
+) -> None:
     """A stage file is an endless array of zeros, but for what was written and not cut."""
     size = 10_000
     with TemporaryDirectory() as directory:
-        stage = Stage(Path(directory))
+        stage = Stage(Path(directory), memory_bytes=memory_bytes)
         file = stage.new_file()
         model = bytearray(size)
         for operation in operations:
@@ -98,3 +101,61 @@ def test_a_file_moves_out_whole(stage: Stage, tmp_path: Path) -> None:
     assert file.read(0, 20) == bytes(20)
     file.write(0, b"again")
     assert (tmp_path / "rescued").read_bytes()[:5] == bytes(5)
+
+
+def _no_space(*_: object) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _on_disk(tmp_path: Path) -> int:
+    return len(list((tmp_path / "stage").iterdir()))
+
+
+def test_small_files_are_in_memory_until_there_is_no_room(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "stage", memory_bytes=1_000)
+    first, second = stage.new_file(), stage.new_file()
+    first.write(0, bytes(range(250)) * 4)
+    assert _on_disk(tmp_path) == 0
+    second.write(0, b"x")
+    assert _on_disk(tmp_path) == 1
+    first.truncate(500)
+    third = stage.new_file()
+    third.write(499, b"y")
+    assert _on_disk(tmp_path) == 1
+    for file in (first, second, third):
+        file.discard()
+    first.write(999, b"z")
+    assert _on_disk(tmp_path) == 0
+    stage.close()
+
+
+def test_a_file_that_grows_goes_to_the_disk_and_gives_its_memory_back(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "stage", memory_bytes=MEMORY_FILE_BYTES)
+    file, other = stage.new_file(), stage.new_file()
+    file.write(0, b"a" * MEMORY_FILE_BYTES)
+    assert _on_disk(tmp_path) == 0
+    file.write(MEMORY_FILE_BYTES, b"b")
+    assert _on_disk(tmp_path) == 1
+    assert file.read(MEMORY_FILE_BYTES - 1, 3) == b"ab\0"
+    other.write(0, b"c" * MEMORY_FILE_BYTES)
+    assert _on_disk(tmp_path) == 1
+    stage.close()
+
+
+def test_a_full_disk_takes_nothing_from_a_file_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Stage(tmp_path / "stage")
+    file = stage.new_file()
+    file.write(0, b"content")
+    with monkeypatch.context() as patched:
+        for full in (lambda *_: 3, _no_space):
+            patched.setattr(os, "pwrite", full)
+            with pytest.raises(OSError, match="No space"):
+                file.write(MEMORY_FILE_BYTES, b"more")
+            assert _open_descriptors(tmp_path) == 0
+    assert file.read(0, 7) == b"content"
+    assert _on_disk(tmp_path) == 0
+    assert file.write(MEMORY_FILE_BYTES, b"more") == 4
+    assert file.read(0, 7) == b"content"
+    stage.close()
