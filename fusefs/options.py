@@ -255,7 +255,7 @@ class MountOptions(Table):
     revalidate_interval_seconds: Seconds = Field(default=60.0, alias="revalidate_interval")
     #: For how long a store that does not answer is asked again.
     retry_timeout_seconds: Seconds = Field(default=300.0, alias="retry_timeout")
-    upload_workers: Annotated[int, Field(ge=1, le=256)] = 8
+    upload_workers: Annotated[int, Field(ge=1, le=256)] = 16
 
     #: What was written or done is in the log after this time at the latest, without an fsync.
     commit_interval_seconds: PositiveSeconds = Field(default=5.0, alias="commit_interval")

@@ -40,6 +40,7 @@ import trio
 
 from backends.base import ObjectStorage
 from backends.errors import NotFound, PreconditionFailed, StorageError, Unavailable
+from fusefs.burst import Burst
 from fusefs.change_log import ChangeLog, Publication, without_mark
 from fusefs.content import Version
 from fusefs.errors import FilesystemError, StaleFile
@@ -71,7 +72,7 @@ class PublishOptions:
     #: A file that stays open is published at least this often.
     interval_seconds: float = 30.0
     #: Publications under way at once.
-    workers: int = 8
+    workers: int = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +119,13 @@ class Publisher:
         self._due: deque[Inode] = deque()
         #: Those that are due and wait for the object of a new directory.
         self._waiting_below: dict[Inode, list[Inode]] = {}
+        self._burst = Burst()
+        #: Since when there has been something due all the time.
+        self._due_since = math.inf
+        #: Those for which somebody waits, and that are not on their way.
+        self._asked_for: set[Inode] = set()
+        #: Until when the loop sleeps, if nothing wakes it.
+        self._sleeps_until = -math.inf
         self._wake = trio.Event()
         self._progress = trio.lowlevel.ParkingLot()
         self._published = 0
@@ -127,6 +135,8 @@ class Publisher:
 
     def changed(self, inode: Inode) -> None:
         """Note that content, attributes or name changed and the bucket must learn of it."""
+        if not isinstance(inode, File) or not inode.writers:
+            self._burst.note(trio.current_time())
         for each in (inode.subject, *inode.subject.aliases):
             self._log.changed(each)
             self._note_changed(each)
@@ -165,6 +175,7 @@ class Publisher:
 
     def closed(self, file: File) -> None:
         """Note that the last handle that could write is gone: what is pending is due soon."""
+        self._burst.note(trio.current_time())
         if file in self._pending:
             self._schedule(file, self._due_time(file))
 
@@ -306,13 +317,15 @@ class Publisher:
         if inode not in self._pending:
             self._pending[inode] = None
             inode.state.pending_since = trio.current_time()
-        if inode not in self._turns.queued and self._timetable.put(inode, due):
+        if inode not in self._turns.queued and self._timetable.put(inode, due) and due < self._sleeps_until:
             self._wake.set()
 
     def _ask_for(self, inode: Inode) -> None:
         """Let the inode be due now, because somebody waits for it."""
         inode.state.asked_for = True
+        self._asked_for.add(inode)
         self._schedule(inode, trio.current_time())
+        self._wake.set()
 
     def _can_wait_until(self, inode: Inode) -> float:
         """Return until when a due inode can wait: a file that was opened again since then is being rewritten."""
@@ -338,10 +351,27 @@ class Publisher:
                 self._turns.queued.update(due)
                 if self._due:
                     self._note_moved()
-                self._start_publications(nursery)
+                self._due_since = min(self._due_since, trio.current_time()) if self._due else math.inf
+                self._sleeps_until = self._timetable.next_due()
+                if self._gives_way():
+                    self._sleeps_until = min(self._sleeps_until, self._burst.waits_until(self._due_since))
+                else:
+                    self._start_publications(nursery)
                 self._sweeper.start(nursery, set().union(*self._turns.running.values()))
-                with trio.move_on_at(self._timetable.next_due()):
+                with trio.move_on_at(self._sleeps_until):
                     await self._wake.wait()
+
+    def _gives_way(self) -> bool:
+        """Return whether what is due waits for now, so that a program that makes many files has the processor.
+
+        What it has made is in the log soon, which tells of many of them with one PUT.
+        """
+        is_urgent = not self._log.is_kept or bool(self._asked_for)
+        return (
+            bool(self._due)
+            and not is_urgent
+            and trio.current_time() < self._burst.waits_until(self._due_since)
+        )
 
     async def _shorten_log(self) -> None:
         """Publish what a log tells of that has become too long."""
@@ -421,6 +451,7 @@ class Publisher:
 
     def _begin(self, nursery: trio.Nursery, inode: Inode, target: str | None) -> None:
         inode.state.asked_for = False
+        self._asked_for.discard(inode)
         self._turns.running[inode] = self._turns.keys_of(inode, target)
         nursery.start_soon(self._attempt, inode, target)
 
@@ -450,6 +481,7 @@ class Publisher:
     def _settle(self, inode: Inode) -> None:
         """Note that the inode needs no publication any more."""
         self._pending.pop(inode, None)
+        self._asked_for.discard(inode)
         self._timetable.drop(inode)
         self._log.settled(inode)
         inode.state.published_changes = inode.state.changes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from random import Random
 
@@ -13,8 +14,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from backends.base import NO_METADATA, OVERWRITE, Data, Metadata, ObjectStorage, PutMode
 from backends.errors import AccessDenied, QuotaExceeded, Unavailable
-from backends.intercepted import Verb
+from backends.intercepted import InterceptedStorage, Request, T, Verb
 from backends.memory import MemoryStorage
+from fusefs.burst import MAX_SECONDS, QUIET_SECONDS
 from fusefs.errors import StaleFile
 from fusefs.filesystem import RENAME_EXCHANGE, AttributeChanges
 from fusefs.object_writer import CONFLICTS_PREFIX
@@ -892,3 +894,83 @@ async def test_a_file_gets_the_name_of_the_directory_that_it_was_in(
         await tree.publish_all()
         assert await tree.read_file("x") == b"bytes"
     assert await stored(storage, ours=True) == {"x": b"bytes"}
+
+
+# Bursts
+
+
+class SlowStorage(InterceptedStorage):
+    """A store that takes its time for each PUT."""
+
+    def __init__(self, inner: ObjectStorage, *, seconds: float) -> None:
+        super().__init__(inner)
+        self._seconds = seconds
+
+    async def _carry_out(self, request: Request, send: Callable[[], Awaitable[T]]) -> T:
+        if request.verb is Verb.PUT:
+            await trio.sleep(self._seconds)
+        return await send()
+
+
+async def _make_files(tree: Tree, seconds: float, made: int = 0) -> int:
+    """Make one file after the other for a while, with less than a pause between; return the number of the next."""
+    until = trio.current_time() + seconds
+    while trio.current_time() < until:
+        await tree.write_file(f"file-{made}", b"bytes")
+        made += 1
+        await trio.sleep(QUIET_SECONDS / 2)
+    return made
+
+
+async def test_a_burst_of_files_is_published_when_it_is_over(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Until then the log alone has them, with few requests."""
+    faulty = FaultyStorage(MemoryStorage())
+    async with open_tree(faulty, tmp_path, TreeOptions(logged=True)) as tree:
+        made = await _make_files(tree, MAX_SECONDS - 1)
+        assert await stored(faulty) == {}
+        await trio.sleep(1)
+        assert len(await stored(faulty)) == made
+
+
+async def test_a_burst_without_an_end_is_not_waited_for(autojump_clock: MockClock, tmp_path: Path) -> None:
+    faulty = FaultyStorage(MemoryStorage())
+    async with open_tree(faulty, tmp_path, TreeOptions(logged=True)) as tree:
+        made = await _make_files(tree, MAX_SECONDS + 1)
+        assert len(await stored(faulty)) >= made * 3 / 4
+
+
+async def test_pauses_that_are_too_short_for_everything_do_not_put_it_off(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    slow = SlowStorage(MemoryStorage(), seconds=0.1)
+    async with open_tree(slow, tmp_path, TreeOptions(logged=True)) as tree:
+        made = 0
+        for _ in range(10):
+            made = await _make_files(tree, 2.0, made)
+            await trio.sleep(QUIET_SECONDS * 1.5)
+        assert len(await stored(slow)) >= made / 2
+
+
+async def test_whoever_waits_for_a_file_does_not_wait_for_the_end_of_a_burst(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    faulty = FaultyStorage(MemoryStorage())
+    async with open_tree(faulty, tmp_path, TreeOptions(logged=True)) as tree, trio.open_nursery() as nursery:
+        nursery.start_soon(_make_files, tree, MAX_SECONDS - 1)
+        await trio.sleep(1)
+        began = trio.current_time()
+        await tree.publisher.publish(await tree.find("file-3"))
+        assert trio.current_time() - began < QUIET_SECONDS
+        assert "file-3" in await stored(faulty)
+
+
+async def test_without_a_log_nothing_waits_for_the_end_of_a_burst(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """The objects are all there is of the files."""
+    faulty = FaultyStorage(MemoryStorage())
+    async with open_tree(faulty, tmp_path) as tree:
+        made = await _make_files(tree, MAX_SECONDS - 1)
+        assert len(await stored(faulty)) >= made - 10

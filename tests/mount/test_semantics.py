@@ -111,8 +111,9 @@ def test_a_write_is_seen_at_once(mount: Mount) -> None:
 
 
 def test_close(new_mount: NewMount, bucket: Bucket) -> None:
-    """close returns without waiting for the bucket, and the upload begins at once. With `wait_on_close`, and
-    on a shared mount, the object is there when close returns.
+    """close returns without waiting for the bucket, and the upload begins at once, or up to five seconds later where
+    a program goes on making files and the log has them meanwhile. With `wait_on_close`, and on a shared mount, the
+    object is there when close returns.
     """
     for flag in ("--wait-on-close", "--shared"):
         mount = new_mount(None, flag).mount()
