@@ -10,6 +10,7 @@ import logging
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from backends.base import (
@@ -23,6 +24,7 @@ from backends.base import (
     Metadata,
     ObjectInfo,
     ObjectStorage,
+    Overwrite,
     PutMode,
     RangeResult,
     UploadInfo,
@@ -55,6 +57,7 @@ from backends.s3_listing import position, read_page, read_uploads
 from backends.s3_multipart import S3Upload
 from backends.s3_options import S3Options
 from backends.s3_probe import check_access, find_dialect
+from backends.s3_quick import QuickClient, can_put
 from backends.s3_reading import read_range
 from backends.s3_values import (
     decode_metadata,
@@ -72,7 +75,8 @@ _NOT_IN_XML: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\
 class S3Storage(ObjectStorage):
     """A bucket. `probe_prefix` is the part of it that the probe may list and write to, "" or ending in a slash.
 
-    `known` is another way to the same bucket, which has been probed.
+    `known` is another way to the same bucket, which has been probed. `quick` lets the requests that come by the
+    thousand go through obstore (`backends.s3_quick`) once it has been probed itself, or is known.
     """
 
     def __init__(
@@ -82,10 +86,12 @@ class S3Storage(ObjectStorage):
         probe_prefix: str = "",
         client_factory: ClientFactory = create_client,
         known: S3Storage | None = None,
+        quick: bool = False,
     ) -> None:
-        self._bucket = Bucket(options, client_factory)
+        self._bucket = Bucket(options, client_factory, quick=quick, trial_prefix=probe_prefix)
         if known is not None:
             self._bucket.dialect = known._bucket.dialect
+            self._bucket.route = known._bucket.route
         self._probe_prefix = probe_prefix
 
     @property
@@ -102,6 +108,9 @@ class S3Storage(ObjectStorage):
 
     async def head(self, key: str) -> ObjectInfo:
         check_key(key)
+        quickly = await self._bucket.call_quickly(key, lambda client: client.head(key))
+        if quickly is not None:
+            return quickly
         response = await self._bucket.call("head_object", key)
         return ObjectInfo(
             key=key,
@@ -117,16 +126,28 @@ class S3Storage(ObjectStorage):
         if start < 0 or (length is not None and length < 1):
             raise InvalidRequest(f"{length} bytes from {start} of '{key}' are no range")
         check_key(key)
+        ask = partial(QuickClient.get_range, key=key, start=start, length=length, if_match=if_match)
+        quickly = await self._bucket.call_quickly(key, ask)
+        if quickly is not None:
+            return quickly
         return await read_range(self._bucket, key, start, length, if_match)
 
     async def put(
         self, key: str, data: Data, *, metadata: Metadata = NO_METADATA, mode: PutMode = OVERWRITE
     ) -> str:
-        check_put_size(key, memoryview(data).nbytes)
+        size = memoryview(data).nbytes
+        check_put_size(key, size)
         arguments = self._new_object(key, metadata)
         capable = self.capabilities.if_match if isinstance(mode, IfMatch) else self.capabilities.create_only
+        checksum = self._bucket.dialect.object_checksum
+        if can_put(size, metadata, checksum) and (capable or isinstance(mode, Overwrite)):
+            ask = partial(QuickClient.put, key=key, data=data, metadata=metadata, mode=mode)
+            with explained_refusals(key, mode):
+                quickly = await self._bucket.call_quickly(key, ask)
+            if quickly is not None:
+                return quickly
         condition = await self._bucket.target_condition(key, mode, honoured=capable)
-        body = Body(data, self._bucket.dialect.object_checksum)
+        body = Body(data, checksum)
         with explained_refusals(key, mode):
             response = await self._bucket.call("put_object", key, {**arguments, **condition}, body)
         return unquote_etag(response["ETag"])

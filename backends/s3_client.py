@@ -31,10 +31,11 @@ from backends.rules import check_if_match, check_mode
 from backends.s3_errors import Request, translate
 from backends.s3_list_answers import read_at_once
 from backends.s3_options import S3Options
+from backends.s3_quick import QuickClient, Route, Unreadable, is_plain, serves
 from backends.s3_values import Checksum, content_md5, quote_etag, unquote_etag
 
 if TYPE_CHECKING:
-    from botocore.awsrequest import AWSRequest
+    from botocore.awsrequest import AWSPreparedRequest, AWSRequest
     from mypy_boto3_s3 import S3Client
 
 T = TypeVar("T")
@@ -102,17 +103,34 @@ def create_client(options: S3Options) -> S3Client:
 class Bucket:
     """The bucket of `options`; every method that asks the store may raise what `backends.s3_errors` maps to."""
 
-    def __init__(self, options: S3Options, client_factory: ClientFactory = create_client) -> None:
+    def __init__(
+        self,
+        options: S3Options,
+        client_factory: ClientFactory = create_client,
+        *,
+        quick: bool = False,
+        trial_prefix: str = "",
+    ) -> None:
+        """With `quick`, what `call_quickly` can ask goes past botocore, once a listing has shown the way.
+
+        What is asked for trial has a key below `trial_prefix`.
+        """
+        self._trial_prefix = trial_prefix
         self.options = options
         self._client_factory = client_factory
+        self._is_quick = quick and serves(options)
         self._limiter = trio.CapacityLimiter(options.max_connections)
         self._common = {"Bucket": options.bucket}
         if options.requester_pays:
             self._common["RequestPayer"] = "requester"
         #: Replaced once, by the probe.
         self.dialect = Dialect()
+        #: Where the last listing went.
+        self.route: Route | None = None
         self._client: S3Client | None = None
+        self._quick_client: QuickClient | None = None
         self._client_lock = threading.Lock()
+        self._quick_lock = threading.Lock()
         self._closed = False
 
     @property
@@ -153,9 +171,18 @@ class Bucket:
         body: Body | None = None,
     ) -> T:
         """Call the client's method `operation` and, in the same thread, `read` its answer."""
-        if self._closed:
-            raise StorageError(f"{operation}: the store was closed")
         work = functools.partial(self._call_in_thread, operation, key, arguments, read, body)
+        return await self._run(work)
+
+    async def call_quickly(self, key: str, ask: Callable[[QuickClient], T]) -> T | None:
+        """Let `ask` use the quicker client in a thread; None where that cannot be asked, or nothing be read from it."""
+        if not self._is_quick or self.route is None or not is_plain(key):
+            return None
+        return await self._run(functools.partial(self._ask_in_thread, key, self.route, ask))
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        if self._closed:
+            raise StorageError("the store was closed")
         return await trio.to_thread.run_sync(work, limiter=self._limiter)
 
     async def current_etag(self, key: str) -> str | None:
@@ -201,6 +228,7 @@ class Bucket:
         with trio.CancelScope(shield=True):
             for number in range(self.options.max_connections):
                 await self._limiter.acquire_on_behalf_of((self, number))
+            self._quick_client = None
             if self._client is not None:
                 await trio.to_thread.run_sync(self._client.close)
 
@@ -219,11 +247,47 @@ class Bucket:
         except Exception as error:
             raise translate(error, self.request(operation, key)) from error
 
+    def _ask_in_thread(self, key: str, route: Route, ask: Callable[[QuickClient], T]) -> T | None:
+        with self._quick_lock:
+            if self._quick_client is None and self._is_quick:
+                self._quick_client = self._make_quick_client(route)
+            client = self._quick_client
+        if client is None:
+            return None
+        try:
+            return ask(client)
+        except Unreadable as error:
+            _log.debug("obstore cannot read an answer that botocore will be asked for: %s", error)
+            return None
+        except Exception as error:
+            raise translate(error, self.request("obstore", key)) from error
+
+    def _make_quick_client(self, route: Route) -> QuickClient | None:
+        checksums = self.dialect.object_checksum is Checksum.CRC32
+        try:
+            return QuickClient(
+                self.options,
+                route,
+                quoted_etags=self.dialect.quoted_etags,
+                checksums=checksums,
+                trial_prefix=self._trial_prefix,
+            )
+        except Exception as error:  # of any kind: there is another way
+            _log.warning("small requests do not go through obstore, and are slower: %s", error)
+            self._is_quick = False
+            return None
+
     def _shared_client(self) -> S3Client:
         with self._client_lock:
             if self._client is None:
                 self._client = self._client_factory(self.options)
+                if self._is_quick:
+                    events = self._client.meta.events
+                    events.register_first("before-send.s3.ListObjectsV2", self._note_route)
             return self._client
+
+    def _note_route(self, request: AWSPreparedRequest, **_: object) -> None:
+        self.route = Route.of(request, self.options.bucket)
 
 
 def _configuration(options: S3Options) -> Config:

@@ -280,6 +280,19 @@ def from_code(code: str, message: str, request: Request) -> StorageError:
     return _error(CODES.get(code, StorageError), request, f"{code}: {message}")
 
 
+def from_answer(
+    status: int, code: str, message: str, request: Request, *, region: str | None = None
+) -> StorageError:
+    """Return our error for an answer of the store; `region` is the bucket's, where the answer tells it."""
+    error_class = class_of_answer(code, status)
+    if code == "AuthorizationHeaderMalformed" and region:
+        error_class = WrongRegion
+    text = f"{code}: {message}"
+    if error_class is WrongRegion and region:
+        text += f" (the bucket is in region {region})"
+    return _error(error_class, request, text)
+
+
 def class_of_answer(code: str, status: int) -> ErrorClass:
     """Return the class for an error code and an HTTP status; an unknown code leaves the decision to the status."""
     if code in CODES:
@@ -303,15 +316,13 @@ def _from_answer(error: boto.ClientError, request: Request) -> StorageError:
     response: Mapping[str, Any] = error.response
     details = response.get("Error", {})
     metadata = response.get("ResponseMetadata", {})
-    code = str(details.get("Code", ""))
-    error_class = class_of_answer(code, int(metadata.get("HTTPStatusCode", 0)))
-    region = details.get("Region") or metadata.get("HTTPHeaders", {}).get("x-amz-bucket-region")
-    if code == "AuthorizationHeaderMalformed" and region:
-        error_class = WrongRegion
-    text = f"{code}: {details.get('Message', '')}"
-    if error_class is WrongRegion and region:
-        text += f" (the bucket is in region {region})"
-    return _error(error_class, request, text)
+    return from_answer(
+        int(metadata.get("HTTPStatusCode", 0)),
+        str(details.get("Code", "")),
+        str(details.get("Message", "")),
+        request,
+        region=details.get("Region") or metadata.get("HTTPHeaders", {}).get("x-amz-bucket-region"),
+    )
 
 
 def _error(error_class: ErrorClass, request: Request, text: str) -> StorageError:

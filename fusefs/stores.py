@@ -55,7 +55,7 @@ def open_beside(
             connect_timeout_seconds=min(options.connect_timeout_seconds, retry_timeout_seconds),
             read_timeout_seconds=min(options.read_timeout_seconds, retry_timeout_seconds),
         )
-        backend = S3Storage(options, probe_prefix=store.prefix, known=backend)
+        backend = S3Storage(options, probe_prefix=store.prefix, known=backend, quick=True)
     return _wrapped(store, MeteredStorage(backend, counted_with=opened.meter), retry_timeout_seconds)
 
 
@@ -78,7 +78,7 @@ def _retry_policy(timeout_seconds: float) -> RetryPolicy:
 def _backend(store: Store) -> ObjectStorage:
     match store:
         case BucketStore():
-            return S3Storage(_s3_options(store), probe_prefix=store.prefix)
+            return S3Storage(_s3_options(store), probe_prefix=store.prefix, quick=True)
         case DirectoryStore():
             return DirectoryStorage(store.path)
         case _:

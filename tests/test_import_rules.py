@@ -82,8 +82,12 @@ def test_every_module_has_its_place(package: str) -> None:
         ("fusefs/publisher.py", "import backends", "the rest knows the seam"),
         ("fusefs/filesystem.py", "import pyfuse3", "Four modules know pyfuse3"),
         ("backends/memory.py", "import pyfuse3", "Four modules know pyfuse3"),
-        ("fusefs/filesystem.py", "from botocore import exceptions", "Only the S3 store knows boto3"),
-        ("backends/memory.py", "import boto3", "Only the S3 store knows boto3"),
+        (
+            "fusefs/filesystem.py",
+            "from botocore import exceptions",
+            "Only the S3 store knows boto3 and obstore",
+        ),
+        ("backends/memory.py", "import boto3", "Only the S3 store knows boto3 and obstore"),
     ],
 )
 def test_a_planted_violation_is_refused(tmp_path: Path, module: str, line: str, contract: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 from backends.base import CREATE_ONLY, ObjectStorage
 from backends.prefixed import PrefixedStorage
 from backends.s3 import S3Storage
+from backends.s3_options import S3Options
 from tests.backends.contract import (
     COMPLETIONS_RACE,
     DROPS_MARKER_BODIES,
@@ -51,11 +52,13 @@ class TestS3StorageOnSeaweedFS(StorageContract):
     async def storage(self, s3_server: SeaweedFS, s3_prefix: str) -> AsyncIterator[ObjectStorage]:
         # Beside the prefix: this server goes on listing a directory as a prefix for a while after its last object.
         probe_prefix = f"probes/{s3_prefix}"
-        bucket = S3Storage(options_of(s3_server), probe_prefix=probe_prefix, client_factory=shared_client)
-        store = PrefixedStorage(bucket, s3_prefix)
+        store = PrefixedStorage(self.bucket(options_of(s3_server), probe_prefix), s3_prefix)
         await store.probe()
         yield store
         await store.aclose()
+
+    def bucket(self, options: S3Options, probe_prefix: str) -> S3Storage:
+        return S3Storage(options, probe_prefix=probe_prefix, client_factory=shared_client)
 
     def kept(self, key: str, body: bytes) -> bytes:
         return super().kept(self.renamed_keys.get(key, key), body)
@@ -116,3 +119,10 @@ class TestS3StorageOnSeaweedFS(StorageContract):
         await upload.upload_part(1, b"first form")
         await upload.complete([await upload.upload_part(1, b"last form")])
         assert (await storage.get_range("k")).data == b"last form"
+
+
+class TestS3StorageThroughObstore(TestS3StorageOnSeaweedFS):
+    """The same promises where small requests go past botocore."""
+
+    def bucket(self, options: S3Options, probe_prefix: str) -> S3Storage:
+        return S3Storage(options, probe_prefix=probe_prefix, client_factory=shared_client, quick=True)
