@@ -144,8 +144,13 @@ class FilesAhead:
 
     @property
     def is_of_use(self) -> bool:
-        """Whether most of what was fetched was opened then."""
-        return self._hits > len(self._unused) or (self._is_expected and not self._unused)
+        """Whether enough of what was fetched was opened, seeing that some is always ahead of who opens it."""
+        return GROWTH * self._hits > len(self._unused) or (self._is_expected and not self._unused)
+
+    @property
+    def was_used(self) -> bool:
+        """Whether anything of what was fetched was opened then, if there was something to fetch."""
+        return self._hits > 0 or not self._unused
 
     def _sort(self) -> None:
         names = sorted(self._names())

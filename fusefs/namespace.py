@@ -146,6 +146,7 @@ class Namespace:
         self._walks.reads(directory)
         names = await self._listings.names(directory, max_age_seconds=self._options.revalidate_seconds)
         directory.look_ahead = LookAhead(names.so_far, _numbers_in(directory))
+        self._walks.has_read(directory)
         return names
 
     @staticmethod

@@ -42,8 +42,11 @@ class SmallFiles:
         self._spawn = sources.spawn
         self._resolver = resolver
         self._numbers_in = numbers_in
-        #: What is known of the directory in which a file was opened last.
+        #: What is known of the directory in which a file was opened last, and of the one before.
         self._last: FilesAhead | None = None
+        self._before: FilesAhead | None = None
+        #: Of the directory whose first files were fetched because its names were read.
+        self._read: FilesAhead | None = None
         self._max_bytes = 0
         self._limiter = trio.CapacityLimiter(FETCH_TASKS)
 
@@ -57,15 +60,23 @@ class SmallFiles:
             if not file.content.is_bare:
                 return
             ahead = self._begin(directory)
-        self._last = ahead
+        if ahead is not self._last:
+            self._before, self._last = self._last, ahead
+        self._read = None
         self._max_bytes = max_bytes
         size_of = partial(_size_of, directory)
         for name in ahead.opened(file.name, size_of, max_bytes=max_bytes):
             self._spawn(self._fetch, directory, name)
 
+    def read(self, directory: Directory) -> None:
+        """Fetch the first files of a directory whose names somebody has read, unless only names are read by now."""
+        if self._read is None or self._read.was_used:
+            self.expect(directory)
+            self._read = directory.files_ahead
+
     def expect(self, directory: Directory) -> None:
-        """Fetch the first files of a directory that was listed ahead, if those of the last one were of use."""
-        if self._last is None or not self._last.is_of_use or directory.files_ahead is not None:
+        """Fetch the first files of a directory that was listed, if those of the last one were of use."""
+        if not self._is_of_use or directory.files_ahead is not None:
             return
         ahead = self._begin(directory)
         for name in ahead.expect(partial(_size_of, directory), max_bytes=self._max_bytes):
@@ -75,9 +86,14 @@ class SmallFiles:
         directory.files_ahead = FilesAhead(
             lambda: directory.children,
             self._numbers_in(directory),
-            is_expected=self._last is not None and self._last.is_of_use,
+            is_expected=self._is_of_use,
         )
         return directory.files_ahead
+
+    @property
+    def _is_of_use(self) -> bool:
+        """Whether what was fetched was opened, in the last directory or, where that has just begun, the one before."""
+        return any(ahead.is_of_use for ahead in (self._last, self._before) if ahead is not None)
 
     async def _fetch(self, directory: Directory, name: bytes) -> None:
         async with self._limiter:

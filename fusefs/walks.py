@@ -3,7 +3,8 @@
 Programs that do (`diff -r`, `cp -a`, `grep -r`) read the directories of a directory one after the other, and a listing
 each is what they wait for where there are few files in each. It is the same decision as for small files
 (`files_ahead`), made with less trust, because a listing is the dearest of all requests. Of a directory that is listed
-for who reads all files on the way, the first ones are fetched as well. Nobody waits for it, and it fails silently.
+for who reads all files on the way, the first ones are fetched as well, and its first directories listed when it is
+read. Nobody waits for it, and it fails silently.
 """
 
 from __future__ import annotations
@@ -62,15 +63,29 @@ class Walks:
         if ahead is None:
             if directory.listed_at is not None:
                 return
-            ahead = parent.directories_ahead = FilesAhead(
-                partial(_directories_in, parent),
-                self._numbers_in(parent),
-                on_trust=LISTED_ON_TRUST,
-                is_expected=self._last is not None and self._last.is_of_use,
-            )
+            ahead = self._begin(parent)
         self._last = ahead
         for name in ahead.opened(directory.name, partial(_cost_of, parent), max_bytes=MAX_WAITING):
             self._spawn(self._list, parent, name)
+
+    def has_read(self, directory: Directory) -> None:
+        """Note that somebody has the names in a directory; what they will go into first is listed and fetched."""
+        if directory.listed_at is None:
+            return  # more names are on their way
+        self._small_files.read(directory)
+        if self._last is None or not self._last.is_of_use or directory.directories_ahead is not None:
+            return
+        for name in self._begin(directory).expect(partial(_cost_of, directory), max_bytes=MAX_WAITING):
+            self._spawn(self._list, directory, name)
+
+    def _begin(self, parent: Directory) -> FilesAhead:
+        parent.directories_ahead = FilesAhead(
+            partial(_directories_in, parent),
+            self._numbers_in(parent),
+            on_trust=LISTED_ON_TRUST,
+            is_expected=self._last is not None and self._last.is_of_use,
+        )
+        return parent.directories_ahead
 
     async def _list(self, parent: Directory, name: bytes) -> None:
         async with self._limiter:

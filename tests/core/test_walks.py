@@ -34,7 +34,7 @@ def asked(storage: FaultyStorage, verb: Verb) -> list[str]:
 async def walk(tree: Tree, storage: FaultyStorage, *, read: bool) -> list[int]:
     """Read every directory, and every file if `read`; return for how many requests each directory waited."""
     waited = []
-    for directory in await tree.names():
+    for directory in filter(lambda name: name.startswith("d"), await tree.names()):
         before = len(storage.calls)
         for name in await tree.names(directory):
             if read:
@@ -80,3 +80,51 @@ async def test_a_listing_that_fails_is_nobodys_until_the_directory_is_read(tmp_p
         await trio.testing.wait_all_tasks_blocked()
         assert not storage.faults_left
         assert await tree.names("d03") == ["f0"]
+
+
+async def test_the_first_directory_below_is_listed_when_the_one_above_is_read(tmp_path: Path) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    for number in range(20):
+        await storage.put(f"d{number:02}/below/file", b"content")
+    storage.calls.clear()
+    waited: list[str] = []
+    async with open_tree(storage, tmp_path) as tree:
+        for directory in await tree.names():
+            for path in (directory, f"{directory}/below"):
+                before = len(storage.calls)
+                await tree.names(path)
+                waited += [request.key for request in storage.calls[before:] if request.key == f"{path}/"]
+                await trio.testing.wait_all_tasks_blocked()
+    assert [key for key in waited if key >= "d08"] == []
+    assert len(asked(storage, Verb.LIST_PREFIX)) == 41
+
+
+async def test_who_begins_to_read_a_directory_on_the_way_finds_its_first_files(tmp_path: Path) -> None:
+    """Also where nobody could know that it would be read: it is the only one in its directory."""
+    storage = await filled(4, 6)
+    for file in range(6):
+        await storage.put(f"other/far/f{file}", b"content")
+    async with open_tree(storage, tmp_path) as tree:
+        await walk(tree, storage, read=True)
+        await tree.names("other/far")
+        await trio.testing.wait_all_tasks_blocked()
+        before = len(storage.calls)
+        for file in range(6):
+            assert await tree.read_file(f"other/far/f{file}") == b"content"
+        assert [request for request in storage.calls[before:] if request.verb is Verb.GET_RANGE] == []
+
+
+async def test_who_reads_names_alone_from_now_on_pays_for_the_files_of_one_directory(tmp_path: Path) -> None:
+    storage = await filled(4, 6)
+    for directory in range(5):
+        for file in range(6):
+            await storage.put(f"names/e{directory}/f{file}", b"content")
+    async with open_tree(storage, tmp_path) as tree:
+        await walk(tree, storage, read=True)
+        await trio.testing.wait_all_tasks_blocked()
+        before = len(storage.calls)
+        for directory in (4, 1, 3, 0, 2):
+            await tree.names(f"names/e{directory}")
+            await trio.testing.wait_all_tasks_blocked()
+        fetched = [request for request in storage.calls[before:] if request.verb is Verb.GET_RANGE]
+        assert len(fetched) <= 6
