@@ -15,8 +15,10 @@ from types import MappingProxyType
 from typing import Final
 
 from backends.base import ObjectStorage, RangeResult
-from backends.errors import StorageError
+from backends.errors import NotFound, PreconditionFailed, StorageError
 from backends.intercepted import InterceptedStorage, Request, T, Verb
+
+_FINDINGS: Final = frozenset((NotFound.__name__, PreconditionFailed.__name__))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +46,13 @@ class StorageStatistics:
 
     @property
     def failures(self) -> int:
-        return sum(sum(verb.failures.values()) for verb in self.by_verb.values())
+        """Requests that failed: that there is no object, or another one, is what some of them are to find out."""
+        return sum(
+            count
+            for verb in self.by_verb.values()
+            for name, count in verb.failures.items()
+            if name not in _FINDINGS
+        )
 
     @property
     def bytes_sent(self) -> int:
