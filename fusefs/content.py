@@ -123,10 +123,9 @@ class Content:
         self.upload: OpenUpload | None = None
         #: Set while a stream sends parts as the file grows.
         self.flush: Flush | None = None
-        self._writable = trio.Event()
-        self._writable.set()
-        self._replaced = trio.Event()
-        self._replaced.set()
+        #: While writers have to wait, and while the base is being replaced: an event takes 272 bytes.
+        self._writable: trio.Event | None = None
+        self._replaced: trio.Event | None = None
         self._pins = 0
         self.checksums = BlockChecksums()
         self._is_untouched = base is not None
@@ -285,11 +284,12 @@ class Content:
 
         The store has it before we know: a read that finds the base gone in between waits for the end of the block.
         """
-        self._replaced = trio.Event()
+        replaced = self._replaced = trio.Event()
         try:
             yield
         finally:
-            self._replaced.set()
+            self._replaced = None
+            replaced.set()
 
     def evict(self) -> None:
         """Give back the disk space of bytes that the base has; they are fetched again when they are read."""
@@ -345,16 +345,18 @@ class Content:
 
     def hold_writers(self) -> None:
         """Let writers wait, so that an upload of a file that never rests can end."""
-        if self._writable.is_set():
+        if self._writable is None:
             self._writable = trio.Event()
 
     def release_writers(self) -> None:
         """Let writers go on."""
-        self._writable.set()
+        if self._writable is not None:
+            self._writable.set()
+            self._writable = None
 
     async def wait_writable(self) -> None:
         """Return when no upload holds writers back."""
-        while not self._writable.is_set():
+        while self._writable is not None:
             await self._writable.wait()
 
     async def read(self, offset: int, length: int, reader: SequentialDetector | None = None) -> bytes:
@@ -572,7 +574,8 @@ class Content:
             length = None if (fetch.start, end) == (0, base.size) else end - fetch.start
             result = await self._sources.storage.get_range(base.key, fetch.start, length, if_match=base.etag)
         except (NotFound, PreconditionFailed, RangeNotSatisfiable) as error:
-            await self._replaced.wait()
+            if self._replaced is not None:
+                await self._replaced.wait()
             if self.base != base:
                 return b""  # published or moved meanwhile; whoever still misses bytes asks for them again
             raise StaleFile(f"{base.key!r} was changed in the bucket while it was open") from error
