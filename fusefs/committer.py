@@ -432,5 +432,12 @@ class Committer:
 
 
 async def _flush_stream(file: File) -> None:
-    if file.content.flush is not None:
-        await file.content.flush.ask()
+    """Have a stream's full parts in the bucket, while its writers wait: or else they may never be all there."""
+    content = file.content
+    if content.flush is None:
+        return
+    content.hold_writers()
+    try:
+        await content.flush.ask()
+    finally:
+        content.release_writers()

@@ -102,6 +102,7 @@ class _Stream:
                     if not self._cancel_scope.cancel_called:
                         self._version = await self._complete(writer, mode)
                 finally:
+                    self._end_flush()
                     if self._version is None:
                         await self._give_bytes_to_log(writer)
         except Exception as error:  # of any kind: nothing may end the nursery of the whole mount
@@ -123,22 +124,23 @@ class _Stream:
         return self._version
 
     async def _send_until_told(self, writer: BufferedMultipartWriter) -> PutMode:
-        """Send parts as they fill, until `finish` is called."""
-        try:
-            while self._mode is None:
-                self._changed = trio.Event()
-                flush = self._content.flush = Flush(self._changed)
-                await self._feed_full_parts(writer, LAG)
-                await self._changed.wait()
-                if flush.asked and self._mode is None:
-                    await self._feed_full_parts(writer, 0)
-                    await writer.flush()
-                    flush.done.set()
-            return self._mode
-        finally:
-            last, self._content.flush = self._content.flush, None
-            if last is not None:
-                last.done.set()
+        """Send parts as they fill, until `finish` is called; who has asked for a flush then waits for the rest."""
+        while self._mode is None:
+            self._changed = trio.Event()
+            flush = self._content.flush = Flush(self._changed)
+            await self._feed_full_parts(writer, LAG)
+            await self._changed.wait()
+            if flush.asked and self._mode is None:
+                await self._feed_full_parts(writer, 0)
+                await writer.flush()
+                flush.done.set()
+        return self._mode
+
+    def _end_flush(self) -> None:
+        """Let nobody wait any more for parts that are under way, or will not come."""
+        last, self._content.flush = self._content.flush, None
+        if last is not None:
+            last.done.set()
 
     async def give_up(self) -> None:
         """Abort the upload and return when nothing of it is under way."""
@@ -166,6 +168,7 @@ class _Stream:
             if upload_round > FREE_ROUNDS:
                 content.hold_writers()
             await self._send_rest(writer)
+            self._end_flush()  # the next commit finds the parts there
             await self._log.commit()
             if self._fed == content.size and not content.unsent and not self._log.is_behind(self._file):
                 if content.upload is None or not content.upload.logged:  # which names the key, too
@@ -234,6 +237,7 @@ class _Stream:
                 self._content.note_unlogged(part.start, part.end)
         if in_log:
             self._log.changed(self._file)
+            self._end_flush()  # or else the commit waits for parts, and these for the commit
             await self._log.commit()
             upload.logged -= in_log
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -12,7 +13,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from backends.base import CREATE_ONLY, Capabilities, iterate_pages
-from backends.intercepted import Verb
+from backends.intercepted import InterceptedStorage, Request, T, Verb
 from fusefs import committer, content
 from fusefs.change_log import LOG_KEY
 from fusefs.extents import Extent
@@ -331,6 +332,65 @@ async def test_streaming_with_fsyncs_sends_little_twice(
         assert sum(call.bytes_sent for call in storage.calls) < 1.1 * len(data) + lists
     async with open_tree(storage, tmp_path / "2", options(publishes=True)) as tree:
         assert await tree.read_file("a") == data
+
+
+class _Slow(InterceptedStorage):
+    """A store that takes a second for each part."""
+
+    async def _carry_out(self, request: Request, send: Callable[[], Awaitable[T]]) -> T:
+        if request.verb is Verb.UPLOAD_PART:
+            await trio.sleep(1)
+        return await send()
+
+
+def _logged_bytes(storage: FaultyStorage) -> int:
+    return sum(call.bytes_sent for call in storage.calls_of(Verb.PUT) if call.key.startswith(JOURNAL_PREFIX))
+
+
+async def test_a_commit_ends_though_a_stream_is_written_faster_than_it_goes_up(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for parts that are on their way, and the writer waits for it."""
+    monkeypatch.setattr(committer, "BATCH_SIZE", PART)
+    monkeypatch.setattr(content, "PIECE_SIZE", 1024)
+    storage = FaultyStorage(_Slow(SmallPartsStorage()))
+    async with open_tree(storage, tmp_path, options()) as tree:
+        handle = await tree.create("file")
+        committed = trio.Event()
+
+        async def write() -> None:
+            start, data = 0, RANDOM.randbytes(PART)
+            while not committed.is_set():
+                await tree.write(handle, start, data)
+                start += len(data)
+                await trio.sleep(0.01)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            await trio.sleep(0.5)
+            with trio.fail_after(60):
+                await tree.log.commit()
+            committed.set()
+        assert _logged_bytes(storage) < 8 * PART
+
+
+async def test_a_commit_waits_for_the_end_of_a_stream_that_is_closed_meanwhile(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that was still on its way would go up twice otherwise."""
+    monkeypatch.setattr(committer, "BATCH_SIZE", PART)
+    monkeypatch.setattr(content, "PIECE_SIZE", 1024)
+    storage = FaultyStorage(_Slow(SmallPartsStorage()))
+    data = RANDOM.randbytes(100 * PART)
+    async with open_tree(storage, tmp_path, options(publishes=True)) as tree, trio.open_nursery() as nursery:
+        handle = await tree.create("file")
+        await tree.write(handle, 0, data)
+        nursery.start_soon(tree.log.commit)
+        await trio.sleep(0.1)
+        await tree.close(handle)
+        await tree.publish_all()
+        assert _logged_bytes(storage) < 8 * PART
+        assert await stored(storage) == {"file": data}
 
 
 async def test_what_came_and_went_leaves_no_log(autojump_clock: MockClock, tmp_path: Path) -> None:
