@@ -57,8 +57,8 @@ def test_etcd_loses_nothing_when_its_recovery_is_killed(far_mount: Mount, etcd: 
     far_mount.die_mounting(lambda: bucket.etag(LEASE_KEY) != lease)
     far_mount.mount_cold()
     etcd.launch()
+    etcd.kill()  # first: it would go on in the directory below the mount
     far_mount.kill()
-    etcd.kill()
     etcd.wait_for_end()
     far_mount.mount_cold()
     etcd.start()

@@ -170,6 +170,7 @@ class SeaweedFS:
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
             "-s3.autoCreateBucket=false",
+            "-s3.idleTimeout=3600",  # a request on a connection that just ends is lost, and tests of stores ask once
             f"-filer.localSocket={self._directory / 'filer.sock'}",
             f"-s3.localSocket={self._directory / 's3.sock'}",
             "-master.telemetry=false",
