@@ -5,6 +5,8 @@ batches count is decided as for a mount (`LogReader.survey`), and then anew as i
 one on, until all that counts can be read. That can be applied. What is behind it cannot, because a batch means
 something only after all before it; so it is set aside, under `.fusefs/damaged/`, for whoever can mend it, and the log
 is sealed before it. Nothing is deleted, and nothing changed before somebody says so.
+
+As good as damaged is a batch that refers to an upload which somebody has aborted: the store may do that to old ones.
 """
 
 from __future__ import annotations
@@ -18,7 +20,10 @@ from backends.errors import PreconditionFailed
 from fusefs.errors import BatchDamaged
 from fusefs.journal_format import JOURNAL_PREFIX, SEAL, Batch, Position, batch_key, encode
 from fusefs.keys import RESERVED_PREFIX
+from fusefs.log_objects import LogObjects
 from fusefs.log_reader import EVERYWHERE, LogReader
+from fusefs.log_uploads import LogUploads, needed_upload
+from fusefs.replay import Replay
 
 DAMAGED_PREFIX: Final = f"{RESERVED_PREFIX}damaged/"
 """Where batches are put that no mount can read."""
@@ -60,8 +65,10 @@ class LogRepair:
             before = EVERYWHERE if damage is None else Position(*damage.position)
             try:
                 log = await self._reader.survey(since_epoch=self._since_epoch, before=before)
+                replay = Replay(None)
                 for position in log.positions:
-                    await self._reader.read(position)
+                    replay.apply(await self._reader.read(position))
+                await self._check_uploads(replay)
             except BatchDamaged as error:
                 damage = error
             else:
@@ -71,9 +78,24 @@ class LogRepair:
         last = log.positions[-1] if log.positions else Position(self._since_epoch, 0)
         return Diagnosis(
             readable=len(log.positions),
-            damage=f"{damage.key!r} is damaged: {damage.why}",
+            damage=f"{damage.key!r} cannot be applied: {damage.why}",
             lost=tuple(position for position in await self._reader.positions() if position > last),
         )
+
+    async def _check_uploads(self, replay: Replay) -> None:
+        """Raise `BatchDamaged` for the first batch that refers to an upload which is gone."""
+        objects = LogObjects(self._storage, replay.inodes.values())
+        lost: list[tuple[Position, str]] = []
+        for replayed in replay.inodes.values():
+            if replayed.upload_since is not None and needed_upload(replayed) is not None:
+                uploads = LogUploads(
+                    self._storage, {replayed: await objects.find(replayed)}, replay.leftovers
+                )
+                why = await uploads.find_lost(replayed)
+                lost += [(replayed.upload_since, why)] if why is not None else []
+        if lost:
+            position, why = min(lost)
+            raise BatchDamaged(batch_key(position), position, why)
 
     async def set_aside(self, found: Diagnosis) -> None:
         """Move what is lost out of the log, the last first, and let the log end there. Raises what the store raises."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-from backends.base import CREATE_ONLY, OVERWRITE, Metadata, ObjectStorage, PutMode
+from backends.base import CREATE_ONLY, OVERWRITE, Limits, Metadata, ObjectStorage, PutMode
 from backends.errors import NotFound, PreconditionFailed
 from fusefs import extended_attributes
 from fusefs.attributes import to_metadata
@@ -13,6 +13,7 @@ from fusefs.change_log import ChangeLog
 from fusefs.content import Version
 from fusefs.inodes import Alias, Directory, File, Inode, Symlink
 from fusefs.keys import RESERVED_PREFIX
+from fusefs.object_copy import copy_object
 from fusefs.uploads import Uploads
 
 CONFLICTS_PREFIX: Final = f"{RESERVED_PREFIX}conflicts/"
@@ -53,7 +54,7 @@ class ObjectWriter:
                 return Written(*await self._uploads.publish(inode, target, mode=mode, metadata=metadata))
             case File(version=Version() as source):
                 with inode.content.being_replaced():
-                    version = await self._uploads.copy(source, target, mode=mode, metadata=metadata)
+                    version = await copy_object(self._storage, source, target, mode=mode, metadata=metadata)
                     inode.content.rebase(version)
                 return Written(version, metadata)
             case Symlink():
@@ -69,7 +70,7 @@ class ObjectWriter:
         if source is None:
             raise NotFound(f"{target!r} is to be a copy of what is not there")
         if isinstance(alias.of, File):
-            version = await self._uploads.copy(source, target, mode=mode, metadata=metadata)
+            version = await copy_object(self._storage, source, target, mode=mode, metadata=metadata)
         else:
             version = (await self.write(alias.of, target, mode=mode, metadata=metadata)).version
         alias.copied = source
@@ -87,7 +88,8 @@ class ObjectWriter:
     async def keep_beside(self, inode: Inode, target: str) -> Version | None:
         """Store what is ours under `.fusefs/conflicts/`; None if the object under `target` was all there was of it."""
         self.conflicts += 1
-        key = self._conflict_key(inode, target)
+        suffix = f"{self._mount_id}-{inode.number}-{self.conflicts}"
+        key = conflict_key(target, suffix, self._storage.limits)
         metadata = to_metadata(inode.attributes)
         await self._keep_xattrs(inode.attributes.xattrs)
         if isinstance(inode, Symlink):
@@ -100,7 +102,9 @@ class ObjectWriter:
         if inode.version is None or inode.version.key == target:
             return None
         try:
-            version = await self._uploads.copy(inode.version, key, mode=CREATE_ONLY, metadata=metadata)
+            version = await copy_object(
+                self._storage, inode.version, key, mode=CREATE_ONLY, metadata=metadata
+            )
         except (NotFound, PreconditionFailed):
             return None  # it was the object at the old name that somebody else changed
         inode.content.rebase(version)
@@ -115,7 +119,8 @@ class ObjectWriter:
             await self._storage.put(key, text.encode(), mode=CREATE_ONLY)
         self._kept_xattrs.add(key)
 
-    def _conflict_key(self, inode: Inode, target: str) -> str:
-        suffix = f".{self._mount_id}-{inode.number}-{self.conflicts}"
-        room = self._storage.limits.max_key_length - len(CONFLICTS_PREFIX) - len(suffix)
-        return CONFLICTS_PREFIX + target.encode()[:room].decode(errors="ignore") + suffix
+
+def conflict_key(target: str, suffix: str, limits: Limits) -> str:
+    """Return where what was, or should be, under `target` is kept; `suffix` makes it a key of its own."""
+    room = limits.max_key_length - len(CONFLICTS_PREFIX) - len(suffix) - 1
+    return f"{CONFLICTS_PREFIX}{target.encode()[:room].decode(errors='ignore')}.{suffix}"

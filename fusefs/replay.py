@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from fusefs.extents import Extent, ExtentSet
 from fusefs.journal_format import (
@@ -24,6 +24,9 @@ from fusefs.journal_format import (
 )
 from fusefs.link_lists import list_of
 from fusefs.stage import StageFile
+
+NewFile: TypeAlias = Callable[[], StageFile] | None
+"""Where the bytes of one more file go; None is nowhere, for who wants to know only what there is of them."""
 
 
 class Sources(NamedTuple):
@@ -56,6 +59,10 @@ class Replayed:
     #: The last that was said of its size, bytes and upload; None if it is nothing but attributes and names.
     size: int | None = None
     upload: UploadReference | None = None
+    #: Since when the log refers to that upload.
+    upload_since: Position | None = None
+    #: The versions that there were when the log last referred to an upload: that has become none of them.
+    before_upload: frozenset[StoredVersion] = frozenset()
     file: StageFile | None = None
     #: The lists of names that it had when there were several.
     lists: set[int] = field(default_factory=set)
@@ -84,7 +91,7 @@ class Replayed:
         """Return whether a record behind `position` has an upload, which a recovery may have completed."""
         return any(change.has_upload for change in self._changes if change.position > position)
 
-    def apply(self, position: Position, record: InodeRecord, new_file: Callable[[], StageFile]) -> None:
+    def apply(self, position: Position, record: InodeRecord, new_file: NewFile) -> None:
         """Take in the next record. Raises OSError of the local disk."""
         self.last = record
         if record.path is not None:
@@ -97,22 +104,21 @@ class Replayed:
         if number is not None:
             self.lists.add(number)
         if record.content is not None:
-            if self.file is None:
+            self._apply_content(position, record.content)
+            if self.file is None and new_file is not None:
                 self.file = new_file()
-            self._apply_content(position, record.content, self.file)
+            if self.file is not None:
+                _lay(record.content, self.file)
 
-    def _apply_content(self, position: Position, content: ContentRecord, file: StageFile) -> None:
+    def _apply_content(self, position: Position, content: ContentRecord) -> None:
         self.size = content.size
+        if content.upload is not None and (
+            self.upload is None or content.upload.upload_id != self.upload.upload_id
+        ):
+            self.upload_since = position
         self.upload = content.upload
-        if content.cut is not None:
-            file.truncate(content.cut)  # or what was there would come up again when the file grows
-        for extent in content.zeros:
-            file.punch_hole(extent.start, extent.length)
-        for start, data in content.written:
-            view = memoryview(data)
-            while view:
-                written = file.write(start, view)
-                start, view = start + written, view[written:]
+        if content.upload is not None:
+            self.before_upload = frozenset(self.versions)
         ranges = [Extent(start, start + len(data)) for start, data in content.written]
         self._changes.append(
             _Change(
@@ -121,13 +127,26 @@ class Replayed:
         )
 
 
+def _lay(content: ContentRecord, file: StageFile) -> None:
+    """Do to a file what a record tells of its bytes. Raises OSError of the local disk."""
+    if content.cut is not None:
+        file.truncate(content.cut)  # or what was there would come up again when the file grows
+    for extent in content.zeros:
+        file.punch_hole(extent.start, extent.length)
+    for start, data in content.written:
+        view = memoryview(data)
+        while view:
+            written = file.write(start, view)
+            start, view = start + written, view[written:]
+
+
 _ENDLESS = 1 << 62
 
 
 class Replay:
     """The whole of a log."""
 
-    def __init__(self, new_file: Callable[[], StageFile]) -> None:
+    def __init__(self, new_file: NewFile) -> None:
         self._new_file = new_file
         self.inodes: dict[str, Replayed] = {}
         self.leftovers: dict[StoredVersion, None] = {}

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from itertools import count
 from typing import Final, TypeAlias
 
@@ -28,7 +28,6 @@ import trio
 from backends.base import CREATE_ONLY, MIB, Metadata, MultipartUpload, ObjectStorage, Part, PutMode
 from backends.errors import InvalidPart, StorageError, UploadNotFound
 from backends.multipart import (
-    ABORT_TIMEOUT_SECONDS,
     BufferedMultipartWriter,
     OnStored,
     open_writer,
@@ -37,10 +36,10 @@ from backends.multipart import SentPart as WrittenPart
 from fusefs.change_log import ChangeLog
 from fusefs.content import Content, Spawn, Version
 from fusefs.errors import DamagedCache, StaleFile
-from fusefs.extents import ExtentSet
 from fusefs.inodes import File
 from fusefs.keys import RESERVED_PREFIX
 from fusefs.link_lists import metadata_of
+from fusefs.object_copy import begun_upload
 from fusefs.open_upload import Flush, OpenUpload, SentPart
 from fusefs.upload_plan import CopyRange, Multipart, Plan, UploadRange, plan
 
@@ -347,26 +346,6 @@ class Uploads:
             with content.zeros_for_missing():
                 return await self._begin_stream(file, key, metadata).finish(CREATE_ONLY)
 
-    async def copy(self, source: Version, target: str, *, mode: PutMode, metadata: Metadata) -> Version:
-        """Make the object under `target` from `source`, inside the store, whatever its size."""
-        if source.size <= self._storage.limits.max_copy_size:
-            etag = await self._storage.copy(
-                source.key, target, if_match=source.etag, metadata=metadata, mode=mode
-            )
-            return Version(target, etag, source.size)
-        planned = plan(
-            source.size, ExtentSet(), source.size, part_size=self._part_size, limits=self._storage.limits
-        )
-        assert isinstance(planned, Multipart)
-        async with _multipart(self._storage, target, metadata) as upload:
-            parts = [
-                await upload.copy_part(
-                    part.number, source.key, part.start, part.end - part.start, if_match=source.etag
-                )
-                for part in planned.parts
-            ]
-            return Version(target, await upload.complete(parts, mode=mode), source.size)
-
     @contextmanager
     def _alone_with(self, file: File) -> Iterator[Content]:
         """Let nothing else begin an upload of the file in the block, nor anything staged be evicted."""
@@ -441,7 +420,7 @@ class Uploads:
         assert base is not None, "only a base can be copied from"
         content.give_back()
         try:
-            async with _multipart(self._storage, target, metadata) as upload:
+            async with begun_upload(self._storage, target, metadata) as upload:
                 patch = _Patch(content, base, upload, self._in_flight)
                 for upload_round in count(1):
                     if upload_round > FREE_ROUNDS:
@@ -538,18 +517,3 @@ async def _stage_all(content: Content) -> None:
 
 def _copies(planned: Multipart) -> bool:
     return any(isinstance(part, CopyRange) for part in planned.parts)
-
-
-@asynccontextmanager
-async def _multipart(storage: ObjectStorage, key: str, metadata: Metadata) -> AsyncIterator[MultipartUpload]:
-    """An upload that is aborted if the block fails."""
-    upload = await storage.create_multipart(key, metadata=metadata)
-    try:
-        yield upload
-    except BaseException:
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + ABORT_TIMEOUT_SECONDS):
-            try:
-                await upload.abort()
-            except StorageError as error:
-                _log.warning("cannot abort upload %s of %r: %s", upload.upload_id, key, error)
-        raise

@@ -337,6 +337,26 @@ async def change_attributes_of_a_stream(history: History) -> None:
     await trio.sleep(2)
 
 
+async def rotate_a_stream(history: History) -> None:
+    """Objects are under the key of an upload that have yet to follow their files."""
+    await history.rename("log.1", "log.2")
+    await history.rename("log", "log.1")
+    handle = await history.create("log")
+    for number in range(4):
+        await history.write(handle, number * 2 * PART, _BYTES[number * 2 * PART : (number + 1) * 2 * PART])
+        await trio.sleep(0.1)
+    await history.fsync(handle)
+    await history.unlink("log.1")
+    await history.rename("log", "log.1")
+    await history.commit()
+    other = await history.create("log")
+    await history.write(other, 0, _BYTES[PART : 4 * PART])
+    await trio.sleep(0.1)
+    await history.fsync(other)
+    await history.close(handle)
+    await history.close(other)
+
+
 SCENARIOS: Final = {
     "create": Scenario({}, create),
     "replace by rename": Scenario({"config": LARGE}, replace_by_rename),
@@ -361,6 +381,7 @@ SCENARIOS: Final = {
     "remove a stream": Scenario({}, remove_a_stream),
     "stream over what is published": Scenario({}, stream_over_what_is_published),
     "stream over most of what is published": Scenario({"file": LARGE[: 3 * PART + 2_000]}, stream_over_most),
+    "rotate a stream": Scenario({"log": LARGE, "log.1": SMALL}, rotate_a_stream),
     "change attributes of a stream": Scenario({}, change_attributes_of_a_stream),
 }
 

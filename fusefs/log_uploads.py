@@ -1,0 +1,225 @@
+"""Uploads that the log refers to and that nobody has completed: objects are made of them.
+
+An upload can become an object under one key only. What is under that key already is of one of four kinds. An older
+object of the same file is replaced, and what it has behind the parts is carried over. One that belongs to nobody any
+more is replaced. One of another inode, which has left that name and whose object had not followed yet, is moved out
+of the way, to where the mount looks for it. And one that somebody else has put there is kept under
+`.fusefs/conflicts/`. Each is there as a copy before it is replaced, so a recovery may end at any moment.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Final
+
+from backends.base import (
+    CREATE_ONLY,
+    MIB,
+    OVERWRITE,
+    IfMatch,
+    MultipartUpload,
+    ObjectInfo,
+    ObjectStorage,
+    Part,
+    PutMode,
+)
+from backends.errors import InvalidPart, NotFound, PreconditionFailed, UploadNotFound
+from fusefs.content import Version
+from fusefs.errors import BatchDamaged, LogDamaged
+from fusefs.extents import ExtentSet
+from fusefs.journal_format import StoredVersion, UploadReference, batch_key
+from fusefs.log_objects import OwnObject, as_stored, detour_key, marked, version_of
+from fusefs.log_reader import NOWHERE
+from fusefs.object_copy import copy_object
+from fusefs.object_writer import conflict_key
+from fusefs.replay import Replayed, Sources
+
+_log = logging.getLogger(__name__)
+
+FETCHED_PART: Final = 16 * MIB
+"""Bytes of a part that the store cannot copy."""
+
+
+class LogUploads:
+    """The uploads of all inodes that a log tells of, whose objects are `found`, the newest of each first."""
+
+    def __init__(
+        self,
+        storage: ObjectStorage,
+        found: dict[Replayed, list[OwnObject]],
+        leftovers: Iterable[StoredVersion],
+    ) -> None:
+        self._storage = storage
+        self._found = found
+        self._leftovers = frozenset(leftovers)
+
+    async def complete(self, replayed: Replayed) -> None:
+        """Make an object of what the log refers to, if it does, and note it as the inode's newest.
+
+        Raises `BatchDamaged` where parts are not there, and what the store raises.
+        """
+        upload = needed_upload(replayed)
+        found = self._found[replayed]
+        if upload is None or (_has_become_object(replayed, found) and not await self._is_under_way(upload)):
+            return
+        replaced = next((each.version for each in found if each.version.key == upload.key), None)
+        mode = IfMatch(replaced.etag) if replaced is not None else await self._make_way(upload.key, replayed)
+        completed = await self._complete(replayed, upload, replaced, mode)
+        self._found[replayed] = [completed, *(each for each in found if each.version.key != upload.key)]
+
+    async def find_lost(self, replayed: Replayed) -> str | None:
+        """Return what is to be said of an upload that somebody else has aborted; None if there is none."""
+        upload = needed_upload(replayed)
+        if upload is None or _has_become_object(replayed, self._found[replayed]):
+            return None
+        return None if await self._is_under_way(upload) else _what_is_lost(replayed, upload)
+
+    async def _is_under_way(self, upload: UploadReference) -> bool:
+        begun = await self._storage.list_multipart_uploads(upload.key)
+        return any(each.upload_id == upload.upload_id for each in begun)
+
+    async def _complete(
+        self, replayed: Replayed, upload: UploadReference, replaced: Version | None, mode: PutMode
+    ) -> OwnObject:
+        resumed = self._storage.resume_multipart(upload.key, upload.upload_id)
+        sources = replayed.bytes_since(NOWHERE)
+        parts: list[Part] = []
+        end = 0
+        try:
+            for part in upload.parts:
+                if end < part.start:
+                    # A part that was being replaced: the log has its bytes.
+                    number = len(parts) + 1
+                    data = _bytes(replayed, sources.explicit, end, part.start)
+                    parts.append(await resumed.upload_part(number, data))
+                parts.append(Part(number=part.number, etag=part.etag, size=part.end - part.start))
+                end = part.end
+            for start, stop in _pieces(end, _end_of_stored(replayed, sources, replaced), self._longest_part):
+                assert replaced is not None
+                parts.append(await self._carried_over(resumed, parts[-1].number + 1, replaced, start, stop))
+                end = stop
+            etag = await resumed.complete(parts, mode=mode)
+        except (UploadNotFound, InvalidPart) as error:
+            since = replayed.upload_since or NOWHERE
+            raise BatchDamaged(
+                batch_key(since), since, f"{_what_is_lost(replayed, upload)} ({error})"
+            ) from error
+        return OwnObject(Version(upload.key, etag, end), NOWHERE)
+
+    # What is in the way
+
+    async def _make_way(self, key: str, replayed: Replayed) -> PutMode:
+        """See to it that what is under the key can be replaced, and return the condition for that."""
+        try:
+            info = await self._storage.head(key)
+        except NotFound:
+            return CREATE_ONLY
+        owner = self._owner_of(version_of(info))
+        if owner is not None:
+            await self._move_aside(owner, info)
+        elif as_stored(version_of(info)) not in self._leftovers:
+            await self._keep_theirs(info, replayed)
+        return IfMatch(info.etag)
+
+    def _owner_of(self, version: Version) -> Replayed | None:
+        owners = (
+            replayed
+            for replayed, found in self._found.items()
+            if any(each.version == version for each in found)
+        )
+        return next(owners, None)
+
+    async def _move_aside(self, owner: Replayed, info: ObjectInfo) -> None:
+        """Let the object wait elsewhere, if there is an inode that needs it."""
+        version = version_of(info)
+        newest, *older = found = self._found[owner]
+        if newest.version != version or owner.last.path is None:
+            self._found[owner] = [each for each in found if each.version != version]
+            return
+        metadata = marked(owner, info.metadata or {})
+        moved = await copy_object(
+            self._storage, version, detour_key(owner), mode=OVERWRITE, metadata=metadata
+        )
+        self._found[owner] = [OwnObject(moved, newest.complete_to), *older]
+
+    async def _keep_theirs(self, info: ObjectInfo, replayed: Replayed) -> None:
+        kept = conflict_key(info.key, f"{replayed.last.log_id}-{info.etag}", self._storage.limits)
+        with suppress(PreconditionFailed):  # a recovery that was killed has copied it
+            await copy_object(
+                self._storage, version_of(info), kept, mode=CREATE_ONLY, metadata=info.metadata or {}
+            )
+        _log.error(
+            "%r was changed by somebody else before its upload was completed; theirs is kept as %r",
+            info.key,
+            kept,
+        )
+
+    # Bytes that are in no part
+
+    @property
+    def _longest_part(self) -> int:
+        if self._storage.capabilities.copy_part:
+            return self._storage.limits.max_copy_size
+        return max(FETCHED_PART, self._storage.limits.min_part_size)
+
+    async def _carried_over(
+        self, upload: MultipartUpload, number: int, source: Version, start: int, end: int
+    ) -> Part:
+        """Make a part of an object's bytes."""
+        length = end - start
+        if self._storage.capabilities.copy_part:
+            return await upload.copy_part(number, source.key, start, length, if_match=source.etag)
+        stored = await self._storage.get_range(source.key, start, length, if_match=source.etag)
+        return await upload.upload_part(number, stored.data)
+
+
+def needed_upload(replayed: Replayed) -> UploadReference | None:
+    """Return the upload of the last record, if its parts may have bytes that the log itself does not have."""
+    upload = replayed.upload
+    if upload is None or not upload.parts or replayed.size is None or replayed.last.path is None:
+        return None
+    explicit, stored = replayed.bytes_since(NOWHERE)
+    stored.truncate(min(replayed.size, upload.parts[-1].end))
+    for extent in explicit:
+        stored.remove(*extent)
+    return upload if stored else None
+
+
+def _has_become_object(replayed: Replayed, found: Sequence[OwnObject]) -> bool:
+    """Return whether there is an object of the inode that was not there before the upload."""
+    return any(as_stored(each.version) not in replayed.before_upload for each in found)
+
+
+def _what_is_lost(replayed: Replayed, upload: UploadReference) -> str:
+    """Return what is to be said of an upload that is gone, and was not completed."""
+    return (
+        f"bytes of {replayed.last.path!r} were in upload {upload.upload_id} of {upload.key!r}, which is gone"
+    )
+
+
+def _end_of_stored(replayed: Replayed, sources: Sources, base: Version | None) -> int:
+    """Return where that ends which nothing but the object in the bucket has."""
+    if base is None or replayed.size is None:
+        return 0
+    stored = sources.stored.copy()
+    stored.truncate(min(base.size, replayed.size))
+    for extent in sources.explicit:
+        stored.remove(*extent)
+    return stored.end
+
+
+def _pieces(start: int, end: int, longest: int) -> Iterator[tuple[int, int]]:
+    while start < end:
+        stop = min(start + longest, end)
+        yield start, stop
+        start = stop
+
+
+def _bytes(replayed: Replayed, explicit: ExtentSet, start: int, end: int) -> bytes:
+    if replayed.file is None or not explicit.covers(start, end):
+        raise LogDamaged(
+            f"bytes {start} to {end} of {replayed.last.path!r} are neither in the log nor in a part"
+        )
+    return replayed.file.read(start, end - start)

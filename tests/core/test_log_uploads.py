@@ -1,0 +1,149 @@
+"""Uploads that a log refers to when its mount dies: what is under their keys is kept, and what is gone is told."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine
+from itertools import count
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from fusefs.errors import LogDamaged
+from fusefs.log_repair import LogRepair
+from fusefs.object_writer import CONFLICTS_PREFIX
+from fusefs.publisher import PublishOptions
+from tests.core.history import state_of
+from tests.core.mortal import Death, MortalStorage
+from tests.core.small_parts import PART, SmallPartsStorage, tree_options
+from tests.core.test_log_crash import SCENARIOS, bucket, check, live
+from tests.core.tree import Tree, open_tree, stored
+
+pytestmark = pytest.mark.usefixtures("small_parts")
+
+NEVER: Final = 1e9
+DYING: Final = tree_options(
+    logged=True, publish=PublishOptions(delay_seconds=NEVER, interval_seconds=NEVER), mount_id="dying"
+)
+NEXT: Final = tree_options(logged=True)
+BYTES: Final = Random(5).randbytes(6 * PART)
+
+
+async def stream(tree: Tree, key: str = "big") -> None:
+    """Let the log refer to parts of a file, and be acknowledged."""
+    handle = await tree.create(key)
+    await tree.write(handle, 0, BYTES)
+    await trio.sleep(0.1)
+    await tree.filesystem.fsync(handle)
+    await tree.write(handle, 0, b"never acknowledged")
+
+
+async def die(
+    storage: SmallPartsStorage, where: Path, act: Callable[[Tree], Coroutine[Any, Any, None]]
+) -> None:
+    """Leave a log, and what the log refers to."""
+    mortal = MortalStorage(storage)
+    async with open_tree(mortal, where, DYING) as tree:
+        await act(tree)
+        mortal.die()
+    assert await storage.list_multipart_uploads()
+
+
+async def test_what_somebody_else_has_put_under_the_key_is_kept(
+    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = SmallPartsStorage()
+    await die(storage, tmp_path / "1", stream)
+    await storage.put("big", b"theirs", metadata={"author": "somebody"})
+    for number in range(2):  # and once more, when a recovery was killed after it
+        async with open_tree(
+            storage.twin() if number == 0 else storage, tmp_path / f"next{number}", NEXT
+        ) as tree:
+            assert await tree.read_file("big") == BYTES
+            await tree.publish_all()
+    objects = await stored(storage, ours=True)
+    [kept] = [key for key in objects if key.startswith(f"{CONFLICTS_PREFIX}big.")]
+    assert objects["big"] == BYTES
+    assert objects[kept] == b"theirs"
+    assert (await storage.head(kept)).metadata == {"author": "somebody"}
+    assert f"theirs is kept as '{kept}'" in caplog.text
+
+
+async def abort_all(storage: SmallPartsStorage) -> None:
+    for upload in await storage.list_multipart_uploads():
+        await storage.resume_multipart(upload.key, upload.upload_id).abort()
+
+
+async def test_an_upload_that_is_gone_is_told_and_what_was_before_it_saved(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """A store may have a rule that aborts old uploads."""
+
+    async def act(tree: Tree) -> None:
+        await tree.write_file("before", b"1")
+        await tree.log.commit()
+        await stream(tree)
+        await tree.write_file("behind", b"2")
+        await tree.log.commit()
+
+    storage = SmallPartsStorage()
+    await die(storage, tmp_path / "1", act)
+    await abort_all(storage)
+    with pytest.raises(LogDamaged, match=r"upload .* of 'big', which is gone .*`fusefs recover`"):
+        async with open_tree(storage, tmp_path / "2", NEXT):
+            pass
+    repair = LogRepair(storage)
+    found = await repair.diagnose()
+    assert found.readable == 1
+    assert "'big', which is gone" in str(found)
+    await repair.set_aside(found)
+    assert (await repair.diagnose()).lost == ()
+    async with open_tree(storage, tmp_path / "3", NEXT) as tree:
+        assert await tree.names() == ["before"]
+
+
+STREAMS: Final = [
+    "stream",
+    "cut a stream",
+    "remove a stream",
+    "rotate a stream",
+    "stream over what is published",
+    "change attributes of a stream",
+]
+
+
+@pytest.mark.parametrize("name", STREAMS)
+async def test_a_mount_dies_at_every_call_and_its_uploads_are_aborted(
+    name: str, tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next mount shows what was acknowledged, or says that it cannot; then bytes that were there once are saved.
+
+    An older object of a file is never taken for what the upload would have become.
+    """
+    caplog.set_level(logging.CRITICAL)
+    refused = 0
+    for call in count(1):
+        storage, history = await bucket(SCENARIOS[name])
+        has_died = await live(
+            storage, history, SCENARIOS[name].act, call, Death.CALL_LOST, tmp_path / f"{call}"
+        )
+        await abort_all(storage)
+        try:
+            await check(storage, history, tmp_path / f"{call}-next")
+        except LogDamaged:
+            refused += 1
+            repair = LogRepair(storage)
+            found = await repair.diagnose()
+            assert "which is gone" in str(found)
+            await repair.set_aside(found)
+            assert (await repair.diagnose()).lost == ()
+            async with open_tree(storage, tmp_path / f"{call}-saved", NEXT) as tree:
+                saved = {entry.data for entry in (await state_of(tree)).values()}
+            assert saved <= {entry.data for state in history.states for entry in state.values()}
+        if not has_died:
+            assert refused
+            return
