@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
@@ -27,10 +27,11 @@ from fusefs.lease_record import (
     LeaseRecord,
     LogPlace,
     new_mark,
+    printable,
     with_log,
 )
 from fusefs.options import MAX_TERM_SECONDS, MIN_TERM_SECONDS
-from fusefs.stored_lease import LEASE_KEY, FoundLease, StoredLease, look
+from fusefs.stored_lease import DISK_KEY, LEASE_KEY, FoundLease, StoredLease, look
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +47,9 @@ class Claim:
     term_seconds: float
     #: Where this mount keeps its log: a name of the place, "" for the prefix itself.
     log: str
+    #: The places whose logs this mount reads, and which disk each is on ("" for the prefix itself): where the lease
+    #: names another one, it is not taken. Empty for whoever reads none, and so has to see none.
+    places: Mapping[str, str] = field(default_factory=dict)
     #: The epoch is no lower, whatever the lease says: somebody may have removed it, and not the logs of its terms.
     at_least_epoch: int = 1
     #: The last term of which there is a log, by place. Of terms without a lease, no lease has told yet.
@@ -89,6 +93,36 @@ def check_supported(capabilities: Capabilities) -> None:
         )
 
 
+def at_hand(logs: Iterable[LogPlace], places: Mapping[str, str]) -> tuple[LogPlace, ...]:
+    """Return logs that a lease names, each once and as whoever has `places` (as in `Claim`) names them.
+
+    Raises `MountError` for one that is nowhere among these.
+    """
+    found: dict[str, LogPlace] = {}
+    for log in logs:
+        here = _place_of(log, places)
+        if here is None:
+            raise MountError(_out_of_reach(log, places))
+        found.setdefault(here, LogPlace(here, log.since_epoch, places[here]))
+    return tuple(found.values())
+
+
+def _place_of(log: LogPlace, places: Mapping[str, str]) -> str | None:
+    if not log.disk:
+        return log.place if log.place in places else None
+    return next((place for place, disk in places.items() if disk == log.disk), None)
+
+
+def _out_of_reach(log: LogPlace, places: Mapping[str, str]) -> str:
+    says = f", whose {DISK_KEY} says {log.disk}" if log.disk else ""
+    another = ", and the disk that is there now is another one" if log.place in places else ""
+    return (
+        f"what was confirmed and is not in the bucket yet is in the log at {printable(log.place + says)}{another}:"
+        " mount it there first, with that cache directory and disk; if it is lost, remove the object"
+        f" {LEASE_KEY} to go on without it"
+    )
+
+
 async def acquire(
     storage: ObjectStorage,
     claim: Claim,
@@ -101,7 +135,7 @@ async def acquire(
 
     `on_waiting` is told, again and again, for how long the record must stay the same until it can be taken. `now` is
     the monotonic clock by which the lease will count. Raises `LeaseHeld`, `LeaseDamaged`, `MountError` where the
-    store lacks what it takes, and what the store raises.
+    store lacks what it takes or a log cannot be seen, and what the store raises.
     """
     check_supported(storage.capabilities)
     return await _Acquisition(storage, claim, clock, on_waiting, now).run()
@@ -222,10 +256,16 @@ class _Acquisition:
         Of terms in between, without a lease, too.
         """
         logs, since_epoch = ((), 1) if previous is None else (previous.logs, previous.epoch + 1)
+        if self._claim.places:
+            # Before anything is written: a lease that named the log of a mount which was refused would refuse others.
+            logs = at_hand(logs, self._claim.places)
         for place, last_epoch in self._claim.found.items():
             if last_epoch >= since_epoch:
-                logs = with_log(logs, place, since_epoch)
-        return with_log(logs, self._claim.log, since_epoch)
+                logs = with_log(logs, self._log_place(place, since_epoch))
+        return with_log(logs, self._log_place(self._claim.log, since_epoch))
+
+    def _log_place(self, place: str, since_epoch: int) -> LogPlace:
+        return LogPlace(place, since_epoch, self._claim.places.get(place, ""))
 
     def _landed(self, found: FoundLease | None) -> StoredLease | None:
         """Return the lease if what was found is ours: a write without an answer has taken effect."""
@@ -237,7 +277,7 @@ class _Acquisition:
             self._storage,
             FoundLease(attempt.record, etag),
             previous=attempt.previous,
-            log=LogPlace(self._claim.log, attempt.record.epoch),
+            log=self._log_place(self._claim.log, attempt.record.epoch),
             asked_at=attempt.asked_at,
             now=self._now,
         )

@@ -47,11 +47,15 @@ class Identity:
 class LogPlace:
     """Where a log is, of which term and all later ones: as the mount that keeps it names it, "" for the prefix itself.
 
-    The name of a place on one host has to say which host, because places are the same if their names are.
+    The name of a place on one host has to say which host: people look for it there, and where `disk` is not told
+    places are the same if their names are.
     """
 
     place: str
     since_epoch: int
+    #: What a log on a local disk says of itself, by which it is known whatever its host is called now (see
+    #: `fusefs.disk_log`); "" for one in the prefix, and where an earlier version has written the lease.
+    disk: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +84,7 @@ class LeaseRecord:
         """Who it is, for a message of one line."""
         who = self.identity
         place = f"{who.mountpoint} on host {who.host} (process {who.pid}, since {self.since})"
-        return "".join(character if character.isprintable() else "?" for character in place)
+        return printable(place)
 
     def encode(self) -> bytes:
         document = {
@@ -91,7 +95,7 @@ class LeaseRecord:
             "term_seconds": self.term_seconds,
             "beat": self.beat,
             "mark": self.mark,
-            "logs": [asdict(log) for log in self.logs],
+            "logs": [_told(log) for log in self.logs],
             "released": self.released,
         }
         return (json.dumps(document, indent=1) + "\n").encode()
@@ -114,11 +118,21 @@ def new_mark() -> str:
     return secrets.token_hex(8)
 
 
-def with_log(logs: tuple[LogPlace, ...], place: str, epoch: int) -> tuple[LogPlace, ...]:
-    """Return the places of logs after a term begins that keeps its own at `place`."""
-    if any(log.place == place for log in logs):
+def with_log(logs: tuple[LogPlace, ...], own: LogPlace) -> tuple[LogPlace, ...]:
+    """Return the places of logs after a term begins whose log is `own`."""
+    if any(log.place == own.place for log in logs):
         return logs
-    return (*logs, LogPlace(place, epoch))
+    return (*logs, own)
+
+
+def printable(text: str) -> str:
+    """Return what a record says as a part of a message of one line."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _told(log: LogPlace) -> _Document:
+    disk = {"disk": log.disk} if log.disk else {}
+    return {"place": log.place, "since_epoch": log.since_epoch, **disk}
 
 
 def _record(document: _Document) -> LeaseRecord:
@@ -138,9 +152,17 @@ def _record(document: _Document) -> LeaseRecord:
         term_seconds=term,
         beat=_number(document, "beat"),
         mark=_text(document, "mark"),
-        logs=tuple(LogPlace(_text(log, "place"), _epoch(log, "since_epoch")) for log in map(_object, logs)),
+        logs=tuple(map(_log_place, logs)),
         released=_flag(document, "released"),
     )
+
+
+def _log_place(value: object) -> LogPlace:
+    document = _object(value)
+    disk = _text(document, "disk") if "disk" in document else ""
+    if not disk and "disk" in document:
+        raise ValueError("disk")
+    return LogPlace(_text(document, "place"), _epoch(document, "since_epoch"), disk)
 
 
 def _object(value: object) -> _Document:

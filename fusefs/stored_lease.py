@@ -30,6 +30,9 @@ _log = logging.getLogger(__name__)
 
 LEASE_KEY: Final = f"{RESERVED_PREFIX}lease"
 
+DISK_KEY: Final = f"{RESERVED_PREFIX}disk"
+"""In the directory of a log on a local disk: what the lease says of it as `LogPlace.disk`."""
+
 MARGIN_SHARE: Final = 0.1
 """Of the term: how much earlier than others its holder takes it for ended."""
 

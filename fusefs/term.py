@@ -7,7 +7,6 @@ commit, or a renewal, does not wait behind uploads.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import socket
@@ -15,7 +14,6 @@ import uuid
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
@@ -26,15 +24,16 @@ from backends.errors import StorageError
 from fusefs.clock import SystemClock
 from fusefs.committer import Committer
 from fusefs.config import Config
+from fusefs.disk_log import open_disk_log, place_on_disk
 from fusefs.errors import MountError
 from fusefs.journal import Journal
 from fusefs.lease import Lease, NoLease
-from fusefs.lease_acquisition import Claim, acquire, check_supported
+from fusefs.lease_acquisition import Claim, acquire, at_hand, check_supported
 from fusefs.lease_record import Identity
 from fusefs.log_reader import LogReader, OldLog
 from fusefs.options import BucketStore
-from fusefs.stored_lease import LEASE_KEY, longest_call_seconds, look
-from fusefs.stores import OpenStore, open_beside, open_local
+from fusefs.stored_lease import longest_call_seconds, look
+from fusefs.stores import OpenStore, open_beside
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +46,8 @@ IN_BUCKET: Final = ""
 """The name of the place of a log that is in the mounted prefix itself."""
 
 NOTHING_FOUND: Final[Mapping[str, int]] = MappingProxyType({})
+
+NO_PLACES: Final[Mapping[str, str]] = MappingProxyType({})
 
 RELEASE_SECONDS: Final = 10.0
 """How long giving the lease back may hold up the end of a mount."""
@@ -77,24 +78,28 @@ async def open_term(
         yield None
         return
     patience = config.mount.retry_timeout_seconds
-    async with _beside(config, store, patience, LOG_CONNECTIONS) as beside, _on_disk(config) as on_disk:
-        readers = {IN_BUCKET: LogReader(beside), place_on_disk(config): LogReader(on_disk)}
+    async with _beside(config, store, patience, LOG_CONNECTIONS) as beside, open_disk_log(config) as on_disk:
+        readers = {IN_BUCKET: LogReader(beside), on_disk.place: LogReader(on_disk.storage)}
+        places = {IN_BUCKET: "", on_disk.place: on_disk.disk}
+        own_place = on_disk.place if _is_on_disk(config) else IN_BUCKET
         with _as_mount_error(config):
             found = {place: await reader.last_epoch() for place, reader in readers.items()}
         async with hold_lease(
             config,
             store,
             identity(mount_id, str(config.mount.mountpoint)),
+            log=own_place,
+            places=places,
             known_dead=known_dead,
             found=found,
         ) as lease:
             with _as_mount_error(config):
                 old = [
                     await readers[place].find(since_epoch=since_epoch, before_epoch=lease.epoch)
-                    for place, since_epoch in _old_places(lease, readers)
+                    for place, since_epoch in _old_places(lease, places)
                 ]
             older = [(log.reader.storage, log.keys) for log in old]
-            journal = Journal(readers[_own_place(config)].storage, lease.epoch, older=older)
+            journal = Journal(readers[own_place].storage, lease.epoch, older=older)
             committer = Committer(journal, lease, max_log_bytes=config.mount.log_size_bytes)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_forget_old_logs, journal, lease)
@@ -151,12 +156,14 @@ async def hold_lease(
     store: OpenStore,
     identity: Identity,
     *,
+    log: str = IN_BUCKET,
+    places: Mapping[str, str] = NO_PLACES,
     known_dead: Collection[str] = (),
     found: Mapping[str, int] = NOTHING_FOUND,
 ) -> AsyncIterator[Lease]:
     """Take the lease, and have it renewed for the block. `found` is the last term in each place of logs.
 
-    Raises `MountError`.
+    `log` and `places` are as in `Claim`. Raises `MountError`.
     """
     options = config.mount
     at_least_epoch = max(found.values(), default=0) + 1
@@ -169,7 +176,8 @@ async def hold_lease(
     claim = Claim(
         identity=identity,
         term_seconds=options.lease_term_seconds,
-        log=_own_place(config),
+        log=log,
+        places=places,
         at_least_epoch=at_least_epoch,
         found=found,
         known_dead=known_dead,
@@ -185,41 +193,13 @@ async def hold_lease(
             nursery.cancel_scope.cancel()
 
 
-def place_on_disk(config: Config) -> str:
-    """Return the name of the place of a log on the local disk, for people and for the mounts of this host."""
-    return f"{socket.gethostname()}:{_directory(config)}"
-
-
-def _directory(config: Config) -> Path:
-    digest = hashlib.sha256(config.store.identity.encode()).hexdigest()
-    return config.mount.cache_dir / "log" / digest[:16]
-
-
 def log_place(config: Config) -> str:
     """Return where a mount keeps its log, for people."""
-    return _own_place(config) or "the bucket"
+    return place_on_disk(config) if _is_on_disk(config) else "the bucket"
 
 
-def _own_place(config: Config) -> str:
-    is_local = isinstance(config.store, BucketStore) and not config.store.ack_after_upload
-    return place_on_disk(config) if is_local else IN_BUCKET
-
-
-@asynccontextmanager
-async def _on_disk(config: Config) -> AsyncIterator[ObjectStorage]:
-    """Open the store of logs on the local disk. Raises `MountError`."""
-    directory = _directory(config)
-    try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        storage = open_local(directory)
-        await storage.probe()
-    except (OSError, StorageError) as error:
-        raise MountError(f"there can be no log in {directory}: {error}") from error
-    try:
-        yield storage
-    finally:
-        with trio.CancelScope(shield=True):
-            await storage.aclose()
+def _is_on_disk(config: Config) -> bool:
+    return isinstance(config.store, BucketStore) and not config.store.ack_after_upload
 
 
 @contextmanager
@@ -231,21 +211,17 @@ def _as_mount_error(config: Config) -> Iterator[None]:
         raise MountError(f"{config.store.url}: {error}") from error
 
 
-def _old_places(lease: Lease, known: Collection[str]) -> list[tuple[str, int]]:
+def _old_places(lease: Lease, places: Mapping[str, str]) -> list[tuple[str, int]]:
     """Return where earlier terms have kept logs, and from which term on; where no lease tells, all that there are.
 
     Of terms without a lease, which are later than the one that it tells of, there may be a log in every place.
+
+    Raises `MountError` for a log that is in none of them; where the lease was taken, that was looked at before.
     """
     if lease.previous is None:
-        return [(place, 1) for place in known]
-    for log in lease.previous.logs:
-        if log.place not in known:
-            raise MountError(
-                f"what was confirmed and is not in the bucket yet is in the log at {log.place}: mount it there first,"
-                f" with that cache directory; if it is lost, remove the object {LEASE_KEY} to go on without it"
-            )
-    told = {log.place: log.since_epoch for log in lease.previous.logs}
-    return [(place, told.get(place, lease.previous.epoch + 1)) for place in known]
+        return [(place, 1) for place in places]
+    told = {log.place: log.since_epoch for log in at_hand(lease.previous.logs, places)}
+    return [(place, told.get(place, lease.previous.epoch + 1)) for place in places]
 
 
 async def _forget_old_logs(journal: Journal, lease: Lease) -> None:

@@ -15,7 +15,7 @@ from backends.errors import AccessDenied, PreconditionFailed, StorageError, Unav
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs.errors import LeaseDamaged, LeaseHeld, MountError
-from fusefs.lease_acquisition import acquire, check_supported, waiting_message
+from fusefs.lease_acquisition import acquire, at_hand, check_supported, waiting_message
 from fusefs.lease_record import LeaseRecord, LogPlace
 from fusefs.stored_lease import LEASE_KEY, StoredLease
 from tests.core.leases import TERM, WallClock, claim, record_in, take
@@ -383,3 +383,52 @@ async def test_an_absurd_term_of_somebody_else(autojump_clock: MockClock) -> Non
     assert LeaseRecord.decode((await storage.get_range(LEASE_KEY)).data).term_seconds == 1e99
     await take(storage, "b")
     assert trio.current_time() == pytest.approx(3_600)
+
+
+PLACES = {"": "", "here:/log": "d1"}
+
+
+@pytest.mark.parametrize(
+    ("logs", "named"),
+    [
+        ((), ()),
+        ((LogPlace("", 3),), (LogPlace("", 3),)),
+        ((LogPlace("here:/log", 3, "d1"),), (LogPlace("here:/log", 3, "d1"),)),
+        ((LogPlace("there:/log", 3, "d1"),), (LogPlace("here:/log", 3, "d1"),)),
+        # Of an earlier version.
+        ((LogPlace("here:/log", 3),), (LogPlace("here:/log", 3, "d1"),)),
+        # The same place twice, which is read from the first term on.
+        (
+            (LogPlace("here:/log", 3), LogPlace("", 4), LogPlace("there:/log", 5, "d1")),
+            (LogPlace("here:/log", 3, "d1"), LogPlace("", 4)),
+        ),
+    ],
+)
+def test_logs_have_the_names_of_whoever_reads_them(
+    logs: tuple[LogPlace, ...], named: tuple[LogPlace, ...]
+) -> None:
+    assert at_hand(logs, PLACES) == named
+
+
+@pytest.mark.parametrize(
+    ("log", "told"),
+    [
+        (LogPlace("there:/log", 3), "at there:/log: mount"),
+        (LogPlace("there:/log", 3, "d2"), "at there:/log, whose .fusefs/disk says d2: mount"),
+        (LogPlace("here:/log", 3, "d2"), "says d2, and the disk that is there now is another one: mount"),
+        (LogPlace("a\nb", 3, "d\n2"), "at a?b, whose .fusefs/disk says d?2: mount"),
+        (LogPlace("", 3, "d2"), "says d2"),
+    ],
+)
+async def test_whoever_cannot_read_a_log_does_not_become_the_holder(
+    log: LogPlace, told: str, autojump_clock: MockClock
+) -> None:
+    """The lease is as it was, so that it names no log of a mount that never was."""
+    storage = MemoryStorage()
+    await (await take(storage, "a", log=log.place, places={log.place: log.disk})).release(clean=False)
+    before = await record_in(storage)
+    assert before.logs == (LogPlace(log.place, 1, log.disk),)
+    with pytest.raises(MountError, match=re.escape(told)) as refused:
+        await take(storage, "b", places=PLACES)
+    assert str(refused.value).isprintable()
+    assert await record_in(storage) == before

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+import socket
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -11,17 +15,25 @@ from typing import Final
 import pytest
 import trio
 
+from backends.base import ObjectStorage
+from backends.errors import AccessDenied
+from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from backends.metered import MeteredStorage
 from fusefs.attributes import fresh
 from fusefs.config import Config
 from fusefs.content import Version
+from fusefs.disk_log import open_disk_log
 from fusefs.errors import MountError
 from fusefs.inodes import Directory
+from fusefs.lease_record import LeaseRecord, LogPlace
 from fusefs.log_reader import places
+from fusefs.stored_lease import DISK_KEY, LEASE_KEY
 from fusefs.stores import OpenStore
-from fusefs.term import Term, open_term
+from fusefs.term import Term, alone_for, open_term
+from tests.core.leases import record_in
 from tests.core.tree import bare_failures
+from tests.support.faulty import FaultyStorage
 
 DISK: Final = {"ack_after_upload": False}
 UNLEASED: Final = {"lease": False}
@@ -33,20 +45,45 @@ class Bucket:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         meter = MeteredStorage(MemoryStorage())
-        self._store = OpenStore(meter, meter)
+        self.store = OpenStore(meter, meter)
 
-    @asynccontextmanager
-    async def term(self, host: str, **flags: object) -> AsyncIterator[Term]:
-        """Be the writer, with the cache directory of a host."""
-        config = Config.from_sources(
-            url="s3://bucket",
+    def config(self, host: str, flags: Mapping[str, object], url: str = "s3://bucket") -> Config:
+        """What a mount is told that has the cache directory of a host."""
+        return Config.from_sources(
+            url=url,
             mountpoint=self._directory / "mnt",
             flags={"cache_dir": str(self._directory / host), **flags},
             environment={},
         )
+
+    def disk(self, host: str) -> Path:
+        """The directory of the log that a host has."""
+        (directory,) = (self._directory / host / "log").iterdir()
+        return directory
+
+    def identity(self, host: str) -> Path:
+        """The file that says which log that is."""
+        return self.disk(host) / DISK_KEY
+
+    async def record(self) -> LeaseRecord:
+        return await record_in(self.store.storage)
+
+    async def refusal(self, host: str, **flags: object) -> str:
+        """Why a mount is refused, which leaves the lease as it was."""
+        before = await self.record()
+        with pytest.raises(MountError) as refused:
+            async with self.term(host, **flags):
+                raise AssertionError("unreachable")
+        assert await self.record() == before
+        assert str(refused.value).isprintable()
+        return str(refused.value)
+
+    @asynccontextmanager
+    async def term(self, host: str, **flags: object) -> AsyncIterator[Term]:
+        """Be the writer, with the cache directory of a host."""
         with bare_failures():
             async with (
-                open_term(config, self._store, mount_id="mount", known_dead=()) as term,
+                open_term(self.config(host, flags), self.store, mount_id="mount", known_dead=()) as term,
                 trio.open_nursery() as nursery,
             ):
                 assert term is not None
@@ -99,3 +136,188 @@ async def test_a_host_without_the_disk_is_refused(first: dict[str, object], tmp_
             raise AssertionError("unreachable")
     async with bucket.term("host") as term:
         assert counting(term) == [(1, 1), (2, 1)]
+
+
+def named(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    """Let this host have a name."""
+    monkeypatch.setattr(socket, "gethostname", lambda: host)
+
+
+def swapped(first: Path, second: Path) -> None:
+    """Give each of two directories the other's name."""
+    between = first.with_name("between")
+    for source, target in ((first, between), (second, first), (between, second)):
+        source.rename(target)
+
+
+@pytest.mark.parametrize("second", [{}, UNLEASED, DISK, {**DISK, **UNLEASED}], ids=str)
+async def test_another_disk_of_the_same_name_is_refused(second: dict[str, object], tmp_path: Path) -> None:
+    """Host and path are the same, and the log is elsewhere; no attempt keeps a mount from it when it is back."""
+    bucket = Bucket(tmp_path)
+    await bucket.confirm("host", "a", **DISK)
+    disk, identity = bucket.disk("host"), bucket.identity("host").read_text().strip()
+    (tmp_path / "host").rename(tmp_path / "kept")
+    for _ in range(2):
+        refusal = await bucket.refusal("host", **second)
+        assert refusal.startswith(
+            "s3://bucket: what was confirmed and is not in the bucket yet is in the log at "
+        )
+        assert f"{socket.gethostname()}:{disk}, whose {DISK_KEY} says {identity}" in refusal
+        assert "the disk that is there now is another one" in refusal
+        assert f"remove the object {LEASE_KEY}" in refusal
+    swapped(tmp_path / "host", tmp_path / "kept")
+    async with bucket.term("host", **second) as term:
+        assert counting(term) == [(1, 1)]
+
+
+async def test_a_disk_on_a_host_of_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the same log, and so it is under another path; the lease then says how both are named now."""
+    bucket = Bucket(tmp_path)
+    named(monkeypatch, "before")
+    await bucket.confirm("host", "a", **DISK)
+    named(monkeypatch, "after")
+    assert await bucket.confirm("host", "b", **DISK) == [(1, 1)]
+    identity = bucket.identity("host").read_text().strip()
+    assert (await bucket.record()).logs == (LogPlace(f"after:{bucket.disk('host')}", 1, identity),)
+    (tmp_path / "host").rename(tmp_path / "elsewhere")
+    async with bucket.term("elsewhere", **UNLEASED) as term:
+        assert counting(term) == [(1, 1), (2, 1)]
+    async with bucket.term("elsewhere") as term:
+        assert counting(term) == [(1, 1), (2, 1)]
+        assert (await bucket.record()).logs == (
+            LogPlace(f"after:{bucket.disk('elsewhere')}", 1, identity),
+            LogPlace("", 3),
+        )
+
+
+async def without_identity(storage: ObjectStorage) -> None:
+    """Make the lease what an earlier version would have written."""
+    document = json.loads((await storage.get_range(LEASE_KEY)).data)
+    for log in document["logs"]:
+        del log["disk"]
+    await storage.put(LEASE_KEY, json.dumps(document).encode())
+
+
+@pytest.mark.parametrize("has_file", [True, False])
+async def test_a_lease_of_an_earlier_version(
+    has_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names a log by host and path alone, and the next mount there adds the identity."""
+    bucket = Bucket(tmp_path)
+    named(monkeypatch, "host")
+    await bucket.confirm("host", "a", **DISK)
+    await without_identity(bucket.store.storage)
+    if not has_file:
+        bucket.identity("host").unlink()
+    assert f"is in the log at host:{bucket.disk('host')}: mount it there" in await bucket.refusal("elsewhere")
+    named(monkeypatch, "another")
+    assert f"is in the log at host:{bucket.disk('host')}: mount it there" in await bucket.refusal("host")
+    named(monkeypatch, "host")
+    assert await bucket.confirm("host", "b", **DISK) == [(1, 1)]
+    identity = bucket.identity("host").read_text().strip()
+    assert (await bucket.record()).logs == (LogPlace(f"host:{bucket.disk('host')}", 1, identity),)
+
+
+@pytest.mark.parametrize("flags", [{}, DISK, UNLEASED], ids=str)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[:-2],
+        lambda data: b"0" + data,
+        lambda data: data.upper().replace(b"0", b"G"),
+        lambda data: data + data,
+        lambda data: b"\xff" * 33,
+    ],
+    ids=["empty", "shorter", "longer", "no digits", "twice", "no text"],
+)
+async def test_a_damaged_identity(
+    damage: Callable[[bytes], bytes], flags: dict[str, object], tmp_path: Path
+) -> None:
+    """It is told of and never replaced; who writes it anew from the lease has the log again."""
+    bucket = Bucket(tmp_path)
+    await bucket.confirm("host", "a", **DISK)
+    identity = bucket.identity("host")
+    damaged = damage(identity.read_bytes().replace(b"1", b"0"))
+    identity.write_bytes(damaged)
+    refusal = await bucket.refusal("host", **flags)
+    assert f"the file {identity} says which log is there, and is damaged: " in refusal
+    assert LEASE_KEY in refusal
+    assert identity.read_bytes() == damaged
+    (log,) = (await bucket.record()).logs
+    identity.write_text(log.disk)
+    async with bucket.term("host", **flags) as term:
+        assert counting(term) == [(1, 1)]
+
+
+async def test_an_identity_that_is_gone(tmp_path: Path) -> None:
+    """A new one does not make the log that of the lease, even if its batches are there."""
+    bucket = Bucket(tmp_path)
+    await bucket.confirm("host", "a", **DISK)
+    before = bucket.identity("host").read_text()
+    bucket.identity("host").unlink()
+    assert f"{DISK_KEY} says {before.strip()}" in await bucket.refusal("host")
+    bucket.identity("host").write_text(before)
+    async with bucket.term("host") as term:
+        assert counting(term) == [(1, 1)]
+
+
+@pytest.mark.parametrize("verb", [Verb.GET_RANGE, Verb.PUT])
+async def test_an_identity_that_cannot_be_read_or_written(
+    verb: Verb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No lease names a log before its identity is there."""
+    bucket = Bucket(tmp_path)
+    await bucket.confirm("host", "a", **DISK)
+    disk, before = bucket.disk("host"), bucket.identity("host").read_bytes()
+    faulty = FaultyStorage(MemoryStorage())
+    faulty.fail(AccessDenied, verb=verb)
+    monkeypatch.setattr("fusefs.disk_log.open_local", lambda directory: faulty)
+    assert f"there can be no log in {disk}: " in await bucket.refusal("host", **DISK)
+    assert bucket.identity("host").read_bytes() == before
+    assert faulty.calls[-1].verb is verb
+
+
+async def test_each_prefix_has_a_log_of_its_own_on_the_disk(tmp_path: Path) -> None:
+    """Also with one cache directory: nothing is taken for what another prefix, or service, needs."""
+    bucket = Bucket(tmp_path)
+    identities = set()
+    for url, flags in (
+        ("s3://bucket", {}),
+        ("s3://bucket/prefix", {}),
+        ("s3://other", {}),
+        ("s3://bucket", {"endpoint": "https://s3.example.com"}),
+    ):
+        for _ in range(2):
+            async with open_disk_log(bucket.config("host", flags, url)) as log:
+                identities.add((log.place, log.disk))
+    assert len({place for place, _ in identities}) == len({disk for _, disk in identities}) == 4
+    assert len(identities) == 4
+
+
+async def test_mounts_that_begin_at_once_agree_on_the_identity(tmp_path: Path) -> None:
+    config = Bucket(tmp_path).config("host", {})
+    found = set()
+
+    async def look() -> None:
+        async with open_disk_log(config) as log:
+            found.add(log.disk)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(look)
+    (identity,) = found
+    assert re.fullmatch("[0-9a-f]{32}", identity)
+
+
+async def test_a_repair_needs_no_log_on_a_disk_and_names_none(tmp_path: Path) -> None:
+    """It looks at the log in the bucket alone, and no mount is refused because of where it ran."""
+    bucket = Bucket(tmp_path)
+    await bucket.confirm("host", "a", **DISK)
+    before = (await bucket.record()).logs
+    async with alone_for("fusefs recover", bucket.config("elsewhere", DISK), bucket.store):
+        pass
+    assert (await bucket.record()).logs == (*before, LogPlace("", 2))
+    shutil.rmtree(tmp_path / "elsewhere", ignore_errors=True)
+    async with bucket.term("host", **DISK) as term:
+        assert counting(term) == [(1, 1)]

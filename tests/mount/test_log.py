@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -124,7 +125,9 @@ def test_fsync_on_a_shared_mount(new_mount: NewMount, bucket: Bucket) -> None:
 
 def test_a_log_on_the_local_disk(new_mount: NewMount, bucket: Bucket) -> None:
     """With `ack_after_upload = false` the log is on the local disk: fsync returns when that has it. It survives the end
-    of the daemon, and not the loss of the disk. A mount that cannot see the log is refused as long as it is needed.
+    of the daemon, and not the loss of the disk. A mount that cannot see the log is refused as long as it is needed,
+    also where another disk has taken the place of the right one. What log a disk has is written on the disk: its host
+    may have got another name meanwhile.
     """
     mount = new_mount(
         None, "--no-ack-after-upload", "--publish-interval", "1 h", "--publish-delay", "1 h"
@@ -132,11 +135,16 @@ def test_a_log_on_the_local_disk(new_mount: NewMount, bucket: Bucket) -> None:
     _write_synced(mount.path / "file", b"bytes")
     assert bucket.log_size() == 0
     mount.kill()
+    log, kept = mount.cache_dir / "log", mount.cache_dir / "kept log"
+    log.rename(kept)
     elsewhere = new_mount()
-    refused = elsewhere.run(elsewhere.mount_command())
-    assert refused.returncode == 1
-    assert len(refused.stderr.splitlines()) == 1
-    assert f"{socket.gethostname()}:{mount.cache_dir}/log/" in refused.stderr
+    for other in (elsewhere, mount):
+        refused = other.run(other.mount_command())
+        assert refused.returncode == 1
+        assert len(refused.stderr.splitlines()) == 1
+        assert f"{socket.gethostname()}:{log}/" in refused.stderr
+    shutil.rmtree(log)
+    kept.rename(log)
     mount.mount()
     assert (mount.path / "file").read_bytes() == b"bytes"
     mount.umount()

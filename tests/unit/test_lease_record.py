@@ -30,7 +30,7 @@ RECORDS = st.builds(
     term_seconds=st.floats(allow_nan=False, allow_infinity=False),
     beat=st.integers(),
     mark=TEXTS,
-    logs=st.lists(st.builds(LogPlace, TEXTS, EPOCHS), max_size=3).map(tuple),
+    logs=st.lists(st.builds(LogPlace, TEXTS, EPOCHS, TEXTS), max_size=3).map(tuple),
     released=st.booleans(),
 )
 RECORD = LeaseRecord(
@@ -40,7 +40,7 @@ RECORD = LeaseRecord(
     term_seconds=30.0,
     beat=9,
     mark="71c0",
-    logs=(LogPlace("", 3),),
+    logs=(LogPlace("", 3), LogPlace("db1:/cache", 3, "c0de")),
 )
 
 
@@ -60,7 +60,8 @@ def test_people_can_read_it() -> None:
         '{\n "version": 1,\n "epoch": 3,\n "holder": "4f2a",\n "host": "db1",\n "pid": 12,\n'
         ' "mountpoint": "/srv/data",\n "since": "2026-01-02 03:04:05 UTC",\n "term_seconds": 30.0,\n "beat": 9,\n'
         ' "mark": "71c0",\n'
-        ' "logs": [\n  {\n   "place": "",\n   "since_epoch": 3\n  }\n ],\n "released": false\n}\n'
+        ' "logs": [\n  {\n   "place": "",\n   "since_epoch": 3\n  },\n'
+        '  {\n   "place": "db1:/cache",\n   "since_epoch": 3,\n   "disk": "c0de"\n  }\n ],\n "released": false\n}\n'
     )
     assert RECORD.holder_shown == "/srv/data on host db1 (process 12, since 2026-01-02 03:04:05 UTC)"
 
@@ -82,6 +83,9 @@ def test_people_can_read_it() -> None:
         lambda document: document.update(logs={}),
         lambda document: document.update(logs=[""]),
         lambda document: document.update(logs=[{"place": "", "since_epoch": 0}]),
+        lambda document: document["logs"][1].update(disk=""),
+        lambda document: document["logs"][1].update(disk=None),
+        lambda document: document["logs"][1].update(disk=7),
         lambda document: document.update(version="1"),
     ],
 )
@@ -111,6 +115,15 @@ def test_another_version_is_refused_whatever_else_it_says() -> None:
         LeaseRecord.decode(b'{"version": 2}')
 
 
+def test_a_log_on_a_disk_may_have_no_identity() -> None:
+    """Earlier versions wrote none; and what they wrote is the same when it is written again."""
+    document = json.loads(RECORD.encode())
+    del document["logs"][1]["disk"]
+    record = LeaseRecord.decode(json.dumps(document).encode())
+    assert record.logs == (LogPlace("", 3), LogPlace("db1:/cache", 3))
+    assert json.loads(record.encode()) == document
+
+
 def test_fields_of_later_programs_are_passed_over() -> None:
     document = json.loads(RECORD.encode()) | {"colour": "green"}
     assert LeaseRecord.decode(json.dumps(document).encode()) == RECORD
@@ -127,6 +140,6 @@ def test_an_absurd_term_is_not_waited_for(term: float, watched: float) -> None:
 
 def test_places_of_logs_are_named_once_each() -> None:
     """A mount that crashes again and again, with the same log each time, does not make the object grow."""
-    logs = with_log((), "", 4)
-    assert with_log(logs, "", 5) == logs == (LogPlace("", 4),)
-    assert with_log(logs, "s3://fast/log", 6) == (LogPlace("", 4), LogPlace("s3://fast/log", 6))
+    logs = with_log((), LogPlace("", 4))
+    assert with_log(logs, LogPlace("", 5)) == logs == (LogPlace("", 4),)
+    assert with_log(logs, LogPlace("s3://fast/log", 6)) == (LogPlace("", 4), LogPlace("s3://fast/log", 6))
