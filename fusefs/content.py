@@ -555,6 +555,8 @@ class Content:
         """Fetch and stage one claimed range; a failure is noted, so that a nursery has no group of them to raise."""
         try:
             async with limiter or self._sources.fetch_limiter:
+                if failures:
+                    return  # whoever has asked for this range gets that error
                 base = self.base
                 data = await self._get(fetch, base)
             if self.base == base:  # or else these bytes may be older than what was published meanwhile

@@ -19,7 +19,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from itertools import count
 from typing import Final, TypeAlias
 
@@ -53,6 +53,9 @@ RESTARTS: Final = 3
 
 LAG: Final = 1 * MIB
 """How far behind the end of what was written a stream stays: the kernel may send its last pages again, fuller."""
+
+STAGED_AT_ONCE: Final = 64 * MIB
+"""Bytes of a file that are asked for together when all of it has to be staged: several GETs, whatever its size."""
 
 WriterFactory: TypeAlias = Callable[
     [str, Metadata, OnStored], AbstractAsyncContextManager[BufferedMultipartWriter]
@@ -332,19 +335,20 @@ class Uploads:
                     _log.warning("beginning the upload of %r anew: %s", target, error)
 
     async def keep(self, file: File, key: str, *, metadata: Metadata) -> Version:
-        """Store the file's bytes under another key than its own, as far as they are staged or can still be fetched.
+        """Store the file's bytes under another key than its own.
 
-        Where the base is gone, its bytes are zeros; the log says which ranges are the file's own.
+        Where the base is gone, what was not staged is zeros; the log says which ranges are the file's own. Every other
+        failure is raised: the caller deletes what this has kept, so nothing may be missing that the bucket still has.
         """
-        with self._alone_with(file) as content:
+        with self._alone_with(file) as content, ExitStack() as stack:
             try:
                 await _stage_all(content)
-            except (StorageError, StaleFile):
+            except StaleFile:
                 staged = [(extent.start, extent.end) for extent in content.present]
                 _log.error("%r: only these ranges could be kept, the rest is zeros: %s", key, staged)
+                stack.enter_context(content.zeros_for_missing())
             content.give_back()
-            with content.zeros_for_missing():
-                return await self._begin_stream(file, key, metadata).finish(CREATE_ONLY)
+            return await self._begin_stream(file, key, metadata).finish(CREATE_ONLY)
 
     @contextmanager
     def _alone_with(self, file: File) -> Iterator[Content]:
@@ -507,9 +511,13 @@ class _FileWasCut(Exception):
 
 
 async def _stage_all(content: Content) -> None:
-    """Fetch what is missing, all at once; a disk that has no room for it gets it part by part later."""
+    """Fetch what is missing, many GETs at once; a disk that has no room for it gets it part by part later."""
+    asked_for = 0
     try:
-        await content.fetch(0, content.size)
+        for gap in content.present.gaps(0, content.base_limit):
+            for start in range(max(gap.start, asked_for), gap.end, STAGED_AT_ONCE):
+                asked_for = start + STAGED_AT_ONCE
+                await content.fetch(start, asked_for)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

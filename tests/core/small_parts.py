@@ -49,5 +49,6 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every size that goes with S3's limits smaller by the same factor."""
     monkeypatch.setattr(rules, "S3_LIMITS", LIMITS)
     monkeypatch.setattr(uploads, "LAG", KIB)
+    monkeypatch.setattr(uploads, "STAGED_AT_ONCE", 64 * KIB)
     monkeypatch.setattr(content, "FETCH_SIZE", 4 * KIB)
     monkeypatch.setattr(block_checksums, "BLOCK_SIZE", KIB)

@@ -11,29 +11,13 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from backends.base import KIB, MIB, Data
+from backends.base import KIB, MIB
 from backends.errors import Unavailable
 from backends.memory import MemoryStorage
 from fusefs.stage import StageFile
+from tests.core.small_disk import disk_use, limit_disk
 from tests.core.tree import TreeOptions, open_tree, stored
 from tests.support.faulty import FaultyStorage
-
-
-def _disk_use(directory: Path) -> int:
-    return sum(path.stat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
-
-
-def _limit_disk(monkeypatch: pytest.MonkeyPatch, directory: Path, limit: int) -> None:
-    """Let the stage be on a disk of that many bytes."""
-    write = StageFile.write
-
-    def write_what_fits(self: StageFile, offset: int, data: Data) -> int:
-        room = limit - _disk_use(directory)
-        if room <= 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(self, offset, memoryview(data)[:room])
-
-    monkeypatch.setattr(StageFile, "write", write_what_fits)
 
 
 async def test_files_larger_than_the_stage_can_be_written_and_read(
@@ -46,10 +30,10 @@ async def test_files_larger_than_the_stage_can_be_written_and_read(
         for path, data in contents.items():
             await tree.write_file(path, data)
             assert tree.sources.budget.total <= 11 * MIB
-            assert _disk_use(tmp_path / "stage") <= 11 * MIB
+            assert disk_use(tmp_path / "stage") <= 11 * MIB
         for path, data in contents.items():
             assert await tree.read_file(path) == data
-            assert _disk_use(tmp_path / "stage") <= 11 * MIB
+            assert disk_use(tmp_path / "stage") <= 11 * MIB
         await tree.publish_all()
         assert await stored(storage) == contents
 
@@ -95,7 +79,7 @@ async def test_a_disk_that_others_have_filled_first_gets_clean_bytes_back(
     write, refused = StageFile.write, []
 
     def write_if_empty(self: StageFile, offset: int, data: bytes) -> int:
-        if _disk_use(tmp_path / "stage") > 2 * MIB:
+        if disk_use(tmp_path / "stage") > 2 * MIB:
             refused.append(offset)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(self, offset, data)
@@ -117,7 +101,7 @@ async def test_a_full_disk_does_not_keep_files_from_being_read(
     storage = MemoryStorage()
     body = os.urandom(12 * MIB)
     await storage.put("large", body)
-    _limit_disk(monkeypatch, tmp_path / "stage", 3 * MIB)
+    limit_disk(monkeypatch, tmp_path / "stage", 3 * MIB)
     async with open_tree(storage, tmp_path) as tree:
         written = await tree.create("dirty")
         await tree.write(written, 0, b"dirty" * 1000)
@@ -148,7 +132,7 @@ async def test_what_is_dirty_can_leave_a_full_disk(
     bodies = {f"file-{number}": os.urandom(size) for number in range(3)}
     for path, data in bodies.items():
         await storage.put(path, data)
-    _limit_disk(monkeypatch, tmp_path / "stage", 1 * MIB)
+    limit_disk(monkeypatch, tmp_path / "stage", 1 * MIB)
     async with open_tree(storage, tmp_path) as tree:
         for path, data in bodies.items():
             handle = await tree.open(path)
@@ -165,7 +149,7 @@ async def test_clean_bytes_give_way_to_a_writer_without_the_store(
     """On a full disk, while the store does not answer, what is clean goes and what is dirty stays."""
     storage = FaultyStorage(MemoryStorage())
     await storage.put("read", bytes(range(256)) * (2 * MIB // 256))
-    _limit_disk(monkeypatch, tmp_path / "stage", 3 * MIB)
+    limit_disk(monkeypatch, tmp_path / "stage", 3 * MIB)
     async with open_tree(storage, tmp_path) as tree:
         await tree.read_file("read")
         handle = await tree.create("written")
@@ -185,7 +169,7 @@ async def test_what_a_full_disk_took_of_a_write_is_part_of_the_file(
 ) -> None:
     """Where nothing can give way a write fails in its middle; what it left in the stage is never taken for zeros."""
     storage = FaultyStorage(MemoryStorage())
-    _limit_disk(monkeypatch, tmp_path / "stage", 1 * MIB)
+    limit_disk(monkeypatch, tmp_path / "stage", 1 * MIB)
     async with open_tree(storage, tmp_path) as tree:
         handle = await tree.create("file")
         storage.fail(Unavailable, times=math.inf)

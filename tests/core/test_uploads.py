@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -14,11 +15,14 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from backends.base import KIB, Capabilities, ObjectStorage
-from backends.errors import StorageError, UploadNotFound
+from backends.errors import AccessDenied, StorageError, Unavailable, UploadNotFound
 from backends.intercepted import InterceptedStorage, Request, T, Verb
+from fusefs.errors import StaleFile
 from fusefs.filesystem import AttributeChanges
+from fusefs.object_writer import CONFLICTS_PREFIX
 from fusefs.publisher import PublishOptions
 from fusefs.uploads import RESTARTS
+from tests.core.small_disk import limit_disk
 from tests.core.small_parts import LIMITS, PART, SmallPartsStorage, tree_options
 from tests.core.tree import Tree, open_tree, stored, stored_metadata
 from tests.support.faulty import FaultyStorage
@@ -439,3 +443,104 @@ async def test_parts_are_copied_from_the_version_that_was_planned_with(
         assert "new" not in objects
         assert objects.pop("old") == bytes(len(base))
         assert [key.startswith(".fusefs/conflicts/") for key in objects] == [True]
+
+
+OURS: Final = Random(3).randbytes(5 * PART)
+
+
+@asynccontextmanager
+async def half_ours(storage: ObjectStorage, directory: Path) -> AsyncIterator[Tree]:
+    """A tree whose file `old` is `OURS` and the end of `BASE`, and has gone to `new`, which somebody else has made."""
+    await storage.put("old", BASE)
+    async with open_tree(storage, directory, tree_options()) as tree:
+        handle = await tree.open("old")
+        await tree.write(handle, 0, OURS)
+        await tree.rename("old", "new")
+        await storage.put("new", b"theirs")
+        await tree.close(handle)
+        yield tree
+
+
+def kept(objects: dict[str, bytes]) -> list[bytes]:
+    """Return what is kept of ours, of all the objects."""
+    return [data for key, data in objects.items() if key.startswith(CONFLICTS_PREFIX)]
+
+
+@pytest.mark.parametrize("call", [1, 2, 30, 50])
+@pytest.mark.parametrize("error", [Unavailable, AccessDenied])
+async def test_nothing_is_kept_as_zeros_that_can_still_be_fetched(
+    error: type[StorageError], call: int, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """One request of those for the rest of the file fails: it is tried again, and nothing is deleted before."""
+    faulty = new_store()
+    async with half_ours(faulty, tmp_path) as tree:
+        faulty.fail(error, verb=Verb.GET_RANGE, key="old", call=call)
+        with pytest.raises(error):
+            await tree.publish_all()
+        assert not faulty.faults_left
+        assert await stored(faulty, ours=True) == {"old": BASE, "new": b"theirs"}
+        await tree.publish_all()
+        objects = await stored(faulty, ours=True)
+        assert kept(objects) == [OURS + BASE[len(OURS) :]]
+        assert objects.keys() & {"old", "new"} == {"new"}
+
+
+async def test_a_full_disk_keeps_no_zeros(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """What has no room in the stage is fetched part by part, as it goes up."""
+    limit_disk(monkeypatch, tmp_path / "stage", 12 * PART)
+    storage = SmallPartsStorage()
+    async with half_ours(storage, tmp_path) as tree:
+        await tree.publish_all()
+        objects = await stored(storage, ours=True)
+        assert kept(objects) == [OURS + BASE[len(OURS) :]]
+        assert "old" not in objects
+
+
+async def test_a_base_that_goes_while_ours_is_being_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """What the disk had no room for can be fetched nowhere then: it is zeros in the next attempt."""
+    limit_disk(monkeypatch, tmp_path / "stage", 12 * PART)
+    faulty = new_store()
+    async with half_ours(faulty, tmp_path) as tree, trio.open_nursery() as nursery:
+        number = (await tree.find("new")).number
+        going_up = faulty.hold(Verb.UPLOAD_PART, key=f"{CONFLICTS_PREFIX}new.mount-{number}-1")
+
+        async def fails() -> None:
+            with pytest.raises(StaleFile):
+                await tree.publish_all()
+            failed.set()
+
+        failed = trio.Event()
+        nursery.start_soon(fails)
+        await going_up.reached.wait()
+        await faulty.put("old", b"theirs, too")
+        going_up.open()
+        await failed.wait()
+        assert kept(await stored(faulty, ours=True)) == []
+        await tree.publish_all()
+        [copy] = kept(await stored(faulty, ours=True))
+        ours = OURS + BASE[len(OURS) :]
+        blocks = range(0, len(ours), KIB)
+        zeros = [start for start in blocks if copy[start : start + KIB] != ours[start : start + KIB]]
+        assert zeros
+        assert zeros[0] > len(OURS)
+        assert all(copy[start : start + KIB] == bytes(KIB) for start in zeros)
+        assert len(copy) == len(ours)
+
+
+async def test_what_is_nowhere_any_more_is_zeros(
+    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody else has replaced the old object, too: the log says what is ours, and one answer is enough to know."""
+    faulty = new_store()
+    async with half_ours(faulty, tmp_path) as tree:
+        await faulty.put("old", b"theirs, too")
+        await tree.publish_all()
+        objects = await stored(faulty, ours=True)
+        assert kept(objects) == [OURS + bytes(len(BASE) - len(OURS))]
+        assert objects["old"] == b"theirs, too"
+        assert f"the rest is zeros: [(0, {len(OURS)})]" in caplog.text
+        assert len([r for r in faulty.calls_of(Verb.GET_RANGE) if r.key == "old"]) <= 5
