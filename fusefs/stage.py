@@ -41,6 +41,16 @@ _fallocate = ctypes.CDLL(None, use_errno=True).fallocate
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
+def _read(descriptor: int, offset: int, length: int) -> bytes:
+    """Return `length` bytes, or fewer at the end of the file: one pread(2) gives at most 0x7ffff000 of them."""
+    pieces = [os.pread(descriptor, length, offset)]
+    missing = length - len(pieces[0])
+    while missing and pieces[-1]:
+        pieces.append(os.pread(descriptor, missing, offset + length - missing))
+        missing -= len(pieces[-1])
+    return b"".join(pieces)
+
+
 class _Descriptors(LRUCache[int, int]):
     """Open descriptors by stage number; the one that was not used for longest is closed first."""
 
@@ -125,7 +135,7 @@ class StageFile:
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes from `offset`."""
         if self._exists:
-            data = os.pread(self._descriptor(), length, offset)
+            data = _read(self._descriptor(), offset, length)
         else:
             data = bytes(self._memory[offset : offset + length])
         return data if len(data) == length else data + bytes(length - len(data))
@@ -189,7 +199,7 @@ class StageFile:
         length = os.fstat(descriptor).st_size - size
         if not 0 < length <= at_most:
             raise ValueError(f"it has {length} bytes beyond the {size} of the object")
-        beyond = os.pread(descriptor, length, size)
+        beyond = _read(descriptor, size, length)
         os.ftruncate(descriptor, size)
         return beyond
 

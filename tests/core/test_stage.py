@@ -79,6 +79,23 @@ def test_what_was_never_written_reads_as_zeros(
         stage.close()
 
 
+def test_a_read_is_whole_however_little_the_kernel_gives_at_once(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One pread(2) gives no more than 0x7ffff000 bytes, and the parts of a huge object have more."""
+    pread = os.pread
+    monkeypatch.setattr(
+        os, "pread", lambda descriptor, length, offset: pread(descriptor, min(length, 100), offset)
+    )
+    file = stage.new_file()
+    body = bytes(range(250)) * 4
+    file.write(0, body)
+    assert file.read(0, 1_000) == body
+    assert file.read(950, 100) == body[950:] + bytes(50)
+    assert file.read(2_000, 300) == bytes(300)
+    assert file.cut(300, at_most=700) == body[300:]
+
+
 def test_many_files_need_few_descriptors(stage: Stage, tmp_path: Path) -> None:
     """The one that was not used for longest is closed, and opened again when it is used."""
     files = [stage.new_file() for _ in range(20)]
