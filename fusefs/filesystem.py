@@ -304,14 +304,16 @@ class Filesystem:
     async def _stage(self, file: File, offset: int, data: Data) -> None:
         """Write into the stage; where it is full, first publish, so that clean bytes can make room.
 
-        Raises what keeps the publication from succeeding, or OSError (ENOSPC) of a disk on which nothing can give way.
+        Raises what keeps this file from being published, or OSError (ENOSPC) where nothing can give way.
         """
         if self._budget.is_exceeded:
             await self._publisher.publish(file)
             self._budget.make_room()
         if self._budget.is_exceeded:
-            await self._publisher.publish_all()
+            failure = await self._publish_what_can_be()
             self._budget.make_room()
+            if failure is not None and self._budget.is_exceeded:
+                raise OSError(errno.ENOSPC, f"nothing in the cache can give way: {failure}") from failure
         for attempt in range(1, FULL_DISK_ATTEMPTS + 1):
             try:
                 file.content.write(offset, data)
@@ -327,13 +329,17 @@ class Filesystem:
 
     async def _publish_or_raise(self, full: OSError) -> None:
         """Publish everything on a full disk, and let it give way; raises `full` where that makes no room."""
-        failure: Exception | None = None
+        failure = await self._publish_what_can_be()
+        if not self._budget.make_room(goal_bytes=0) and failure is not None:
+            raise full from failure
+
+    async def _publish_what_can_be(self) -> Exception | None:
+        """Publish everything, and return one of the failures, if any: it is no answer to the writer of another file."""
         try:
             await self._publisher.publish_all()
         except Exception as error:
-            failure = error
-        if not self._budget.make_room(goal_bytes=0) and failure is not None:
-            raise full from failure
+            return error
+        return None
 
     async def flush(self, handle: int) -> None:
         """Come once per close(2) of a descriptor. Raises a failure that is not made good yet."""

@@ -12,7 +12,8 @@ import trio
 from trio.testing import MockClock
 
 from backends.base import KIB, MIB
-from backends.errors import Unavailable
+from backends.errors import AccessDenied, Unavailable
+from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs.stage import StageFile
 from tests.core.small_disk import disk_use, limit_disk
@@ -69,6 +70,49 @@ async def test_eviction_keeps_what_is_dirty(tmp_path: Path, autojump_clock: Mock
             == original[3 * MIB - 2 : 3 * MIB] + b"changed" + (original[3 * MIB + 7 : 3 * MIB + 9])
         )
         await tree.close(handle)
+
+
+@pytest.mark.parametrize("refused", ["file", "leftover"])
+async def test_a_writer_does_not_get_the_failure_of_another_file(
+    refused: str, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """The store refuses one file, or a deletion; what others have written goes up nevertheless and makes room."""
+    storage = FaultyStorage(MemoryStorage())
+    await storage.put("refused", b"")
+    async with open_tree(storage, tmp_path, TreeOptions(cache_size=10 * MIB - 1)) as tree:
+        storage.fail(AccessDenied, key="refused", verb=Verb.PUT, times=math.inf)
+        storage.fail(AccessDenied, key="refused", verb=Verb.DELETE, times=math.inf)
+        if refused == "file":
+            await tree.write_file("refused", b"bytes")
+        else:
+            await tree.unlink("refused")
+        contents = {"open": os.urandom(10 * MIB), "healthy": os.urandom(2 * MIB)}
+        for path, data in contents.items():
+            await tree.write(await tree.create(path), 0, data)
+        assert tree.sources.budget.total <= 11 * MIB
+        storage.heal()
+        await tree.publish_all()
+        assert await stored(storage) == contents | ({"refused": b"bytes"} if refused == "file" else {})
+
+
+async def test_a_stage_full_of_what_the_store_refuses_has_no_room(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """That is what the writers of other files are told, and why; the refusal itself is for the refused file."""
+    storage = FaultyStorage(MemoryStorage())
+    async with open_tree(storage, tmp_path, TreeOptions(cache_size=10 * MIB)) as tree:
+        storage.fail(AccessDenied, key="refused", times=math.inf)
+        refused = await tree.create("refused")
+        await tree.write(refused, 0, bytes(11 * MIB))
+        healthy = await tree.create("healthy")
+        with pytest.raises(OSError, match="cache") as full:
+            await tree.write(healthy, 0, b"bytes")
+        assert full.value.errno == errno.ENOSPC
+        assert isinstance(full.value.__cause__, AccessDenied)
+        with pytest.raises(AccessDenied):
+            await tree.write(refused, 0, b"bytes")
+        storage.heal()
+        await tree.write(healthy, 0, b"bytes")
 
 
 async def test_a_disk_that_others_have_filled_first_gets_clean_bytes_back(
