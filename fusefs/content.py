@@ -300,7 +300,8 @@ class Content:
         for extent in [
             clean for gap in self.dirty.gaps(0, self.base_limit) for clean in self.present.intersect(*gap)
         ]:
-            self._file.punch_hole(extent.start, extent.length)
+            if not self._file.give_back(extent.start, extent.length):
+                return  # to note what did not change would let others give way, and then this one again
             self.present.remove(extent.start, extent.end)
             self.checksums.forget(extent.start, extent.end)
         self._note_staged()
@@ -317,7 +318,7 @@ class Content:
         self._add_checksums(deadline)
         for extent in self.present:
             for gap in ExtentSet(self.checksums.extents(self.size)).gaps(*extent):
-                self._file.punch_hole(gap.start, gap.length)
+                self._file.give_back(gap.start, gap.length)
         if self.checksums:
             checksums = self.checksums.by_block
             self._sources.kept.keep(

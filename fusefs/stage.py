@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -24,6 +25,8 @@ from typing import Final
 from cachetools import LRUCache
 
 from backends.base import KIB, MIB, Data
+
+_log = logging.getLogger(__name__)
 
 MAX_OPEN_FILES: Final = 512
 """Descriptors kept open at once; well below the usual soft limit of 1,024."""
@@ -36,6 +39,9 @@ MEMORY_FILE_BYTES: Final = 64 * KIB
 
 _PUNCH_HOLE_KEEP_SIZE: Final = 0x02 | 0x01
 """FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE of fallocate(2), which Python's os module lacks."""
+
+_UNSUPPORTED: Final = (errno.EOPNOTSUPP, errno.ENOSYS)
+"""What fallocate(2) says on a file system that cannot do it, with nothing changed."""
 
 _fallocate = ctypes.CDLL(None, use_errno=True).fallocate
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -69,6 +75,7 @@ class Stage:
         self._memory_left = memory_bytes
         self._directory = directory
         self._open = _Descriptors(max_open_files)
+        self._has_told_of_holes = False
         self._next_number = 0
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -88,6 +95,14 @@ class Stage:
             return False
         self._memory_left -= size
         return True
+
+    def _tell_of_holes(self) -> None:
+        if not self._has_told_of_holes:
+            self._has_told_of_holes = True
+            _log.warning(
+                "there are no holes in files in %s: what was fetched of a changed file stays until that is published",
+                self._directory,
+            )
 
     def _path(self, number: int) -> Path:
         return self._directory / f"{number:x}"
@@ -124,13 +139,19 @@ class StageFile:
     def write(self, offset: int, data: Data) -> int:
         """Write `data` at `offset`, and return how many bytes of it: fewer where the disk is full in the middle.
 
-        Raises OSError (ENOSPC, EIO) of the local disk, with nothing written.
+        Raises OSError (ENOSPC, EIO) of the local disk, with nothing written. A quota that is used up is ENOSPC, too:
+        what has to give way is the same, and EDQUOT would be a quota of the store's to whoever writes.
         """
         length = memoryview(data).nbytes
         if not self._exists and self._grow_memory(offset + length):
             self._memory[offset : offset + length] = data
             return length
-        return os.pwrite(self._descriptor(), data, offset)
+        try:
+            return os.pwrite(self._descriptor(), data, offset)
+        except OSError as error:
+            if error.errno != errno.EDQUOT:
+                raise
+            raise OSError(errno.ENOSPC, f"{error.strerror} in the cache directory") from error
 
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes from `offset`."""
@@ -169,7 +190,17 @@ class StageFile:
             os.ftruncate(self._descriptor(), size)
 
     def punch_hole(self, offset: int, length: int) -> None:
-        """Give the disk space of a range back; it reads as zeros then."""
+        """Let a range read as zeros, and take no disk space if that is possible."""
+        if not self.give_back(offset, length):
+            for start, end in self.data_in(offset, offset + length):
+                while start < end:
+                    start += self.write(start, bytes(min(end - start, MIB)))
+
+    def give_back(self, offset: int, length: int) -> bool:
+        """Give the disk space of a range back; it reads as zeros then.
+
+        Returns False, and changes nothing, on a file system that has no holes. Raises OSError of the local disk.
+        """
         if not self._exists:
             end = min(offset + length, len(self._memory))
             if end == len(self._memory):
@@ -178,7 +209,11 @@ class StageFile:
                 self._memory[offset:end] = bytes(end - offset)
         elif _fallocate(self._descriptor(), _PUNCH_HOLE_KEEP_SIZE, offset, length) != 0:
             code = ctypes.get_errno()
+            if code in _UNSUPPORTED:
+                self._stage._tell_of_holes()
+                return False
             raise OSError(code, f"cannot punch a hole into a stage file: {os.strerror(code)}")
+        return True
 
     def move_to(self, where: Path, size: int) -> None:
         """Make the file, `size` bytes long, somebody else's; here it is empty then."""

@@ -1,7 +1,8 @@
-"""A local disk that is full when a test says so."""
+"""A local disk that is full, or cannot do what others can, when a test says so."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from backends.base import Data
+from fusefs import stage
 from fusefs.stage import StageFile
 
 
@@ -28,3 +30,13 @@ def limit_disk(monkeypatch: pytest.MonkeyPatch, directory: Path, limit: int) -> 
         return write(self, offset, memoryview(data)[:room])
 
     monkeypatch.setattr(StageFile, "write", write_what_fits)
+
+
+def refuse_holes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the stage be on a file system that cannot punch holes into files."""
+
+    def refuse(*_: int) -> int:
+        ctypes.set_errno(errno.EOPNOTSUPP)
+        return -1
+
+    monkeypatch.setattr(stage, "_fallocate", refuse)

@@ -20,6 +20,7 @@ from fusefs.errors import DamagedCache
 from fusefs.filesystem import AttributeChanges
 from fusefs.kept_format import KeptVersion
 from fusefs.stage_budget import StageBudget
+from tests.core.small_disk import refuse_holes
 from tests.core.tree import TreeOptions, open_tree, stored
 from tests.support.faulty import FaultyStorage
 
@@ -331,11 +332,14 @@ async def test_the_number_of_kept_files_is_bounded(tmp_path: Path, monkeypatch: 
         assert kept_files(tmp_path) == newest
 
 
+@pytest.mark.parametrize("has_holes", [True, False])
 async def test_the_end_of_a_mount_does_not_read_for_long(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    has_holes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it has fetched has its checksums already; what it has written is kept as far as there is time."""
     monkeypatch.setattr(kept_content, "PATIENCE_SECONDS", 0)
+    if not has_holes:
+        refuse_holes(monkeypatch)
     faulty = FaultyStorage(MemoryStorage())
     await faulty.put("read", BODY)
     async with open_tree(faulty, tmp_path) as tree:

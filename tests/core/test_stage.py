@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusefs.stage import MEMORY_FILE_BYTES, Stage
+from tests.core.small_disk import refuse_holes
 
 
 @pytest.fixture
@@ -50,13 +51,15 @@ operations = st.lists(
 )
 
 
-@given(operations=operations, memory_bytes=st.integers(0, 12_000))
+@given(operations=operations, memory_bytes=st.integers(0, 12_000), has_holes=st.booleans())
 def test_what_was_never_written_reads_as_zeros(
-    operations: list[tuple[object, ...]], memory_bytes: int
+    operations: list[tuple[object, ...]], memory_bytes: int, has_holes: bool
 ) -> None:
     """A stage file is an endless array of zeros, but for what was written and not cut."""
     size = 10_000
-    with TemporaryDirectory() as directory:
+    with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patched:
+        if not has_holes:
+            refuse_holes(patched)
         stage = Stage(Path(directory), memory_bytes=memory_bytes)
         file = stage.new_file()
         model = bytearray(size)
@@ -118,6 +121,35 @@ def test_a_file_moves_out_whole(stage: Stage, tmp_path: Path) -> None:
     assert file.read(0, 20) == bytes(20)
     file.write(0, b"again")
     assert (tmp_path / "rescued").read_bytes()[:5] == bytes(5)
+
+
+def test_a_file_system_without_holes_gives_nothing_back(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever wants no more than the space is told, once in the log, and the bytes are as they were."""
+    refuse_holes(monkeypatch)
+    files = [stage.new_file() for _ in range(3)]
+    for file in files:
+        file.write(0, b"0123456789")
+        assert not file.give_back(2, 5)
+        assert file.read(0, 10) == b"0123456789"
+    assert len(caplog.messages) == 1
+    files[0].punch_hole(2, 5)
+    assert files[0].read(0, 10) == b"01" + bytes(5) + b"789"
+
+
+def test_a_used_up_quota_is_a_full_disk(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of bytes as of files; for whoever writes, something has to give way in both cases."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    for call in ("pwrite", "open"):
+        with monkeypatch.context() as patched:
+            patched.setattr(os, call, refuse)
+            with pytest.raises(OSError, match="quota") as full:
+                stage.new_file().write(0, b"bytes")
+            assert full.value.errno == errno.ENOSPC
 
 
 def _no_space(*_: object) -> int:

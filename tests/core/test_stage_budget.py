@@ -11,12 +11,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from backends.base import KIB, MIB
+from backends.base import KIB, MIB, Data
 from backends.errors import AccessDenied, Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
-from fusefs.stage import StageFile
-from tests.core.small_disk import disk_use, limit_disk
+from tests.core.small_disk import disk_use, limit_disk, refuse_holes
 from tests.core.tree import TreeOptions, open_tree, stored
 from tests.support.faulty import FaultyStorage
 
@@ -115,27 +114,54 @@ async def test_a_stage_full_of_what_the_store_refuses_has_no_room(
         await tree.write(healthy, 0, b"bytes")
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 async def test_a_disk_that_others_have_filled_first_gets_clean_bytes_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
-    """ENOSPC of the local disk publishes and evicts, and tries again, before a writer hears of it."""
+    """ENOSPC of the local disk publishes and evicts, and tries again, before a writer hears of it; so does a quota."""
     storage = MemoryStorage()
-    write, refused = StageFile.write, []
+    pwrite, refused = os.pwrite, []
 
-    def write_if_empty(self: StageFile, offset: int, data: bytes) -> int:
+    def write_if_empty(descriptor: int, data: Data, offset: int) -> int:
         if disk_use(tmp_path / "stage") > 2 * MIB:
             refused.append(offset)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(self, offset, data)
+            raise OSError(number, os.strerror(number))
+        return pwrite(descriptor, data, offset)
 
     async with open_tree(storage, tmp_path) as tree:
-        monkeypatch.setattr(StageFile, "write", write_if_empty)
+        monkeypatch.setattr(os, "pwrite", write_if_empty)
         contents = {f"file-{number}": os.urandom(1 * MIB) for number in range(6)}
         for path, data in contents.items():
             await tree.write_file(path, data)
         assert refused
         await tree.publish_all()
         assert await stored(storage) == contents
+
+
+async def test_clean_bytes_stay_beside_dirty_ones_where_no_hole_can_be_punched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """They give way with the whole file, when it was published; no reader or writer of another file hears of it."""
+    refuse_holes(monkeypatch)
+    storage = MemoryStorage()
+    contents = {f"file-{number}": os.urandom(4 * MIB) for number in range(4)}
+    for path, data in contents.items():
+        await storage.put(path, data)
+    async with open_tree(storage, tmp_path, TreeOptions(cache_size=6 * MIB)) as tree:
+        handles = []
+        for path, data in contents.items():
+            handles.append(await tree.open(path))
+            assert await tree.read_file(path) == data
+            await tree.write(handles[-1], 1 * MIB, b"changed")
+            contents[path] = data[: 1 * MIB] + b"changed" + data[1 * MIB + 7 :]
+        for path, data in contents.items():
+            assert await tree.read_file(path) == data
+        for handle in handles:
+            await tree.close(handle)
+        await tree.publish_all()
+        assert tree.sources.budget.total <= 6 * MIB
+        assert disk_use(tmp_path / "stage") <= 6 * MIB
+    assert await stored(storage) == contents
 
 
 async def test_a_full_disk_does_not_keep_files_from_being_read(
