@@ -328,7 +328,11 @@ class Publisher:
         self._wake.set()
 
     def _can_wait_until(self, inode: Inode) -> float:
-        """Return until when a due inode can wait: a file that was opened again since then is being rewritten."""
+        """Return until when a due inode can wait: a file that was opened again since then is being rewritten.
+
+        One that goes up as a stream is not to be ended for the interval's sake: what is written behind it would be a
+        change of the object then, with all before it copied, again and again.
+        """
         if (
             not isinstance(inode, File)
             or not inode.writers
@@ -336,7 +340,8 @@ class Publisher:
             or self._placement.is_elsewhere(inode)
         ):
             return -math.inf
-        return inode.state.pending_since + self._options.interval_seconds
+        since = max(inode.state.pending_since, self._uploads.last_moved_at(inode))
+        return since + self._options.interval_seconds
 
     # The loop
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from itertools import count
@@ -76,6 +77,8 @@ class _Stream:
         self._content = file.content
         self._log = log
         self._fed = 0
+        #: When a part of it was last begun, or stored.
+        self.moved_at = -math.inf
         self._changed = trio.Event()
         self._mode: PutMode | None = None
         self._done = trio.Event()
@@ -161,6 +164,7 @@ class _Stream:
 
     async def _feed(self, writer: BufferedMultipartWriter, end: int) -> None:
         start, self._fed = self._fed, end
+        self.moved_at = trio.current_time()
         await writer.write(await self._content.obtain(start, end))
 
     async def _send_until_whole(self, writer: BufferedMultipartWriter) -> None:
@@ -225,6 +229,7 @@ class _Stream:
         content = self._content
         if content.upload is None:
             content.upload = OpenUpload(upload.key, upload.upload_id)
+        self.moved_at = trio.current_time()
         content.upload.parts[sent.number] = SentPart(sent.number, stored.etag, sent.start, sent.end)
 
     async def _withdraw(self, numbers: Iterable[int]) -> None:
@@ -294,6 +299,11 @@ class Uploads:
             stream.advance()
         elif target is not None and self._may_begin_stream(file):
             self._begin_stream(file, target, {**metadata_of(file), **self._log.mark(file)})
+
+    def last_moved_at(self, file: File) -> float:
+        """Return when a part of a file that is being written was last begun or stored; minus infinity if none was."""
+        stream = self._streams.get(file)
+        return stream.moved_at if stream is not None and stream.usable else -math.inf
 
     def abandon(self, file: File) -> None:
         """Give up what was begun: nobody needs the object any more."""

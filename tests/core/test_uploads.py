@@ -79,6 +79,25 @@ async def test_parts_go_up_before_the_file_is_closed(tmp_path: Path, autojump_cl
         )
 
 
+async def test_a_stream_is_not_ended_for_the_interval(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """A file that takes longer to be written than `publish_interval` goes up once, unless its writer pauses so long."""
+    faulty = new_store()
+    options = tree_options(publish=PublishOptions(interval_seconds=5.0))
+    async with open_tree(faulty, tmp_path, options) as tree:
+        handle = await tree.create("new")
+        for start in range(0, len(BASE), PART):
+            await tree.write(handle, start, BASE[start : start + PART])
+            await trio.sleep(2)
+        assert await stored(faulty) == {}
+        await trio.sleep(5)
+        assert await stored(faulty) == {"new": BASE}
+        assert (
+            sum(call.bytes_sent for call in faulty.calls) <= len(BASE) + PART
+        )  # the last one was full later
+        assert Verb.COPY_PART not in requests(faulty)
+        await tree.close(handle)
+
+
 async def test_a_part_that_is_written_again_is_sent_again_alone(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:

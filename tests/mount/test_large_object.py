@@ -84,3 +84,23 @@ def test_little_is_sent_for_a_small_change_of_a_gibibyte(
     assert bucket.read_range(KEY, GIB // 2 - MIB, 2 * MIB) == PIECE[-MIB:] + changed + PIECE[8 * KIB : MIB]
     assert bucket.read_range(KEY, 0, MIB) == PIECE[:MIB]
     assert bucket.read_range(KEY, GIB - MIB, MIB + KIB) == PIECE[-MIB:] + appended
+
+
+def test_what_a_stream_has_sent_is_not_sent_to_the_log(
+    new_mount: NewMount, proxy: RecordingProxy, bucket: Bucket
+) -> None:
+    """1 GiB that is written at once, with an fsync every 64 MiB: the server receives at most 1.1 GiB in all, however
+    long that takes.
+    """
+    mount = new_mount(None, "--endpoint", proxy.endpoint).mount()
+    proxy.requests.clear()
+    with open(mount.path / "stream", "wb", buffering=0) as file:
+        for _ in range(GIB // len(PIECE)):
+            assert file.write(PIECE) == len(PIECE)
+            os.fsync(file.fileno())
+            in_log = sum(each.body_size for each in proxy.requests if "/.fusefs/journal/" in each.key)
+            assert sent(list(proxy.requests)) + in_log >= file.tell(), "what was acknowledged is nowhere else"
+    mount.umount()
+    assert sum(request.body_size for request in proxy.requests) <= 1.1 * GIB
+    assert bucket.sizes()["stream"] == GIB
+    assert bucket.read_range("stream", GIB - len(PIECE), len(PIECE)) == PIECE

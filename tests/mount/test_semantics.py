@@ -127,7 +127,7 @@ def test_close(new_mount: NewMount, bucket: Bucket) -> None:
 
 def test_large_files_go_up_in_parts(mount: Mount, bucket: Bucket) -> None:
     """A file below the part size is one PUT. A larger new file goes up in parts while it is written, and its
-    object appears, whole, after the last close.
+    object appears, whole, after the last close, or when no part has gone up for `publish_interval`.
     """
     data = os.urandom(MIB) * 24
     with (mount.path / "large").open("wb") as writer:
@@ -169,7 +169,7 @@ def test_a_small_change_in_a_large_file(mount: Mount, bucket: Bucket) -> None:
 
 
 def test_open_files_are_published_too(new_mount: NewMount, bucket: Bucket, tmp_path: Path) -> None:
-    """A file that stays open is published at least every `publish_interval`."""
+    """Any other file that stays open is published at least every `publish_interval`."""
     mount = new_mount(None, "--config", _configuration(tmp_path, 'publish_interval = "1 s"')).mount()
     with (mount.path / "log").open("wb", buffering=0) as writer:
         writer.write(b"first")
