@@ -266,11 +266,10 @@ class Filesystem:
         and is open nowhere: the kernel then looks the path up again.
         """
         file = self._file(self._inodes[number])
-        _check_not_stale(file)
-        if not file.linked and not file.handles:
-            raise NoSuchInode(f"inode {number} was removed, and its content with it")
+        _check_has_content(file)
         if self._options.shared:
             await self._namespace.check_current(file)
+            _check_has_content(file)  # somebody may have removed it meanwhile
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             self._check_writable()
         if flags & os.O_TRUNC:
@@ -294,7 +293,6 @@ class Filesystem:
         file = opened.file
         await self._log.wait_for_room()
         await file.content.wait_writable()
-        _check_not_stale(file)
         await self._stage(file, offset, data)
         if not self._options.kernel_keeps_times:
             file.attributes = file.attributes.changed(self._clock.realtime_ns(), contents=True)
@@ -315,6 +313,7 @@ class Filesystem:
             if failure is not None and self._budget.is_exceeded:
                 raise OSError(errno.ENOSPC, f"nothing in the cache can give way: {failure}") from failure
         for attempt in range(1, FULL_DISK_ATTEMPTS + 1):
+            _check_not_stale(file)  # a publication that was waited for may have found that out
             try:
                 file.content.write(offset, data)
                 return
@@ -369,6 +368,7 @@ class Filesystem:
             return
         _check_not_stale(file)
         await self._log.commit()
+        _check_not_stale(file)  # or what the log has by now may be a file without this name
 
     # Directories
 
@@ -493,7 +493,7 @@ class Filesystem:
         if size > MAX_FILE_SIZE:
             raise FileTooLarge(f"a file can have {MAX_FILE_SIZE} bytes")
         await file.content.wait_writable()
-        _check_not_stale(file)
+        _check_has_content(file)
         file.content.truncate(size)
         file.attributes = file.attributes.changed(now_ns, contents=True)
         self._publisher.written(file)
@@ -507,6 +507,13 @@ class Filesystem:
 def _check_not_stale(file: File) -> None:
     if isinstance(file.state.failure, StaleFile):
         raise file.state.failure
+
+
+def _check_has_content(file: File) -> None:
+    """Raise `StaleFile`, or `NoSuchInode` for a file that was removed while it was open nowhere."""
+    _check_not_stale(file)
+    if not file.linked and not file.handles:
+        raise NoSuchInode(f"inode {file.number} was removed, and its content with it")
 
 
 def _drop_set_id_bits(file: File, caller: Caller) -> None:

@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from backends.base import MIB
 from backends.errors import Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
@@ -702,6 +703,56 @@ async def test_a_read_only_mount_refuses_every_change(autojump_clock: Clock, tmp
 # Waiting
 
 
+async def test_a_file_that_is_removed_while_it_is_being_opened(autojump_clock: Clock, tmp_path: Path) -> None:
+    """Its content goes with its name: there is nothing to be opened any more, and no zeros to be read."""
+    storage = await filled("f")
+    async with open_tree(storage, tmp_path, shared()) as tree:
+        file = await tree.filesystem.lookup(1, b"f")
+        gate = storage.hold(Verb.HEAD, key="f")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(
+                fails_with, NoSuchInode, tree.filesystem.open, file.number, os.O_RDONLY, CALLER
+            )
+            await gate.reached.wait()
+            await tree.unlink("f")
+            gate.open()
+        assert not tree.filesystem.has_writers
+        assert file.handles == 0
+
+
+@pytest.mark.parametrize("call", ["open", "truncate"])
+async def test_a_file_that_is_removed_while_it_waits_to_be_cut(
+    autojump_clock: Clock, tmp_path: Path, call: str
+) -> None:
+    async with open_tree(await filled("f"), tmp_path) as tree:
+        file = await tree.filesystem.lookup(1, b"f")
+        assert isinstance(file, File)
+        file.content.hold_writers()
+        async with trio.open_nursery() as nursery:
+            if call == "open":
+                arguments: tuple[Any, ...] = (
+                    tree.filesystem.open,
+                    file.number,
+                    os.O_WRONLY | os.O_TRUNC,
+                    CALLER,
+                )
+            else:
+                arguments = (tree.filesystem.setattr, file.number, AttributeChanges(size=1))
+            nursery.start_soon(fails_with, NoSuchInode, *arguments)
+            await trio.testing.wait_all_tasks_blocked()
+            await tree.unlink("f")
+            file.content.release_writers()
+        assert not file.content.changed
+        assert not tree.filesystem.has_writers
+
+
+async def fails_with(
+    error: type[Exception], call: Callable[..., Coroutine[Any, Any, object]], *arguments: object
+) -> None:
+    with pytest.raises(error):
+        await call(*arguments)
+
+
 async def test_a_write_that_waited_looks_again_whether_the_file_is_stale(
     autojump_clock: Clock, tmp_path: Path
 ) -> None:
@@ -710,21 +761,41 @@ async def test_a_write_that_waited_looks_again_whether_the_file_is_stale(
         handle = await tree.open("f")
         file = await tree.find_file("f")
         file.content.hold_writers()
-        outcome: list[Exception] = []
-
-        async def write() -> None:
-            try:
-                await tree.filesystem.write(handle, 0, b"x")
-            except StaleFile as error:
-                outcome.append(error)
-
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(write)
+            nursery.start_soon(fails_with, StaleFile, tree.filesystem.write, handle, 0, b"x")
             await trio.testing.wait_all_tasks_blocked()
             file.state.failure = StaleFile("changed meanwhile")
             file.content.release_writers()
-        assert len(outcome) == 1
         assert not file.content.changed
+
+
+async def test_a_write_that_waited_for_room_looks_again_too(autojump_clock: Clock, tmp_path: Path) -> None:
+    """What makes room publishes: that may be when it is found out."""
+    storage = await filled("f")
+    async with open_tree(storage, tmp_path, TreeOptions(cache_size=MIB)) as tree:
+        handle = await tree.open("f")
+        file = await tree.find_file("f")
+        gate = storage.hold(Verb.PUT, key="other")
+        await tree.write_file("other", bytes(2 * MIB))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fails_with, StaleFile, tree.filesystem.write, handle, 0, b"x")
+            await gate.reached.wait()
+            file.state.failure = StaleFile("changed meanwhile")
+            gate.open()
+        assert not file.content.changed
+
+
+async def test_an_fsync_that_waited_looks_again_too(autojump_clock: Clock, tmp_path: Path) -> None:
+    """What it has waited for is a log in which the file has lost its name."""
+    storage = FaultyStorage(MemoryStorage())
+    async with open_tree(storage, tmp_path, TreeOptions(logged=True)) as tree:
+        handle = await tree.create("f")
+        gate = storage.hold(Verb.PUT)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fails_with, StaleFile, tree.filesystem.fsync, handle)
+            await gate.reached.wait()
+            (await tree.find("f")).state.failure = StaleFile("changed meanwhile")
+            gate.open()
 
 
 async def test_many_files_at_once_keep_their_bytes(autojump_clock: Clock, tmp_path: Path) -> None:
