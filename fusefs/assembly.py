@@ -155,7 +155,7 @@ async def open_tree(
             ),
         )
         xattrs = XattrCalls(
-            storage, inodes, publisher, clock, read_only=options.read_only, shared=options.shared
+            storage, inodes, publisher, clock, filesystem.check_writable, shared=options.shared
         )
         try:
             if term is not None and term.follows_crash:

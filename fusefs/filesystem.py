@@ -107,6 +107,12 @@ class Filesystem:
         self._options = options
         self._handles = Handles()
 
+    def check_writable(self) -> None:
+        """Raise `ReadOnlyFilesystem`, or what is below it, where nothing may be changed."""
+        if self._options.read_only:
+            raise ReadOnlyFilesystem("the mount is read-only")
+        self._log.check()
+
     # Entries
 
     async def lookup(self, parent: int, name: bytes) -> Inode:
@@ -167,21 +173,21 @@ class Filesystem:
         return await self._entered(inode)
 
     async def unlink(self, parent: int, name: bytes) -> None:
-        self._check_writable()
+        self.check_writable()
         directory = self._directory(parent)
         inode = await self._namespace.unlink(directory, name, self._clock.realtime_ns())
         self._namespace.drop_if_unused(inode)
         await self._names_changed()
 
     async def rmdir(self, parent: int, name: bytes) -> None:
-        self._check_writable()
+        self.check_writable()
         inode = await self._namespace.rmdir(self._directory(parent), name, self._clock.realtime_ns())
         self._namespace.drop_if_unused(inode)
         await self._names_changed()
 
     async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
         """As renameat2(2); raises `InvalidArgument` for flags other than RENAME_NOREPLACE and RENAME_EXCHANGE."""
-        self._check_writable()
+        self.check_writable()
         if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
             raise InvalidArgument(f"rename flags {flags:#x} are not known")
         replaced = await self._namespace.rename(
@@ -214,7 +220,7 @@ class Filesystem:
         New times alone are published with what else there is, or a little later; nobody waits for them. On a shared
         mount every other change is published now, unless the file is open for writing and will be at its close.
         """
-        self._check_writable()
+        self.check_writable()
         inode = self._inodes[number]
         now_ns = self._clock.realtime_ns()
         if changes.size is not None:
@@ -271,7 +277,7 @@ class Filesystem:
             await self._namespace.check_current(file)
             _check_has_content(file)  # somebody may have removed it meanwhile
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
-            self._check_writable()
+            self.check_writable()
         if flags & os.O_TRUNC:
             await self._truncate(file, 0, self._clock.realtime_ns())
             _drop_set_id_bits(file, caller)
@@ -447,13 +453,8 @@ class Filesystem:
             raise InvalidArgument(f"{inode.path_key!r} is no regular file")
         return inode
 
-    def _check_writable(self) -> None:
-        if self._options.read_only:
-            raise ReadOnlyFilesystem("the mount is read-only")
-        self._log.check()
-
     async def _prepare_create(self, parent: int, name: bytes) -> Directory:
-        self._check_writable()
+        self.check_writable()
         directory = self._directory(parent)
         await self._namespace.prepare_create(directory, name)
         return directory

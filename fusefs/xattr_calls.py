@@ -6,7 +6,7 @@ ACLs are refused: nobody here would keep to them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from backends.base import ObjectStorage
@@ -18,7 +18,6 @@ from fusefs.errors import (
     NoRoomForAttributes,
     NoSuchAttribute,
     NotSupportedHere,
-    ReadOnlyFilesystem,
 )
 from fusefs.inodes import File, Inode, InodeTable
 from fusefs.publisher import Publisher
@@ -33,15 +32,16 @@ class XattrCalls:
         inodes: InodeTable,
         publisher: Publisher,
         clock: Clock,
+        check_writable: Callable[[], None],
         *,
-        read_only: bool = False,
         shared: bool = False,
     ) -> None:
+        """`check_writable` raises what every change of this mount has to raise, if it may change nothing."""
         self._storage = storage
         self._inodes = inodes
         self._publisher = publisher
         self._clock = clock
-        self._read_only = read_only
+        self._check_writable = check_writable
         self._shared = shared
 
     async def get(self, number: int, name: bytes) -> bytes:
@@ -100,10 +100,6 @@ class XattrCalls:
             self._publisher.changed(inode)
         if self._shared and not (isinstance(inode, File) and inode.writers):
             await self._publisher.publish(inode)
-
-    def _check_writable(self) -> None:
-        if self._read_only:
-            raise ReadOnlyFilesystem("the mount is read-only")
 
 
 def _check_namespace(name: bytes) -> None:

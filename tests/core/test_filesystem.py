@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import stat
 from collections.abc import Callable, Coroutine
@@ -27,10 +28,12 @@ from fusefs.errors import (
     ReadOnlyFilesystem,
     StaleFile,
 )
-from fusefs.filesystem import MAX_FILE_SIZE, AttributeChanges, Caller, FilesystemOptions
+from fusefs.filesystem import MAX_FILE_SIZE, AttributeChanges, Caller, Filesystem, FilesystemOptions
 from fusefs.inodes import ROOT_NUMBER, File
 from fusefs.namespace import Outline
 from fusefs.publisher import PublishOptions
+from fusefs.xattr_calls import XattrCalls
+from tests.core.changes import CHANGES, UNCHANGING
 from tests.core.tree import CALLER, Tree, TreeOptions, open_tree, stored, stored_metadata
 from tests.support.faulty import FaultyStorage
 
@@ -665,39 +668,33 @@ async def test_what_is_removed_while_it_is_being_made_is_not_forgotten_too_early
 
 
 async def test_a_read_only_mount_refuses_every_change(autojump_clock: Clock, tmp_path: Path) -> None:
-    storage = await filled("f", "d/x")
+    storage = await filled("f", "d/")
     options = TreeOptions(filesystem=FilesystemOptions(read_only=True))
     async with open_tree(storage, tmp_path, options) as tree:
-        filesystem = tree.filesystem
         number = (await tree.find("f")).number
-        changes: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
-            "create": lambda: filesystem.create(1, b"n", 0o644, os.O_RDWR, CALLER),
-            "mkdir": lambda: filesystem.mkdir(1, b"n", 0o755, CALLER),
-            "symlink": lambda: filesystem.symlink(1, b"n", b"x", CALLER),
-            "mknod": lambda: filesystem.mknod(1, b"n", stat.S_IFIFO, 0, CALLER),
-            "unlink": lambda: filesystem.unlink(1, b"f"),
-            "rmdir": lambda: filesystem.rmdir(1, b"d"),
-            "rename": lambda: filesystem.rename(1, b"f", 1, b"n", 0),
-            "open to write": lambda: filesystem.open(number, os.O_WRONLY, CALLER),
-            "open to read and write": lambda: filesystem.open(number, os.O_RDWR, CALLER),
-            "open and empty": lambda: filesystem.open(number, os.O_RDONLY | os.O_TRUNC, CALLER),
-            "chmod": lambda: filesystem.setattr(number, AttributeChanges(mode=0o600)),
-            "chown": lambda: filesystem.setattr(number, AttributeChanges(uid=1)),
-            "truncate": lambda: filesystem.setattr(number, AttributeChanges(size=0)),
-            "utimens": lambda: filesystem.setattr(number, AttributeChanges(mtime_ns=0)),
-        }
-        for change in changes.values():
-            with pytest.raises(ReadOnlyFilesystem):
-                await change()
         handle = await tree.open("f", os.O_RDONLY)
-        assert await filesystem.read(handle, 0, 10) == b"f"
-        await filesystem.fsync(handle)
+        for name, change in CHANGES.items():
+            with pytest.raises(BadHandle if name == "write" else ReadOnlyFilesystem):
+                await change(tree, number, handle)
+        assert await tree.filesystem.read(handle, 0, 10) == b"f"
+        await tree.filesystem.fsync(handle)
         await tree.close(handle)
         assert await tree.names() == ["d", "f"]
         with pytest.raises(NoSuchEntry):
             await tree.find("n")
         await tree.publish_all()
         assert not [call for call in storage.calls if call.verb in WRITERS]
+
+
+def test_of_every_call_it_is_known_whether_it_changes_anything() -> None:
+    """A new one is refused by mounts that may not write, or belongs to those that change nothing."""
+    calls = {
+        name
+        for cls in (Filesystem, XattrCalls)
+        for name, method in inspect.getmembers(cls, inspect.iscoroutinefunction)
+        if not name.startswith("_")
+    }
+    assert calls == UNCHANGING | {name.partition(" ")[0] for name in CHANGES}
 
 
 # Waiting

@@ -22,6 +22,7 @@ from fusefs.errors import LeaseLost
 from fusefs.journal_format import JOURNAL_PREFIX, Position, batch_key
 from fusefs.publisher import PublishOptions
 from fusefs.stored_lease import StoredLease
+from tests.core.changes import CHANGES
 from tests.core.leases import TERM, take
 from tests.core.tree import Tree, TreeOptions, open_tree, stored
 from tests.support.faulty import FaultyStorage
@@ -168,4 +169,25 @@ async def test_a_host_that_was_suspended(tmp_path: Path, autojump_clock: MockClo
         nursery.start_soon(lease.run)
         await trio.sleep(1)
         assert old.outcome == "done"
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("name", CHANGES)
+async def test_every_change_is_refused_when_the_lease_is_lost(
+    name: str, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    bucket = MemoryStorage()
+    async with host(bucket, "a", tmp_path) as old, trio.open_nursery() as nursery:
+        await old.tree.mkdir("d")
+        handle = await old.tree.create("f")
+        await old.fsync(handle)
+        file = await old.tree.find("f")
+        async with host(bucket, "b", tmp_path):
+            nursery.start_soon(old.lease.run)
+            await trio.sleep(2)
+            before = file.attributes
+            with pytest.raises(LeaseLost):
+                await CHANGES[name](old.tree, file.number, handle)
+            assert (await old.tree.find("f"), file.attributes, file.size) == (file, before, 0)
+            assert await old.tree.names() == ["d", "f"]
         nursery.cancel_scope.cancel()

@@ -291,6 +291,7 @@ def _build(
     )
     index = TreeIndex(storage, nursery.start_soon, options.defaults) if options.index else None
     namespace = Namespace(storage, sources, placement, publisher, inodes, namespace_options, index)
+    filesystem = Filesystem(namespace, inodes, publisher, log, budget, clock, options.filesystem)
     return Tree(
         storage=storage,
         root=root,
@@ -299,14 +300,9 @@ def _build(
         uploads=uploads,
         publisher=publisher,
         namespace=namespace,
-        filesystem=Filesystem(namespace, inodes, publisher, log, budget, clock, options.filesystem),
+        filesystem=filesystem,
         xattrs=XattrCalls(
-            storage,
-            inodes,
-            publisher,
-            clock,
-            read_only=options.filesystem.read_only,
-            shared=options.filesystem.shared,
+            storage, inodes, publisher, clock, filesystem.check_writable, shared=options.filesystem.shared
         ),
         sources=sources,
         index_writer=(
