@@ -62,6 +62,8 @@ def _entry_of(inode: Inode, placement: Placement) -> ListedEntry | None:
     remembered = Remembered(inode.number, inode.attributes, target)
     if isinstance(inode, Directory):
         etag = version.etag if version is not None else ""
+        if inode.hides_content:  # of which there is no room to tell, and a HEAD will
+            remembered = nothing_but(inode.number)
         return ListedDirectory.pack(
             size=int(inode.is_doubtful), stored_at_ns=stored_at_ns, etag=etag, remembered=remembered
         )

@@ -146,6 +146,12 @@ class Inode:
         """What an entry stands for: itself, but for an alias."""
         return self
 
+    @property
+    def hides_content(self) -> bool:
+        """Whether its object has bytes that no call shows: somebody else has put them into a marker, or a fifo."""
+        is_shown = isinstance(self.subject, File | Symlink)
+        return not is_shown and self.version is not None and self.version.size > 0
+
     def lose_name(self) -> Inode:
         """Go on under a further name, now that the entry is detached; return the entry that is of no use any more."""
         if not self.aliases:

@@ -245,8 +245,7 @@ class Namespace:
             await self._listings.ensure_listed(inode, max_age_seconds=self._options.revalidate_seconds)
             if directory.children.get(name) is inode:
                 break
-        if inode.children:
-            raise DirectoryNotEmpty(f"{inode.path_key!r} is not empty")
+        _check_empty(inode)
         self._remove(directory, name, inode, now_ns)
         return inode
 
@@ -340,8 +339,7 @@ class Namespace:
         if isinstance(other, Directory):
             if not isinstance(inode, Directory):
                 raise IsADirectory(f"{other.path_key!r} is a directory")
-            if other.children:
-                raise DirectoryNotEmpty(f"{other.path_key!r} is not empty")
+            _check_empty(other)
 
     @staticmethod
     def _check_not_below(inode: Inode, directory: Directory | None) -> None:
@@ -463,6 +461,14 @@ class Namespace:
         """List again where the last listing is too old for an answer about this name."""
         if directory.listed_at is not None:
             await self._listings.ensure_listed(directory, max_age_seconds=self._options.revalidate_seconds)
+
+
+def _check_empty(directory: Directory) -> None:
+    """Raise `DirectoryNotEmpty` if there is anything that would go with a directory."""
+    if directory.children:
+        raise DirectoryNotEmpty(f"{directory.path_key!r} is not empty")
+    if directory.hides_content:
+        raise DirectoryNotEmpty(f"the object of {directory.path_key!r} has bytes of somebody else")
 
 
 def _check_stays_veiled(directory: Directory, name: bytes, *, by: Inode) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-from backends.base import CREATE_ONLY, OVERWRITE, Limits, Metadata, ObjectStorage, PutMode
+from backends.base import CREATE_ONLY, OVERWRITE, IfMatch, Limits, Metadata, ObjectStorage, PutMode
 from backends.errors import NotFound, PreconditionFailed
 from fusefs import extended_attributes
 from fusefs.attributes import to_metadata
@@ -59,6 +59,10 @@ class ObjectWriter:
                 return Written(version, metadata)
             case Symlink():
                 body = inode.target
+            case Inode(version=Version() as source) if inode.hides_content:
+                return Written(
+                    await copy_object(self._storage, source, target, mode=mode, metadata=metadata), metadata
+                )
             case _:
                 body = b""
         etag = await self._storage.put(target, body, metadata=metadata, mode=mode)
@@ -77,12 +81,19 @@ class ObjectWriter:
         return Written(version, metadata)
 
     async def write_marker_over(self, directory: Directory, target: str) -> Version:
-        """Write a marker over the one that somebody else made or changed: it has no bytes that could be lost.
+        """Write a marker over the one that somebody else made or changed; the bytes that it may have stay.
 
         A store that keeps a tree (SeaweedFS) refuses to create a marker, too, once anything is below it.
         """
         metadata = {**to_metadata(directory.attributes), **self._log.mark(directory)}
         await self._keep_xattrs(directory.attributes.xattrs)
+        with suppress(NotFound):
+            found = await self._storage.head(target)
+            if found.size:
+                theirs = Version(target, found.etag, found.size)
+                return await copy_object(
+                    self._storage, theirs, target, mode=IfMatch(found.etag), metadata=metadata
+                )
         return Version(target, await self._storage.put(target, b"", metadata=metadata, mode=OVERWRITE), 0)
 
     async def keep_beside(self, inode: Inode, target: str) -> Version | None:
@@ -95,11 +106,11 @@ class ObjectWriter:
         if isinstance(inode, Symlink):
             etag = await self._storage.put(key, inode.target, metadata=metadata, mode=CREATE_ONLY)
             return Version(key, etag, len(inode.target))
-        if not isinstance(inode, File):
-            return None
-        if inode.content.changed:
+        if isinstance(inode, File) and inode.content.changed:
             return await self._uploads.keep(inode, key, metadata=metadata)
         if inode.version is None or inode.version.key == target:
+            return None
+        if not isinstance(inode, File) and not inode.hides_content:
             return None
         try:
             version = await copy_object(
@@ -107,7 +118,8 @@ class ObjectWriter:
             )
         except (NotFound, PreconditionFailed):
             return None  # it was the object at the old name that somebody else changed
-        inode.content.rebase(version)
+        if isinstance(inode, File):
+            inode.content.rebase(version)
         return version
 
     async def _keep_xattrs(self, text: str) -> None:

@@ -667,6 +667,12 @@ class Publisher:
         if isinstance(inode, Directory):
             await self._log_all_of(inode)
             changes = inode.state.changes
+            if inode.hides_content and self._placement.is_elsewhere(inode):
+                kept = await self._writer.keep_beside(inode, target)
+                if kept is not None:
+                    _log.error(
+                        "%r has other bytes than the directory had: those are kept as %r", target, kept.key
+                    )
             version = await self._writer.write_marker_over(inode, target)
             self._placement.forget(target)
             self._note_success(inode, version, changes)

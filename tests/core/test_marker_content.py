@@ -1,0 +1,119 @@
+"""Directories whose object has bytes, which only somebody else can have put there and no call shows."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from backends.intercepted import Verb
+from backends.memory import MemoryStorage
+from fusefs.errors import DirectoryNotEmpty
+from fusefs.filesystem import AttributeChanges
+from fusefs.object_writer import CONFLICTS_PREFIX
+from tests.core.tree import Tree, TreeOptions, open_tree, stored, stored_metadata
+from tests.support.faulty import FaultyStorage
+
+PRECIOUS = b"precious"
+
+
+async def chmod(tree: Tree, path: str, mode: int) -> None:
+    await tree.filesystem.setattr((await tree.find(path)).number, AttributeChanges(mode=mode))
+
+
+async def test_they_stay(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """Bytes that somebody else has put into the object of a directory are not shown, and stay there: with its new
+    attributes, and after a rename under its new name. As long as it has any, rmdir says ENOTEMPTY.
+    """
+    storage = MemoryStorage()
+    await storage.put("d/", PRECIOUS)
+    await storage.put("d/below/", PRECIOUS)
+    async with open_tree(storage, tmp_path) as tree:
+        await chmod(tree, "d", 0o700)
+        await tree.publish_all()
+        assert await stored(storage) == {"d/": PRECIOUS, "d/below/": PRECIOUS}
+        assert (await stored_metadata(storage))["d/"]["mode"] == str(stat.S_IFDIR | 0o700)
+        await tree.rename("d", "e")
+        await tree.publish_all()
+        assert await stored(storage) == {"e/": PRECIOUS, "e/below/": PRECIOUS}
+        await tree.mkdir("empty")
+        with pytest.raises(DirectoryNotEmpty):
+            await tree.rmdir("e/below")
+        with pytest.raises(DirectoryNotEmpty):
+            await tree.rename("empty", "e/below")
+        await tree.publish_all()
+        assert await stored(storage) == {"e/": PRECIOUS, "e/below/": PRECIOUS, "empty/": b""}
+
+
+async def test_a_mount_that_knows_the_directory_from_the_index(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """A listing of the directory above does not tell of them, and nothing is lost by that."""
+    storage = MemoryStorage()
+    await storage.put("d/", PRECIOUS)
+    options = TreeOptions(index=True)
+    async with open_tree(storage, tmp_path / "1", options) as tree:
+        number = (await tree.find("d")).number
+        await tree.end()
+    async with open_tree(storage, tmp_path / "2", options) as tree:
+        await chmod(tree, "d", 0o700)
+        await tree.publish_all()
+        assert (await tree.find("d")).number == number
+        assert await stored(storage) == {"d/": PRECIOUS}
+
+
+@pytest.mark.parametrize("change", ["made", "changed"])
+async def test_bytes_that_come_later(change: str, autojump_clock: MockClock, tmp_path: Path) -> None:
+    """Found when ours is published: the directory has its attributes then, and the object the bytes."""
+    storage = MemoryStorage()
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.mkdir("d", 0o711)
+        if change == "changed":
+            await tree.publish_all()
+            await chmod(tree, "d", 0o700)
+        await storage.put("d/", PRECIOUS)
+        await tree.publish_all()
+        assert await stored(storage) == {"d/": PRECIOUS}
+        mode = stat.S_IFDIR | (0o700 if change == "changed" else 0o711)
+        assert (await stored_metadata(storage))["d/"]["mode"] == str(mode)
+        with pytest.raises(DirectoryNotEmpty):
+            await tree.rmdir("d")
+
+
+async def test_two_objects_with_bytes_for_one_directory(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """Somebody makes the object just when the directory comes there: theirs stays, and the other is kept."""
+    storage = FaultyStorage(MemoryStorage())
+    await storage.put("d/", PRECIOUS)
+    async with open_tree(storage, tmp_path) as tree:
+        gate = storage.hold(Verb.COPY, key="e/")
+        await tree.rename("d", "e")
+        await gate.reached.wait()
+        await storage.put("e/", b"theirs")
+        gate.open()
+        await tree.publish_all()
+        await trio.sleep(61)
+        assert await tree.names() == ["e"]
+        found = await stored(storage, ours=True)
+        [kept] = [key for key in found if key.startswith(CONFLICTS_PREFIX)]
+        assert found == {"e/": b"theirs", kept: PRECIOUS}
+
+
+async def test_they_survive_a_crash(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """Whether the object had reached its new name by then or not."""
+    options = TreeOptions(logged=True)
+    for verb in (Verb.COPY, Verb.DELETE):
+        storage = MemoryStorage()
+        await storage.put("d/", PRECIOUS)
+        faulty = FaultyStorage(storage)
+        gate = faulty.hold(verb)
+        async with open_tree(faulty, tmp_path / f"{verb}-1", options) as tree:
+            await tree.rename("d", "e")
+            await chmod(tree, "e", 0o700)
+            await gate.reached.wait()
+        async with open_tree(storage, tmp_path / f"{verb}-2", options) as tree:
+            await tree.publish_all()
+            assert await tree.names() == ["e"]
+            assert await stored(storage) == {"e/": PRECIOUS}
