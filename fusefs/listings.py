@@ -299,9 +299,6 @@ class Listings:
         known = directory.children.get(name)
         directory.detach(name)
         if isinstance(known, Inode):
-            for alias in list(known.aliases):
-                self._let_go_of_name(alias)
-            known.lose_name()
             self._let_go(known)
         if child is not None:
             directory.attach(name, child)
@@ -313,6 +310,13 @@ class Listings:
             if isinstance(directory, Directory):
                 for name in list(directory.children):
                     directory.detach(name)
+        for lost in gone:
+            if isinstance(lost, Alias):
+                lost.lose_name()  # before its inode is let go of, which may be gone as well
+        for lost in gone:
+            for alias in list(lost.aliases):
+                self._let_go_of_name(alias)
+            lost.links = None  # or the list of those names would go with it
         for lost in reversed(gone):
             self._publisher.lost(lost)
             self.drop_if_unused(lost)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from trio.testing import MockClock
 
 from backends.memory import MemoryStorage
 from fusefs.errors import EntryExists, NoSuchEntry, OperationNotPermitted
+from fusefs.filesystem import FilesystemOptions
 from fusefs.link_lists import LINK_KEY, LISTS_PREFIX
 from tests.core.tree import TreeOptions, open_tree, stored
 
@@ -100,6 +102,88 @@ async def test_what_somebody_else_changes_is_a_file_of_its_own(
         await trio.sleep(61)
         await tree.names()
         assert [await tree.read_file(name) for name in (other, "c")] == [b"ours", b"theirs, too"]
+
+
+@pytest.mark.parametrize(
+    "names", [("d/1", "a", "b"), ("a", "d/1", "b"), ("d/1", "d/e/2", "a", "b"), ("1", "a", "b")]
+)
+@pytest.mark.parametrize("is_known", [False, True])
+async def test_somebody_else_removes_some_of_the_names(
+    names: tuple[str, ...], is_known: bool, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """With a directory or by themselves, the one that was made first or another: the others stay one file."""
+    storage = MemoryStorage()
+    first, *others = names
+    async with open_tree(storage, tmp_path / "1") as tree:
+        for path in ("d", "d/e"):
+            await tree.mkdir(path)
+        await tree.write_file(first, b"old")
+        for name in others:
+            await tree.link(first, name)
+        await tree.publish_all()
+        if is_known:
+            inode = await tree.filesystem.lookup(*await tree.place_of(first))
+        await storage.delete_many([key for key in await stored(storage) if key not in ("a", "b")])
+        await trio.sleep(61)
+        assert await tree.names() == ["a", "b"]
+        assert await tree.find("a") is await tree.find("b")
+        assert (await tree.find("a")).link_count == 2
+        await tree.write_file("a", b"new")
+        await tree.publish_all()
+        assert await stored(storage) == {"a": b"new", "b": b"new"}
+        if is_known:
+            tree.filesystem.forget([(inode.number, 1)])
+            await tree.publish_all()
+    async with open_tree(storage, tmp_path / "2") as tree:
+        assert [(await tree.find(name)).link_count for name in ("a", "b")] == [2, 2]
+        await tree.write_file("over", b"over")
+        await tree.rename("over", "a")
+        await tree.unlink("b")
+        await tree.publish_all()
+        assert await stored(storage, ours=True) == {"a": b"over"}
+
+
+@pytest.mark.parametrize("first", ["a", "d/b"])
+async def test_the_last_other_name_goes_with_a_directory(
+    first: str, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    storage = MemoryStorage()
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.mkdir("d")
+        await tree.write_file(first, b"x")
+        await tree.link(first, "d/b" if first == "a" else "a")
+        await tree.publish_all()
+        await storage.delete_many(["d/", "d/b"])
+        await trio.sleep(61)
+        assert await tree.names() == ["a"]
+        assert await tree.read_file("a") == b"x"
+        assert (await tree.find("a")).link_count == 1
+        await tree.unlink("a")
+        await tree.publish_all()
+        assert await stored(storage, ours=True) == {}
+
+
+async def test_another_host_removes_a_directory(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """With the one name of a file below it: by the other it is there still, and can be removed."""
+    options = TreeOptions(filesystem=FilesystemOptions(shared=True), revalidate_seconds=1.0)
+    storage = MemoryStorage()
+    async with (
+        open_tree(storage, tmp_path / "1", replace(options, mount_id="one")) as one,
+        open_tree(storage, tmp_path / "2", replace(options, mount_id="two")) as two,
+    ):
+        await one.write_file("a", b"x")
+        await one.mkdir("d")
+        await one.link("a", "d/b")
+        await trio.sleep(2)
+        assert (await two.find("d/b")).link_count == 2
+        await one.unlink("d/b")
+        await one.rmdir("d")
+        await trio.sleep(2)
+        assert await two.names() == ["a"]
+        assert await two.read_file("a") == b"x"
+        await two.unlink("a")
+        await trio.sleep(2)
+        assert await one.names() == []
 
 
 async def test_a_copy_with_all_its_metadata_is_no_name(autojump_clock: MockClock, tmp_path: Path) -> None:
