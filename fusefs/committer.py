@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import math
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -307,10 +307,10 @@ class Committer:
             capture(inode, room=BATCH_SIZE) for inode in self._unlogged if self._is_worth_telling(inode)
         ]
         leftovers = list(self._unlogged_leftovers)
-        self._unlogged.clear()
-        self._unlogged_leftovers.clear()
         if captured or leftovers or ahead:
             self._append(nursery, captured, leftovers)
+        self._unlogged.clear()
+        self._unlogged_leftovers.clear()
         self._look_for_end()  # what came and went may have been all that there was
 
     async def _flush_streams(self) -> None:
@@ -351,26 +351,32 @@ class Committer:
     def _append(
         self,
         nursery: trio.Nursery,
-        captured: Iterable[Capture],
-        leftovers: Iterable[StoredVersion] = (),
+        captured: Sequence[Capture],
+        leftovers: Sequence[StoredVersion] = (),
         *,
         flags: int = 0,
     ) -> None:
+        """Send a batch on its way, and note what the log has with it.
+
+        In this order: of a batch that cannot be made nothing may be noted, or else no later one would tell of it.
+        """
         position = self._journal.next_position
-        records: list[Record] = []
-        for each in captured:
-            note_captured(each)
-            records.append(each.record)
-            each.inode.is_in_log = each.inode.linked
-            if each.inode.linked or each.inode.version is not None:
-                self._needed.setdefault(each.inode, position)
-        for version in leftovers:
-            records.append(LeftoverRecord(version))
-            self._needed.setdefault(version, position)
+        records: tuple[Record, ...] = (
+            *(each.record for each in captured),
+            *(LeftoverRecord(version) for version in leftovers),
+        )
+        # What begins with this batch is needed from `position` on, and so changes nothing here.
         cutoff = min(
             [next(iter(self._needed.values()), position), *self._publishing.values()],
         )
-        sequence = self._journal.append(nursery, tuple(records), cutoff=cutoff, flags=flags)
+        sequence = self._journal.append(nursery, records, cutoff=cutoff, flags=flags)
+        for each in captured:
+            if each.inode.linked or each.inode.version is not None:
+                self._needed.setdefault(each.inode, position)
+            each.inode.is_in_log = each.inode.linked
+            note_captured(each)
+        for version in leftovers:
+            self._needed.setdefault(version, position)
         if not flags & CONTINUED:  # or else it counts only together with one that may never arrive
             nursery.start_soon(self._note_cutoff, sequence, cutoff)
         if self._journal.size_from(cutoff) > self._max_log_bytes:

@@ -18,8 +18,9 @@ from backends.base import iterate_pages
 from backends.errors import StorageError, Unavailable
 from backends.intercepted import Verb
 from backends.retrying import RetryingStorage, RetryPolicy
+from fusefs import committer, content
 from fusefs.errno_boundary import errno_of
-from fusefs.journal_format import JOURNAL_PREFIX
+from fusefs.journal_format import JOURNAL_PREFIX, Batch, encode
 from fusefs.publisher import PublishOptions
 from tests.core.history import History, state_of
 from tests.core.small_parts import PART, SmallPartsStorage, tree_options
@@ -59,7 +60,7 @@ class Host:
         while True:
             try:
                 await self._history.fsync(handle)
-            except StorageError as error:
+            except (StorageError, MemoryError) as error:
                 self.errors.append(errno_of(error))
             else:
                 await self.look()
@@ -227,3 +228,53 @@ async def test_an_outage_of_everything(
             await trio.sleep(rng.uniform(0, 2))
         assert len(host.errors) > 5
         nursery.cancel_scope.cancel()
+
+
+class Encoding:
+    """Makes the bytes of batches, but for one, for which there is not enough memory."""
+
+    def __init__(self, fails_at: int) -> None:
+        self._fails_at = fails_at
+        self.calls = 0
+
+    @property
+    def has_failed(self) -> bool:
+        return self.calls >= self._fails_at
+
+    def __call__(self, batch: Batch) -> bytes:
+        self.calls += 1
+        if self.calls == self._fails_at:
+            raise MemoryError("injected")
+        return encode(batch)
+
+
+async def test_a_batch_that_cannot_be_made(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever it is: fsync says so, and the next one acknowledges what is in the log, and not what is nowhere."""
+    monkeypatch.setattr(committer, "BATCH_SIZE", 2 * PART)
+    monkeypatch.setattr(content, "PIECE_SIZE", 1024)
+    before = {"changed": b"before", "removed": b"before"}
+    for fails_at in count(1):
+        encoding = Encoding(fails_at)
+        monkeypatch.setattr("fusefs.journal.encode", encoding)
+        inner = SmallPartsStorage()
+        for key, data in before.items():
+            await inner.put(key, data)
+        history = History(before)
+        host = Host(inner, history, tmp_path / f"{fails_at}")
+        async with open_tree(inner, tmp_path / f"{fails_at}" / "mount", LOG_ALONE) as tree:
+            history.attend(tree)
+            new, changed = await history.create("new"), await history.open("changed")
+            await history.write(new, 0, b"bytes")
+            await host.fsync(new)
+            await history.truncate("new", 3)
+            await history.unlink("removed")
+            await host.fsync(new)
+            await history.write(changed, 3, BYTES)  # which does not go up as a stream
+            await history.rename("new", "renamed")
+            await host.fsync(changed)
+        assert host.errors == [errno.ENOMEM] * encoding.has_failed
+        if not encoding.has_failed:
+            break
+    assert fails_at > 2 + 3  # the last commit is several batches
