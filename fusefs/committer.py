@@ -70,13 +70,19 @@ _Needing: TypeAlias = Inode | StoredVersion
 
 
 class Committer:
-    """The change log of a mount that is the only writer. `run` does the work."""
+    """The change log of a mount that is the only writer. `run` does the work.
+
+    `patience_seconds` is how long a commit waits for a lease that has lapsed.
+    """
 
     is_kept = True
 
-    def __init__(self, journal: Journal, lease: Lease, *, max_log_bytes: float = math.inf) -> None:
+    def __init__(
+        self, journal: Journal, lease: Lease, *, patience_seconds: float, max_log_bytes: float = math.inf
+    ) -> None:
         self._journal = journal
         self._lease = lease
+        self._patience_seconds = patience_seconds
         self._max_log_bytes = max_log_bytes
         self._epoch = journal.next_position.epoch
         #: Not the epoch: where a lease was removed these begin again, and objects carry the ids for ever.
@@ -102,6 +108,8 @@ class Committer:
         self._capture_failure: Exception | None = None
         self._captured = trio.lowlevel.ParkingLot()
         self._commits = 0
+        #: The last batch that was acknowledged, with all before it, when the lease was held.
+        self._confirmed = 0
         self._busy_before = False
         self._room = trio.Event()
         self._room.set()
@@ -226,11 +234,14 @@ class Committer:
     # Committing
 
     async def commit(self) -> None:
-        """As `ChangeLog`. Raises `LeaseLost`, what the store raises, and OSError of the local disk."""
+        """As `ChangeLog`. Raises `LeaseLost`, `LeaseLapsed`, what the store raises, and OSError of the local disk."""
         if self._is_urgent():
             await self._wait_for_capture()
-        await self._journal.acknowledged(self._journal.last_sequence)
-        await self._lease.wait_held()
+        sequence = self._journal.last_sequence
+        await self._journal.acknowledged(sequence)
+        # Only now: where somebody has taken over and emptied the log, a batch arrives and counts for nobody.
+        await self._lease.wait_held(patience_seconds=self._patience_seconds)
+        self._confirmed = max(self._confirmed, sequence)
         self._commits += 1
 
     def check(self) -> None:
@@ -384,10 +395,10 @@ class Committer:
 
     @property
     def has_everything(self) -> bool:
-        """Whether the log, or the bucket, has all that was done."""
+        """Whether the log, or the bucket, has all that was done, for certain."""
         return (
             not self._is_urgent()
-            and self._journal.acknowledged_sequence == self._journal.last_sequence
+            and self._confirmed == self._journal.last_sequence
             and self._lease.lost_reason is None
         )
 

@@ -97,7 +97,10 @@ class LeaseLost(ReadOnlyFilesystem):
 
 
 class LeaseLapsed(FilesystemError):
-    """The lease could not be renewed in time, and nobody is known to have taken it. React: wait until it is held."""
+    """The lease could not be renewed in time, and nobody is known to have taken it. React: as to an outage.
+
+    Whoever waits for the lease has it when that has lasted too long; nothing is confirmed before it is held again.
+    """
 
 
 class ConfigError(Exception):

@@ -90,11 +90,6 @@ class Journal:
         return self._next - 1
 
     @property
-    def acknowledged_sequence(self) -> int:
-        """The sequence of the last batch that is in the store with all before it."""
-        return self._acknowledged
-
-    @property
     def size_bytes(self) -> int:
         """Bytes of the batches of this term that are not deleted yet."""
         return sum(self._sizes.values())

@@ -66,8 +66,12 @@ class Lease(abc.ABC):
             raise LeaseLapsed("the lease of the prefix could not be renewed in time")
 
     @abc.abstractmethod
-    async def wait_held(self) -> None:
-        """Wait until it is held, if it is not; it takes `run` for that. Raises `LeaseLost`."""
+    async def wait_held(self, *, patience_seconds: float) -> None:
+        """Wait until it is held, if it is not; it takes `run` for that.
+
+        Raises `LeaseLost`, and `LeaseLapsed` when it was not renewed for so long: an outage without an end is no
+        reason to wait without one.
+        """
 
     @abc.abstractmethod
     async def wait_lost(self) -> str:
@@ -121,7 +125,7 @@ class NoLease(Lease):
     def lost_reason(self) -> str | None:
         return None
 
-    async def wait_held(self) -> None:
+    async def wait_held(self, *, patience_seconds: float) -> None:
         await trio.lowlevel.checkpoint()
 
     async def wait_lost(self) -> str:

@@ -155,12 +155,14 @@ class StoredLease(Lease):
             lost_reason=self._end_reason,
         )
 
-    async def wait_held(self) -> None:
+    async def wait_held(self, *, patience_seconds: float) -> None:
         await trio.lowlevel.checkpoint()
-        while not self.is_held:
-            if self._end_reason is not None:
-                self.check()
-            await self._renewed.wait()
+        with trio.move_on_after(patience_seconds):
+            while self._end_reason is None:
+                if self.is_held:
+                    return
+                await self._renewed.wait()
+        self.check()
 
     async def wait_lost(self) -> str:
         await self._lost.wait()
@@ -246,7 +248,7 @@ class StoredLease(Lease):
             _log.warning("the lease could not be renewed, %.1f s of it are left: %s", left, error)
         if not self.is_held and not self._has_told_lapse:
             self._has_told_lapse = True
-            _log.error("the lease has lapsed; whatever needs it waits until it can be renewed: %s", error)
+            _log.error("the lease has lapsed; whatever needs it waits for a renewal: %s", error)
 
     def _note_end_of_trouble(self) -> None:
         if self._trouble_since is not None:

@@ -100,7 +100,9 @@ async def open_term(
                 ]
             older = [(log.reader.storage, log.keys) for log in old]
             journal = Journal(readers[own_place].storage, lease.epoch, older=older)
-            committer = Committer(journal, lease, max_log_bytes=config.mount.log_size_bytes)
+            committer = Committer(
+                journal, lease, patience_seconds=patience, max_log_bytes=config.mount.log_size_bytes
+            )
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_forget_old_logs, journal, lease)
                 try:

@@ -85,6 +85,10 @@ class TreeOptions:
     #: Whether it keeps a log in the storage, and recovers what the tree before it has left there.
     logged: bool = False
     max_log_bytes: float = math.inf
+    #: Where the log is, if it is not in the storage.
+    log_storage: ObjectStorage | None = None
+    #: How long a commit waits for a lease that has lapsed.
+    patience_seconds: float = 300.0
     #: The right to write; without one, nobody else wants it.
     lease: Lease | None = None
     defaults: Defaults = field(default_factory=lambda: Defaults(uid=CALLER.uid, gid=CALLER.gid))
@@ -319,11 +323,15 @@ def _build(
 async def _begin_log(storage: ObjectStorage, options: TreeOptions) -> tuple[OldLog, ChangeLog]:
     if not options.logged:
         return OldLog(reader=LogReader(storage)), NoLog()
+    storage = options.log_storage or storage
     reader = LogReader(storage)
     lease = options.lease or NoLease(await reader.last_epoch() + 1)
     old = await reader.find(since_epoch=_log_begins(lease), before_epoch=lease.epoch)
     journal = Journal(storage, lease.epoch, older=[(storage, old.keys)])
-    return old, Committer(journal, lease, max_log_bytes=options.max_log_bytes)
+    committer = Committer(
+        journal, lease, patience_seconds=options.patience_seconds, max_log_bytes=options.max_log_bytes
+    )
+    return old, committer
 
 
 def _log_begins(lease: Lease) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -75,3 +77,30 @@ def test_outage_while_unmounting(own_server: SeaweedFS, new_mount: NewMount) -> 
     own_server.start()
     assert unmounting.wait(timeout=120) == 0
     assert {name: bucket.read(name) for name in bucket.sizes()} == contents
+
+
+def test_outage_that_does_not_end(own_server: SeaweedFS, new_mount: NewMount) -> None:
+    """umount and SIGTERM end although the lease has lapsed, and say what is only in the log; the next mount has it."""
+    bucket = Bucket(own_server.client(), own_server.bucket, "lapse/")
+    mount = new_mount(bucket.url, server=own_server)
+    daemon = mount.start("--retry-timeout", "2 s", "--publish-delay", "1 h", "--publish-interval", "1 h")
+    with (mount.path / "file").open("wb") as file:
+        file.write(b"bytes")
+        file.flush()
+        os.fsync(file.fileno())
+        own_server.kill()
+        wait_until(lambda: "the lease has lapsed" in mount.log, "the end of the lease")
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            os.fsync(file.fileno())
+    refused = mount.run(mount.umount_command())
+    assert refused.returncode == 1
+    assert mount.is_mounted
+    daemon.send_signal(signal.SIGTERM)
+    _, error = daemon.communicate(timeout=60)
+    assert daemon.returncode == 1
+    assert "1 changes are in the log and not under their names yet" in error
+    own_server.start()
+    mount.mount()
+    assert (mount.path / "file").read_bytes() == b"bytes"
+    mount.umount()
+    assert bucket.read("file") == b"bytes"

@@ -1,0 +1,206 @@
+"""The store is away for longer than the lease's term: commits wait, for as long as for any outage, and then say so.
+
+What is told here is what a mount does with its log when others may have taken over from it and nobody is known to have.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Final
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from backends.base import ObjectStorage
+from backends.errors import Unavailable
+from backends.memory import MemoryStorage
+from backends.retrying import RetryingStorage, RetryPolicy
+from fusefs.committer import Committer
+from fusefs.errno_boundary import errno_of
+from fusefs.errors import LeaseLapsed, LeaseLost
+from fusefs.publisher import PublishOptions
+from fusefs.stored_lease import MARGIN_SHARE, StoredLease, longest_call_seconds
+from tests.core.history import History, state_of
+from tests.core.leases import TERM, take
+from tests.core.test_log_crash import difference
+from tests.core.tree import Tree, TreeOptions, open_tree, stored
+from tests.support.faulty import FaultyStorage
+
+PATIENCE: Final = 60.0
+"""`retry_timeout`."""
+
+HELD: Final = TERM * (1 - MARGIN_SHARE)
+
+RENEWED: Final = TERM / 3
+"""The store is back, and the lease is held again, in less than that."""
+
+NEVER: Final = 1e9
+PUBLISHING: Final = TreeOptions(logged=True, patience_seconds=PATIENCE)
+LOG_ALONE: Final = replace(PUBLISHING, publish=PublishOptions(delay_seconds=NEVER, interval_seconds=NEVER))
+
+
+@dataclass
+class Host:
+    """A mount whose way to the bucket can be cut."""
+
+    tree: Tree
+    history: History
+    bucket: MemoryStorage
+    #: Where the log is.
+    log: MemoryStorage
+    #: Under everything that the mount has.
+    _storage: FaultyStorage
+    _lease: StoredLease
+
+    def has_everything(self) -> bool:
+        """Whether the mount could end now, and what was done would be there for the next one."""
+        assert isinstance(self.tree.log, Committer)
+        return self.tree.log.has_everything
+
+    def cut(self) -> None:
+        self._storage.fail(Unavailable, times=math.inf)
+
+    async def cut_until_it_has_lapsed(self) -> None:
+        self.cut()
+        await trio.sleep(HELD)
+        assert not self._lease.is_held
+
+    def heal(self) -> None:
+        self._storage.heal()
+
+    async def look(self, directory: Path) -> None:
+        """Find what was acknowledged in the bucket and the log alone, or raise."""
+        where = _copy(self.bucket)
+        log = where if self.log is self.bucket else _copy(self.log)
+        async with open_tree(where, directory, replace(LOG_ALONE, log_storage=log)) as tree:
+            state = await state_of(tree)
+        assert self.history.allows(state), difference(self.history, state)
+
+
+def _copy(storage: MemoryStorage) -> MemoryStorage:
+    copy = MemoryStorage()
+    copy._objects, copy._keys = dict(storage._objects), list(storage._keys)
+    return copy
+
+
+@asynccontextmanager
+async def host(
+    directory: Path, options: TreeOptions = LOG_ALONE, *, log: MemoryStorage | None = None
+) -> AsyncIterator[Host]:
+    """Mount, with a lease that is renewed, on a store with the patience that a mount's has."""
+    bucket = MemoryStorage()
+    faulty = FaultyStorage(bucket)
+    lease = await take(patient(faulty, longest_call_seconds(TERM)), "a")
+    options = replace(options, lease=lease, log_storage=log)
+    history = History({})
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lease.run)
+        async with open_tree(patient(faulty, PATIENCE), directory / "mount", options) as tree:
+            history.attend(tree)
+            yield Host(tree, history, bucket, log or bucket, faulty, lease)
+        nursery.cancel_scope.cancel()
+
+
+def patient(storage: ObjectStorage, seconds: float) -> RetryingStorage:
+    return RetryingStorage(storage, RetryPolicy(timeout_seconds=seconds), rng=Random(0))
+
+
+async def fails(call: Callable[[], Awaitable[None]], *, after: float) -> None:
+    """Make a call that says EIO after some time, and not much later."""
+    began = trio.current_time()
+    with trio.fail_after(2 * after), pytest.raises((LeaseLapsed, Unavailable)) as failure:
+        await call()
+    assert errno_of(failure.value) == errno.EIO
+    assert trio.current_time() - began >= after - 1
+
+
+@pytest.mark.parametrize("is_local", [False, True], ids=["in the bucket", "on the local disk"])
+async def test_fsync(is_local: bool, tmp_path: Path, autojump_clock: MockClock) -> None:
+    """When a mount could not renew its lease for nearly `lease_term`, others may take over. From then on fsync waits
+    for the renewal, whether there is something to be told or not, and wherever the log is, and returns EIO after
+    `retry_timeout`. What was confirmed before is there.
+    """
+    async with host(tmp_path, log=MemoryStorage() if is_local else None) as mount:
+        handle = await mount.history.create("file")
+        await mount.history.write(handle, 0, b"before")
+        await mount.history.fsync(handle)
+        await mount.cut_until_it_has_lapsed()
+        for _ in range(2):
+            await fails(lambda: mount.history.fsync(handle), after=PATIENCE)
+        assert mount.has_everything()
+        await mount.history.write(handle, 0, b"during the lapse")
+        for _ in range(2):
+            await fails(lambda: mount.history.fsync(handle), after=PATIENCE)
+        assert not mount.has_everything()
+        await mount.look(tmp_path / "during")
+        mount.heal()
+        with trio.fail_after(PATIENCE):
+            await mount.history.fsync(handle)
+        assert mount.history.acknowledged == len(mount.history.states) - 1
+        assert mount.has_everything()
+        await mount.look(tmp_path / "after")
+
+
+async def test_a_store_that_comes_back_in_time(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with host(tmp_path) as mount:
+        handle = await mount.history.create("file")
+        await mount.history.fsync(handle)
+        await mount.cut_until_it_has_lapsed()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mount.history.fsync, handle)
+            await trio.sleep(PATIENCE - RENEWED)
+            mount.heal()
+
+
+async def test_a_log_on_the_local_disk_needs_no_store_before(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with host(tmp_path, log=MemoryStorage()) as mount:
+        handle = await mount.history.create("file")
+        mount.cut()
+        began = trio.current_time()
+        await trio.sleep(TERM / 2)
+        await mount.history.write(handle, 0, b"bytes")
+        await mount.history.fsync(handle)
+        assert trio.current_time() - began < TERM / 2 + 0.1
+        await mount.look(tmp_path / "look")
+
+
+async def test_a_log_on_the_local_disk_that_was_taken_over(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """By a mount of the same host, that has emptied it: a batch arrives there, and nobody will read it."""
+    async with host(tmp_path, log=MemoryStorage()) as mount:
+        handle = await mount.history.create("file")
+        await mount.history.fsync(handle)
+        await mount.cut_until_it_has_lapsed()
+        await take(mount.bucket, "b")
+        await mount.history.write(handle, 0, b"bytes")
+        await fails(lambda: mount.history.fsync(handle), after=PATIENCE)
+        mount.heal()
+        with trio.fail_after(RENEWED), pytest.raises(LeaseLost):
+            await mount.history.fsync(handle)
+        assert not mount.has_everything()
+
+
+async def test_publishing_what_is_in_the_log(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """It ends, and says that it did not succeed; and it is done when the store is back."""
+    async with host(tmp_path) as mount:
+        handle = await mount.history.create("removed")
+        await mount.history.close(handle)
+        await mount.tree.publish_all()
+        handle = await mount.history.create("file")
+        await mount.history.write(handle, 0, b"bytes")
+        await mount.history.fsync(handle)
+        await mount.cut_until_it_has_lapsed()
+        await fails(mount.tree.publisher.publish_all, after=PATIENCE)
+        await mount.history.unlink("removed")
+        await fails(mount.tree.publisher.publish_all, after=PATIENCE)
+        mount.heal()
+        await mount.tree.publish_all()
+        assert await stored(mount.bucket) == {"file": b"bytes"}
