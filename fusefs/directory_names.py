@@ -48,7 +48,14 @@ class ListingRun:
         self.names: list[bytes] = []
         self.is_over = False
         self.failure: Exception | None = None
+        self._directory = directory
+        self._distrusted = directory.distrusted
         self._news = trio.lowlevel.ParkingLot()
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether nothing was found since that it may not tell of."""
+        return self._directory.distrusted == self._distrusted
 
     async def wait_for_names(self, count: int) -> None:
         """Return when there are more names than that, or no more to come. Raises why the listing failed."""

@@ -239,6 +239,8 @@ class Directory(Inode):
     children: dict[bytes, Child] = field(default_factory=dict)
     #: When its listing was complete, on the monotonic clock; None if it has not been listed.
     listed_at: float | None = None
+    #: How often somebody else's change was found that the listing has not told of; `distrust` counts.
+    distrusted: int = 0
     subdirectories: int = 0
     #: How often entries were looked up: whoever does that after reading names wants attributes.
     lookups_within: int = 0
@@ -281,6 +283,14 @@ class Directory(Inode):
         if isinstance(child, Inode):
             child.parent = None
             child.name = b""
+
+    def distrust(self) -> None:
+        """Let the next lookup list the directory: the bucket has something else than the listing has told.
+
+        A listing that is under way may have merged that page already, and does not tell of it either.
+        """
+        self.listed_at = None
+        self.distrusted += 1
 
     def unveil(self, name: bytes) -> None:
         """Give the file beside a directory that is gone its own name, if there is such a file."""

@@ -108,7 +108,7 @@ class Listings:
             await run.wait_for_names(0)
             if run.is_over:
                 continue
-            if run.began >= begun_after:
+            if run.began >= begun_after and run.is_trusted:
                 return DirectoryNames(directory, run)
             await run.wait_until_over()
         return DirectoryNames(directory, None)
@@ -251,7 +251,7 @@ class Listings:
                 if not self._is_ours(directory.children[name], started):
                     self._replace(directory, name, None)
         self._compare_marker(directory, merge.listing.marker, started)
-        directory.listed_at = started
+        directory.listed_at = started if merge.run.is_trusted else None
         directory.files_ahead = directory.directories_ahead = (
             None  # they know the names of the listing before
         )

@@ -451,7 +451,7 @@ class Namespace:
         except NotFound:
             etag = ""
         if etag != version.etag and file.version == version and not self._has_own(file):
-            directory.listed_at = None
+            directory.distrust()
             raise NoSuchInode(f"{version.key!r} is another file by now")
 
     def _has_own(self, file: File) -> bool:

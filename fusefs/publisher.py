@@ -685,7 +685,7 @@ class Publisher:
         self._placement.forget(target)
         self._placement.vacate(inode)  # at its old name, if it was on its way to a new one
         if inode.parent is not None:
-            inode.parent.listed_at = None  # so that theirs is found
+            inode.parent.distrust()  # so that theirs is found
             inode.parent.detach(inode.name)
         inode.version = kept
         inode.state.failure = StaleFile(f"{target!r} was changed by somebody else; {where}")
@@ -725,7 +725,7 @@ class Publisher:
         _log.warning("%r was changed by somebody else; ours goes on as %r", target, heir.path_key)
         self._placement.forget(target)
         self._placement.vacate(inode)
-        inode.parent.listed_at = None
+        inode.parent.distrust()
         inode.parent.detach(inode.name)
         assert inode.links is not None
         inode.links.aliases.remove(heir)
@@ -744,6 +744,6 @@ class Publisher:
         """Let a name have what the bucket has there."""
         alias.lose_name()
         if alias.parent is not None:
-            alias.parent.listed_at = None
+            alias.parent.distrust()
             alias.parent.detach(alias.name)
         self._settle(alias)

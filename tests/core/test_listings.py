@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import gc
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from backends.base import ListPage, ObjectInfo
 from backends.errors import Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
-from fusefs.errors import NoSuchEntry
+from fusefs.errors import EntryExists, NoSuchEntry, StaleFile
 from fusefs.inodes import Directory
 from tests.core.tree import Tree, open_tree
 from tests.support.faulty import FaultyStorage
@@ -105,6 +107,48 @@ async def test_a_failed_first_listing_is_followed_by_what_is_there_then(
         await storage.delete("f0000")
         with pytest.raises(NoSuchEntry):
             await tree.find("f0000")
+
+
+@pytest.mark.parametrize("has_two_names", [False, True])
+async def test_what_somebody_else_put_is_found_although_a_listing_was_under_way(
+    has_two_names: bool, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """It has merged the page with the name, as ours, before the conflict is noticed: it cannot tell."""
+    storage = await filled(*(f"f{number:04d}" for number in range(1_500)))
+    async with open_tree(storage, tmp_path) as tree:
+        if has_two_names:
+            await tree.link("f0001", "link")
+            await tree.publish_all()
+        await tree.names()
+        await trio.sleep(61)
+        handle = await tree.open("f0001")
+        await tree.write(handle, 0, b"ours")
+        await storage.put("f0001", b"theirs")
+        second = storage.hold(Verb.LIST_PREFIX, call=2)
+        reader = await tree.filesystem.opendir(1)
+        assert b"f0001" in await read(tree, reader, 0)
+        await second.reached.wait()
+        with suppress(StaleFile):
+            await tree.close(handle)
+        await tree.publish_all()
+        looked_up: list[bytes] = []
+        listed: list[str] = []
+
+        async def look_up() -> None:
+            looked_up.append(await tree.read_file("f0001"))
+
+        async def list_names() -> None:
+            listed.extend(await tree.names())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look_up)
+            nursery.start_soon(list_names)
+            await trio.testing.wait_all_tasks_blocked()
+            second.open()
+        assert looked_up == [b"theirs"]
+        assert "f0001" in listed
+        with pytest.raises(EntryExists):
+            await tree.create("f0001")
 
 
 async def test_an_object_and_a_directory_of_one_name_on_different_pages(

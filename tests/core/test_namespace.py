@@ -949,3 +949,25 @@ async def test_open_on_a_shared_mount_finds_what_is_there_now(autojump_clock: Cl
         await tree.write(handle, 0, b"o")
         await storage.put("file", b"three")
         await tree.filesystem.release(await tree.open("file", os.O_RDONLY))  # ours, until it is published
+
+
+async def test_a_second_open_on_a_shared_mount_finds_what_is_there_although_a_listing_was_under_way(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    """The kernel looks up once more, and no more often: that must not end with a listing that is older."""
+    storage = await filled(*(f"f{number:04d}" for number in range(1_500)))
+    async with open_tree(storage, tmp_path, SHARED) as tree:
+        known = await tree.find("f0001")
+        await trio.sleep(2)
+        second = storage.hold(Verb.LIST_PREFIX, call=2)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree.names)
+            await second.reached.wait()
+            await storage.put("f0001", b"two!")
+            with pytest.raises(NoSuchInode):
+                await tree.filesystem.open(known.number, os.O_RDONLY, CALLER)
+            nursery.start_soon(tree.open, "f0001", os.O_RDONLY)
+            await trio.testing.wait_all_tasks_blocked()
+            second.open()
+        assert await tree.find("f0001") is not known
+        assert await tree.read_file("f0001") == b"two!"
