@@ -406,6 +406,9 @@ class Namespace:
     def _note_moved(self, inode: Inode, now_ns: int) -> None:
         inode.subject.attributes = inode.subject.attributes.changed(now_ns)
         self._publisher.moved(inode)
+        if isinstance(inode, Directory):
+            for directory in inode.with_directories_below():
+                directory.is_indexed = False  # but under the prefix that it had
 
     async def _list_below(self, inode: Inode) -> None:
         """List and resolve everything below: objects move one by one, and each must be known to be moved."""

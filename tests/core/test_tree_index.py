@@ -18,7 +18,7 @@ from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs import index_writer
 from fusefs.attributes import Attributes, Defaults, to_metadata
-from fusefs.filesystem import AttributeChanges, FilesystemOptions
+from fusefs.filesystem import RENAME_EXCHANGE, AttributeChanges, FilesystemOptions
 from fusefs.index_writer import INTERVAL_SECONDS
 from fusefs.inodes import Directory, Symlink
 from fusefs.tree_index import shard_key, shard_of
@@ -441,6 +441,34 @@ async def test_directories_that_are_gone_leave_the_index(autojump_clock: MockClo
 async def index_size(storage: FaultyStorage) -> int:
     objects = await stored(storage, ours=True)
     return sum(len(data) for key, data in objects.items() if key.startswith(".fusefs/index/"))
+
+
+@pytest.mark.parametrize(("target", "flags"), [("new", 0), ("z", RENAME_EXCHANGE)])
+async def test_numbers_below_a_directory_that_was_renamed(
+    target: str, flags: int, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """At every depth, also where nothing has an object of its own and all that changes is the prefix."""
+    storage = FaultyStorage(MemoryStorage())
+    await storage.put("d/e/x/f", b"x")
+    await storage.put("z/e/x/f", b"x")
+
+    async def numbers(tree: Tree, name: str) -> list[int]:
+        inodes = await found(tree, *(name + path for path in ("", "/e", "/e/x", "/e/x/f")))
+        return [number for number, _ in inodes.values()]
+
+    async with open_tree(storage, tmp_path / "1", INDEXED) as tree:
+        await numbers(tree, "d")
+        await numbers(tree, "z")
+        await tree.end()
+    async with open_tree(storage, tmp_path / "2", INDEXED) as tree:
+        first, second = await numbers(tree, "d"), await numbers(tree, "z")
+        await tree.rename("d", target, flags)
+        assert tree.index_writer is not None
+        await tree.index_writer.save()  # before anything of it is published
+        await tree.end()
+    async with open_tree(storage, tmp_path / "3", INDEXED) as tree:
+        assert await numbers(tree, target) == first
+        assert await numbers(tree, "d" if flags else "z") == second
 
 
 async def test_two_entries_with_one_number(autojump_clock: MockClock, tmp_path: Path) -> None:
