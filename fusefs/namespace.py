@@ -265,6 +265,8 @@ class Namespace:
         Returns the inode that lost a name, if one did. Errors as rename(2).
         """
         self._check_key(new_directory, new_name)
+        if exchange:
+            self._check_key(directory, name)  # which is a new one for the other entry
         while True:
             inode = await self._lookup_entry(directory, name)
             other = await self._lookup_if_any(new_directory, new_name)

@@ -198,6 +198,49 @@ async def test_an_exchange_cannot_give_away_a_key_that_is_taken(
         assert await tree.names() == ["%file-x", "d", "f", "x"]
 
 
+@pytest.mark.parametrize(
+    ("keys", "escaped", "other"),
+    [
+        (("x", "x/y", "d/g", "d/y"), "%file-x", "d"),
+        (("x", "x/y", "f"), "%file-x", "f"),
+        (("a//b", "a/f"), "a/%key-", "a/f"),
+        (("a/.", "a/f"), "a/%key-%2E", "a/f"),
+        (("a/./b", "d/g"), "a/%key-%2E", "d"),
+        (("%bytes-b", "f"), "%key-%25bytes-b", "f"),
+        (("x", "x/y", "a//b"), "%file-x", "a/%key-"),
+    ],
+)
+async def test_an_exchange_cannot_give_away_a_name_that_stands_for_another_key(
+    keys: tuple[str, ...], escaped: str, other: str, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Whichever of the two is named first: its key would be below another directory, or be a directory's own."""
+    async with open_tree(await filled(*keys), tmp_path) as tree:
+        for one, two in ((escaped, other), (other, escaped)):
+            with pytest.raises(CrossesReserved):
+                await tree.rename(one, two, RENAME_EXCHANGE)
+        await tree.publish_all()
+        assert await stored(tree.storage) == {key: key.encode() for key in keys}
+
+
+async def test_an_exchange_of_names_that_only_look_like_escapes(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Those that stand for themselves, and bytes that are not UTF-8, are names like any others."""
+    storage = MemoryStorage()
+    names = [b"%key-a", b"%file-", b"%bytes-b", LATIN1]
+    async with open_tree(storage, tmp_path) as tree:
+        for name in names:
+            await tree.filesystem.create(1, name, 0o644, os.O_RDWR, CALLER)
+        await tree.write_file("f", b"bytes")
+        for name in names:
+            await tree.filesystem.rename(1, name, 1, b"f", RENAME_EXCHANGE)
+            assert await read(tree, tree.root, name) == b"bytes"
+            await tree.filesystem.rename(1, b"f", 1, name, RENAME_EXCHANGE)
+        await tree.publish_all()
+        assert len(await stored(storage)) == len(names) + 1
+        assert (await stored(storage))["f"] == b"bytes"
+
+
 async def test_others_put_an_object_and_a_directory_beside_each_other(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
