@@ -415,23 +415,22 @@ class Namespace:
     async def _list_below(self, inode: Inode) -> None:
         """List and resolve everything below: objects move one by one, and each must be known to be moved."""
         failures: list[Exception] = []
-        limiter = trio.CapacityLimiter(WALK_TASKS)
+        waiting = [inode] if isinstance(inode, Directory) else []
 
-        async def look_into(directory: Directory) -> None:
-            try:
-                async with limiter:
-                    if not failures:
-                        await self._list_within(directory)
-            except Exception as error:  # of any kind: the nursery would make a group of it
-                failures.append(error)
-            if not failures:
-                for child in list(directory.inodes()):
-                    if isinstance(child, Directory):
-                        nursery.start_soon(look_into, child)
+        async def look_into_waiting() -> None:
+            while waiting and not failures:
+                directory = waiting.pop()
+                try:
+                    await self._list_within(directory)
+                except Exception as error:  # of any kind: the nursery would make a group of it
+                    failures.append(error)
+                    return
+                waiting.extend(child for child in directory.inodes() if isinstance(child, Directory))
+                for _ in range(min(len(waiting) - 1, WALK_TASKS - len(nursery.child_tasks))):
+                    nursery.start_soon(look_into_waiting)
 
         async with trio.open_nursery() as nursery:
-            if isinstance(inode, Directory):
-                nursery.start_soon(look_into, inode)
+            nursery.start_soon(look_into_waiting)
         for failure in failures:
             raise failure
 

@@ -75,20 +75,20 @@ class Resolver:
             elif isinstance(child, ListedEntry):
                 self._remember(directory, name, child)
         failures: dict[bytes, Exception] = {}
-        limiter = trio.CapacityLimiter(RESOLVE_TASKS)
+        waiting = iter(unresolved)
 
-        async def resolve_one(name: bytes) -> None:
-            try:
-                async with limiter:
+        async def resolve_waiting() -> None:
+            for name in waiting:
+                try:
                     await self.resolve(directory, name)
-            except NoSuchEntry:
-                return
-            except Exception as error:
-                failures[name] = error
+                except NoSuchEntry:
+                    continue
+                except Exception as error:
+                    failures[name] = error
 
         async with trio.open_nursery() as nursery:
-            for name in unresolved:
-                nursery.start_soon(resolve_one, name)
+            for _ in unresolved[:RESOLVE_TASKS]:
+                nursery.start_soon(resolve_waiting)
         return failures
 
     def _remember(self, directory: Directory, name: bytes, child: ListedEntry) -> bool:

@@ -35,6 +35,7 @@ from fusefs.errors import (
 )
 from fusefs.filesystem import RENAME_EXCHANGE, RENAME_NOREPLACE, AttributeChanges, FilesystemOptions
 from fusefs.inodes import Directory, File, Special, Symlink
+from fusefs.resolver import RESOLVE_TASKS
 from tests.core.tree import CALLER, Tree, TreeOptions, open_tree, stored, stored_metadata
 from tests.support.faulty import FaultyStorage
 
@@ -752,6 +753,31 @@ async def test_a_rename_looks_into_many_directories_at_once(autojump_clock: Cloc
         with pytest.raises(Unavailable):
             await tree.rename("new", "d")
         assert await tree.names() == ["new"]
+
+
+@pytest.mark.parametrize("key", ["d/f{0:04d}", "d/s{0:04d}/f"])
+async def test_a_rename_of_a_large_directory_takes_few_tasks(
+    key: str, autojump_clock: Clock, tmp_path: Path
+) -> None:
+    """However many entries are looked up, or directories looked into."""
+    storage = await filled(*(key.format(number) for number in range(1_200)))
+    async with open_tree(storage, tmp_path) as tree:
+        storage.calls.clear()
+        before = trio.lowlevel.current_statistics().tasks_living
+        most = 0
+
+        class Counting(trio.abc.Instrument):
+            def task_spawned(self, task: trio.lowlevel.Task) -> None:
+                nonlocal most
+                most = max(most, trio.lowlevel.current_statistics().tasks_living - before)
+
+        instrument = Counting()
+        trio.lowlevel.add_instrument(instrument)
+        await tree.rename("d", "new")
+        trio.lowlevel.remove_instrument(instrument)
+        assert len(storage.calls_of(Verb.HEAD)) >= 1_200
+        assert RESOLVE_TASKS <= most <= 3 * RESOLVE_TASKS
+        assert len(await tree.names("new")) == 1_200
 
 
 async def test_a_directory_moves_only_where_every_key_below_it_fits(
