@@ -5,12 +5,11 @@ what others have changed. Our own changes win over a listing, which may be older
 pending, moved away or deleted here is left as the tree has it.
 
 Where there are an object `x` and others below `x/`, the directory has the name, and the object another one. Keys for
-which there is no name are reported once in the log.
+which there is no name are told of in the log (`hidden_keys`).
 """
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass, field
 from typing import Final
@@ -22,6 +21,7 @@ from backends.errors import StorageError
 from fusefs.content import Spawn
 from fusefs.directory_listing import DirectoryListing
 from fusefs.directory_names import DirectoryNames, ListingRun, PageAhead
+from fusefs.hidden_keys import HiddenKeys
 from fusefs.inodes import (
     ROOT_NUMBER,
     Alias,
@@ -36,8 +36,6 @@ from fusefs.listed import ListedDirectory, ListedObject
 from fusefs.placement import Deletions, Placement
 from fusefs.publisher import Publisher
 from fusefs.tree_index import NO_MEMORIES, Memories, TreeIndex
-
-_log = logging.getLogger(__name__)
 
 _SECOND: Final = 1_000_000_000
 
@@ -58,6 +56,8 @@ class _Merge:
     #: Names of objects beside directories that the reader has not been told yet.
     beside: list[bytes] = field(default_factory=list)
     memories: Memories = NO_MEMORIES
+    #: Keys that cannot be shown and that the log does not name.
+    unnamed: int = 0
 
     @property
     def is_outdated(self) -> bool:
@@ -89,7 +89,7 @@ class Listings:
         self._inodes = inodes
         self._index = index
         self._runs: dict[Directory, ListingRun] = {}
-        self._reported: set[str] = set()
+        self._hidden_keys = HiddenKeys()
 
     async def ensure_listed(self, directory: Directory, *, max_age_seconds: float = math.inf) -> None:
         """Return when there is a listing that was no older than that at the time of the call.
@@ -172,7 +172,7 @@ class Listings:
         merge.run.add(names)
         merge.tell_what_is_beside()
         for key in merge.listing.take_nameless():
-            self._report(key, "its name would be too long")
+            self._report(merge, key, "its name would be too long")
 
     def _merge_object(self, merge: _Merge, name: bytes, child: ListedObject) -> None:
         directory, started = merge.directory, merge.run.began
@@ -226,7 +226,7 @@ class Listings:
         segment = segment_of(name)
         beside = name_of_file_beside(segment)
         if beside is None:
-            self._report(merge.listing.prefix + segment, "a directory has the same name")
+            self._report(merge, merge.listing.prefix + segment, "a directory has the same name")
             return None
         if merge.seen is not None:
             merge.seen.add(beside)
@@ -245,6 +245,8 @@ class Listings:
                 directory.unveil(name)
                 self._merge_object(merge, name, child)
         merge.tell_what_is_beside()
+        if merge.unnamed:
+            self._hidden_keys.note_more(merge.listing.prefix, merge.unnamed)
         if merge.seen is not None:
             gone = [name for name in directory.children if name not in merge.seen]
             for name in gone:
@@ -269,10 +271,9 @@ class Listings:
         elif marker is not None and not _is_known_marker(directory, marker):
             directory.is_doubtful = True
 
-    def _report(self, key: str, reason: str) -> None:
-        if key not in self._reported:
-            self._reported.add(key)
-            _log.warning("the object %r cannot be shown: %s", key, reason)
+    def _report(self, merge: _Merge, key: str, reason: str) -> None:
+        if not self._hidden_keys.note(merge.listing.prefix, key, reason):
+            merge.unnamed += 1
 
     def _is_ours(self, known: Child, started: float) -> bool:
         """Return whether the tree knows better than a listing begun at `started`.

@@ -17,7 +17,9 @@ from backends.base import ListPage, ObjectInfo
 from backends.errors import Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
+from fusefs import hidden_keys
 from fusefs.errors import EntryExists, NoSuchEntry, StaleFile
+from fusefs.hidden_keys import KEYS_NAMED
 from fusefs.inodes import Directory
 from tests.core.tree import Tree, open_tree
 from tests.support.faulty import FaultyStorage
@@ -167,6 +169,47 @@ async def test_an_object_and_a_directory_of_one_name_on_different_pages(
         await trio.sleep(61)
         await tree.names()
         assert (await tree.find("x")).size == 1
+
+
+async def test_keys_that_cannot_be_shown_are_told_of_with_few_lines(
+    autojump_clock: MockClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first of each directory once, then how many more; one that comes later is named if there is room for it."""
+    long = "n" * 256
+    storage = await filled(*(f"many/{long}{number:04d}" for number in range(1_500)), f"one/{long}")
+    async with open_tree(storage, tmp_path) as tree:
+        for _ in range(2):
+            assert await tree.names("many") == await tree.names("one") == []
+            await trio.sleep(61)
+        lines = [record.getMessage() for record in caplog.records]
+        named = [f"many/{long}{number:04d}" for number in range(KEYS_NAMED)]
+        for key, line in zip([*named, "", f"one/{long}"], lines, strict=True):
+            assert f"{key!r} cannot be shown" in line if key else f"{1_500 - KEYS_NAMED:,} more" in line
+        caplog.clear()
+        await storage.put(f"many/{long}", b"")
+        await storage.put(f"one/{long}2", b"")
+        await tree.names("many")
+        await tree.names("one")
+        assert [f"one/{long}2" in record.getMessage() for record in caplog.records] == [True]
+
+
+async def test_directories_with_keys_that_cannot_be_shown_are_told_of_with_few_lines(
+    autojump_clock: MockClock,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of so many, and no more are remembered; then only that there are more."""
+    monkeypatch.setattr(hidden_keys, "DIRECTORIES", 2)
+    storage = await filled(*(f"d{number}/{'n' * 256}" for number in range(5)))
+    async with open_tree(storage, tmp_path) as tree:
+        for _ in range(2):
+            for name in await tree.names():
+                await tree.names(name)
+            await trio.sleep(61)
+        lines = [record.getMessage() for record in caplog.records]
+        assert [line.count("d0/") + 2 * line.count("d1/") for line in lines] == [1, 2, 0]
+        assert "fusefs check" in lines[-1]
 
 
 async def test_numbers_are_the_same_in_every_mount(autojump_clock: MockClock, tmp_path: Path) -> None:
