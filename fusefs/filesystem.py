@@ -14,7 +14,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -321,11 +322,10 @@ class Filesystem:
         for attempt in range(1, FULL_DISK_ATTEMPTS + 1):
             _check_not_stale(file)  # a publication that was waited for may have found that out
             try:
-                file.content.write(offset, data)
+                with self._telling(file):
+                    file.content.write(offset, data)
                 return
             except OSError as error:
-                if file.content.changed:
-                    self._publisher.changed(file)  # some of it may have been written
                 if error.errno != errno.ENOSPC or attempt == FULL_DISK_ATTEMPTS:
                     raise
                 full = error
@@ -495,9 +495,20 @@ class Filesystem:
             raise FileTooLarge(f"a file can have {MAX_FILE_SIZE} bytes")
         await file.content.wait_writable()
         _check_has_content(file)
-        file.content.truncate(size)
+        with self._telling(file):
+            file.content.truncate(size)
         file.attributes = file.attributes.changed(now_ns, contents=True)
         self._publisher.written(file)
+
+    @contextmanager
+    def _telling(self, file: File) -> Iterator[None]:
+        """Tell the publisher what the block has changed before it fails, by whatever: what nobody knows of is lost."""
+        try:
+            yield
+        except BaseException:
+            if file.content.changed:
+                self._publisher.changed(file)
+            raise
 
     @staticmethod
     def _referred_to(inode: Inode) -> Inode:

@@ -6,6 +6,7 @@ cannot go before they are published: `is_exceeded` tells writers to wait for tha
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Protocol
 
 
@@ -27,7 +28,8 @@ class StageBudget:
         self._staged: dict[Evictable, int] = {}
         self._total = 0
         #: Contents with clean bytes, the one that was used last at the end.
-        self._clean: dict[Evictable, None] = {}
+        self._clean: OrderedDict[Evictable, None] = OrderedDict()
+        self._is_making_room = False
 
     @property
     def total(self) -> int:
@@ -50,7 +52,7 @@ class StageBudget:
         self._clean.pop(content, None)
         if staged:
             self._staged[content] = staged
-        if clean:
+        if clean and not self._is_making_room:
             self._clean[content] = None
         if self.is_exceeded:
             self.make_room(keep=content)
@@ -58,12 +60,20 @@ class StageBudget:
     def make_room(self, keep: Evictable | None = None, *, goal_bytes: int | None = None) -> bool:
         """Let contents give back clean bytes, until no more than `goal_bytes` are staged, or the limit.
 
-        Returns whether any were given back.
+        Returns whether any were given back. Each content is asked once, and what it notes then gets here again:
+        thousands of small ones may have to go, so it is the loop under way that goes on, and none inside of it.
         """
+        if self._is_making_room:
+            return False
         goal, before = self._limit if goal_bytes is None else goal_bytes, self._total
-        for content in list(self._clean):
-            if self._total <= goal:
-                break
-            if content is not keep:
+        self._is_making_room = True
+        try:
+            while self._total > goal:
+                content = next((each for each in self._clean if each is not keep), None)
+                if content is None:
+                    break
+                del self._clean[content]
                 content.evict()
+        finally:
+            self._is_making_room = False
         return self._total < before

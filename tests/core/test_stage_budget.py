@@ -15,6 +15,10 @@ from backends.base import KIB, MIB, Data
 from backends.errors import AccessDenied, Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
+from fusefs.filesystem import AttributeChanges
+from fusefs.kept_content import KeptContent
+from fusefs.stage import StageFile
+from fusefs.stage_budget import StageBudget
 from tests.core.small_disk import disk_use, limit_disk, refuse_holes
 from tests.core.tree import TreeOptions, open_tree, stored
 from tests.support.faulty import FaultyStorage
@@ -50,6 +54,63 @@ async def test_one_open_file_larger_than_the_stage(tmp_path: Path, autojump_cloc
         await tree.close(handle)
         await tree.publish_all()
         assert (await stored(storage))["large"] == data
+
+
+async def test_one_large_file_takes_the_place_of_many_small_ones(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    storage = MemoryStorage()
+    for number in range(1500):
+        await storage.put(f"small-{number}", bytes(4 * KIB))
+    async with open_tree(storage, tmp_path, TreeOptions(cache_size=10 * MIB)) as tree:
+        for number in range(1500):
+            await tree.read_file(f"small-{number}")
+        handle = await tree.create("large")
+        for start in range(0, 20 * MIB, 4 * MIB):
+            await tree.filesystem.write(handle, start, bytes([start // MIB]) * (4 * MIB))
+            assert tree.sources.budget.total <= 14 * MIB
+        await tree.close(handle)
+        assert await tree.read_file("small-0") == bytes(4 * KIB)
+
+
+def test_many_kept_files_are_removed_where_the_stage_has_become_smaller(tmp_path: Path) -> None:
+    """Those that go are the oldest, all of them for one large one."""
+    for number in range(1500):
+        (tmp_path / str(number)).write_bytes(b"x")
+        os.utime(tmp_path / str(number), ns=(number, number))
+    (tmp_path / "large").write_bytes(bytes(6 * MIB))
+    budget = StageBudget(6 * MIB + 64 * KIB)
+    KeptContent(tmp_path, budget, store="memory://")
+    assert 6 * MIB < budget.total <= 6 * MIB + 64 * KIB
+    assert _disk_use(tmp_path) == budget.total
+
+
+@pytest.mark.parametrize("change", ["write", "truncate"])
+async def test_what_is_staged_is_published_whatever_else_fails_then(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """A failure behind the last byte that is written, where others give way: it must not be forgotten."""
+    storage = MemoryStorage()
+    await storage.put("file", b"old")
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.read_file("file")
+        handle = await tree.open("file")
+        file = await tree.find_file("file")
+        with monkeypatch.context() as patch:
+            patch.setattr(StageBudget, "note", _fail)
+            if change == "write":
+                with pytest.raises(RuntimeError):
+                    await tree.filesystem.write(handle, 0, b"new")
+            else:
+                with pytest.raises(RuntimeError):
+                    await tree.filesystem.setattr(file.number, AttributeChanges(size=2))
+        await tree.publish_all()
+        await tree.close(handle)
+    assert await stored(storage) == {"file": b"new" if change == "write" else b"ol"}
+
+
+def _fail(*_: object) -> None:
+    raise RuntimeError
 
 
 async def test_eviction_keeps_what_is_dirty(tmp_path: Path, autojump_clock: MockClock) -> None:
