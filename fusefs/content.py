@@ -453,9 +453,8 @@ class Content:
             await self._carry_out(fetch, [], nullcontext())
 
     def _note_staged(self) -> None:
-        staged = self.present.total
-        clean = 0 if self.base is None or self._pins else staged - self.dirty.total
-        self._sources.budget.note(self, staged, clean)
+        clean = 0 if self.base is None or self._pins else self.present.total - self.dirty.total
+        self._sources.budget.note(self, self._file.allocated, clean)
 
     def _take_over_kept(self) -> None:
         """Stage what an earlier mount has kept, before the file is read or changed for the first time."""

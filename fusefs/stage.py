@@ -25,6 +25,7 @@ from typing import Final
 from cachetools import LRUCache
 
 from backends.base import KIB, MIB, Data
+from fusefs.extents import ExtentSet
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +37,9 @@ MEMORY_BYTES: Final = 32 * MIB
 
 MEMORY_FILE_BYTES: Final = 64 * KIB
 """Of one small file: beyond that, to make a file is little beside what is written to it."""
+
+BLOCK_BYTES: Final = 4 * KIB
+"""What a local disk gives a file at least: a single byte in the middle of a hole takes so much."""
 
 _PUNCH_HOLE_KEEP_SIZE: Final = 0x02 | 0x01
 """FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE of fallocate(2), which Python's os module lacks."""
@@ -130,6 +134,13 @@ class StageFile:
         self._exists = False
         #: All of it, while it is not on the disk.
         self._memory = bytearray()
+        #: What the disk has of it, in whole blocks.
+        self._blocks = ExtentSet()
+
+    @property
+    def allocated(self) -> int:
+        """The bytes that it takes, in memory or on the disk; what was never written takes none there."""
+        return self._blocks.total if self._exists else len(self._memory)
 
     @property
     def is_in_memory(self) -> bool:
@@ -147,11 +158,13 @@ class StageFile:
             self._memory[offset : offset + length] = data
             return length
         try:
-            return os.pwrite(self._descriptor(), data, offset)
+            written = os.pwrite(self._descriptor(), data, offset)
         except OSError as error:
             if error.errno != errno.EDQUOT:
                 raise
             raise OSError(errno.ENOSPC, f"{error.strerror} in the cache directory") from error
+        self._note_data(offset, offset + written)
+        return written
 
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes from `offset`."""
@@ -187,7 +200,7 @@ class StageFile:
             self._stage._reserve(-len(self._memory[size:]))
             del self._memory[size:]
         elif os.fstat(self._descriptor()).st_size > size:
-            os.ftruncate(self._descriptor(), size)
+            self._cut(self._descriptor(), size)
 
     def punch_hole(self, offset: int, length: int) -> None:
         """Let a range read as zeros, and take no disk space if that is possible."""
@@ -213,6 +226,9 @@ class StageFile:
                 self._stage._tell_of_holes()
                 return False
             raise OSError(code, f"cannot punch a hole into a stage file: {os.strerror(code)}")
+        else:
+            end = offset + length
+            self._blocks.remove(offset + -offset % BLOCK_BYTES, end - end % BLOCK_BYTES)
         return True
 
     def move_to(self, where: Path, size: int) -> None:
@@ -227,6 +243,8 @@ class StageFile:
         """Make a file of the same disk this one, which is empty until then. Raises OSError (ENOENT: it is gone)."""
         path.rename(self._stage._path(self._number))
         self._exists = True
+        for data in self.data_in(0, os.fstat(self._descriptor()).st_size):
+            self._note_data(*data)
 
     def cut(self, size: int, at_most: int) -> bytes:
         """Cut the file and return what was beyond. Raises ValueError if that is nothing, or more than `at_most`."""
@@ -235,7 +253,7 @@ class StageFile:
         if not 0 < length <= at_most:
             raise ValueError(f"it has {length} bytes beyond the {size} of the object")
         beyond = _read(descriptor, size, length)
-        os.ftruncate(descriptor, size)
+        self._cut(descriptor, size)
         return beyond
 
     def leave_at(self, path: Path, size: int, trailer: bytes) -> None:
@@ -252,7 +270,15 @@ class StageFile:
         self._drop_memory()
         if self._exists:
             self._exists = False
+            self._blocks = ExtentSet()
             self._stage._remove(self._number)
+
+    def _note_data(self, start: int, end: int) -> None:
+        self._blocks.add(start - start % BLOCK_BYTES, end + -end % BLOCK_BYTES)
+
+    def _cut(self, descriptor: int, size: int) -> None:
+        os.ftruncate(descriptor, size)
+        self._blocks.truncate(size + -size % BLOCK_BYTES)
 
     def _grow_memory(self, size: int) -> bool:
         """Return whether `size` bytes can be in memory, filled up with zeros."""
@@ -277,5 +303,6 @@ class StageFile:
                 self._stage._remove(self._number)
                 raise
             self._exists = True
+            self._note_data(0, len(self._memory))
             self._drop_memory()
         return descriptor

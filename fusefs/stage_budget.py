@@ -1,4 +1,4 @@
-"""Keeps the stage within `cache_size`: counts what contents have staged, and takes clean bytes back.
+"""Keeps the stage within `cache_size`: counts what contents take there, and takes clean bytes back.
 
 Clean bytes can be fetched again, so the content that was not used for longest gives its own back first. Dirty bytes
 cannot go before they are published: `is_exceeded` tells writers to wait for that.
@@ -47,7 +47,7 @@ class StageBudget:
         return list(self._clean)
 
     def note(self, content: Evictable, staged: int, clean: int) -> None:
-        """Count what a content has staged, and make room if that is too much."""
+        """Count the bytes that a content takes, and make room if that is too much."""
         self._total += staged - self._staged.pop(content, 0)
         self._clean.pop(content, None)
         if staged:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusefs.stage import MEMORY_FILE_BYTES, Stage
+from fusefs.stage import BLOCK_BYTES, MEMORY_FILE_BYTES, Stage, StageFile
 from tests.core.small_disk import refuse_holes
 
 
@@ -55,8 +55,9 @@ operations = st.lists(
 def test_what_was_never_written_reads_as_zeros(
     operations: list[tuple[object, ...]], memory_bytes: int, has_holes: bool
 ) -> None:
-    """A stage file is an endless array of zeros, but for what was written and not cut."""
+    """A stage file is an endless array of zeros, but for what was written and not cut; that alone takes space."""
     size = 10_000
+    written: set[int] = set()
     with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patched:
         if not has_holes:
             refuse_holes(patched)
@@ -68,17 +69,27 @@ def test_what_was_never_written_reads_as_zeros(
                 case ("write", int(offset), bytes(data)):
                     file.write(offset, data)
                     model[offset : offset + len(data)] = data
+                    written.update(range(offset // BLOCK_BYTES, -(-(offset + len(data)) // BLOCK_BYTES)))
                 case ("truncate", int(offset)):
                     file.truncate(offset)
                     model[offset:] = bytes(size - offset)
+                    written.intersection_update(range(-(-offset // BLOCK_BYTES)))
                 case ("punch_hole", int(offset), int(length)):
                     file.punch_hole(offset, length)
                     end = min(offset + length, size)
                     model[offset:end] = bytes(end - offset)
+                    if has_holes:
+                        written.difference_update(
+                            range(-(-offset // BLOCK_BYTES), (offset + length) // BLOCK_BYTES)
+                        )
                 case _:
                     file.discard()
                     model = bytearray(size)
+                    written.clear()
             assert file.read(0, size) == model
+            # A hole that is punched beyond the end takes the last block with it, on some file systems.
+            assert file.is_in_memory or file.allocated >= _on_disk_in(file)
+            assert memory_bytes or file.allocated == BLOCK_BYTES * len(written)
         stage.close()
 
 
@@ -97,6 +108,25 @@ def test_a_read_is_whole_however_little_the_kernel_gives_at_once(
     assert file.read(950, 100) == body[950:] + bytes(50)
     assert file.read(2_000, 300) == bytes(300)
     assert file.cut(300, at_most=700) == body[300:]
+
+
+def _on_disk_in(file: StageFile) -> int:
+    """Return how many bytes of a file the disk has, as it says itself, in whole blocks."""
+    ranges = file.data_in(0, 20_000)
+    return BLOCK_BYTES * len(
+        {block for start, end in ranges for block in range(start // BLOCK_BYTES, -(-end // BLOCK_BYTES))}
+    )
+
+
+def test_what_was_taken_over_takes_as_much_as_before(stage: Stage, tmp_path: Path) -> None:
+    file = stage.new_file()
+    file.write(10 * BLOCK_BYTES, b"x" * 5000)
+    file.leave_at(tmp_path / "kept", 100 * BLOCK_BYTES, b"trailer")
+    assert file.allocated == 0
+    file = stage.new_file()
+    file.take_over(tmp_path / "kept")
+    assert file.cut(100 * BLOCK_BYTES, 10) == b"trailer"
+    assert file.allocated == 2 * BLOCK_BYTES
 
 
 def test_many_files_need_few_descriptors(stage: Stage, tmp_path: Path) -> None:

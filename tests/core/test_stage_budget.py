@@ -17,7 +17,6 @@ from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs.filesystem import AttributeChanges
 from fusefs.kept_content import KeptContent
-from fusefs.stage import StageFile
 from fusefs.stage_budget import StageBudget
 from tests.core.small_disk import disk_use, limit_disk, refuse_holes
 from tests.core.tree import TreeOptions, open_tree, stored
@@ -82,7 +81,7 @@ def test_many_kept_files_are_removed_where_the_stage_has_become_smaller(tmp_path
     budget = StageBudget(6 * MIB + 64 * KIB)
     KeptContent(tmp_path, budget, store="memory://")
     assert 6 * MIB < budget.total <= 6 * MIB + 64 * KIB
-    assert _disk_use(tmp_path) == budget.total
+    assert disk_use(tmp_path) == budget.total
 
 
 @pytest.mark.parametrize("change", ["write", "truncate"])
@@ -111,6 +110,31 @@ async def test_what_is_staged_is_published_whatever_else_fails_then(
 
 def _fail(*_: object) -> None:
     raise RuntimeError
+
+
+async def test_holes_take_no_place(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """A file that was made longer than the stage keeps no writer waiting, and nothing has to go for it."""
+    storage = FaultyStorage(MemoryStorage())
+    await storage.put("read", b"x" * (4 * MIB))
+    async with open_tree(storage, tmp_path, TreeOptions(cache_size=16 * MIB)) as tree:
+        await tree.read_file("read")
+        sparse, other = await tree.create("sparse"), await tree.create("other")
+        before = len(storage.calls)
+        file = await tree.find_file("sparse")
+        await tree.filesystem.setattr(file.number, AttributeChanges(size=40 * MIB))
+        await tree.filesystem.write(sparse, 50 * MIB, b"end")
+        await tree.filesystem.write(other, 0, b"8 bytes.")
+        assert len(storage.calls) == before
+        assert tree.sources.budget.total < 5 * MIB
+        await tree.filesystem.write(sparse, 20 * MIB, b"x" * MIB)
+        assert 5 * MIB < tree.sources.budget.total < 6 * MIB
+        await tree.close(sparse)
+        await tree.close(other)
+        await tree.publish_all()
+        assert tree.sources.budget.total < 6 * MIB
+    assert (await stored(storage))["sparse"] == b"".join(
+        [bytes(20 * MIB), b"x" * MIB, bytes(29 * MIB), b"end"]
+    )
 
 
 async def test_eviction_keeps_what_is_dirty(tmp_path: Path, autojump_clock: MockClock) -> None:
