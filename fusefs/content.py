@@ -127,6 +127,8 @@ class Content:
         self._writable: trio.Event | None = None
         self._replaced: trio.Event | None = None
         self._pins = 0
+        #: Which ranges of `FETCH_SIZE` were used, the last one at the end. What is in none of them is evicted last.
+        self._used: dict[int, None] = {}
         self.checksums = BlockChecksums()
         self._is_untouched = base is not None
         self._damage_reported = False
@@ -183,6 +185,7 @@ class Content:
             self._mark_written(offset, end)
             if end > self.size:
                 self._resize(end)
+            self._note_use(offset, end)
             view = view[end - offset :]
             offset = end
             self._note_staged()
@@ -291,20 +294,35 @@ class Content:
             self._replaced = None
             replaced.set()
 
-    def evict(self) -> None:
-        """Give back the disk space of bytes that the base has; they are fetched again when they are read."""
+    def evict(self, wanted: int) -> None:
+        """Give back the disk space of bytes that the base has; they are fetched again when they are read.
+
+        Of a large file goes what was not used for longest, until that are `wanted` bytes. So what gives way to a reader
+        is behind them, and not what was fetched ahead.
+        """
         if self._pins or self.base is None:
             return
-        if not self.dirty:
-            self._file.discard()
-        for extent in [
-            clean for gap in self.dirty.gaps(0, self.base_limit) for clean in self.present.intersect(*gap)
-        ]:
-            if not self._file.give_back(extent.start, extent.length):
-                return  # to note what did not change would let others give way, and then this one again
-            self.present.remove(extent.start, extent.end)
-            self.checksums.forget(extent.start, extent.end)
+        goal = self._file.allocated - wanted
+        for unit in list(self._used) if goal > 0 else []:
+            if self._file.allocated <= goal:
+                break
+            start, end = unit * FETCH_SIZE, (unit + 1) * FETCH_SIZE
+            self._drop_clean(start, min(end, self.base_limit))
+            if not self.present.intersect(start, end):
+                del self._used[unit]
+        else:
+            if not self.dirty:
+                self._file.discard()
+            self._drop_clean(0, self.base_limit)
         self._note_staged()
+
+    def _drop_clean(self, start: int, end: int) -> None:
+        for gap in self.dirty.gaps(start, end):
+            for clean in self.present.intersect(*gap):
+                if not self._file.give_back(clean.start, clean.length):
+                    return
+                self.present.remove(*clean)
+                self.checksums.forget(*clean)
 
     def keep(self, used_at_ns: int, deadline: float) -> None:
         """Leave what is clean to later mounts, at the end of this one; the content is of no use after it.
@@ -338,6 +356,7 @@ class Content:
         self._file.discard()
         self.present, self.dirty, self.unsent, self.unlogged = (ExtentSet() for _ in range(4))
         self.checksums = BlockChecksums()
+        self._used.clear()
         self._note_staged()
 
     def rescue(self, where: Path) -> None:
@@ -379,12 +398,11 @@ class Content:
                 data = await self._read_past_stage(offset, end)
         if disk_is_full:
             self._sources.budget.make_room(goal_bytes=0)
-        elif self._sources.budget.is_exceeded:
-            self._sources.budget.make_room()  # too much is dirty for anything to be kept, this read's bytes included
         return data
 
     async def _read_staged(self, offset: int, end: int, reader: SequentialDetector | None) -> bytes:
         """Return bytes of a pinned content by way of the stage."""
+        self._note_use(offset, end)
         for _ in range(DAMAGED_READS):
             if not self.present.covers(offset, min(end, self.base_limit)):
                 await self._read_through(offset, end, reader)
@@ -452,6 +470,13 @@ class Content:
         for fetch in self._begin_missing(0, self.size):
             await self._carry_out(fetch, [], nullcontext())
 
+    def _note_use(self, start: int, end: int) -> None:
+        """Note that bytes are written, read, or fetched for who will read them. A small file goes as a whole."""
+        if self.size > FETCH_SIZE:
+            for unit in range(start // FETCH_SIZE, -(-min(end, self.size) // FETCH_SIZE)):
+                self._used.pop(unit, None)
+                self._used[unit] = None
+
     def _note_staged(self) -> None:
         clean = 0 if self.base is None or self._pins else self.present.total - self.dirty.total
         self._sources.budget.note(self, self._file.allocated, clean)
@@ -464,6 +489,7 @@ class Content:
             self.checksums = BlockChecksums(checksums)
             for extent in self.checksums.extents(base.size):
                 self.present.add(*extent)
+                self._note_use(*extent)
             self._note_staged()
         self._is_untouched = False
 
@@ -530,6 +556,7 @@ class Content:
     def _begin_missing(self, start: int, end: int) -> list[_Fetch]:
         """Claim the ranges, none longer than one GET, that are neither present nor being fetched."""
         self._take_over_kept()
+        self._note_use(start, end)
         absent = ExtentSet()
         for gap in self.present.gaps(start, max(start, min(end, self.base_limit))):
             absent.add(gap.start, gap.end)
@@ -604,4 +631,5 @@ class Content:
                 self.present.add(position, position + written)
                 position += written
             self.checksums.record(gap.start, view[gap.start - start : gap.end - start], self.size)
+        self._note_use(start, end)
         self._note_staged()

@@ -46,6 +46,9 @@ MAX_FILE_SIZE: Final = 5 * 1024**4
 FULL_DISK_ATTEMPTS: Final = 5
 """Of a write, most after everything was published; while it waited for that, other writers may have had the room."""
 
+WINDOWS: Final = 4
+"""Of a sequential reader there is always room for: what it reads, and what is fetched ahead, is not evicted unread."""
+
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
 
@@ -106,6 +109,7 @@ class Filesystem:
         self._budget = budget
         self._clock = clock
         self._options = options
+        self._read_ahead = min(options.read_ahead, budget.limit // WINDOWS)
         self._handles = Handles()
 
     def check_writable(self) -> None:
@@ -283,7 +287,7 @@ class Filesystem:
             await self._truncate(file, 0, self._clock.realtime_ns())
             _drop_set_id_bits(file, caller)
         if flags & os.O_ACCMODE == os.O_RDONLY:
-            self._namespace.opened(file, fetch_ahead_bytes=self._options.read_ahead)
+            self._namespace.opened(file, fetch_ahead_bytes=self._read_ahead)
         return self._open(file, flags)
 
     async def read(self, handle: int, offset: int, length: int) -> bytes:
@@ -485,7 +489,7 @@ class Filesystem:
             await self._publisher.publish_all(open_files=False)
 
     def _open(self, file: File, flags: int) -> int:
-        opened = OpenFile(file, flags, SequentialDetector(self._options.read_ahead))
+        opened = OpenFile(file, flags, SequentialDetector(self._read_ahead))
         file.handles += 1
         file.writers += opened.writable
         return self._handles.add(opened)

@@ -121,7 +121,7 @@ class _KeptFile:
         self._owner = owner
         self._name = name
 
-    def evict(self) -> None:
+    def evict(self, wanted: int) -> None:
         self._owner._files.pop(self._name, None)
         self._owner._remove(self._name)
         self._owner._budget.note(self, 0, 0)

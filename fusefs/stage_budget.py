@@ -1,7 +1,7 @@
 """Keeps the stage within `cache_size`: counts what contents take there, and takes clean bytes back.
 
-Clean bytes can be fetched again, so the content that was not used for longest gives its own back first. Dirty bytes
-cannot go before they are published: `is_exceeded` tells writers to wait for that.
+Clean bytes can be fetched again, so the content that was not used for longest gives its own back first, no more of them
+than have to go. Dirty bytes cannot go before they are published: `is_exceeded` tells writers to wait for that.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Protocol
 class Evictable(Protocol):
     """A content, as far as its place on the disk goes."""
 
-    def evict(self) -> None:
-        """Give back clean bytes, and note what is left with `StageBudget.note`."""
+    def evict(self, wanted: int) -> None:
+        """Give back `wanted` bytes or a little more, or all that are clean; note it with `StageBudget.note`."""
 
     def keep(self, used_at_ns: int, deadline: float) -> None:
         """Leave clean bytes to later mounts; read nothing for it after `deadline`, on the monotonic clock."""
@@ -32,6 +32,11 @@ class StageBudget:
         self._is_making_room = False
 
     @property
+    def limit(self) -> int:
+        """Bytes that may be staged."""
+        return self._limit
+
+    @property
     def total(self) -> int:
         """Bytes staged now."""
         return self._total
@@ -47,21 +52,26 @@ class StageBudget:
         return list(self._clean)
 
     def note(self, content: Evictable, staged: int, clean: int) -> None:
-        """Count the bytes that a content takes, and make room if that is too much."""
+        """Count the bytes that a content takes, and make room if that is too much, of the content itself at last.
+
+        What is left of one that has just given back was not used, and is still the first to be asked.
+        """
         self._total += staged - self._staged.pop(content, 0)
         self._clean.pop(content, None)
         if staged:
             self._staged[content] = staged
-        if clean and not self._is_making_room:
+        if clean:
             self._clean[content] = None
+            if self._is_making_room:
+                self._clean.move_to_end(content, last=False)
         if self.is_exceeded:
-            self.make_room(keep=content)
+            self.make_room()
 
     def make_room(self, keep: Evictable | None = None, *, goal_bytes: int | None = None) -> bool:
         """Let contents give back clean bytes, until no more than `goal_bytes` are staged, or the limit.
 
-        Returns whether any were given back. Each content is asked once, and what it notes then gets here again:
-        thousands of small ones may have to go, so it is the loop under way that goes on, and none inside of it.
+        Returns whether any were given back. What a content notes then gets here again: thousands of small ones may have
+        to go, so it is the loop under way that goes on, and none inside of it.
         """
         if self._is_making_room:
             return False
@@ -73,7 +83,9 @@ class StageBudget:
                 if content is None:
                     break
                 del self._clean[content]
-                content.evict()
+                content.evict(self._total - goal)
+                if self._total > goal:
+                    self._clean.pop(content, None)  # whatever it has left, it cannot give back
         finally:
             self._is_making_room = False
         return self._total < before

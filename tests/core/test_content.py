@@ -114,11 +114,12 @@ class Machine:
         self.sources.spawn(read)
 
     async def begin_upload(self) -> None:
-        while self.taken is None:
-            await self.content.fetch(0, self.content.size)
-            self.content.give_back()
-            with contextlib.suppress(DamagedCache):
-                self.taken = self.content.take(0, self.content.size)
+        with self.content.pinned():
+            while self.taken is None:
+                await self.content.fetch(0, self.content.size)
+                self.content.give_back()
+                with contextlib.suppress(DamagedCache):
+                    self.taken = self.content.take(0, self.content.size)
 
     async def complete_upload(self) -> None:
         """What was taken becomes the object, whatever has been written or cut since then."""
@@ -132,8 +133,13 @@ class Machine:
             self.taken = None
             self.content.give_back()
 
-    async def evict(self) -> None:
-        self.content.evict()
+    async def evict(self, wanted: int) -> None:
+        """Give back what is asked for, or else all that is clean."""
+        content = self.content
+        before = content._file.allocated
+        content.evict(wanted)
+        if content.base and not content._pins and content._file.allocated > before - wanted:
+            assert content.present == content.dirty
 
     async def damage(self, offset: int) -> None:
         """Change a byte on the disk that can be fetched again, and read it."""
@@ -153,7 +159,7 @@ class Machine:
         self.content.keep(0, math.inf)
         self.content.discard()
         _change_a_byte(self.directory / "kept", damaged)
-        budget = StageBudget(1 << 40)
+        budget = StageBudget(self.sources.budget.limit)
         kept = KeptContent(self.directory / "kept", budget, store="memory://")
         self.sources = replace(self.sources, budget=budget, kept=kept)
         self.content = Content(self.sources, base=base)
@@ -190,16 +196,16 @@ steps = st.lists(
         st.tuples(st.just("read"), offsets, lengths),
         st.tuples(st.just("read_ahead"), offsets, lengths),
         st.tuples(st.just("read_later"), offsets, lengths),
-        st.tuples(st.sampled_from(["damage", "remount"]), offsets),
-        st.tuples(st.sampled_from(["begin_upload", "complete_upload", "fail_upload", "evict", "turn"])),
+        st.tuples(st.sampled_from(["damage", "remount", "evict"]), offsets),
+        st.tuples(st.sampled_from(["begin_upload", "complete_upload", "fail_upload", "turn"])),
     ),
     max_size=40,
 )
 
 
-async def run_machine(directory: Path, work: list[tuple[Any, ...]]) -> None:
+async def run_machine(directory: Path, work: list[tuple[Any, ...]], budget: int) -> None:
     faulty = FaultyStorage(MemoryStorage())
-    async with open_sources(faulty, directory, fetches=2) as sources:
+    async with open_sources(faulty, directory, fetches=2, budget=budget) as sources:
         machine = Machine(await stored_content(sources), sources, directory, faulty)
         for name, *arguments in work:
             await getattr(machine, name)(*arguments)
@@ -209,7 +215,7 @@ async def run_machine(directory: Path, work: list[tuple[Any, ...]]) -> None:
         await machine.begin_upload()
         assert machine.taken is not None
         await machine.complete_upload()
-        await machine.evict()
+        await machine.evict(1 << 40)
         await machine.read(0, 100 * KIB)
         await machine.turn()
         machine.content.discard()
@@ -223,13 +229,15 @@ async def run_machine(directory: Path, work: list[tuple[Any, ...]]) -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     deadline=None,
 )
-@given(work=steps)
-def test_a_content_is_an_array_of_bytes(small_parts: None, work: list[tuple[Any, ...]]) -> None:
+@given(work=steps, budget=st.sampled_from([1 << 40, 20 * KIB]))
+def test_a_content_is_an_array_of_bytes(small_parts: None, work: list[tuple[Any, ...]], budget: int) -> None:
     """Writes, cuts, reads, uploads that end later, evictions, remounts and damage to the disk in any order: reads are
     right, the invariants hold.
     """
     with TemporaryDirectory() as directory:
-        trio.run(run_machine, Path(directory), work, clock=trio.testing.MockClock(autojump_threshold=0))
+        trio.run(
+            run_machine, Path(directory), work, budget, clock=trio.testing.MockClock(autojump_threshold=0)
+        )
 
 
 class _RangeRecorder(MemoryStorage):
@@ -260,6 +268,43 @@ async def test_each_byte_is_fetched_once_however_many_read_it(small_parts: None,
             sum(end - start for start, end in storage.ranges) == ExtentSet(storage.ranges).total == 27 * KIB
         )
         assert max(end - start for start, end in storage.ranges) <= FETCH
+
+
+@pytest.mark.parametrize("starts", [[0], [0, 1024 * KIB]], ids=["one reader", "two readers"])
+async def test_what_is_ahead_of_a_reader_is_not_evicted(
+    starts: list[int], small_parts: None, tmp_path: Path
+) -> None:
+    """Each byte of a file larger than the stage is fetched once: what gives way is what was not read for longest."""
+    storage = _RangeRecorder()
+    body = Random(1).randbytes(2048 * KIB)
+    async with open_sources(storage, tmp_path, budget=1024 * KIB) as sources:
+        content = await stored_content(sources, body=body)
+        readers = [(start, SequentialDetector(256 * KIB)) for start in starts]
+        for offset in range(0, len(body) // len(starts), 64 * KIB):
+            for start, reader in readers:
+                data = await content.read(start + offset, 64 * KIB, reader)
+                assert data == body[start + offset :][: 64 * KIB]
+                await trio.testing.wait_all_tasks_blocked()
+                assert sources.budget.total <= 1024 * KIB
+        beyond = 256 * KIB * (len(starts) - 1)  # the first reader goes on to where the second one began
+        assert sum(end - start for start, end in storage.ranges) <= len(body) + beyond
+
+
+async def test_no_more_is_evicted_than_has_to_be(small_parts: None, tmp_path: Path) -> None:
+    """And of a content that was not used for longest first, of it what was not read for longest."""
+    async with open_sources(MemoryStorage(), tmp_path) as sources:
+        older, newer = [await stored_content(sources, key) for key in ("older", "newer")]
+        for content in (older, newer):
+            for offset in (*range(0, len(BODY), FETCH), 0):
+                await content.read(offset, FETCH)
+        for unit in (1, 2):
+            assert sources.budget.make_room(goal_bytes=sources.budget.total - 10)
+            assert older.present == ExtentSet([(0, FETCH), ((unit + 1) * FETCH, len(BODY))])
+        assert newer.present == ExtentSet([(0, len(BODY))])
+        sources.budget.make_room(goal_bytes=len(BODY) + 10)
+        assert not older.present
+        assert newer.present == ExtentSet([(0, len(BODY))])
+        assert len(list((tmp_path / "stage").iterdir())) == 1
 
 
 async def test_a_write_during_a_fetch_is_not_overwritten(small_parts: None, tmp_path: Path) -> None:
@@ -301,7 +346,7 @@ async def test_bytes_of_an_older_base_are_not_staged_over_a_newer_one(
         content.write(0, bytes(FETCH))
         etag = await storage.put("k", content.take(0, FETCH))
         content.published(Version("k", etag, FETCH))
-        content.evict()
+        content.evict(1 << 40)
         late.let_go.set()
         assert await content.read(0, FETCH) == bytes(FETCH)
 
@@ -437,7 +482,7 @@ async def test_reading_ahead_is_bounded_and_its_failures_are_nobodys(
         await trio.testing.wait_all_tasks_blocked()
         assert content.present.end <= KIB + 256 * KIB + FETCH
         faulty.fail(RuntimeError, verb=Verb.GET_RANGE, times=1_000)
-        content.evict()
+        content.evict(1 << 40)
         with pytest.raises(RuntimeError):
             await content.read(0, KIB, reader)
         await trio.testing.wait_all_tasks_blocked()

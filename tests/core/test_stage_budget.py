@@ -11,11 +11,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from backends.base import KIB, MIB, Data
+from backends.base import KIB, MIB, Data, RangeResult
 from backends.errors import AccessDenied, Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
-from fusefs.filesystem import AttributeChanges
+from fusefs.filesystem import AttributeChanges, FilesystemOptions
 from fusefs.kept_content import KeptContent
 from fusefs.stage_budget import StageBudget
 from tests.core.small_disk import disk_use, limit_disk, refuse_holes
@@ -43,7 +43,7 @@ async def test_files_larger_than_the_stage_can_be_written_and_read(
 
 async def test_one_open_file_larger_than_the_stage(tmp_path: Path, autojump_clock: MockClock) -> None:
     """A file that is never closed is published on the way, so that its bytes can give way to the next ones."""
-    storage = MemoryStorage()
+    storage = FaultyStorage(MemoryStorage())
     async with open_tree(storage, tmp_path, TreeOptions(cache_size=16 * MIB)) as tree:
         data = os.urandom(40 * MIB)
         handle = await tree.create("large")
@@ -53,6 +53,35 @@ async def test_one_open_file_larger_than_the_stage(tmp_path: Path, autojump_cloc
         await tree.close(handle)
         await tree.publish_all()
         assert (await stored(storage))["large"] == data
+    assert sum(call.verb is Verb.COMPLETE for call in storage.calls) <= 4
+
+
+async def test_a_reader_of_a_file_larger_than_the_stage_fetches_it_once(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """However wide a window is allowed: no more is fetched ahead than there is room for."""
+    storage = _CountingStorage()
+    await storage.put("large", os.urandom(40 * MIB))
+    options = TreeOptions(cache_size=16 * MIB, filesystem=FilesystemOptions(read_ahead=32 * MIB))
+    async with open_tree(storage, tmp_path, options) as tree:
+        handle = await tree.open("large", os.O_RDONLY)
+        for start in range(0, 40 * MIB, 128 * KIB):
+            await tree.filesystem.read(handle, start, 128 * KIB)
+            await trio.testing.wait_all_tasks_blocked()
+            assert tree.sources.budget.total <= 16 * MIB
+        await tree.close(handle)
+    assert storage.bytes_fetched == 40 * MIB
+
+
+class _CountingStorage(MemoryStorage):
+    bytes_fetched = 0
+
+    async def get_range(
+        self, key: str, start: int = 0, length: int | None = None, *, if_match: str | None = None
+    ) -> RangeResult:
+        result = await super().get_range(key, start, length, if_match=if_match)
+        self.bytes_fetched += len(result.data)
+        return result
 
 
 async def test_one_large_file_takes_the_place_of_many_small_ones(
