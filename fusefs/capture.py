@@ -35,11 +35,11 @@ class Capture:
 
 
 def bytes_to_carry(inode: Inode) -> int:
-    """Return how many bytes of an inode a record would have to carry, at most."""
+    """Return how many bytes of an inode a record would have to carry, at most: holes are told and not carried."""
     if not isinstance(inode, File) or not inode.linked:
         return 0
-    content = inode.content
-    return content.unlogged.total - sum(extent.length for extent in _referable(content))
+    carried = _to_carry(inode.content)
+    return sum(inode.content.staged_bytes(*extent) for extent in carried)
 
 
 def capture(inode: Inode, *, room: int) -> Capture:
@@ -109,10 +109,7 @@ def _is_behind(content: Content) -> bool:
 def _capture_content(content: Content, room: int) -> tuple[ContentRecord, list[Extent]]:
     upload = content.upload
     referred = _referable(content)
-    carried = content.unlogged.copy()
-    for extent in referred:
-        carried.remove(*extent)
-    written, zeros = _read(content, carried, room)
+    written, zeros = _read(content, _to_carry(content), room)
     record = ContentRecord(
         size=content.size,
         cut=content.cut,
@@ -132,6 +129,14 @@ def _capture_content(content: Content, room: int) -> tuple[ContentRecord, list[E
     )
     ranges = [Extent(start, start + len(data)) for start, data in written]
     return record, [*referred, *ranges, *zeros]
+
+
+def _to_carry(content: Content) -> ExtentSet:
+    """Return the unlogged ranges that no part holds."""
+    carried = content.unlogged.copy()
+    for extent in _referable(content):
+        carried.remove(*extent)
+    return carried
 
 
 def _referable(content: Content) -> list[Extent]:

@@ -72,15 +72,23 @@ _Needing: TypeAlias = Inode | StoredVersion
 class Committer:
     """The change log of a mount that is the only writer. `run` does the work.
 
-    `patience_seconds` is how long a commit waits for a lease that has lapsed.
+    `patience_seconds` is how long a commit waits for a lease that has lapsed. With a log that `is_nearer_than_store` it
+    does not wait for parts of streams, which go to the store, but carries their bytes.
     """
 
     is_kept = True
 
     def __init__(
-        self, journal: Journal, lease: Lease, *, patience_seconds: float, max_log_bytes: float = math.inf
+        self,
+        journal: Journal,
+        lease: Lease,
+        *,
+        patience_seconds: float,
+        max_log_bytes: float = math.inf,
+        is_nearer_than_store: bool = False,
     ) -> None:
         self._journal = journal
+        self._is_nearer_than_store = is_nearer_than_store
         self._lease = lease
         self._patience_seconds = patience_seconds
         self._max_log_bytes = max_log_bytes
@@ -304,7 +312,7 @@ class Committer:
         self._busy_before = self._waiting > 1
 
     async def _send(self, nursery: trio.Nursery) -> None:
-        if self._exceeds_a_batch():
+        if self._exceeds_a_batch() and not self._is_nearer_than_store:
             await self._flush_streams()
         ahead = 0
         # No await between this and the last capture: what is captured is one moment.

@@ -231,6 +231,10 @@ class Content:
         if start < end:
             yield Extent(start, end), None
 
+    def staged_bytes(self, start: int, end: int) -> int:
+        """Return how many bytes of a range `staged` yields at most, those of zeros left out."""
+        return self._file.allocated_in(start, end)
+
     def note_unlogged(self, start: int, end: int) -> None:
         """Note that the log has to be given what the file has of a range."""
         self.unlogged.add(start, min(end, self.size))

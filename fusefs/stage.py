@@ -142,6 +142,12 @@ class StageFile:
         """The bytes that it takes, in memory or on the disk; what was never written takes none there."""
         return self._blocks.total if self._exists else len(self._memory)
 
+    def allocated_in(self, start: int, end: int) -> int:
+        """Return how many bytes of a range may be other than zeros, at most; no request to the disk."""
+        if not self._exists:
+            return max(min(end, len(self._memory)) - start, 0)
+        return sum(extent.length for extent in self._blocks.intersect(start, end))
+
     @property
     def is_in_memory(self) -> bool:
         """Whether it has bytes, and the disk has none of them."""

@@ -101,7 +101,11 @@ async def open_term(
             older = [(log.reader.storage, log.keys) for log in old]
             journal = Journal(readers[own_place].storage, lease.epoch, older=older)
             committer = Committer(
-                journal, lease, patience_seconds=patience, max_log_bytes=config.mount.log_size_bytes
+                journal,
+                lease,
+                patience_seconds=patience,
+                max_log_bytes=config.mount.log_size_bytes,
+                is_nearer_than_store=own_place != IN_BUCKET,
             )
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_forget_old_logs, journal, lease)

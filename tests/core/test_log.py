@@ -374,6 +374,41 @@ async def test_a_commit_ends_though_a_stream_is_written_faster_than_it_goes_up(
         assert _logged_bytes(storage) < 8 * PART
 
 
+async def test_a_commit_waits_for_no_parts_of_holes(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They cost the log nothing."""
+    monkeypatch.setattr(committer, "BATCH_SIZE", PART)
+    storage = FaultyStorage(_Slow(SmallPartsStorage()))
+    async with open_tree(storage, tmp_path, options()) as tree:
+        handle = await tree.create("sparse")
+        await tree.write(handle, 100 * PART, b"end")
+        other = await tree.create("other")
+        before = trio.current_time()
+        await tree.filesystem.fsync(other)
+        assert trio.current_time() - before < 1
+        assert _logged_bytes(storage) < PART
+        assert await tree.filesystem.read(handle, 100 * PART, 5) == b"end"
+
+
+async def test_a_log_that_is_nearer_than_the_store_waits_for_no_parts(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is on the local disk: what fsync has to take is its time, and not the store's."""
+    monkeypatch.setattr(committer, "BATCH_SIZE", PART)
+    monkeypatch.setattr(content, "PIECE_SIZE", 1024)
+    storage, log = FaultyStorage(_Slow(SmallPartsStorage())), SmallPartsStorage()
+    data = RANDOM.randbytes(100 * PART)
+    async with open_tree(storage, tmp_path / "1", replace(options(), log_storage=log)) as tree:
+        handle = await tree.create("file")
+        await tree.write(handle, 0, data)
+        before = trio.current_time()
+        await tree.filesystem.fsync(handle)
+        assert trio.current_time() - before < 1
+    async with open_tree(storage, tmp_path / "2", replace(options(), log_storage=log)) as tree:
+        assert await tree.read_file("file") == data
+
+
 async def test_a_commit_waits_for_the_end_of_a_stream_that_is_closed_meanwhile(
     autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

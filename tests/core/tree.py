@@ -329,7 +329,11 @@ async def _begin_log(storage: ObjectStorage, options: TreeOptions) -> tuple[OldL
     old = await reader.find(since_epoch=_log_begins(lease), before_epoch=lease.epoch)
     journal = Journal(storage, lease.epoch, older=[(storage, old.keys)])
     committer = Committer(
-        journal, lease, patience_seconds=options.patience_seconds, max_log_bytes=options.max_log_bytes
+        journal,
+        lease,
+        patience_seconds=options.patience_seconds,
+        max_log_bytes=options.max_log_bytes,
+        is_nearer_than_store=options.log_storage is not None,
     )
     return old, committer
 
