@@ -166,6 +166,30 @@ async def test_holes_take_no_place(tmp_path: Path, autojump_clock: MockClock) ->
     )
 
 
+async def test_the_number_of_files_that_have_anything_there_is_bounded(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Those go that were not used for longest, but for what somebody works on and what the bucket lacks."""
+    storage = FaultyStorage(MemoryStorage())
+    for number in range(12):
+        await storage.put(f"file-{number:02}", b"bytes")
+    async with open_tree(storage, tmp_path, TreeOptions(max_clean=4)) as tree:
+        files = [await tree.find_file(f"file-{number:02}") for number in range(12)]
+        handle = await tree.create("dirty")
+        await tree.write(handle, 0, b"dirty")
+        await files[0].content.read(0, 5)
+        with files[0].content.pinned():
+            for number in (*range(1, 12), 9):
+                assert await files[number].content.read(0, 5) == b"bytes"
+                assert len(tree.sources.budget.by_last_use) <= 5, "the one in use may be one too many"
+            assert files[0].content.present.total
+        await files[1].content.read(0, 5)
+        staged = [number for number, file in enumerate(files) if file.content.present.total]
+        assert staged == [0, 1, 9, 11]
+        assert await tree.filesystem.read(handle, 0, 5) == b"dirty"
+        await tree.close(handle)
+
+
 async def test_eviction_keeps_what_is_dirty(tmp_path: Path, autojump_clock: MockClock) -> None:
     """Clean bytes of a changed file give way to others; the changed ones are still there and read as written."""
     storage = MemoryStorage()

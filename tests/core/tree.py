@@ -41,7 +41,7 @@ from fusefs.publisher import Publisher, PublishOptions
 from fusefs.recovery import Recovery
 from fusefs.restoration import Restoration
 from fusefs.stage import Stage
-from fusefs.stage_budget import StageBudget
+from fusefs.stage_budget import MAX_CLEAN, StageBudget
 from fusefs.tree_index import TreeIndex
 from fusefs.uploads import Uploads
 from fusefs.xattr_calls import XattrCalls
@@ -77,6 +77,7 @@ class TreeOptions:
     fetches_in_flight: int = 4
     max_open_stage_files: int = 64
     cache_size: int = 10 * GIB
+    max_clean: int = MAX_CLEAN
     mount_id: str = "mount"
     #: Whether what is known of the tree is kept in the bucket; off, because it makes requests that tests count.
     index: bool = False
@@ -272,7 +273,7 @@ def _build(
         ),
     )
     inodes = InodeTable(root)
-    budget = StageBudget(options.cache_size)
+    budget = StageBudget(options.cache_size, max_clean=options.max_clean)
     sources = ContentSources(
         stage,
         storage,
