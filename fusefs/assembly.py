@@ -22,6 +22,7 @@ from fusefs.content import ContentSources
 from fusefs.errors import MountError
 from fusefs.filesystem import Filesystem, FilesystemOptions
 from fusefs.index_writer import IndexWriter
+from fusefs.inode_packing import Packer
 from fusefs.inodes import ROOT_NUMBER, Directory, InodeTable
 from fusefs.kept_content import KeptContent, keep_all
 from fusefs.namespace import Namespace, NamespaceOptions
@@ -173,6 +174,7 @@ async def open_tree(
                 f"what an earlier mount has left cannot be laid out in {cache.stage}: {error.strerror}"
             ) from error
         nursery.start_soon(publisher.run)
+        nursery.start_soon(Packer(inodes, placement, publisher).run)
         if not options.read_only:
             nursery.start_soon(index_writer.run)
         try:

@@ -63,6 +63,9 @@ class ChangeLog(Protocol):
     def is_behind(self, inode: Inode) -> bool:
         """Return whether the inode has changed since the last batch."""
 
+    def tells_of(self, inode: Inode) -> bool:
+        """Return whether a reader of the log may find the inode in it, now or soon."""
+
     def must_keep(self, file: File) -> bool:
         """Return whether the log refers to parts of an upload of the file."""
 
@@ -109,6 +112,9 @@ class NoLog:
         pass
 
     def is_behind(self, inode: Inode) -> bool:
+        return False
+
+    def tells_of(self, inode: Inode) -> bool:
         return False
 
     def must_keep(self, file: File) -> bool:

@@ -121,6 +121,7 @@ class Committer:
         self._busy_before = False
         self._room = trio.Event()
         self._room.set()
+        #: What is before it counts no more, whatever happens: a batch in the store says so, or there is no log.
         self._cutoff = Position(0, 0)
         self._trim_wanted = trio.Event()
         self._grown = trio.Event()
@@ -165,6 +166,7 @@ class Committer:
         """Note that batches of earlier terms, from `position` on, tell of the inode."""
         self._unlogged.pop(inode, None)
         inode.is_in_log = True
+        inode.told_at = Position(self._epoch, 0)  # or before; how far their batches go does not matter
         self._needed[inode] = position
 
     def restored(self) -> None:
@@ -228,6 +230,11 @@ class Committer:
         """As `ChangeLog`."""
         self._note_moved()
         return self._unlogged.get(inode, False)
+
+    def tells_of(self, inode: Inode) -> bool:
+        """As `ChangeLog`. What is needed of the log is not before the cutoff, and so neither is what was told last."""
+        self._note_moved()
+        return inode in self._unlogged or (inode.told_at is not None and inode.told_at >= self._cutoff)
 
     def must_keep(self, file: File) -> bool:
         """As `ChangeLog`."""
@@ -393,6 +400,7 @@ class Committer:
             if each.inode.linked or each.inode.version is not None:
                 self._needed.setdefault(each.inode, position)
             each.inode.is_in_log = each.inode.linked
+            each.inode.told_at = position
             note_captured(each)
         for version in leftovers:
             self._needed.setdefault(version, position)
@@ -428,6 +436,8 @@ class Committer:
         """Remove the log, if nothing of it is needed. Raises what the store raises."""
         if self._is_idle and self._nursery is not None:
             await self._journal.finish(self._nursery)
+            if self._journal.is_empty:
+                self._cutoff = self._journal.next_position
 
     async def _note_cutoff(self, sequence: int, cutoff: Position) -> None:
         try:

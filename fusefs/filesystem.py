@@ -195,15 +195,16 @@ class Filesystem:
         self.check_writable()
         if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
             raise InvalidArgument(f"rename flags {flags:#x} are not known")
-        replaced = await self._namespace.rename(
-            self._directory(parent),
-            name,
-            self._directory(new_parent),
-            new_name,
-            self._clock.realtime_ns(),
-            exchange=flags == RENAME_EXCHANGE,
-            replace=flags != RENAME_NOREPLACE,
-        )
+        with self._inodes.kept():
+            replaced = await self._namespace.rename(
+                self._directory(parent),
+                name,
+                self._directory(new_parent),
+                new_name,
+                self._clock.realtime_ns(),
+                exchange=flags == RENAME_EXCHANGE,
+                replace=flags != RENAME_NOREPLACE,
+            )
         if replaced is not None:
             self._namespace.drop_if_unused(replaced)
         await self._names_changed()

@@ -1,18 +1,62 @@
 """An inode as an entry again: what the index keeps of it, and the tree when nobody needs the inode any more.
 
-An inode takes some kilobytes, and an entry a few hundred bytes. What the kernel has forgotten, and this mount neither
-changed nor staged, becomes an entry with everything that was known of it: the same inode is made of that, without a
-request, when the name is looked up again.
+An inode takes some kilobytes, and an entry a few hundred bytes. What the kernel has forgotten becomes an entry with
+everything that was known of it: the same inode is made of that, without a request, when the name is looked up again.
+
+That has to wait where something is staged of a file, where the bucket lacks something of what this mount has changed,
+and as long as the log tells of it: the inode has a name there, the next one of the same file will have another, and a
+reader must not find both. All these end at some time, of which nobody tells: now and then the `Packer` looks at every
+inode. It runs between two awaits of whoever else holds one, who has to look it up anew, as after any change of names.
 """
 
 from __future__ import annotations
 
 import struct
+import time
+from typing import Final
+
+import trio
 
 from fusefs.inodes import Alias, Directory, File, Inode, InodeTable, Symlink, is_joined
 from fusefs.listed import ListedDirectory, ListedEntry, ListedObject, Remembered, nothing_but
 from fusefs.placement import Placement
 from fusefs.publisher import Publisher
+
+INTERVAL_SECONDS: Final = 10.0
+"""Between two times that every inode is looked at: a few thousand files a second are used meanwhile, at most."""
+
+EFFORT: Final = 0.005
+"""Share of the processor that this may take: where the kernel refers to a million inodes, the pause is longer."""
+
+YIELD_AFTER: Final = 200
+"""Inodes after which other tasks have their turn: some milliseconds where each of them is packed."""
+
+
+class Packer:
+    """Packs what could not be packed when the kernel forgot it."""
+
+    def __init__(self, inodes: InodeTable, placement: Placement, publisher: Publisher) -> None:
+        self._inodes = inodes
+        self._placement = placement
+        self._publisher = publisher
+
+    async def run(self) -> None:
+        """Look at every inode, again and again."""
+        while True:
+            took = await self.pack_all()
+            await trio.sleep(max(INTERVAL_SECONDS, took / EFFORT))
+
+    async def pack_all(self) -> float:
+        """Pack what nobody needs; return how many seconds of the processor that took."""
+        took = 0.0
+        inodes = self._inodes.all()
+        for first in range(0, len(inodes), YIELD_AFTER):
+            began = time.perf_counter()
+            for inode in inodes[first : first + YIELD_AFTER]:
+                pack(inode, self._inodes, self._placement, self._publisher)
+            took += time.perf_counter() - began
+            await trio.lowlevel.checkpoint()
+        return took
 
 
 def entry_of(inode: Inode, placement: Placement) -> ListedEntry | None:
@@ -31,8 +75,10 @@ def entry_of(inode: Inode, placement: Placement) -> ListedEntry | None:
 def pack(inode: Inode, inodes: InodeTable, placement: Placement, publisher: Publisher) -> None:
     """Put what is known of an inode in its place in the tree, if nobody needs it and nothing is lost by that."""
     directory, name = inode.parent, inode.name
-    if directory is None or _is_needed(inode) or publisher.is_unpublished(inode):
+    if directory is None or inodes.are_kept or _is_needed(inode) or publisher.needs(inode):
         return
+    if inode.state.published_at >= directory.listing_since:
+        return  # an inode that was published later than a listing began is not taken for what that says of it
     entry = entry_of(inode, placement)
     if not isinstance(entry, ListedObject) or entry.remembered is None or inode.version is None:
         return
@@ -49,9 +95,7 @@ def _is_needed(inode: Inode) -> bool:
     """Return whether somebody refers to the inode, or it is more than what its object is."""
     if inode.lookups or inode.handles or inode.links is not None or isinstance(inode, Alias | Directory):
         return True
-    if isinstance(inode, File) and not inode.content.is_bare:
-        return True
-    return bool(inode.state.changes) or bool(inode.log_id) or inode.state.failure is not None
+    return isinstance(inode, File) and not inode.content.is_bare
 
 
 def _entry_of(inode: Inode, placement: Placement) -> ListedEntry | None:

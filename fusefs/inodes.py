@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from random import Random
@@ -21,6 +22,7 @@ from fusefs.attributes import Attributes
 from fusefs.content import Content, Version
 from fusefs.errors import NoSuchInode
 from fusefs.files_ahead import FilesAhead
+from fusefs.journal_format import Position
 from fusefs.keys import name_of_file_beside, segment_of
 from fusefs.listed import ListedDirectory, ListedObject
 from fusefs.look_ahead import LookAhead
@@ -84,6 +86,8 @@ class Inode:
     log_id: str = ""
     #: Whether the last batch that tells of it says that it has a name; None if there is no such batch.
     is_in_log: bool | None = None
+    #: The last batch that tells of it.
+    told_at: Position | None = None
     state: PublishState = field(default_factory=PublishState)
     #: When the store received the object, by its own clock, and as a listing says it. 0: since this mount wrote it,
     #: nobody has looked. Less than 0: not after that time (markers, of which only the index tells). None: not known.
@@ -241,6 +245,8 @@ class Directory(Inode):
     listed_at: float | None = None
     #: How often somebody else's change was found that the listing has not told of; `distrust` counts.
     distrusted: int = 0
+    #: When the listing of it that is under way began; later than any time if there is none.
+    listing_since: float = math.inf
     subdirectories: int = 0
     #: How often entries were looked up: whoever does that after reading names wants attributes.
     lookups_within: int = 0
@@ -347,6 +353,7 @@ class InodeTable:
         self.root = root
         self._inodes: dict[int, Inode] = {root.number: root}
         self._rng = Random() if rng is None else rng
+        self._kept = 0
         root.lookups = 1  # the kernel never forgets the root, and never looks it up
 
     def __getitem__(self, number: int) -> Inode:
@@ -358,6 +365,10 @@ class InodeTable:
 
     def __len__(self) -> int:
         return len(self._inodes)
+
+    def all(self) -> list[Inode]:
+        """Return them, as they are now."""
+        return list(self._inodes.values())
 
     def directories(self) -> list[Directory]:
         """Return the directories among them."""
@@ -382,6 +393,20 @@ class InodeTable:
             self.drop(inode)
             inode.number = number
             self.add(inode)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Let what nobody refers to stay an inode for the block, which needs many at once and finds them one by one."""
+        self._kept += 1
+        try:
+            yield
+        finally:
+            self._kept -= 1
+
+    @property
+    def are_kept(self) -> bool:
+        """Whether what nobody refers to has to stay an inode for now."""
+        return self._kept > 0
 
     def forget(self, number: int, lookups: int) -> Inode | None:
         """Take references of the kernel back; returns the inode when the last one went, None otherwise."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeGuard
 
 import trio
 
@@ -122,6 +122,7 @@ class Listings:
         run = self._runs.get(directory)
         if run is None:
             run = self._runs[directory] = ListingRun(directory)
+            directory.listing_since = run.began
             self._spawn(self._list, directory, run)
         return run
 
@@ -134,6 +135,7 @@ class Listings:
             failure = error
         finally:
             del self._runs[directory]
+            directory.listing_since = math.inf
             run.end(failure)
 
     async def _list_now(self, directory: Directory, run: ListingRun) -> None:
@@ -186,6 +188,8 @@ class Listings:
                 directory.attach(name, child)
         elif self._is_ours(known, started):
             return
+        elif _is_as_written(known, child):
+            directory.attach(name, child.with_memory_of(known))
         elif not _is_same_version(known, child):
             self._replace(directory, name, _with_number_of(known, child))
         elif isinstance(known, Inode):
@@ -346,6 +350,11 @@ def _is_same_version(known: Child, listed: ListedObject) -> bool:
     if isinstance(known, Inode):
         return known.version is not None and known.version.etag == listed.etag
     return known.etag == listed.etag and known.stored_at_ns == listed.stored_at_ns
+
+
+def _is_as_written(known: Child, listed: ListedObject) -> TypeGuard[ListedObject]:
+    """Return whether a listing names the object that this mount has written, for the first time since."""
+    return isinstance(known, ListedObject) and known.stored_at_ns == 0 and known.etag == listed.etag
 
 
 def _with_number_of(known: Child, listed: ListedObject) -> ListedObject:

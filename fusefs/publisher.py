@@ -229,6 +229,17 @@ class Publisher:
         self._note_moved()
         return inode in self._pending
 
+    def needs(self, inode: Inode) -> bool:
+        """Return whether there is more to know of the inode than its object says, or of its object than its name."""
+        state = inode.state
+        is_settled = not (state.is_behind or state.in_doubt or state.failure is not None)
+        return (
+            not is_settled
+            or self.is_unpublished(inode)
+            or inode in self._turns.running
+            or self._log.tells_of(inode)
+        )
+
     # Waiting for it
 
     async def publish(self, inode: Inode) -> None:

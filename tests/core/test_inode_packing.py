@@ -6,22 +6,26 @@ import gc
 import os
 import stat
 import tracemalloc
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+import trio.lowlevel
+import trio.testing
 from trio.testing import MockClock
 
+from backends.intercepted import InterceptedStorage, Request, T, Verb
 from backends.memory import MemoryStorage
 from fusefs.attributes import to_metadata
-from fusefs.filesystem import AttributeChanges
+from fusefs.filesystem import RENAME_EXCHANGE, AttributeChanges
 from fusefs.inodes import Inode
 from tests.core.tree import CALLER, Tree, TreeOptions, open_tree, stored
 from tests.support.faulty import FaultyStorage
 
 FILES = 2_000
+USED = 300
 INDEXED = TreeOptions(index=True)
 
 
@@ -65,6 +69,62 @@ async def test_a_walk_through_many_files_leaves_little(autojump_clock: MockClock
         finally:
             tracemalloc.stop()
         assert len(tree.inodes) == 2, "the root and the directory"
+
+
+@pytest.mark.parametrize("changed", [False, True], ids=["read", "changed"])
+@pytest.mark.parametrize("logged", [False, True], ids=["no log", "log"])
+async def test_what_was_used_takes_no_more_than_what_was_looked_at(
+    logged: bool, changed: bool, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """When the bucket has it, the log tells of it no more, and its bytes have given way. It is the same then."""
+    storage = FaultyStorage(MemoryStorage())
+    paths = [f"d/measurement-{number:07d}" for number in range(USED)]
+    for path in () if changed else paths:
+        await storage.put(path, path.encode())
+    async with open_tree(storage, tmp_path, TreeOptions(index=True, logged=logged)) as tree:
+        await (tree.mkdir("d") if changed else tree.names("d"))
+        known: list[int] = []
+        tracemalloc.start()
+        try:
+            for first in range(0, USED, 50):
+                for path in paths[first : first + 50]:
+                    if changed:
+                        await tree.write_file(path, path.encode())
+                    assert await tree.read_file(path) == path.encode()
+                    inode = await look_up(tree, path)
+                    known.append(hash((inode.number, inode.attributes)))
+                    forget(tree, inode)
+                await tree.packer.pack_all()
+                assert len(tree.inodes) >= 2 + 50, "all of it is on the local disk"
+                await tree.publish_all()
+                await trio.sleep(40)
+                tree.sources.budget.make_room(goal_bytes=0)
+                await tree.packer.pack_all()
+                assert len(tree.inodes) == 2, "the root and the directory"
+            del inode
+            gc.collect()
+            assert _bytes_of_the_tree() < 550 * USED, "keys and marks in the bucket are up to 140 of it"
+        finally:
+            tracemalloc.stop()
+        storage.calls.clear()
+        for listings in range(3):
+            for path, was in zip(paths, known, strict=True):
+                inode = await tree.find(path)
+                assert hash((inode.number, inode.attributes)) == was
+            await tree.packer.pack_all()
+            asked = [request.verb for request in storage.calls if request.verb is not Verb.GET_RANGE]
+            assert asked == [Verb.LIST_PREFIX] * listings, "and no HEAD"
+            await trio.sleep(100)
+            await tree.names("d")
+        for path in paths:
+            assert await tree.read_file(path) == path.encode()
+
+
+def _bytes_of_the_tree() -> int:
+    """Return what is traced of `fusefs`, but for the objects' metadata, which the bucket has in memory."""
+    filters = [tracemalloc.Filter(True, "*/fusefs/*"), tracemalloc.Filter(False, "*/fusefs/attributes.py")]
+    traces = tracemalloc.take_snapshot().filter_traces(filters)
+    return sum(each.size for each in traces.statistics("filename"))
 
 
 @pytest.mark.parametrize("path", ["d/f", "d/l", "d/p"])
@@ -142,17 +202,108 @@ async def test_what_others_change_keeps_its_number(autojump_clock: MockClock, tm
 async def test_what_is_in_use_stays(autojump_clock: MockClock, tmp_path: Path) -> None:
     """An open file, one that was read, one that was changed, a directory, and a file with several names."""
     storage = await filled(tmp_path)
-    for name in ("open", "read", "changed", "published"):
+    for name in ("open", "read", "changed"):
         await storage.put(f"d/{name}", b"x")
     async with open_tree(storage, tmp_path / "after", INDEXED) as tree:
         await tree.open("d/open", os.O_RDONLY)
         await tree.read_file("d/read")
-        for name in ("published", "changed"):
-            number = (await tree.find(f"d/{name}")).number
-            await tree.filesystem.setattr(number, AttributeChanges(mode=0o600))
-            if name == "published":
-                await tree.publish_all()
-        for path in ("d", "d/open", "d/read", "d/changed", "d/published", "d/linked"):
+        await tree.filesystem.setattr((await tree.find("d/changed")).number, AttributeChanges(mode=0o600))
+        for path in ("d", "d/open", "d/read", "d/changed", "d/linked"):
             inode = await look_up(tree, path)
             forget(tree, inode)
+            await tree.packer.pack_all()
             assert await look_up(tree, path) is inode
+
+
+async def test_what_the_log_tells_of_stays(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """It would be another inode to the log when it is changed again: until its name there counts no more."""
+    async with open_tree(FaultyStorage(MemoryStorage()), tmp_path, TreeOptions(logged=True)) as tree:
+        kept = await tree.create("kept")
+        await tree.write_file("f", b"")
+        file = await tree.find_file("f")
+        await tree.publish_all()
+        await trio.sleep(5)
+        await tree.packer.pack_all()
+        assert await tree.find("f") is not file, "the log is gone"
+
+        await tree.write(kept, 0, b"needed until it is published")
+        await tree.write_file("f", b"")
+        file = await tree.find_file("f")
+        await tree.publisher.publish(file)
+        await tree.packer.pack_all()
+        assert await tree.find("f") is file, "the log tells of both"
+        await tree.publish_all()
+        await tree.packer.pack_all()
+        assert await tree.find("f") is file, "no batch says that the log is not needed"
+        await tree.write(kept, 0, b"of the next batch")
+        await tree.filesystem.fsync(kept)
+        await tree.packer.pack_all()
+        assert await tree.find("f") is not file
+
+
+class LateListings(InterceptedStorage):
+    """Listings are as they were when they were asked for, and come when the test says so."""
+
+    def __init__(self, inner: MemoryStorage) -> None:
+        super().__init__(inner)
+        self.arrive = trio.Event()
+        self.arrive.set()
+
+    async def _carry_out(self, request: Request, send: Callable[[], Awaitable[T]]) -> T:
+        result = await send()
+        if request.verb is Verb.LIST_PREFIX:
+            await self.arrive.wait()
+        return result
+
+
+async def test_what_is_written_while_its_directory_is_listed_stays(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """The listing does not have it, or has another version."""
+    storage = LateListings(MemoryStorage())
+    await storage.put("d/changed", b"before")
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.names("d")
+        await trio.sleep(100)
+        storage.arrive = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree.names, "d")
+            await trio.testing.wait_all_tasks_blocked()
+            for handle in (await tree.open("d/changed"), await tree.create("d/new")):
+                await tree.write(handle, 0, b"since then")
+                await tree.close(handle)
+            await tree.publish_all()
+            tree.sources.budget.make_room(goal_bytes=0)
+            await tree.packer.pack_all()
+            storage.arrive.set()
+        assert await tree.names("d") == ["changed", "new"]
+        await tree.packer.pack_all()
+        assert len(tree.inodes) == 2, "the root and the directory"
+        for path in ("d/changed", "d/new"):
+            assert await tree.read_file(path) == b"since then"
+
+
+async def test_who_renames_a_directory_finds_all_of_it_as_inodes(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """At the same time, however long that takes and whatever is packed meanwhile."""
+    storage = MemoryStorage()
+    for path in ("d/a/f", "d/b/f", "d/f", "e/a/f", "e/f"):
+        await storage.put(path, path.encode())
+    async with open_tree(storage, tmp_path) as tree:
+        for path in ("d/a", "d/b", "d", "e/a", "e"):
+            await tree.names(path)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pack_without_a_pause, tree)
+            for _ in range(3):
+                await tree.rename("d", "e", RENAME_EXCHANGE)
+            nursery.cancel_scope.cancel()
+        await tree.publish_all()
+    assert (await stored(storage))["e/b/f"] == b"d/b/f"
+    assert (await stored(storage))["d/a/f"] == b"e/a/f"
+
+
+async def pack_without_a_pause(tree: Tree) -> None:
+    while True:
+        await tree.packer.pack_all()
+        await trio.lowlevel.checkpoint()

@@ -214,6 +214,31 @@ async def attributes(history: History) -> None:
     await history.commit()
 
 
+async def use_what_was_packed(history: History) -> None:
+    """Of a file that becomes an entry, and an inode again, the log tells under two names, one after the other."""
+    tree = history.tree
+    kept = await history.create("kept")
+    for number, path in enumerate(("file", "file", "moved")):
+        await history.write(kept, number * PART, NEW)
+        handle = await history.open(path)
+        await history.write(handle, number, NEW)
+        await history.fsync(handle)
+        await history.close(handle)
+        await tree.publisher.publish(await tree.find(path))
+        for _ in range(2):
+            tree.sources.budget.make_room(goal_bytes=0)
+            await tree.packer.pack_all()
+            if number:
+                await history.rename(path, "moved")
+                path = "moved"
+            await history.write(kept, number * PART, NEW)
+            await history.commit()
+            await trio.sleep(6)
+    await history.unlink("moved")
+    await history.commit()
+    await history.close(kept)
+
+
 async def hard_link(history: History) -> None:
     await history.link("file", "d/second")
     await history.commit()
@@ -374,6 +399,7 @@ SCENARIOS: Final = {
     "swap": Scenario({"a": SMALL, "b": LARGE}, swap),
     "rotate": Scenario({"log": SMALL, "log.1": LARGE}, rotate),
     "attributes": Scenario({"file": LARGE, "d/below": SMALL}, attributes),
+    "use what was packed": Scenario({"file": LARGE}, use_what_was_packed),
     "hard link": Scenario({"file": LARGE, "d/below": SMALL}, hard_link),
     "write and link": Scenario({"file": SMALL}, write_and_link),
     "stream": Scenario({}, stream),

@@ -291,6 +291,7 @@ class Run:
 
     async def evict(self) -> None:
         self.tree.sources.budget.make_room(goal_bytes=0)
+        await self.tree.packer.pack_all()
 
     async def fail(self, call: int, answer_lost: bool) -> None:
         self.faulty.fail(Unavailable, call=call, answer_lost=answer_lost)

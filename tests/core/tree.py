@@ -29,6 +29,7 @@ from fusefs.committer import Committer
 from fusefs.content import ContentSources
 from fusefs.filesystem import Caller, Filesystem, FilesystemOptions
 from fusefs.index_writer import IndexWriter
+from fusefs.inode_packing import Packer
 from fusefs.inodes import ROOT_NUMBER, Directory, File, Inode, InodeTable
 from fusefs.journal import Journal
 from fusefs.kept_content import KeptContent, keep_all
@@ -110,6 +111,7 @@ class Tree:
     xattrs: XattrCalls
     sources: ContentSources
     index_writer: IndexWriter | None
+    packer: Packer
     log: ChangeLog
 
     async def find(self, path: str) -> Inode:
@@ -317,6 +319,7 @@ def _build(
             if index is not None and not options.filesystem.read_only
             else None
         ),
+        packer=Packer(inodes, placement, publisher),
         log=log,
     )
 
