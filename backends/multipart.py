@@ -1,15 +1,16 @@
 """Objects of unknown length on their way up: flushes of any size in, legal parts out.
 
 `BufferedMultipartWriter` is how every streamed object reaches a store. Nothing is begun for what stays below one
-part: it is a single PUT on close. From the first full part on, parts are uploaded in the background, a bounded number
-at a time, and `write` waits when that number is reached. Part sizes grow along the object (`backends.part_sizes`),
-so that the 10,000 parts of an upload reach the store's largest object.
+part: it is a single PUT on close. From the first full part on, parts are uploaded in the background, as many as a
+budget of bytes has room for, and `write` waits when it has none. Part sizes grow along the object
+(`backends.part_sizes`), so that the 10,000 parts of an upload reach the store's largest object.
 
 What has been sent can be sent again: `rewrite` replaces a part under its number, until `close`. So a file that is
 written while it goes up, and then changed near its beginning, costs one part more and not a second upload.
 
-A failure ends the upload: it is aborted, and whoever calls next gets the error. Memory held is the parts under way
-and one more; what is written is copied once, or not at all if it is one part.
+A failure ends the upload: it is aborted, and whoever calls next gets the error. Memory held is the parts under way,
+and one more unless the caller has called `reserve` before it has read what it writes; what is written is copied once,
+or not at all if it is one part.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from backends.base import (
     Part,
     PutMode,
 )
+from backends.byte_budget import ByteBudget
 from backends.errors import StorageError
 from backends.part_sizes import PartSizes
 
@@ -40,6 +42,8 @@ _log = logging.getLogger(__name__)
 
 DEFAULT_PART_SIZE: Final = 8 * MIB
 DEFAULT_IN_FLIGHT: Final = 4
+"""First parts under way at once, for a writer that shares no budget."""
+
 ABORT_TIMEOUT_SECONDS: Final = 60.0
 """How long an abort may hold up a cancellation; what it leaves behind is an orphan, found at the next mount."""
 
@@ -67,7 +71,7 @@ class BufferedMultipartWriter:
         *,
         metadata: Metadata,
         part_size: int,
-        in_flight: trio.CapacityLimiter,
+        in_flight: ByteBudget,
         on_stored: OnStored | None = None,
     ) -> None:
         self._on_stored = on_stored
@@ -80,6 +84,8 @@ class BufferedMultipartWriter:
         self._nursery: trio.Nursery | None = None
         self._upload: MultipartUpload | None = None
         self._buffer = bytearray()
+        #: Bytes of the budget that are held for what is buffered, or is written next.
+        self._reserved = 0
         self._sent: list[SentPart] = []
         self._stored: dict[int, Part] = {}
         self._under_way = 0
@@ -106,8 +112,19 @@ class BufferedMultipartWriter:
         _, start, end = self._part_sizes.part(number)
         return end - start
 
+    async def reserve(self, size: int) -> None:
+        """Return when there is room for `size` bytes in memory; it is held for what is written, or rewritten, next.
+
+        For bytes that are written without it there is room when they are sent. Nothing may be buffered: who holds
+        memory must not wait for more.
+        """
+        self._check_open()
+        assert not self._reserved, "what is reserved is to be written first"
+        await self._in_flight.acquire(size)
+        self._reserved = size
+
     async def write(self, data: Data) -> None:
-        """Append bytes; waits while the parts under way are as many as may be. Raises the failure of any part.
+        """Append bytes; waits while there is no room for more parts under way. Raises the failure of any part.
 
         A write that is cancelled while it waits has lost bytes, so the object can only be given up after it.
         """
@@ -150,6 +167,8 @@ class BufferedMultipartWriter:
         """Make the object appear, whole, and return its ETag. Raises `PreconditionFailed`, and any part's failure."""
         await self.flush()
         if self._upload is None:
+            if not self._reserved:
+                await self.reserve(len(self._buffer))
             etag = await self._storage.put(self._key, self._buffer, metadata=self._metadata, mode=mode)
         else:
             parts = [self._stored[part.number] for part in self._sent]
@@ -158,9 +177,9 @@ class BufferedMultipartWriter:
         return etag
 
     def forget_buffered(self) -> None:
-        """Take back what was written and not sent: it is to be written again."""
-        self._check_open()
-        self._buffer.clear()
+        """Take back what was written, or reserved, and not sent: it is to be written again."""
+        self._buffer = bytearray()
+        self._in_flight.release(self._take_reserved())
 
     def leave(self) -> None:
         """Let the upload be as it is, neither complete nor aborted: somebody else knows of it and will end it."""
@@ -182,6 +201,10 @@ class BufferedMultipartWriter:
         taken, self._buffer = self._buffer, bytearray()
         return taken
 
+    def _take_reserved(self) -> int:
+        taken, self._reserved = self._reserved, 0
+        return taken
+
     def _check_open(self) -> None:
         if self._closed:
             raise RuntimeError("the writer was closed")
@@ -199,15 +222,16 @@ class BufferedMultipartWriter:
         try:
             if self._upload is None:
                 self._upload = await self._storage.create_multipart(self._key, metadata=self._metadata)
-            await self._in_flight.acquire_on_behalf_of(slot := object())
+            if not self._reserved:
+                await self.reserve(len(data))
         except BaseException as error:
             # These bytes are in no buffer any more: what is sent from now on would have a hole.
             self._failure = error if isinstance(error, Exception) else RuntimeError("a write was cancelled")
             raise
         self._under_way += 1
-        self._nursery.start_soon(self._store, self._upload, number, data, slot)
+        self._nursery.start_soon(self._store, self._upload, number, data, self._take_reserved())
 
-    async def _store(self, upload: MultipartUpload, number: int, data: Data, slot: object) -> None:
+    async def _store(self, upload: MultipartUpload, number: int, data: Data, reserved: int) -> None:
         try:
             stored = self._stored[number] = await upload.upload_part(number, data)
             if self._on_stored is not None:
@@ -215,7 +239,7 @@ class BufferedMultipartWriter:
         except Exception as error:  # of any kind: out of the nursery it would come as an ExceptionGroup
             self._failure = self._failure or error
         finally:
-            self._in_flight.release_on_behalf_of(slot)
+            self._in_flight.release(reserved)
             self._under_way -= 1
             if not self._under_way:
                 self._idle.set()
@@ -234,17 +258,17 @@ async def open_writer(
     *,
     metadata: Metadata = NO_METADATA,
     part_size: int = DEFAULT_PART_SIZE,
-    in_flight: trio.CapacityLimiter | None = None,
+    in_flight: ByteBudget | None = None,
     on_stored: OnStored | None = None,
 ) -> AsyncIterator[BufferedMultipartWriter]:
     """Open a writer for the block; an upload that was not closed in it is aborted at its end, however it ends.
 
-    `in_flight` bounds the parts under way; writers that share one share its bound, and so their memory. Raises
+    `in_flight` bounds the bytes under way; writers that share one share its bound, and so their memory. Raises
     ValueError for a `part_size` below the store's minimum.
     """
-    limiter = in_flight or trio.CapacityLimiter(DEFAULT_IN_FLIGHT)
+    budget = in_flight or ByteBudget(DEFAULT_IN_FLIGHT * part_size)
     writer = BufferedMultipartWriter(
-        storage, key, metadata=metadata, part_size=part_size, in_flight=limiter, on_stored=on_stored
+        storage, key, metadata=metadata, part_size=part_size, in_flight=budget, on_stored=on_stored
     )
     failure: Exception | None = None
     try:
@@ -257,6 +281,7 @@ async def open_writer(
                 failure = error
             nursery.cancel_scope.cancel()
     finally:
+        writer.forget_buffered()
         # Only now: a part that is stored after the abort would be an orphan.
         with trio.move_on_after(ABORT_TIMEOUT_SECONDS, shield=True) as scope:
             await writer.abort()

@@ -42,7 +42,10 @@ FETCHES_IN_FLIGHT: Final = 12
 """Ranged GETs of 4 MiB under way at once: 48 MiB of memory, and enough for a network of 1 GB/s and 40 ms."""
 
 PART_MEMORY: Final = 64 * 1024 * 1024
-"""Bytes of parts in memory at once, for all uploads together."""
+"""Bytes of files on their way up at once, for all uploads together; small files have an eighth of it besides.
+
+More only where two parts of the size that was asked for are more.
+"""
 
 DEFAULT_PART_SIZE: Final = 8 * 1024 * 1024
 
@@ -110,7 +113,7 @@ async def open_tree(
             nursery.start_soon,
             log,
             part_size=part_size,
-            parts_in_flight=max(2, PART_MEMORY // part_size),
+            bytes_in_flight=max(PART_MEMORY, 2 * part_size),
         )
         publisher = Publisher(
             storage,

@@ -10,6 +10,9 @@ it sends what is missing, looks which parts were written again since they were r
 again under their numbers, and completes when, with no await in between, there is none and the log has all of the
 file. After `FREE_ROUNDS` of it the writers of this file wait for the last round.
 
+Bytes leave the stage when the budget of what is under way has room for them (`backends.byte_budget`). Who holds some of
+it waits for the store alone: a commit of the log may wait for the parts of any stream, and these for room.
+
 The log refers to parts of a stream instead of carrying their bytes. Before such a part is replaced, or the stream is
 given up, the log gets the bytes; where it cannot take them the parts stay where they are.
 """
@@ -27,6 +30,7 @@ from typing import Final, TypeAlias
 import trio
 
 from backends.base import CREATE_ONLY, MIB, Metadata, MultipartUpload, ObjectStorage, Part, PutMode
+from backends.byte_budget import ByteBudget
 from backends.errors import InvalidPart, StorageError, UploadNotFound
 from backends.multipart import (
     BufferedMultipartWriter,
@@ -163,7 +167,10 @@ class _Stream:
         return first.end if first is not None and first.start == 0 else 0
 
     async def _feed(self, writer: BufferedMultipartWriter, end: int) -> None:
+        """Read what comes next and send it; less than a part stays in the writer, until that is told what to do."""
         start, self._fed = self._fed, end
+        await writer.reserve(end - start)
+        self._check_not_cut()
         self.moved_at = trio.current_time()
         await writer.write(await self._content.obtain(start, end))
 
@@ -176,6 +183,9 @@ class _Stream:
             await self._send_rest(writer)
             self._end_flush()  # the next commit finds the parts there
             await self._log.commit()
+            # The bytes of a single PUT are in memory from now on: nothing may wait for the log any more.
+            if not writer.sent and content.size < writer.next_part_size:
+                await self._feed(writer, content.size)
             if self._fed == content.size and not content.unsent and not self._log.is_behind(self._file):
                 if content.upload is None or not content.upload.logged:  # which names the key, too
                     _check_name(self._file, self.key)
@@ -194,10 +204,14 @@ class _Stream:
         return version
 
     async def _send_rest(self, writer: BufferedMultipartWriter) -> None:
-        if writer.sent and self._fed < self._content.size:
+        """Send what is missing, but for a file that is less than a part: that is read when the log has it."""
+        content = self._content
+        if writer.sent and self._fed < content.size:
             await self._fill_last_part(writer)
-        while self._fed < self._content.size:
-            await self._feed(writer, min(self._fed + writer.next_part_size, self._content.size))
+        while self._fed < content.size and self._fed + writer.next_part_size <= content.size:
+            await self._feed(writer, self._fed + writer.next_part_size)
+        if writer.sent and self._fed < content.size:
+            await self._feed(writer, content.size)  # the next round sends what it grows by meanwhile
         if writer.sent:
             await writer.flush()
 
@@ -209,7 +223,7 @@ class _Stream:
             await self._withdraw([last.number])
             self._check_not_cut()
             self._fed = min(full_end, self._content.size)
-            await writer.rewrite(last.number, await self._content.obtain(last.start, self._fed))
+            await self._rewrite(writer, last.number, last.start, self._fed)
 
     async def _send_again(self, writer: BufferedMultipartWriter) -> None:
         content = self._content
@@ -220,8 +234,12 @@ class _Stream:
         for part in writer.sent:
             if content.unsent.intersect(part.start, part.end):
                 await self._withdraw([part.number])
-                self._check_not_cut()
-                await writer.rewrite(part.number, await content.obtain(part.start, part.end))
+                await self._rewrite(writer, part.number, part.start, part.end)
+
+    async def _rewrite(self, writer: BufferedMultipartWriter, number: int, start: int, end: int) -> None:
+        await writer.reserve(end - start)
+        self._check_not_cut()
+        await writer.rewrite(number, await self._content.obtain(start, end))
 
     # What the log may refer to
 
@@ -250,6 +268,7 @@ class _Stream:
 
     async def _give_bytes_to_log(self, writer: BufferedMultipartWriter) -> None:
         """Let the log need the upload no more; where that is not possible, leave it in the bucket."""
+        writer.forget_buffered()  # nobody may hold memory and wait for the log
         upload = self._content.upload
         if upload is None:
             return
@@ -279,15 +298,18 @@ class Uploads:
         log: ChangeLog,
         *,
         part_size: int,
-        parts_in_flight: int,
+        bytes_in_flight: int,
     ) -> None:
         self._log = log
         self._storage = storage
         self._spawn = spawn
         self._part_size = part_size
-        self._in_flight = trio.CapacityLimiter(parts_in_flight)
-        #: Each stream may hold one part that waits for its turn, so that many files being written bound their number.
-        self._max_streams = parts_in_flight
+        #: Of every body that is made of a file's bytes.
+        self._in_flight = ByteBudget(bytes_in_flight)
+        #: Uploads of files that are still being written: with more of them, none would be done sooner.
+        self._max_streams = bytes_in_flight // part_size
+        #: Copies of parts under way, which take no memory.
+        self._copies = trio.CapacityLimiter(self._max_streams)
         self._streams: dict[File, _Stream] = {}
         #: Files whose upload is being finished: no other may take what is unsent of them.
         self._finishing: set[File] = set()
@@ -435,7 +457,7 @@ class Uploads:
         content.give_back()
         try:
             async with begun_upload(self._storage, target, metadata) as upload:
-                patch = _Patch(content, base, upload, self._in_flight)
+                patch = _Patch(content, base, upload, self._in_flight, self._copies)
                 for upload_round in count(1):
                     if upload_round > FREE_ROUNDS:
                         content.hold_writers()
@@ -470,12 +492,18 @@ class _Patch:
     """Parts of one upload, some sent from the stage and some copied from the base, by number."""
 
     def __init__(
-        self, content: Content, base: Version, upload: MultipartUpload, in_flight: trio.CapacityLimiter
+        self,
+        content: Content,
+        base: Version,
+        upload: MultipartUpload,
+        in_flight: ByteBudget,
+        copies: trio.CapacityLimiter,
     ) -> None:
         self._content = content
         self._base = base
         self._upload = upload
         self._in_flight = in_flight
+        self._copies = copies
         self._sent: dict[int, UploadRange | CopyRange] = {}
         self._stored: dict[int, Part] = {}
 
@@ -497,13 +525,22 @@ class _Patch:
                     isinstance(part, UploadRange) and self._content.unsent.intersect(part.start, part.end)
                 ):
                     self._sent[part.number] = part
-                    nursery.start_soon(self._send_one, part, failures)
+                    # One waits at a time: those of other files need not queue behind all of these.
+                    await nursery.start(self._send_one, part, failures)
         if failures:
             raise failures[0]
 
-    async def _send_one(self, part: UploadRange | CopyRange, failures: list[Exception]) -> None:
+    async def _send_one(
+        self,
+        part: UploadRange | CopyRange,
+        failures: list[Exception],
+        *,
+        task_status: trio.TaskStatus[None],
+    ) -> None:
+        is_copied = isinstance(part, CopyRange)
         try:
-            async with self._in_flight:
+            async with self._copies if is_copied else self._in_flight.hold(part.end - part.start):
+                task_status.started()
                 self._stored[part.number] = await self._store(part)
         except Exception as error:  # of any kind: the nursery would make a group of it
             failures.append(error)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from backends.base import CREATE_ONLY, MIB, Data, IfMatch, Limits, ObjectStorage
+from backends.byte_budget import ByteBudget
 from backends.errors import AccessDenied, PreconditionFailed, StorageError, Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
@@ -200,7 +201,7 @@ async def test_parts_go_up_at_the_same_time_up_to_a_bound(faulty: FaultyStorage)
         await writer.close()
 
     async with (
-        open_writer(faulty, "k", part_size=PART, in_flight=trio.CapacityLimiter(2)) as writer,
+        open_writer(faulty, "k", part_size=PART, in_flight=ByteBudget(2 * PART)) as writer,
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(write_on)
@@ -212,7 +213,7 @@ async def test_parts_go_up_at_the_same_time_up_to_a_bound(faulty: FaultyStorage)
 
 async def test_writers_can_share_a_bound(faulty: FaultyStorage) -> None:
     gate = faulty.hold(Verb.UPLOAD_PART, times=math.inf)
-    shared = trio.CapacityLimiter(3)
+    shared = ByteBudget(3 * PART)
 
     async def store(key: str) -> None:
         async with open_writer(faulty, key, part_size=PART, in_flight=shared) as writer:
@@ -226,7 +227,7 @@ async def test_writers_can_share_a_bound(faulty: FaultyStorage) -> None:
         assert len(faulty.calls_of(Verb.UPLOAD_PART)) == 3
         gate.open()
     assert [info.size for info in (await faulty.list_prefix()).objects] == [len(DATA)] * 2
-    assert shared.borrowed_tokens == 0
+    assert shared.used == 0
 
 
 # Parts that are sent again
@@ -347,7 +348,7 @@ async def test_a_cancelled_stream_is_aborted(faulty: FaultyStorage) -> None:
 @pytest.mark.parametrize("verb", [Verb.CREATE_MULTIPART, Verb.UPLOAD_PART])
 async def test_a_cancelled_write_leaves_no_object_with_a_hole(faulty: FaultyStorage, verb: Verb) -> None:
     faulty.hold(verb)
-    async with open_writer(faulty, "k", part_size=PART, in_flight=trio.CapacityLimiter(1)) as writer:
+    async with open_writer(faulty, "k", part_size=PART, in_flight=ByteBudget(PART)) as writer:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(writer.write, DATA)
             await wait_all_tasks_blocked()

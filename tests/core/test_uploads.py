@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -14,11 +15,14 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from backends.base import KIB, Capabilities, ObjectStorage
+from backends.base import KIB, Capabilities, Limits, ObjectStorage
 from backends.errors import AccessDenied, StorageError, Unavailable, UploadNotFound
 from backends.intercepted import InterceptedStorage, Request, T, Verb
+from fusefs import committer, content
+from fusefs.content import Content
 from fusefs.errors import StaleFile
 from fusefs.filesystem import AttributeChanges
+from fusefs.journal_format import JOURNAL_PREFIX
 from fusefs.object_writer import CONFLICTS_PREFIX
 from fusefs.publisher import PublishOptions
 from fusefs.uploads import RESTARTS
@@ -242,23 +246,24 @@ async def test_a_writer_that_never_rests_is_held_until_the_upload_has_ended(
 
 
 class _SlowStore(InterceptedStorage):
-    """Each request takes a second."""
+    """Each request takes a second; `most_bytes` of files, and parts of them, were on their way at once."""
 
     def __init__(self, inner: ObjectStorage) -> None:
         super().__init__(inner)
-        self.part_bytes = 0
-        self.most_part_bytes = 0
+        self._bytes = 0
+        self.most_bytes = 0
+        self.longest = 0
 
     async def _carry_out(self, request: Request, send: Callable[[], Awaitable[T]]) -> T:
-        if request.verb is Verb.UPLOAD_PART:
-            self.part_bytes += request.bytes_sent
-            self.most_part_bytes = max(self.most_part_bytes, self.part_bytes)
+        size = 0 if request.key.startswith(JOURNAL_PREFIX) else request.bytes_sent
+        self._bytes += size
+        self.most_bytes = max(self.most_bytes, self._bytes)
+        self.longest = max(self.longest, size)
         try:
             await trio.sleep(1)
             return await send()
         finally:
-            if request.verb is Verb.UPLOAD_PART:
-                self.part_bytes -= request.bytes_sent
+            self._bytes -= size
 
 
 async def test_many_large_files_hold_a_bounded_number_of_parts(
@@ -275,8 +280,106 @@ async def test_many_large_files_hold_a_bounded_number_of_parts(
         for handle in handles:
             await tree.close(handle)
         await tree.publish_all()
-        assert store.most_part_bytes <= 4 * PART
+        assert 3 * PART < store.most_bytes <= 4 * PART
         assert len(await stored(store)) == 20
+
+
+class _GrowingPartsStorage(SmallPartsStorage):
+    """Parts are three times as long after each ten."""
+
+    @property
+    def limits(self) -> Limits:
+        return replace(LIMITS, max_part_number=100)
+
+
+@pytest.mark.parametrize("size", [25 * PART, 200 * PART], ids=["a few at a time", "longer than the bound"])
+async def test_parts_that_grow_are_fewer_at_a_time(
+    size: int, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """As many bytes go up at once as at the beginning of the file; a part that is more than that goes alone."""
+    store = _SlowStore(_GrowingPartsStorage())
+    data = Random(6).randbytes(size)
+    async with open_tree(store, tmp_path, tree_options(parts_in_flight=4)) as tree:
+        await tree.write_file("file", data)
+        await tree.publish_all()
+        assert store.longest > 2 * PART
+        assert store.most_bytes <= max(4 * PART, store.longest)
+        assert await stored(store) == {"file": data}
+
+
+@pytest.mark.parametrize("size", [200, PART - 1, 3 * PART], ids=["small", "one put", "parts"])
+@pytest.mark.parametrize("based", [False, True], ids=["new", "changed"])
+async def test_nothing_is_read_before_there_is_room_for_it(
+    size: int, based: bool, tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forty workers have something to send, and the store takes nothing: no more is in memory than may be under way."""
+    read = 0
+
+    def take(file: Content, start: int, end: int) -> bytes:
+        nonlocal read
+        read += end - start
+        return taken(file, start, end)
+
+    taken = Content.take
+    monkeypatch.setattr(Content, "take", take)
+    faulty = new_store()
+    names = [f"file-{number}" for number in range(40)]
+    options = tree_options(parts_in_flight=4, publish=PublishOptions(workers=40))
+    async with open_tree(faulty, tmp_path, options) as tree:
+        for name in names if based else ():
+            await faulty.put(name, BASE)
+        gates = [faulty.hold(verb, times=math.inf) for verb in (Verb.PUT, Verb.UPLOAD_PART)]
+        for name in names:
+            handle = await tree.open(name) if based else await tree.create(name)
+            await tree.write(handle, 10 * PART if based else 0, NEW[:1] * size)
+            await tree.close(handle)
+        await trio.sleep(10)
+        is_small = size == 200 and not based  # and has a share of its own
+        share = PART // 2 if is_small else 4 * PART
+        assert share - max(size, LIMITS.min_part_size) < read <= share
+        for gate in gates:
+            gate.open()
+        await tree.publish_all()
+        changed = BASE[: 10 * PART] + NEW[:1] * size + BASE[10 * PART + size :] if based else NEW[:1] * size
+        assert await stored(faulty) == dict.fromkeys(names, changed)
+
+
+async def test_a_small_file_does_not_wait_for_parts(tmp_path: Path, autojump_clock: MockClock) -> None:
+    faulty = new_store()
+    async with open_tree(faulty, tmp_path, tree_options(parts_in_flight=4)) as tree:
+        gate = faulty.hold(Verb.UPLOAD_PART, times=math.inf)
+        await tree.write_file("large", bytes(9 * PART))
+        await gate.reached.wait()
+        await tree.write_file("small", NEW[:200])
+        await trio.sleep(10)
+        assert await stored(faulty) == {"small": NEW[:200]}
+        gate.open()
+        await tree.publish_all()
+
+
+async def test_a_commit_that_waits_for_parts_is_not_waited_for_with_memory_held(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streams are asked for their parts, which need room, while files that would take all of it wait for the log."""
+    monkeypatch.setattr(committer, "BATCH_SIZE", PART)
+    monkeypatch.setattr(content, "PIECE_SIZE", KIB)
+    store = _SlowStore(SmallPartsStorage())
+    data = Random(8).randbytes(100 * PART)
+    options = tree_options(logged=True, parts_in_flight=4, publish=PublishOptions(workers=40))
+    async with open_tree(store, tmp_path, options) as tree:
+        large = await tree.create("large")
+        with trio.fail_after(3_600):
+            for number in range(20):
+                await tree.write(large, 5 * number * PART, data[5 * number * PART : 5 * (number + 1) * PART])
+                for name in range(8):
+                    await tree.write_file(f"{number}-{name}", data[name : name + PART - 1])
+                await trio.sleep(0.3)
+            await tree.close(large)
+            await tree.publish_all()
+        assert store.most_bytes <= 4 * PART
+        objects = await stored(store)
+        assert objects.pop("large") == data
+        assert len(objects) == 160
 
 
 async def test_a_write_during_the_last_part_of_a_new_file_is_not_lost(

@@ -287,7 +287,11 @@ def _build(
     )
     placement = Placement(root, log, mount_id=options.mount_id)
     uploads = Uploads(
-        storage, nursery.start_soon, log, part_size=options.part_size, parts_in_flight=options.parts_in_flight
+        storage,
+        nursery.start_soon,
+        log,
+        part_size=options.part_size,
+        bytes_in_flight=options.parts_in_flight * options.part_size,
     )
     publisher = Publisher(storage, placement, uploads, log, options.publish, mount_id=options.mount_id)
     namespace_options = NamespaceOptions(
