@@ -202,14 +202,17 @@ class Recovery:
     async def _note_list(
         self, by_log_id: Mapping[str, Inode], recovered: Recovered, replayed: Replayed
     ) -> None:
-        """Note the list of names of an inode that has no more than one now."""
+        """Note the list of names of an inode: it is of no use as soon as that has no more than one."""
         inode = by_log_id.get(replayed.last.log_id)
-        if inode is not None and inode.aliases:
-            return
-        for number in replayed.lists:
+        links = inode.links if inode is not None and inode.aliases else None
+        for number in replayed.lists if links is None else [links.number]:
             with suppress(NotFound):
                 info = await self._storage.head(list_key(number))
-                recovered.leftovers.append(Version(info.key, info.etag, info.size))
+                version = Version(info.key, info.etag, info.size)
+                if links is not None:
+                    links.listed = version
+                else:
+                    recovered.leftovers.append(version)
 
     async def _note_leftover(self, recovered: Recovered, leftover: StoredVersion) -> None:
         with suppress(NotFound):

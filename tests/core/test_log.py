@@ -32,6 +32,7 @@ from fusefs.journal_format import (
     batch_key,
     encode,
 )
+from fusefs.link_lists import LISTS_PREFIX
 from fusefs.publisher import PublishOptions
 from tests.core.small_parts import PART, SmallPartsStorage, tree_options
 from tests.core.tree import TreeOptions, open_tree, stored
@@ -109,6 +110,23 @@ async def test_what_was_committed_is_there_after_a_crash(autojump_clock: MockClo
         await trio.sleep(60)
         assert await batches(storage) == []
     assert await stored(storage) == {"d/": b"", "d/a": b"\0\0\0bytes", "link": b"target"}
+
+
+async def test_a_list_of_names_goes_with_the_last_but_one(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """Also where a recovery has found the names, and the file was not published since."""
+    storage = SmallPartsStorage()
+    async with open_tree(storage, tmp_path / "1", options()) as tree:
+        await tree.write_file("file", b"bytes")
+        await tree.link("file", "other")
+        await tree.publish_all()
+        await tree.write_file("file", b"more bytes")
+        await tree.log.commit()
+    assert any(key.startswith(LISTS_PREFIX) for key in await stored(storage, ours=True))
+    async with open_tree(storage, tmp_path / "2", options()) as tree:
+        await tree.unlink("other")
+        await tree.publish_all()
+        await trio.sleep(60)
+    assert await stored(storage, ours=True) == {"file": b"more bytes"}
 
 
 async def test_a_rename_of_a_directory_is_noted_once_and_in_the_log_whole(
