@@ -73,7 +73,13 @@ class ChangeLog(Protocol):
         """Return what the metadata of an object that is made of the inode now has to say of the log."""
 
     async def wait_until_grown(self) -> list[Inode]:
-        """Return when the log is longer than it should be, and which inodes are to be published for it to end."""
+        """Return when the log is longer than it should be, and which inodes it is kept for, the oldest first.
+
+        They are to be published, or told again.
+        """
+
+    def tell_again(self, inode: Inode) -> None:
+        """Let the next commit tell of the inode, and of all its names, as of one that the log has nothing of yet."""
 
     async def commit(self) -> None:
         """Return when all that changed until now is durable. Raises why it is not."""
@@ -126,6 +132,9 @@ class NoLog:
     async def wait_until_grown(self) -> list[Inode]:
         await trio.sleep_forever()
         raise AssertionError("unreachable")
+
+    def tell_again(self, inode: Inode) -> None:
+        pass
 
     async def commit(self) -> None:
         pass

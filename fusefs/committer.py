@@ -9,6 +9,10 @@ The log keeps what the bucket does not have yet. `_needed` says for each inode (
 in which batch its story begins; the oldest of these is the cutoff that the next batch names. A publication that
 succeeds makes all unneeded that was captured before it began.
 
+What cannot be published would keep every batch since its own. So when the log has become too long, such an inode is
+told again, whole, and what is to be deleted is named again: then the older batches are not needed. That is done once
+for each `max_log_bytes` that go into the log; where it takes more than half of them, once for twice what it takes.
+
     not noted -> unlogged (`changed`) -> captured, needed -> (published) -> not needed
 """
 
@@ -24,7 +28,7 @@ from typing import Final, TypeAlias
 
 import trio
 
-from backends.base import MIB, Metadata
+from backends.base import KIB, MIB, Metadata
 from backends.errors import StorageError
 from fusefs.capture import Capture, bytes_to_carry, capture, leave_moved_upload, note_captured, stored_version
 from fusefs.change_log import LOG_KEY, Publication
@@ -32,6 +36,7 @@ from fusefs.content import Version
 from fusefs.inodes import Directory, File, Inode
 from fusefs.journal import Journal, JournalStatistics
 from fusefs.journal_format import CONTINUED, LeftoverRecord, Position, Record, StoredVersion
+from fusefs.keys import RESERVED_PREFIX
 from fusefs.lease import Lease
 from fusefs.moves import Moves
 
@@ -52,8 +57,8 @@ IDLE_SECONDS: Final = 1.0
 TRIM_BATCHES: Final = 32
 """Batches that are worth a request to delete them."""
 
-OLDEST: Final = 64
-"""Inodes that are published together to shorten a log that is too long."""
+RECORD_SIZE: Final = KIB
+"""Bytes that a record is taken to have beside those of a file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +111,11 @@ class Committer:
         self._needed: dict[_Needing, Position] = {}
         #: The same of inodes that are being published, as of before that.
         self._publishing: dict[Inode, Position] = {}
+        #: What the next commit tells again, and in which batch that begins, if one has any of it yet.
+        self._again: dict[_Needing, Position | None] = {}
+        #: What is needed from before it is to be published or told again; and how many bytes were told again since.
+        self._again_before = Position(0, 0)
+        self._again_bytes = 0
         #: Before that, what is needed of earlier terms is not known.
         self._is_restored = False
 
@@ -202,7 +212,7 @@ class Committer:
             del self._publishing[inode]
             if not publication.has_attributes:
                 self._needed[inode] = before
-                self._needed = dict(sorted(self._needed.items(), key=lambda item: item[1]))
+                self._sort_needed()
         self._look_for_end()
 
     def settled(self, inode: Inode) -> None:
@@ -384,29 +394,34 @@ class Committer:
     ) -> None:
         """Send a batch on its way, and note what the log has with it.
 
-        In this order: of a batch that cannot be made nothing may be noted, or else no later one would tell of it.
+        That only then: what was in a batch that cannot be made has to be in a later one. Which things are needed from
+        where is noted before, because the batch names its cutoff; if it cannot be made the next one has its position.
         """
         position = self._journal.next_position
+        for each in captured:
+            if each.inode.linked or each.inode.version is not None:
+                self._needed.setdefault(each.inode, position)
+            self._note_told(each.inode, position, each.size_bytes)
+        for version in leftovers:
+            self._needed.setdefault(version, position)
+            self._note_told(version, position, 0)
+        if not flags & CONTINUED:
+            self._need_from_where_told_again()
+        cutoff = min(
+            [next(iter(self._needed.values()), position), *self._publishing.values()],
+        )
         records: tuple[Record, ...] = (
             *(each.record for each in captured),
             *(LeftoverRecord(version) for version in leftovers),
         )
-        # What begins with this batch is needed from `position` on, and so changes nothing here.
-        cutoff = min(
-            [next(iter(self._needed.values()), position), *self._publishing.values()],
-        )
         sequence = self._journal.append(nursery, records, cutoff=cutoff, flags=flags)
         for each in captured:
-            if each.inode.linked or each.inode.version is not None:
-                self._needed.setdefault(each.inode, position)
             each.inode.is_in_log = each.inode.linked
             each.inode.told_at = position
             note_captured(each)
-        for version in leftovers:
-            self._needed.setdefault(version, position)
         if not flags & CONTINUED:  # or else it counts only together with one that may never arrive
             nursery.start_soon(self._note_cutoff, sequence, cutoff)
-        if self._journal.size_from(cutoff) > self._max_log_bytes:
+        if self._journal.size_from(cutoff) > self._limit:
             self._grown.set()
 
     @property
@@ -424,8 +439,48 @@ class Committer:
         """As `ChangeLog`."""
         await self._grown.wait()
         self._grown = trio.Event()
-        inodes = [thing for thing in self._needed if isinstance(thing, Inode)]
-        return inodes[:OLDEST]
+        if not self._again and self._journal.size_from(self._again_before) > self._limit:
+            self._again_before, self._again_bytes = self._journal.next_position, 0
+        keeping = [thing for thing, position in self._needed.items() if position < self._again_before]
+        for thing in keeping:
+            if isinstance(thing, StoredVersion):  # why it is not deleted does not matter: its record is short
+                self._again.setdefault(thing)
+                self._unlogged_leftovers.setdefault(thing, False)
+        return [thing for thing in keeping if isinstance(thing, Inode)]
+
+    @property
+    def _limit(self) -> float:
+        """How long the log may be: what is told again and again must not be most of what goes into it."""
+        return max(self._max_log_bytes, 2 * self._again_bytes)
+
+    def tell_again(self, inode: Inode) -> None:
+        """As `ChangeLog`."""
+        for each in (inode.subject, *inode.subject.aliases):
+            if each in self._again:
+                continue
+            self._again[each] = None
+            self.changed(each)
+            each.is_in_log = True  # or else it is not told of one without a name any more
+            if isinstance(each, File):
+                each.content.note_all_unlogged()
+
+    def _note_told(self, thing: _Needing, position: Position, size_bytes: int) -> None:
+        if thing in self._again:
+            self._again[thing] = self._again[thing] or position
+            self._again_bytes += RECORD_SIZE + size_bytes
+
+    def _need_from_where_told_again(self) -> None:
+        """Note that older batches are not needed of what was told again, now that all of it was."""
+        for thing, position in self._again.items():
+            is_found = not isinstance(thing, Inode) or _is_found_by_its_name(thing)
+            if position is not None and thing in self._needed and is_found:
+                self._needed[thing] = position
+        if self._again:
+            self._sort_needed()
+        self._again.clear()
+
+    def _sort_needed(self) -> None:
+        self._needed = dict(sorted(self._needed.items(), key=lambda item: item[1]))
 
     @property
     def is_empty(self) -> bool:
@@ -464,6 +519,17 @@ class Committer:
                 await self.finish()
             except Exception as error:  # of any kind: nothing may end the nursery of the whole mount
                 _log.warning("the log is not removed: %s", error)
+
+
+def _is_found_by_its_name(inode: Inode) -> bool:
+    """Return whether an object that an attempt may have made is under the name that a record has now.
+
+    Of another name only older records tell. Below the reserved prefix a recovery looks for all that is ours.
+    """
+    state = inode.state
+    attempts = state.in_doubt if state.storing is None else [*state.in_doubt, state.storing]
+    name = inode.path_key
+    return all(key.startswith(RESERVED_PREFIX) or key.removesuffix("/") == name for key, _ in attempts)
 
 
 async def _flush_stream(file: File) -> None:

@@ -239,6 +239,12 @@ class Content:
         """Note that the log has to be given what the file has of a range."""
         self.unlogged.add(start, min(end, self.size))
 
+    def note_all_unlogged(self) -> None:
+        """Note that the log has to be given all that the base does not have, as if it had been given nothing."""
+        for extent in self.dirty:
+            self.unlogged.add(*extent)
+        self.cut = self.base_limit if self.cut is None else min(self.cut, self.base_limit)
+
     def give_back(self) -> None:
         """Note that no upload has anything: the one that took bytes has failed."""
         self.unsent = self.dirty.copy()

@@ -59,6 +59,9 @@ _log = logging.getLogger(__name__)
 SETTLE_SECONDS: Final = 0.05
 """How long a change of names waits before it is published: a temporary name is gone by then, and costs nothing."""
 
+OLDEST: Final = 64
+"""Inodes that are published together to shorten a log that is too long."""
+
 RETRY_SECONDS: Final = 30.0
 """Pause after an attempt that failed for good (the store's own outages are retried below, in `backends.retrying`)."""
 
@@ -390,12 +393,29 @@ class Publisher:
         )
 
     async def _shorten_log(self) -> None:
-        """Publish what a log tells of that has become too long."""
+        """Publish what a log is kept for that has become too long; what has failed is told again, and has its time."""
         while True:
-            for inode in await self._log.wait_until_grown():
-                self._note_moved()
-                if inode in self._pending:
-                    self._ask_for(inode)
+            inodes = await self._log.wait_until_grown()
+            self._note_moved()
+            waiting = [inode for inode in inodes if inode in self._pending]
+            for inode in waiting:
+                if inode.state.failure is not None:
+                    self._tell_again(inode)
+            for inode in [each for each in waiting if each.state.failure is None][:OLDEST]:
+                self._ask_for(inode)
+
+    def _tell_again(self, inode: Inode) -> None:
+        """Let the log have all of an inode again, under all its names, unless an attempt is under way.
+
+        It counts as a change, so that a later attempt makes that unneeded, too, where a name had been published.
+        """
+        names = (inode.subject, *inode.subject.aliases)
+        if not self._turns.running.keys().isdisjoint(names):
+            return
+        self._log.tell_again(inode)
+        for each in names:
+            each.state.changes += 1
+            self._schedule(each, trio.current_time() + RETRY_SECONDS)
 
     def _start_publications(self, nursery: trio.Nursery) -> None:
         while self._due and len(self._turns.running) < self._options.workers:

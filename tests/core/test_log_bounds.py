@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -13,8 +16,12 @@ import trio
 from trio.testing import MockClock
 
 from backends.base import KIB, MIB
+from backends.errors import AccessDenied, InvalidKey, Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
+from fusefs import committer
+from fusefs.content import PIECE_SIZE
+from fusefs.filesystem import AttributeChanges
 from fusefs.journal_format import JOURNAL_PREFIX
 from fusefs.publisher import PublishOptions
 from fusefs.stored_lease import LEASE_KEY
@@ -27,6 +34,10 @@ PAGE: Final = 8 * KIB
 HOT_SIZE: Final = 16 * MIB
 COMMITS: Final = 1_000
 HOUR: Final = 3_600.0
+
+LOG_SIZE: Final = 256 * KIB
+UNTRIMMED: Final = committer.TRIM_BATCHES * (PAGE + KIB)
+"""Bytes of batches that are not needed any more, and too few for a request to delete them."""
 
 
 async def log_size(storage: MemoryStorage) -> int:
@@ -82,6 +93,202 @@ async def test_a_log_that_grows_is_published(tmp_path: Path, autojump_clock: Moc
         assert 3 <= tree.publisher.statistics().published <= 5
         await tree.publish_all()
     assert await stored(inner) == {"hot": expected}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handicap:
+    """What cannot be published, or not be deleted; all of it is in the log before anything else is done."""
+
+    act: Callable[[Tree, FaultyStorage], Awaitable[None]]
+    #: What the tree has of it in the end, beside `hot`.
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    before: Mapping[str, bytes] = field(default_factory=dict)
+
+
+async def _refuse_name(tree: Tree, storage: FaultyStorage) -> None:
+    storage.fail(InvalidKey, verb=Verb.PUT, key="name", times=math.inf)
+    handle = await tree.create("name")
+    for offset in (0, 3 * PAGE, PAGE // 2):
+        await tree.write(handle, offset, bytes([offset // PAGE + 1]) * PAGE)
+        await tree.filesystem.fsync(handle)
+    for size in (2 * PAGE, 5 * PAGE):
+        await tree.filesystem.setattr((await tree.find("name")).number, AttributeChanges(size=size))
+        await tree.filesystem.fsync(handle)
+    await tree.close(handle)
+
+
+async def _deny_change(tree: Tree, storage: FaultyStorage) -> None:
+    storage.fail(AccessDenied, verb=Verb.PUT, key="denied", times=math.inf)
+    handle = await tree.open("denied")
+    await tree.write(handle, 1, b"changed")
+    await tree.filesystem.setattr((await tree.find("denied")).number, AttributeChanges(size=PAGE))
+    await tree.filesystem.fsync(handle)
+    await tree.close(handle)
+
+
+async def _deny_cut(tree: Tree, storage: FaultyStorage) -> None:
+    storage.fail(AccessDenied, verb=Verb.PUT, key="denied", times=math.inf)
+    await tree.filesystem.setattr((await tree.find("denied")).number, AttributeChanges(size=5))
+    await tree.log.commit()
+
+
+async def _deny_name(tree: Tree, storage: FaultyStorage) -> None:
+    for verb in (Verb.PUT, Verb.COPY):
+        storage.fail(AccessDenied, verb=verb, key="new/below", times=math.inf)
+        storage.fail(AccessDenied, verb=verb, key="new/", times=math.inf)
+    await tree.rename("old", "new")
+    await tree.log.commit()
+
+
+async def _deny_link(tree: Tree, storage: FaultyStorage) -> None:
+    storage.fail(AccessDenied, verb=Verb.COPY, key="link", times=math.inf)
+    await tree.link("file", "link")
+    await tree.log.commit()
+
+
+async def _hold_object(tree: Tree, storage: FaultyStorage) -> None:
+    storage.fail(AccessDenied, verb=Verb.DELETE, key="held", times=math.inf)
+    await tree.unlink("held")
+    await tree.log.commit()
+
+
+HANDICAPS: Final = {
+    "a name that is refused": Handicap(
+        act=_refuse_name, files={"name": bytes([1]) * (PAGE // 2) + bytes([1]) * PAGE + bytes(7 * PAGE // 2)}
+    ),
+    "a change that is denied": Handicap(
+        act=_deny_change,
+        before={"denied": b"b" * 2 * PAGE},
+        files={"denied": b"bchanged" + b"b" * (PAGE - 8)},
+    ),
+    "a cut that is denied": Handicap(act=_deny_cut, before={"denied": b"b" * 9}, files={"denied": b"b" * 5}),
+    "a new name that is denied": Handicap(
+        act=_deny_name, before={"old/below": b"clean"}, files={"new/below": b"clean"}
+    ),
+    "a link that is denied": Handicap(
+        act=_deny_link, before={"file": b"bytes"}, files={"file": b"bytes", "link": b"bytes"}
+    ),
+    "an object that is held": Handicap(act=_hold_object, before={"held": b"bytes"}),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of a mount: its longest log in the bucket, what went into it, and how often `hot` was published."""
+
+    hot: bytes
+    longest: int
+    logged: int
+    publications: int
+
+
+async def commit_beside(
+    handicap: Handicap | None, inner: MemoryStorage, directory: Path, *, commits: int = 300
+) -> Outcome:
+    """Change a page of the file `hot` and commit that, many times, on a mount that dies then."""
+    storage = FaultyStorage(inner)
+    rng, expected, longest = Random(1), bytearray(MIB), 0
+    await inner.put("hot", expected)
+    for key, data in handicap.before.items() if handicap else ():
+        await inner.put(key, data)
+    options = replace(LOGGED, max_log_bytes=LOG_SIZE, publish=PublishOptions(interval_seconds=HOUR))
+    async with open_tree(storage, directory, options) as tree:
+        if handicap is not None:
+            await handicap.act(tree, storage)
+        handle = await tree.open("hot")
+        for number in range(commits):
+            page, start = rng.randbytes(PAGE), rng.randrange(MIB // PAGE) * PAGE
+            expected[start : start + PAGE] = page
+            await tree.filesystem.write(handle, start, page)
+            await tree.filesystem.fsync(handle)
+            await trio.sleep(0.1)
+            if number % 5 == 0:
+                longest = max(longest, await log_size(inner))
+    puts = storage.calls_of(Verb.PUT)
+    return Outcome(
+        hot=bytes(expected),
+        longest=longest,
+        logged=sum(call.bytes_sent for call in puts if call.key.startswith(JOURNAL_PREFIX)),
+        publications=sum(call.key == "hot" for call in puts),
+    )
+
+
+async def check_after_crash(inner: MemoryStorage, directory: Path, files: Mapping[str, bytes]) -> None:
+    """Find all of it in the next mount, which publishes it and needs no log then."""
+    async with open_tree(inner, directory, LOGGED) as tree:
+        assert set(await tree.names()) == {path.partition("/")[0] for path in files}
+        for path, data in files.items():
+            assert await tree.read_file(path) == data
+        await tree.publish_all()
+        await trio.sleep(60)
+        assert await log_size(inner) == 0
+    assert {key: data for key, data in (await stored(inner)).items() if not key.endswith("/")} == files
+
+
+@pytest.mark.parametrize("name", HANDICAPS)
+async def test_what_cannot_be_published_does_not_make_the_log_longer(
+    name: str, tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What cannot be published or deleted, because the store refuses the name or denies it, stays in the log, and is
+    there after the loss of the host. The log is longer for it by no more than three times its changed bytes.
+    """
+    caplog.set_level(logging.CRITICAL)
+    good = await commit_beside(None, MemoryStorage(), tmp_path / "good")
+    inner, handicap = MemoryStorage(), HANDICAPS[name]
+    outcome = await commit_beside(handicap, inner, tmp_path / "mount")
+    own = sum(map(len, handicap.files.values())) + 4 * KIB
+    assert outcome.longest < LOG_SIZE + UNTRIMMED + 3 * own
+    assert outcome.logged < good.logged + (good.publications + 2) * own
+    assert good.publications - 1 <= outcome.publications <= good.publications + 3
+    await check_after_crash(inner, tmp_path / "next", {"hot": outcome.hot, **handicap.files})
+
+
+async def test_what_is_most_of_the_log_is_told_again_seldom(
+    tmp_path: Path,
+    autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where the log cannot become much shorter by it: not before as much has gone into it; here in several batches."""
+    caplog.set_level(logging.CRITICAL)
+    monkeypatch.setattr(committer, "BATCH_SIZE", 4 * PIECE_SIZE)
+    data = Random(2).randbytes(MIB)
+
+    async def act(tree: Tree, storage: FaultyStorage) -> None:
+        storage.fail(AccessDenied, verb=Verb.PUT, key="large", times=math.inf)
+        await tree.write_file("large", data)
+        await tree.log.commit()
+
+    inner = MemoryStorage()
+    outcome = await commit_beside(Handicap(act=act), inner, tmp_path / "mount", commits=600)
+    changes = 600 * (PAGE + KIB)
+    assert outcome.logged < 2 * (MIB + changes)
+    assert outcome.longest < LOG_SIZE + UNTRIMMED + 3 * (MIB + 4 * KIB)
+    assert outcome.publications <= changes // MIB + 1
+    await check_after_crash(inner, tmp_path / "next", {"hot": outcome.hot, "large": data})
+
+
+async def test_what_may_be_under_another_name_is_not_forgotten(
+    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file is told again under its new name alone: not before it is known that nothing of it is under the old one."""
+    caplog.set_level(logging.CRITICAL)
+    inner = MemoryStorage()
+
+    async def act(tree: Tree, storage: FaultyStorage) -> None:
+        storage.fail(Unavailable, verb=Verb.PUT, key="old", answer_lost=True)
+        storage.fail(Unavailable, verb=Verb.HEAD, key="old", times=math.inf)
+        storage.fail(AccessDenied, verb=Verb.PUT, key="new", times=math.inf)
+        await tree.write_file("old", b"bytes")
+        with pytest.raises(Unavailable):
+            await tree.publish_all()
+        await tree.rename("old", "new")
+        await tree.log.commit()
+
+    outcome = await commit_beside(Handicap(act=act), inner, tmp_path / "mount", commits=100)
+    assert outcome.publications <= 100 * (PAGE + KIB) // LOG_SIZE + 1
+    assert (await stored(inner))["old"] == b"bytes"
+    await check_after_crash(inner, tmp_path / "next", {"hot": outcome.hot, "new": b"bytes"})
 
 
 @pytest.mark.parametrize("is_open", [True, False])

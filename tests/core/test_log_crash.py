@@ -32,8 +32,9 @@ from fusefs.placement import ROOT_MARKER
 from fusefs.publisher import PublishOptions
 from tests.core.history import Entry, History, State, state_of
 from tests.core.mortal import Death, MortalStorage
+from tests.core.refusing import Refusals, RefusingStorage
 from tests.core.small_parts import PART, SmallPartsStorage, tree_options
-from tests.core.tree import open_tree, stored
+from tests.core.tree import TreeOptions, open_tree, stored
 
 pytestmark = pytest.mark.usefixtures("small_parts")
 
@@ -507,19 +508,27 @@ async def live(
     call: int,
     death: Death,
     where: Path,
+    *,
+    refusing: Refusals | None = None,
+    options: TreeOptions = OPTIONS,
 ) -> bool:
-    """Let a mount die at a call; return whether it did before it had nothing more to do."""
+    """Let a mount die at a call; return whether it did before it had nothing more to do.
+
+    What is refused to it never reaches the store, and does not count.
+    """
     mortal = MortalStorage(storage)
     mortal.die_at(call, death)
     has_died = True
     with trio.CancelScope() as life:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_end_with, mortal, life)
-            async with open_tree(mortal, where, OPTIONS) as tree:
+            way = mortal if refusing is None else RefusingStorage(mortal, refusing)
+            async with open_tree(way, where, options) as tree:
                 history.attend(tree)
                 with trio.fail_after(PATIENCE_SECONDS):
                     await act(history)
-                    await tree.publish_all()
+                    if refusing is None:
+                        await tree.publish_all()
                     await trio.sleep(QUIET_SECONDS)
                 has_died = mortal.dead.is_set()
                 mortal.die()

@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import stat
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -17,8 +19,12 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from backends.base import KIB, MIB
+from backends.errors import AccessDenied, Unavailable
+from fusefs import committer, content
 from tests.core.history import History, State
 from tests.core.mortal import Death
+from tests.core.refusing import Refusals
 from tests.core.small_parts import PART, SmallPartsStorage
 from tests.core.test_log_crash import OPTIONS, QUIET_SECONDS, check, live, look
 from tests.core.tree import open_tree
@@ -30,6 +36,8 @@ NAMES: Final = ("a", "b", "c", "d", "e")
 PATHS: Final = (*NAMES, *(f"{directory}/{name}" for directory in NAMES[:3] for name in NAMES[:3]))
 MOUNTS: Final = 6
 WALKS: Final = 60
+#: Walks of mounts to which some objects are refused.
+REFUSED: Final = 40
 #: Walks in which a mount begins after every call that changes the bucket: fewer, because they make as many.
 WATCHED: Final = 16
 WATCHED_STEPS: Final = 100
@@ -52,7 +60,7 @@ class Walk:
             if self._rng.random() < 0.3:
                 await trio.sleep(self._rng.choice([0.01, 0.1, 1, 6]))
         for handle in self._open:
-            await history.close(handle)
+            await _close(history, handle)
 
     async def _step(self, history: History) -> None:
         rng, state = self._rng, history.state()
@@ -72,7 +80,7 @@ class Walk:
                 else:
                     self._open.append(await history.open(path, os.O_RDWR))
             case 8 if self._open:
-                await history.close(self._open.pop(rng.randrange(len(self._open))))
+                await _close(history, self._open.pop(rng.randrange(len(self._open))))
             case 9 if _is_free(state, path):
                 if rng.random() < 0.5:
                     await history.mkdir(path)
@@ -96,6 +104,11 @@ class Walk:
                 await history.link(path, other)
             case 14:
                 await history.commit()
+
+
+async def _close(history: History, handle: int) -> None:
+    with suppress(AccessDenied, Unavailable):  # which a store that refuses something is allowed to say
+        await history.close(handle)
 
 
 def _is_free(state: State, path: str) -> bool:
@@ -123,6 +136,38 @@ async def test_the_log_is_ahead_of_the_bucket(
         await trio.sleep(QUIET_SECONDS)
     assert watching.violations == []
     assert watching.looks > 5
+
+
+@pytest.mark.parametrize("seed", range(REFUSED))
+async def test_random_deaths_where_the_log_is_told_again(
+    seed: int,
+    tmp_path: Path,
+    autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is refused for as long as a mount lives is told again all the time, in several batches."""
+    caplog.set_level(logging.CRITICAL)
+    monkeypatch.setattr(content, "PIECE_SIZE", KIB)
+    monkeypatch.setattr(committer, "BATCH_SIZE", 2 * PART)
+    monkeypatch.setattr(committer, "TRIM_BATCHES", 1)
+    rng = Random(seed)
+    storage, history = SmallPartsStorage(), History({})
+    for mount in range(MOUNTS):
+        refusing = Refusals(
+            denied=set(rng.sample(NAMES, 2)),
+            held=set(rng.sample(PATHS, 3)),
+            unanswered=set(rng.sample(PATHS, 3)),
+        )
+        death = rng.choice(list(Death))
+        call = rng.randrange(1, 30 if death is Death.OVERTAKEN else 200)
+        walk = Walk(rng, rng.randrange(20, 100))
+        where = tmp_path / f"{mount}"
+        # No streams: a recovery cannot complete one where the object of a renamed file has not been able to leave.
+        options = replace(OPTIONS, part_size=MIB, max_log_bytes=rng.choice([0, 4 * KIB]))
+        await live(storage, history, walk, call, death, where, refusing=refusing, options=options)
+        if rng.random() < 0.3:
+            await check(storage, history, tmp_path / f"{mount}-checked")
 
 
 @pytest.mark.parametrize("seed", [*range(WALKS), *FOUND])

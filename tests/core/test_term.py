@@ -14,6 +14,7 @@ from typing import Final
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from backends.base import ObjectStorage
 from backends.errors import AccessDenied
@@ -21,6 +22,7 @@ from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from backends.metered import MeteredStorage
 from fusefs.attributes import fresh
+from fusefs.committer import Committer
 from fusefs.config import Config
 from fusefs.content import Version
 from fusefs.disk_log import open_disk_log
@@ -123,6 +125,26 @@ async def test_no_log_is_forgotten(
     assert await bucket.confirm("host", "b", **second) == [(epoch, 1)]
     async with bucket.term("host") as term:
         assert counting(term) == [(epoch, 1), (epoch + 1, 1)]
+
+
+@pytest.mark.parametrize(("log_size", "is_too_long"), [("2 KiB", True), ("1 MiB", False)])
+async def test_a_log_is_as_long_as_its_option_says(log_size: str, is_too_long: bool, tmp_path: Path) -> None:
+    bucket = Bucket(tmp_path)
+    async with bucket.term("host", log_size=log_size) as term:
+        for number in range(20):
+            term.committer.left_over(Version(f"{number}", "etag", 1), waits=True)
+            await term.committer.commit()
+        noticed = trio.Event()
+
+        async def notice(committer: Committer) -> None:
+            await committer.wait_until_grown()
+            noticed.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(notice, term.committer)
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        assert noticed.is_set() is is_too_long
 
 
 @pytest.mark.parametrize("first", [DISK, {**DISK, **UNLEASED}], ids=str)
