@@ -76,8 +76,10 @@ class _Lane:
         try:
             await turn.wait()
         except BaseException:
-            # It still waits: trio does not cancel the wait of a task that it has woken.
-            del self._waiting[turn]
+            if (
+                self._waiting.pop(turn, None) is None
+            ):  # its turn came when it was cancelled and did not know of it yet
+                self.used -= size
             self._admit()
             raise
 

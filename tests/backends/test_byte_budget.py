@@ -60,6 +60,7 @@ def assert_is_fair(borrowers: list[_Borrower], got: list[_Borrower], limit: int)
 
 @given(steps=STEPS)
 @example(steps=[1_000, 2_000, 500, 300, (True, 1)])  # those behind a long one go when that gives up
+@example(steps=[1_281, 11, 11, 11, 11, (False, 0)])  # several at once
 @example(steps=[2_000, 1_000, 5, (False, 0), (False, 0)])
 @settings(max_examples=150, deadline=None)
 def test_a_budget_is_kept_and_given_out_in_order(steps: list[int | tuple[bool, int]]) -> None:
@@ -69,6 +70,7 @@ def test_a_budget_is_kept_and_given_out_in_order(steps: list[int | tuple[bool, i
         budget = ByteBudget(LIMIT)
         borrowers: list[_Borrower] = []
         got: list[_Borrower] = []
+        before = 0
         async with trio.open_nursery() as nursery:
             for step in steps:
                 there = [each for each in borrowers if not each.has_left]
@@ -80,6 +82,8 @@ def test_a_budget_is_kept_and_given_out_in_order(steps: list[int | tuple[bool, i
                     chosen = there[index % len(there)]
                     chosen.scope.cancel() if cancels else chosen.end.set()
                 await wait_all_tasks_blocked()
+                got[before:] = sorted(got[before:], key=borrowers.index)  # trio wakes them in any order
+                before = len(got)
                 for is_short, limit in ((True, SHORT_LIMIT), (False, LIMIT)):
                     assert_is_fair(
                         [each for each in borrowers if each.is_short is is_short],
@@ -107,6 +111,18 @@ async def test_cancelling_whom_a_release_has_just_woken_gives_back_its_bytes() -
     assert budget.used == 0
     with trio.fail_after(1):
         await budget.acquire(LIMIT)
+
+
+async def test_cancelling_all_at_once_gives_back_all() -> None:
+    """Of two that are cancelled together, one may give back what the other has been waiting for."""
+    for _ in range(20):  # trio runs them in any order
+        budget = ByteBudget(LIMIT)
+        async with trio.open_nursery() as nursery:
+            for _ in range(6):
+                nursery.start_soon(_Borrower(LIMIT).run, budget, [])
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        assert budget.used == 0
 
 
 async def test_an_error_gives_back_what_was_held() -> None:
