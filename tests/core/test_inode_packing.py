@@ -103,7 +103,8 @@ async def test_what_was_used_takes_no_more_than_what_was_looked_at(
                 assert len(tree.inodes) == 2, "the root and the directory"
             del inode
             gc.collect()
-            assert _bytes_of_the_tree() < 550 * USED, "keys and marks in the bucket are up to 140 of it"
+            # Of 3,500 before: keys and marks in the bucket are up to 140, and a dict that has grown once more 120.
+            assert _bytes_of_the_tree() < 800 * USED
         finally:
             tracemalloc.stop()
         storage.calls.clear()
