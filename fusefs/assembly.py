@@ -65,7 +65,12 @@ class Tree:
 
 @asynccontextmanager
 async def open_tree(
-    config: Config, storage: ObjectStorage, cache: CacheDirectory, mount_id: str, term: Term | None
+    config: Config,
+    storage: ObjectStorage,
+    cache: CacheDirectory,
+    mount_id: str,
+    term: Term | None,
+    budget: StageBudget,
 ) -> AsyncIterator[Tree]:
     """Build everything below the kernel's interface, with its tasks running for the block.
 
@@ -78,7 +83,6 @@ async def open_tree(
         config.store.multipart_part_size_bytes if isinstance(config.store, BucketStore) else DEFAULT_PART_SIZE
     )
     stage = Stage(cache.stage)
-    budget = StageBudget(options.cache_size_bytes)
     kept = KeptContent(cache.kept, budget, store=config.store.identity)
     clock = SystemClock()
     async with trio.open_nursery() as nursery:
@@ -176,6 +180,9 @@ async def open_tree(
             raise MountError(
                 f"what an earlier mount has left cannot be laid out in {cache.stage}: {error.strerror}"
             ) from error
+        if term is not None and term.log_room is not None:
+            # Only now: what was restored is in the log already.
+            stage.leave_room(term.log_room.is_left_after)
         nursery.start_soon(publisher.run)
         nursery.start_soon(Packer(inodes, placement, publisher).run)
         if not options.read_only:

@@ -81,6 +81,9 @@ class ChangeLog(Protocol):
     def tell_again(self, inode: Inode) -> None:
         """Let the next commit tell of the inode, and of all its names, as of one that the log has nothing of yet."""
 
+    async def give_way(self) -> bool:
+        """Take no more of the local disk than is needed; return whether that is less. Raises why it cannot be said."""
+
     async def commit(self) -> None:
         """Return when all that changed until now is durable. Raises why it is not."""
 
@@ -135,6 +138,9 @@ class NoLog:
 
     def tell_again(self, inode: Inode) -> None:
         pass
+
+    async def give_way(self) -> bool:
+        return False
 
     async def commit(self) -> None:
         pass

@@ -77,8 +77,8 @@ _Needing: TypeAlias = Inode | StoredVersion
 class Committer:
     """The change log of a mount that is the only writer. `run` does the work.
 
-    `patience_seconds` is how long a commit waits for a lease that has lapsed. With a log that `is_nearer_than_store` it
-    does not wait for parts of streams, which go to the store, but carries their bytes.
+    `patience_seconds` is how long a commit waits for a lease that has lapsed. A log that `is_on_disk` takes room of the
+    local disk, and is nearer than the store: it does not wait for parts of streams, but carries their bytes.
     """
 
     is_kept = True
@@ -90,13 +90,13 @@ class Committer:
         *,
         patience_seconds: float,
         max_log_bytes: float = math.inf,
-        is_nearer_than_store: bool = False,
+        is_on_disk: bool = False,
     ) -> None:
         self._journal = journal
-        self._is_nearer_than_store = is_nearer_than_store
         self._lease = lease
         self._patience_seconds = patience_seconds
         self._max_log_bytes = max_log_bytes
+        self._is_on_disk = is_on_disk
         self._epoch = journal.next_position.epoch
         #: Not the epoch: where a lease was removed these begin again, and objects carry the ids for ever.
         self._term_id = secrets.token_hex(6)
@@ -131,6 +131,8 @@ class Committer:
         self._busy_before = False
         self._room = trio.Event()
         self._room.set()
+        #: Whether the next batch is to be sent for its cutoff's sake, with nothing to tell.
+        self._cutoff_asked_for = False
         #: What is before it counts no more, whatever happens: a batch in the store says so, or there is no log.
         self._cutoff = Position(0, 0)
         self._trim_wanted = trio.Event()
@@ -329,7 +331,7 @@ class Committer:
         self._busy_before = self._waiting > 1
 
     async def _send(self, nursery: trio.Nursery) -> None:
-        if self._exceeds_a_batch() and not self._is_nearer_than_store:
+        if self._exceeds_a_batch() and not self._is_on_disk:
             await self._flush_streams()
         ahead = 0
         # No await between this and the last capture: what is captured is one moment.
@@ -343,8 +345,9 @@ class Committer:
             capture(inode, room=BATCH_SIZE) for inode in self._unlogged if self._is_worth_telling(inode)
         ]
         leftovers = list(self._unlogged_leftovers)
-        if captured or leftovers or ahead:
+        if captured or leftovers or ahead or self._cutoff_asked_for:
             self._append(nursery, captured, leftovers)
+        self._cutoff_asked_for = False
         self._unlogged.clear()
         self._unlogged_leftovers.clear()
         self._look_for_end()  # what came and went may have been all that there was
@@ -407,9 +410,7 @@ class Committer:
             self._note_told(version, position, 0)
         if not flags & CONTINUED:
             self._need_from_where_told_again()
-        cutoff = min(
-            [next(iter(self._needed.values()), position), *self._publishing.values()],
-        )
+        cutoff = self._cutoff_before(position)
         records: tuple[Record, ...] = (
             *(each.record for each in captured),
             *(LeftoverRecord(version) for version in leftovers),
@@ -434,6 +435,21 @@ class Committer:
         )
 
     # A short log
+
+    def _cutoff_before(self, position: Position) -> Position:
+        """Return from where on the log is needed, if a batch at `position` is the next one."""
+        return min([next(iter(self._needed.values()), position), *self._publishing.values()])
+
+    async def give_way(self) -> bool:
+        """As `ChangeLog`."""
+        cutoff = self._cutoff_before(self._journal.next_position)
+        if not self._is_on_disk or not self._journal.count_before(cutoff):
+            return False
+        self._cutoff_asked_for = True
+        await self._wait_for_capture()
+        await self._journal.acknowledged(self._journal.last_sequence)
+        await self._journal.trim(cutoff)
+        return True
 
     async def wait_until_grown(self) -> list[Inode]:
         """As `ChangeLog`."""

@@ -489,7 +489,8 @@ class Content:
 
     def _note_staged(self) -> None:
         clean = 0 if self.base is None or self._pins else self.present.total - self.dirty.total
-        self._sources.budget.note(self, self._file.allocated, clean)
+        allocated = self._file.allocated
+        self._sources.budget.note(self, allocated, clean, min(allocated, self.dirty.total))
 
     def _take_over_kept(self) -> None:
         """Stage what an earlier mount has kept, before the file is read or changed for the first time."""

@@ -44,6 +44,7 @@ class DiskLog:
     #: Which log it is: random, and in the directory as long as the log is.
     disk: str
     storage: ObjectStorage
+    directory: Path
 
 
 def place_on_disk(config: Config) -> str:
@@ -71,7 +72,9 @@ async def open_disk_log(config: Config) -> AsyncIterator[DiskLog]:
                 f"the file {directory / DISK_KEY} says which log is there, and is damaged: write into it what the"
                 f' object {LEASE_KEY} in the bucket has as "disk", or remove it if that names no log on this disk'
             )
-        yield DiskLog(place=place_on_disk(config), disk=said.decode().strip(), storage=storage)
+        yield DiskLog(
+            place=place_on_disk(config), disk=said.decode().strip(), storage=storage, directory=directory
+        )
     finally:
         with trio.CancelScope(shield=True):
             await storage.aclose()

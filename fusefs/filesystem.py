@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from backends.base import Data
+from backends.errors import StorageError
 from fusefs.attributes import Attributes, fresh
 from fusefs.change_log import ChangeLog
 from fusefs.clock import Clock
@@ -340,7 +341,12 @@ class Filesystem:
     async def _publish_or_raise(self, full: OSError) -> None:
         """Publish everything on a full disk, and let it give way; raises `full` where that makes no room."""
         failure = await self._publish_what_can_be()
-        if not self._budget.make_room(goal_bytes=0) and failure is not None:
+        has_room = self._budget.make_room(goal_bytes=0)
+        try:
+            has_room |= await self._log.give_way()
+        except StorageError as error:
+            failure = failure or error
+        if not has_room and failure is not None:
             raise full from failure
 
     async def _publish_what_can_be(self) -> Exception | None:

@@ -14,14 +14,14 @@ a reader leaves out what is before the last cutoff. When nothing is needed, a la
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import trio
 
 from backends.base import CREATE_ONLY, ObjectStorage
-from backends.errors import NotFound, PreconditionFailed, StorageError
+from backends.errors import NotFound, PreconditionFailed, QuotaExceeded, StorageError
 from fusefs.errors import LeaseLost
 from fusefs.journal_format import Batch, Position, Record, batch_key, encode
 
@@ -52,13 +52,22 @@ class JournalStatistics:
 
 
 class Journal:
-    """The log of one term. `older` are the batches of earlier terms, to be removed when they are not needed."""
+    """The log of one term. `older` are the batches of earlier terms, to be removed when they are not needed.
+
+    `make_room` is asked where there is none for a batch, and returns whether there may be some now.
+    """
 
     def __init__(
-        self, storage: ObjectStorage, epoch: int, *, older: Iterable[tuple[ObjectStorage, Sequence[str]]] = ()
+        self,
+        storage: ObjectStorage,
+        epoch: int,
+        *,
+        older: Iterable[tuple[ObjectStorage, Sequence[str]]] = (),
+        make_room: Callable[[], bool] | None = None,
     ) -> None:
         self._storage = storage
         self._epoch = epoch
+        self._make_room = make_room
         self._older = [(store, list(keys)) for store, keys in older if keys]
 
         self._next = 1
@@ -74,6 +83,7 @@ class Journal:
         self._changed = trio.lowlevel.ParkingLot()
         self._trimming = trio.Lock()
         self._appended_bytes = 0
+        self._bytes_in_flight = 0
         #: Set when nothing of earlier terms is left.
         self.alone = trio.Event()
         if not self._older:
@@ -93,6 +103,11 @@ class Journal:
     def size_bytes(self) -> int:
         """Bytes of the batches of this term that are not deleted yet."""
         return sum(self._sizes.values())
+
+    @property
+    def bytes_in_flight(self) -> int:
+        """Bytes of the batches that are on their way."""
+        return self._bytes_in_flight
 
     def size_from(self, cutoff: Position) -> int:
         """Return the bytes of the batches of this term that are not before `cutoff`; others may wait to be deleted."""
@@ -127,6 +142,7 @@ class Journal:
         data = encode(Batch(position=position, cutoff=cutoff, records=records, flags=flags))
         self._next += 1
         self._in_flight += 1
+        self._bytes_in_flight += len(data)
         self._sizes[position.sequence] = len(data)
         self._appended_at[position.sequence] = trio.current_time()
         self._appended_bytes += len(data)
@@ -184,7 +200,9 @@ class Journal:
 
     def count_before(self, cutoff: Position) -> int:
         """Return how many batches a trim to `cutoff` would delete."""
-        return len(self._before(cutoff)) if cutoff.epoch == self._epoch else 0
+        if cutoff.epoch != self._epoch:
+            return 0
+        return len(self._before(cutoff)) + sum(len(keys) for _, keys in self._older)
 
     def _before(self, cutoff: Position) -> list[int]:
         return [sequence for sequence in self._sizes if sequence < cutoff.sequence]
@@ -210,13 +228,18 @@ class Journal:
                     self._lose(f"batch {position.sequence} of epoch {position.epoch} is somebody else's")
                 except Exception as error:  # of any kind: nothing may end the nursery of the whole mount
                     is_in_doubt = True
-                    await self._fail(position, error)
+                    if not self._has_room_after(error):
+                        await self._fail(position, error)
                 else:
                     self._note_stored(position.sequence)
                     return
         finally:
             self._in_flight -= 1
+            self._bytes_in_flight -= len(data)
             self._changed.unpark_all()
+
+    def _has_room_after(self, error: Exception) -> bool:
+        return isinstance(error, QuotaExceeded) and self._make_room is not None and self._make_room()
 
     async def _put(self, key: str, data: bytes, *, is_in_doubt: bool) -> None:
         """Store a batch; where it is there already, an earlier attempt may have put it there without an answer."""

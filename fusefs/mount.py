@@ -34,6 +34,7 @@ from fusefs.kernel_tuning import tune_mount, tune_process
 from fusefs.lease import Lease
 from fusefs.mountpoints import check_mountpoint, sync_filesystem
 from fusefs.operations import FuseOperations, KernelOptions
+from fusefs.stage_budget import StageBudget
 from fusefs.status import LastComplaint, Requests, Status, document
 from fusefs.stores import OpenStore, open_store
 from fusefs.term import log_place, open_term
@@ -64,8 +65,9 @@ async def run_mount(config: Config, on_ready: Callable[[], None]) -> None:
         cache = CacheDirectory.claim(config.mount.cache_dir, mount_id)
         with _bare_mount_errors():
             writer = _writer(config)
+            budget = StageBudget(config.mount.cache_size_bytes)
             async with (
-                open_term(config, store, mount_id=mount_id, known_dead=cache.dead) as term,
+                open_term(config, store, mount_id=mount_id, known_dead=cache.dead, budget=budget) as term,
                 open_notes(store.storage, mount_id, writer) as notes,
             ):
                 orphans = (
@@ -75,7 +77,7 @@ async def run_mount(config: Config, on_ready: Callable[[], None]) -> None:
                 )
                 storage = NotingStorage(store.storage, notes)
                 async with (
-                    open_tree(config, storage, cache, mount_id, term) as tree,
+                    open_tree(config, storage, cache, mount_id, term, budget) as tree,
                     trio.open_nursery() as nursery,
                 ):
                     # Only now: the log may have needed some of them.

@@ -19,6 +19,7 @@ import errno
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -81,7 +82,12 @@ class Stage:
         self._open = _Descriptors(max_open_files)
         self._has_told_of_holes = False
         self._next_number = 0
+        self._has_room: Callable[[int], bool] | None = None
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def leave_room(self, has_room: Callable[[int], bool]) -> None:
+        """Take no more bytes than `has_room` allows from now on: the disk is somebody else's, too."""
+        self._has_room = has_room
 
     def new_file(self) -> StageFile:
         """Return an empty stage file; nothing is made on disk before it has to be there."""
@@ -92,6 +98,10 @@ class Stage:
         """Close every descriptor; the files stay for whoever removes the directory."""
         while self._open:
             self._open.popitem()
+
+    def _check_room(self, length: int) -> None:
+        if self._has_room is not None and not self._has_room(length):
+            raise OSError(errno.ENOSPC, "what is left of the disk is needed for the log")
 
     def _reserve(self, size: int) -> bool:
         """Take memory, or give it back (less than 0); return whether there was enough."""
@@ -159,6 +169,10 @@ class StageFile:
         Raises OSError (ENOSPC, EIO) of the local disk, with nothing written. A quota that is used up is ENOSPC, too:
         what has to give way is the same, and EDQUOT would be a quota of the store's to whoever writes.
         """
+        self._stage._check_room(memoryview(data).nbytes)
+        return self._put(offset, data)
+
+    def _put(self, offset: int, data: Data) -> int:
         length = memoryview(data).nbytes
         if not self._exists and self._grow_memory(offset + length):
             self._memory[offset : offset + length] = data
@@ -213,7 +227,7 @@ class StageFile:
         if not self.give_back(offset, length):
             for start, end in self.data_in(offset, offset + length):
                 while start < end:
-                    start += self.write(start, bytes(min(end - start, MIB)))
+                    start += self._put(start, bytes(min(end - start, MIB)))
 
     def give_back(self, offset: int, length: int) -> bool:
         """Give the disk space of a range back; it reads as zeros then.

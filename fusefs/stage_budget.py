@@ -33,6 +33,9 @@ class StageBudget:
         self._max_clean = max_clean
         self._staged: dict[Evictable, int] = {}
         self._total = 0
+        #: Of the same contents, those that have any.
+        self._dirty: dict[Evictable, int] = {}
+        self._dirty_total = 0
         #: Contents with clean bytes, the one that was used last at the end.
         self._clean: OrderedDict[Evictable, None] = OrderedDict()
         self._is_making_room = False
@@ -48,6 +51,11 @@ class StageBudget:
         return self._total
 
     @property
+    def dirty(self) -> int:
+        """Of these, bytes that the bucket does not have."""
+        return self._dirty_total
+
+    @property
     def is_exceeded(self) -> bool:
         """Whether more is staged than may be, although all that could be given back was."""
         return self._total > self._limit
@@ -57,15 +65,19 @@ class StageBudget:
         """The contents with clean bytes, the one that was used last at the end."""
         return list(self._clean)
 
-    def note(self, content: Evictable, staged: int, clean: int) -> None:
+    def note(self, content: Evictable, staged: int, clean: int, dirty: int = 0) -> None:
         """Count the bytes that a content takes, and make room if that is too much, of the content itself at last.
 
+        `clean` bytes of it the bucket has, and they can be given back; `dirty` ones it has not.
         What is left of one that has just given back was not used, and is still the first to be asked.
         """
         self._total += staged - self._staged.pop(content, 0)
+        self._dirty_total += dirty - self._dirty.pop(content, 0)
         self._clean.pop(content, None)
         if staged:
             self._staged[content] = staged
+        if dirty:
+            self._dirty[content] = dirty
         if clean:
             self._clean[content] = None
             if self._is_making_room:
@@ -87,6 +99,10 @@ class StageBudget:
                 self._clean.pop(content, None)  # as in `make_room`
         finally:
             self._is_making_room = False
+
+    def give_back_all(self) -> bool:
+        """Let contents give back all clean bytes; return whether there were any."""
+        return self.make_room(goal_bytes=0)
 
     def make_room(self, keep: Evictable | None = None, *, goal_bytes: int | None = None) -> bool:
         """Let contents give back clean bytes, until no more than `goal_bytes` are staged, or the limit.

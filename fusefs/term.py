@@ -31,7 +31,9 @@ from fusefs.lease import Lease, NoLease
 from fusefs.lease_acquisition import Claim, acquire, at_hand, check_supported
 from fusefs.lease_record import Identity
 from fusefs.log_reader import LogReader, OldLog
+from fusefs.log_room import LogRoom
 from fusefs.options import BucketStore
+from fusefs.stage_budget import StageBudget
 from fusefs.stored_lease import longest_call_seconds, look
 from fusefs.stores import OpenStore, open_beside
 
@@ -59,6 +61,8 @@ class Term:
 
     lease: Lease
     committer: Committer
+    #: What the log needs of the local disk, if it is there.
+    log_room: LogRoom | None
     #: What earlier terms have left, wherever their logs are.
     old: list[OldLog]
 
@@ -71,9 +75,12 @@ class Term:
 
 @asynccontextmanager
 async def open_term(
-    config: Config, store: OpenStore, *, mount_id: str, known_dead: Collection[str]
+    config: Config, store: OpenStore, *, mount_id: str, known_dead: Collection[str], budget: StageBudget
 ) -> AsyncIterator[Term | None]:
-    """Be the only writer for the block; None for mounts that are not. Raises `MountError`."""
+    """Be the only writer for the block; None for mounts that are not. Raises `MountError`.
+
+    What `budget` counts shares the disk with a log that is there.
+    """
     if config.mount.shared or config.mount.read_only:
         yield None
         return
@@ -99,18 +106,25 @@ async def open_term(
                     for place, since_epoch in _old_places(lease, places)
                 ]
             older = [(log.reader.storage, log.keys) for log in old]
-            journal = Journal(readers[own_place].storage, lease.epoch, older=older)
+            is_on_disk = own_place == on_disk.place
+            journal = Journal(
+                readers[own_place].storage,
+                lease.epoch,
+                older=older,
+                make_room=budget.give_back_all if is_on_disk else None,
+            )
             committer = Committer(
                 journal,
                 lease,
                 patience_seconds=patience,
                 max_log_bytes=config.mount.log_size_bytes,
-                is_nearer_than_store=own_place != IN_BUCKET,
+                is_on_disk=is_on_disk,
             )
+            log_room = LogRoom(on_disk.directory, budget, journal) if is_on_disk else None
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_forget_old_logs, journal, lease)
                 try:
-                    yield Term(lease=lease, committer=committer, old=old)
+                    yield Term(lease=lease, committer=committer, log_room=log_room, old=old)
                 finally:
                     with trio.CancelScope(shield=True, deadline=trio.current_time() + RELEASE_SECONDS):
                         await lease.release(clean=committer.is_empty)

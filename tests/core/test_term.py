@@ -16,7 +16,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from backends.base import ObjectStorage
+from backends.base import GIB, ObjectStorage
 from backends.errors import AccessDenied
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
@@ -30,6 +30,7 @@ from fusefs.errors import MountError
 from fusefs.inodes import Directory
 from fusefs.lease_record import LeaseRecord, LogPlace
 from fusefs.log_reader import places
+from fusefs.stage_budget import StageBudget
 from fusefs.stored_lease import DISK_KEY, LEASE_KEY
 from fusefs.stores import OpenStore
 from fusefs.term import Term, alone_for, open_term
@@ -85,7 +86,13 @@ class Bucket:
         """Be the writer, with the cache directory of a host."""
         with bare_failures():
             async with (
-                open_term(self.config(host, flags), self.store, mount_id="mount", known_dead=()) as term,
+                open_term(
+                    self.config(host, flags),
+                    self.store,
+                    mount_id="mount",
+                    known_dead=(),
+                    budget=StageBudget(GIB),
+                ) as term,
                 trio.open_nursery() as nursery,
             ):
                 assert term is not None

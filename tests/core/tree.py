@@ -36,6 +36,7 @@ from fusefs.kept_content import KeptContent, keep_all
 from fusefs.keys import RESERVED_PREFIX
 from fusefs.lease import Lease, NoLease
 from fusefs.log_reader import LogReader, OldLog
+from fusefs.log_room import LogRoom
 from fusefs.namespace import Namespace, NamespaceOptions
 from fusefs.placement import Placement
 from fusefs.publisher import Publisher, PublishOptions
@@ -89,6 +90,8 @@ class TreeOptions:
     max_log_bytes: float = math.inf
     #: Where the log is, if it is not in the storage.
     log_storage: ObjectStorage | None = None
+    #: Where that is on the local disk, and takes room of it.
+    log_directory: Path | None = None
     #: How long a commit waits for a lease that has lapsed.
     patience_seconds: float = 300.0
     #: The right to write; without one, nobody else wants it.
@@ -241,14 +244,17 @@ async def open_tree(
     stage = Stage(directory / "stage", max_open_files=options.max_open_stage_files)
     with bare_failures():
         async with trio.open_nursery() as nursery:
-            old, log = await _begin_log(storage, options)
-            tree = _build(storage, stage, directory / "kept", clock, nursery, log, options)
+            budget = StageBudget(options.cache_size, max_clean=options.max_clean)
+            old, log, log_room = await _begin_log(storage, options, budget)
+            tree = _build(storage, stage, budget, directory / "kept", clock, nursery, log, options)
             if options.index and options.follows_crash:
                 await TreeIndex(storage, nursery.start_soon, options.defaults).note_crash()
             await tree.namespace.load_root(tree.root)
             if isinstance(log, Committer):
                 nursery.start_soon(log.run)
                 await _recover(tree, old, log, options)
+            if log_room is not None:
+                stage.leave_room(log_room.is_left_after)
             nursery.start_soon(tree.publisher.run)
             try:
                 yield tree
@@ -262,6 +268,7 @@ async def open_tree(
 def _build(
     storage: ObjectStorage,
     stage: Stage,
+    budget: StageBudget,
     kept: Path,
     clock: TrioTime,
     nursery: trio.Nursery,
@@ -275,7 +282,6 @@ def _build(
         ),
     )
     inodes = InodeTable(root)
-    budget = StageBudget(options.cache_size, max_clean=options.max_clean)
     sources = ContentSources(
         stage,
         storage,
@@ -328,22 +334,30 @@ def _build(
     )
 
 
-async def _begin_log(storage: ObjectStorage, options: TreeOptions) -> tuple[OldLog, ChangeLog]:
+async def _begin_log(
+    storage: ObjectStorage, options: TreeOptions, budget: StageBudget
+) -> tuple[OldLog, ChangeLog, LogRoom | None]:
     if not options.logged:
-        return OldLog(reader=LogReader(storage)), NoLog()
+        return OldLog(reader=LogReader(storage)), NoLog(), None
     storage = options.log_storage or storage
     reader = LogReader(storage)
     lease = options.lease or NoLease(await reader.last_epoch() + 1)
     old = await reader.find(since_epoch=_log_begins(lease), before_epoch=lease.epoch)
-    journal = Journal(storage, lease.epoch, older=[(storage, old.keys)])
+    on_disk = options.log_directory
+    journal = Journal(
+        storage,
+        lease.epoch,
+        older=[(storage, old.keys)],
+        make_room=budget.give_back_all if on_disk is not None else None,
+    )
     committer = Committer(
         journal,
         lease,
         patience_seconds=options.patience_seconds,
         max_log_bytes=options.max_log_bytes,
-        is_nearer_than_store=options.log_storage is not None,
+        is_on_disk=options.log_storage is not None,
     )
-    return old, committer
+    return old, committer, LogRoom(on_disk, budget, journal) if on_disk is not None else None
 
 
 def _log_begins(lease: Lease) -> int:
