@@ -17,7 +17,8 @@ when it changed meanwhile or the attempt failed. `_parked` holds due inodes that
 they wait for fails, they fail with it.
 
 A new directory's object is written before anything below it, and by itself: SeaweedFS, asked for `d/` and `d/file` at
-once, confirms both and loses one now and then.
+once, confirms both and loses one now and then. In an outage what waits for it fails with it, so that an outage is told
+after one attempt and not after one for each level; where the store refuses the directory alone, it keeps nothing back.
 
 What goes up is never given up half-way: an inode that nobody needs any more while its attempt runs is released when
 that has ended, so that no object is made of bytes that are being thrown away.
@@ -43,7 +44,7 @@ from backends.errors import NotFound, PreconditionFailed, StorageError, Unavaila
 from fusefs.burst import Burst
 from fusefs.change_log import ChangeLog, Publication, without_mark
 from fusefs.content import Version
-from fusefs.errors import FilesystemError, StaleFile
+from fusefs.errors import FilesystemError, LeaseLapsed, StaleFile
 from fusefs.inodes import Alias, Directory, File, Inode
 from fusefs.link_lists import metadata_of, write_list
 from fusefs.moves import Moves
@@ -120,8 +121,6 @@ class Publisher:
         self._turns = Turns(placement, self._sweeper, self._pending)
         self._timetable: Timetable[Inode] = Timetable()
         self._due: deque[Inode] = deque()
-        #: Those that are due and wait for the object of a new directory.
-        self._waiting_below: dict[Inode, list[Inode]] = {}
         self._burst = Burst()
         #: Since when there has been something due all the time.
         self._due_since = math.inf
@@ -254,7 +253,7 @@ class Publisher:
         if inode.parent is not None:
             await self.publish(inode.parent)
         goal = inode.state.changes
-        attempts = inode.state.attempts + (inode in self._turns.running)
+        attempts = inode.state.attempts + self._turns.is_under_way(inode)
         while inode.state.published_changes < goal and inode in self._pending:
             if inode.state.failure is not None and inode.state.attempts > attempts:
                 raise inode.state.failure
@@ -274,7 +273,7 @@ class Publisher:
         self._sweeper.forgive()
         self._note_moved()
         goals = {
-            inode: (inode.state.changes, inode.state.attempts + (inode in self._turns.running))
+            inode: (inode.state.changes, inode.state.attempts + self._turns.is_under_way(inode))
             for inode in self._pending
             if open_files
             or not (isinstance(inode, File) and inode.writers)
@@ -431,7 +430,7 @@ class Publisher:
         target = self._placement.target(inode)
         directory = self._turns.new_directory_above(inode)
         if directory is not None:
-            self._waiting_below.setdefault(directory, []).append(inode)
+            self._turns.waiting_below.setdefault(directory, []).append(inode)
             return
         if (
             inode in self._turns.running
@@ -492,7 +491,7 @@ class Publisher:
         nursery.start_soon(self._attempt, inode, target)
 
     def _let_go_below(self, directory: Inode) -> None:
-        self._due.extendleft(reversed(self._waiting_below.pop(directory, [])))
+        self._due.extendleft(reversed(self._turns.waiting_below.pop(directory, [])))
 
     def _finished(self, inode: Inode) -> None:
         """Let everybody look again who waits for the inode, or for a key that it had."""
@@ -660,11 +659,18 @@ class Publisher:
         inode.state.failure = error
         inode.state.attributes_changed = True  # what `_carry_out` took for done is not
         self._schedule(inode, trio.current_time() + RETRY_SECONDS)
-        for waiting in self._turns.waiting_for(inode):
-            self._turns.parked.remove(waiting)
-            self._turns.queued.discard(waiting)
+        # In an outage each directory of several in each other would fail by itself, and the first be tried again
+        # before the last. What the store refuses of a directory it may take below: that is to be tried.
+        parked = set(self._turns.parked)
+        for waiting in self._turns.waiting_for(inode, below=_is_outage(error)):
+            if waiting not in self._pending:
+                continue  # it was settled meanwhile
             waiting.state.failure = error
-            self._schedule(waiting, trio.current_time() + RETRY_SECONDS)
+            if waiting in parked:
+                self._turns.parked.remove(waiting)
+                self._turns.queued.discard(waiting)
+                self._schedule(waiting, trio.current_time() + RETRY_SECONDS)
+                self._let_go_below(waiting)
             self._attempt_ended(waiting)
 
     async def _settle_doubts(self, inode: Inode) -> None:
@@ -778,3 +784,8 @@ class Publisher:
             alias.parent.distrust()
             alias.parent.detach(alias.name)
         self._settle(alias)
+
+
+def _is_outage(error: Exception) -> bool:
+    """Return whether the store was asked for long and did not answer, which says nothing about one key."""
+    return isinstance(error, LeaseLapsed) or (isinstance(error, StorageError) and error.retryable)

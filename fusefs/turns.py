@@ -7,6 +7,7 @@ others, and they for it, is in a circle that has to be broken.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Container
 
 from fusefs.inodes import ROOT_NUMBER, Alias, Directory, Inode
@@ -28,6 +29,8 @@ class Turns:
         self.parked: list[Inode] = []
         #: Those that are on their way, and the keys that nobody else may change meanwhile.
         self.running: dict[Inode, set[str]] = {}
+        #: Those that are due and wait for the object of a new directory, by that.
+        self.waiting_below: dict[Inode, list[Inode]] = {}
 
     def keys_of(self, inode: Inode, target: str | None) -> set[str]:
         """Return the keys that nobody else may change while the inode is on its way to `target`."""
@@ -62,6 +65,10 @@ class Turns:
                 return directory
             directory = directory.parent
         return None
+
+    def is_under_way(self, inode: Inode) -> bool:
+        """Return whether an attempt is on its way that the inode may fail with: its own or a new directory's above."""
+        return inode in self.running or self.new_directory_above(inode) in self.running
 
     def _is_new_directory(self, inode: Inode) -> bool:
         return (
@@ -126,11 +133,18 @@ class Turns:
         directory = self.new_directory_above(inode)
         return waiting if directory is None else [directory, *waiting]
 
-    def waiting_for(self, inode: Inode) -> list[Inode]:
-        """Return the parked inodes that need a key which the object of `inode` has, directly or by others."""
+    def waiting_for(self, inode: Inode, *, below: bool) -> list[Inode]:
+        """Return the parked inodes that need a key which the object of `inode` has, directly or by others.
+
+        With `below` also those, and again who waits for them, that wait for the object of a new directory.
+        """
+        waiting: defaultdict[Inode | None, list[Inode]] = defaultdict(list)
+        for parked in self.parked:
+            waiting[self._obstacle(parked)].append(parked)
         found = [inode]
+        seen = {inode}
         for blocking in found:
-            found += [
-                parked for parked in self.parked if parked not in found and self._obstacle(parked) is blocking
-            ]
+            new = [*waiting[blocking], *(self.waiting_below.get(blocking, []) if below else [])]
+            found += [each for each in dict.fromkeys(new) if each not in seen]
+            seen.update(new)
         return found[1:]

@@ -519,7 +519,7 @@ async def test_nothing_is_kept_of_what_was_published(autojump_clock: MockClock, 
             publisher._turns.queued,
             publisher._turns.parked,
             publisher._turns.running,
-            publisher._waiting_below,
+            publisher._turns.waiting_below,
             publisher._due,
         ):
             assert not kept

@@ -1,0 +1,145 @@
+"""Whoever waits for a publication hears of a failure while the store is away, whatever waits for what."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Final
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from backends.errors import AccessDenied, Unavailable
+from backends.intercepted import Verb
+from backends.memory import MemoryStorage
+from backends.retrying import RetryingStorage, RetryPolicy
+from tests.core.tree import Tree, TreeOptions, open_tree, stored
+from tests.support.faulty import FaultyStorage
+
+PATIENCE: Final = 60.0
+"""`retry_timeout`: how long it takes until a call of the dead store fails."""
+
+ONE_ATTEMPT: Final = PATIENCE + 1
+#: One that was under way when the call came, and one that began after it.
+TWO_ATTEMPTS: Final = 2 * PATIENCE + 1
+
+
+@dataclass(frozen=True)
+class Host:
+    tree: Tree
+    bucket: MemoryStorage
+    faulty: FaultyStorage
+
+    def cut(self) -> None:
+        self.faulty.fail(Unavailable, times=math.inf)
+
+
+@asynccontextmanager
+async def host(directory: Path, *, logged: bool = False) -> AsyncIterator[Host]:
+    """Open a tree over a store with the patience that a mount's has."""
+    bucket = MemoryStorage()
+    faulty = FaultyStorage(bucket)
+    storage = RetryingStorage(faulty, RetryPolicy(timeout_seconds=PATIENCE), rng=Random(0))
+    log = MemoryStorage() if logged else None  # on the local disk: it does not fail
+    async with open_tree(storage, directory, TreeOptions(logged=logged, log_storage=log)) as tree:
+        await tree.names()  # so that new names need no request
+        yield Host(tree, bucket, faulty)
+
+
+async def make_nested(tree: Tree, depth: int, files: int = 1, *, top: str = "d") -> dict[str, bytes]:
+    """Make directories in each other, with files in each; return the objects that these are."""
+    objects: dict[str, bytes] = {}
+    path = ""
+    for level in range(depth):
+        path += top if level == 0 else "d"
+        await tree.mkdir(path)
+        path += "/"
+        objects[path] = b""
+        if level == depth - 1 or files > 1:
+            for number in range(files):
+                await tree.write_file(f"{path}{number}", path.encode())
+                objects[f"{path}{number}"] = path.encode()
+    return objects
+
+
+async def fails_within(tree: Tree, seconds: float) -> None:
+    with trio.fail_after(seconds), pytest.raises(Unavailable):
+        await tree.publisher.publish_all()
+
+
+@pytest.mark.parametrize("logged", [False, True])
+@pytest.mark.parametrize("depth", range(1, 7))
+async def test_new_directories_in_each_other(
+    depth: int, logged: bool, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """The call ends with the first directory that cannot be written: everything below has failed with it."""
+    async with host(tmp_path, logged=logged) as mount:
+        mount.cut()
+        objects = await make_nested(mount.tree, depth)
+        await fails_within(mount.tree, ONE_ATTEMPT)
+        for _ in range(2):
+            await trio.sleep(45)
+            await fails_within(mount.tree, TWO_ATTEMPTS)
+        mount.faulty.heal()
+        await mount.tree.publish_all()
+        assert await stored(mount.bucket) == objects
+
+
+async def test_several_files_in_several_nested_directories(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with host(tmp_path) as mount:
+        mount.cut()
+        objects: dict[str, bytes] = {}
+        for top in ("a", "b", "c"):
+            objects |= await make_nested(mount.tree, 4, files=3, top=top)
+            await trio.sleep(20)  # so that attempts begin and end at different times
+        for _ in range(3):
+            await fails_within(mount.tree, TWO_ATTEMPTS)
+        mount.faulty.heal()
+        await mount.tree.publish_all()
+        assert await stored(mount.bucket) == objects
+
+
+@pytest.mark.parametrize("depth", [1, 2, 6])
+async def test_fsync_of_a_file_in_new_directories(
+    depth: int, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Without a log it waits for the directories above, and fails with the first."""
+    async with host(tmp_path) as mount:
+        mount.cut()
+        objects = await make_nested(mount.tree, depth)
+        path = max(objects, key=len)
+        handle = await mount.tree.open(path)
+        for _ in range(3):
+            with trio.fail_after(2 * TWO_ATTEMPTS), pytest.raises(Unavailable):
+                await mount.tree.filesystem.fsync(handle)
+        mount.faulty.heal()
+        with trio.fail_after(TWO_ATTEMPTS):
+            await mount.tree.filesystem.fsync(handle)
+        assert await stored(mount.bucket) == objects
+
+
+async def test_a_directory_that_is_made_under_the_old_name_of_one_that_cannot_move(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """The new one fails with the old one, and whatever is below the new one is not kept back by that."""
+    async with host(tmp_path) as mount:
+        await mount.tree.mkdir("d")
+        await mount.tree.publish_all()
+        mount.faulty.fail(AccessDenied, verb=Verb.COPY, times=math.inf)
+        mount.faulty.fail(AccessDenied, verb=Verb.PUT, key="moved/", times=math.inf)
+        await mount.tree.rename("d", "moved")
+        await mount.tree.mkdir("d")
+        await mount.tree.mkdir("d/e")
+        await mount.tree.write_file("d/e/file", b"bytes")
+        for _ in range(2):
+            with trio.fail_after(10), pytest.raises(AccessDenied):
+                await mount.tree.publisher.publish_all()
+            assert (await stored(mount.bucket))["d/e/file"] == b"bytes"
+        mount.faulty.heal()
+        await mount.tree.publish_all()
+        assert set(await stored(mount.bucket)) == {"moved/", "d/", "d/e/", "d/e/file"}
