@@ -160,6 +160,10 @@ class Placement:
             return None
         return [inode for key, inode in self._owners.items() if key.startswith(prefix)]
 
+    def is_leftover(self, version: Version) -> bool:
+        """Return whether the bucket has this version still, for nobody."""
+        return self._leftovers.get(version.key) == version
+
     def condition(self, target: str) -> PutMode:
         """Return the condition under which an object may be written to `target`: nobody else has changed it."""
         owner = self._owners.get(target)

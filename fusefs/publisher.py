@@ -270,7 +270,7 @@ class Publisher:
         Without `open_files`, files with a writer are left alone unless they were renamed: that is what an fsync of a
         directory asks for.
         """
-        self._sweeper.forgive()
+        deletions_failed = self._sweeper.forgive()
         self._note_moved()
         goals = {
             inode: (inode.state.changes, inode.state.attempts + self._turns.is_under_way(inode))
@@ -286,13 +286,13 @@ class Publisher:
                 if inode not in self._turns.running:
                     self._ask_for(inode)  # a second attempt may be needed
                 await self._progress.park()
-        while not self._sweeper.is_done:
+        while not self._sweeper.is_done(deletions_failed):
             self._wake.set()
             await self._progress.park()
         for inode in goals:
             if inode in self._pending and inode.state.failure is not None:
                 raise inode.state.failure
-        for error in self._sweeper.failures:
+        for error in self._sweeper.failures(deletions_failed):
             raise error
 
     def statistics(self) -> PublishStatistics:

@@ -40,27 +40,42 @@ class Sweeper:
         self._placement = placement
         self._limiter = trio.CapacityLimiter(workers)
         self._progressed = progressed
-        self._undeletable: dict[Version, Exception] = {}
+        #: What has failed, until it is tried again.
+        self._resting: set[Version] = set()
+        #: Which of all failures was the last of what is still there, and why; outlasts the next attempt's begin.
+        self._failed: dict[Version, tuple[int, Exception]] = {}
+        self._failures = 0
         #: Keys that are being deleted now.
         self.busy: frozenset[str] = frozenset()
 
     @property
-    def failures(self) -> list[Exception]:
-        """Why objects could not be deleted that are still there."""
-        return list(self._undeletable.values())
+    def is_failing(self) -> bool:
+        """Whether something could not be deleted and waits until it is tried again."""
+        return bool(self._resting)
 
-    @property
-    def is_done(self) -> bool:
-        """Whether nothing is left that could be deleted, but for what has failed."""
-        return not self.busy and not self._deletable()
+    def is_done(self, since: int) -> bool:
+        """Return whether nothing is left that could be deleted, but for what has failed since `forgive`.
+
+        That may be on its way again: of what fails at different times, something always is.
+        """
+        return all(self._has_failed(version, since) for version in self._placement.deletable())
+
+    def failures(self, since: int) -> list[Exception]:
+        """Return why objects could not be deleted, since `forgive`, that are still there."""
+        return [
+            error
+            for version, (_, error) in self._failed.items()
+            if self._has_failed(version, since) and self._placement.is_leftover(version)
+        ]
 
     def count(self) -> int:
         """Return the number of objects that are still to be deleted."""
-        return len(self._deletable()) + len(self._undeletable)
+        return len(self._deletable()) + len(self._resting)
 
-    def forgive(self) -> None:
-        """Let what has failed be tried again at once."""
-        self._undeletable.clear()
+    def forgive(self) -> int:
+        """Let what has failed be tried again at once; return how many failures there were."""
+        self._resting.clear()
+        return self._failures
 
     def start(self, nursery: trio.Nursery, busy_elsewhere: set[str]) -> None:
         """Begin to delete what may be deleted now, unless a sweep is under way."""
@@ -71,8 +86,11 @@ class Sweeper:
             self.busy = frozenset(version.key for version in batch)
             nursery.start_soon(self._sweep, batch, nursery)
 
+    def _has_failed(self, version: Version, since: int) -> bool:
+        return version in self._failed and self._failed[version][0] > since
+
     def _deletable(self) -> list[Version]:
-        return [version for version in self._placement.deletable() if version not in self._undeletable]
+        return [version for version in self._placement.deletable() if version not in self._resting]
 
     async def _sweep(self, batch: Sequence[Version], nursery: trio.Nursery) -> None:
         size = self._storage.limits.max_delete_batch
@@ -99,6 +117,7 @@ class Sweeper:
             if error is not None:
                 _log.warning("%r was changed by somebody else and is not deleted", version.key)
             self._placement.forget_leftover(version)
+            self._failed.pop(version, None)
 
     async def _failures_of(self, versions: Sequence[Version]) -> Mapping[str, Exception]:
         """Delete objects, each in this version only, and return what failed, by key."""
@@ -114,12 +133,16 @@ class Sweeper:
 
     def _fail(self, version: Version, error: Exception, nursery: trio.Nursery) -> None:
         _log.error("cannot delete %r, trying again in %.0f s: %s", version.key, RETRY_SECONDS, error)
-        self._undeletable[version] = error
+        self._resting.add(version)
+        self._failures += 1
+        self._failed[version] = self._failures, error
         nursery.start_soon(self._try_again, version)
 
     async def _try_again(self, version: Version) -> None:
         await trio.sleep(RETRY_SECONDS)
-        self._undeletable.pop(version, None)
+        self._resting.discard(version)
+        if not self._placement.is_leftover(version):
+            self._failed.pop(version, None)  # its key has another object now
         self._progressed()
 
 

@@ -83,7 +83,7 @@ class Turns:
         That of a directory, all of it, where a file comes; that of an object that belongs to nobody, where something
         comes below it.
         """
-        if self._sweeper.failures:
+        if self._sweeper.is_failing:
             return False
         if self._placement.has_leftover_above(target):
             return True

@@ -143,3 +143,22 @@ async def test_a_directory_that_is_made_under_the_old_name_of_one_that_cannot_mo
         mount.faulty.heal()
         await mount.tree.publish_all()
         assert set(await stored(mount.bucket)) == {"moved/", "d/", "d/e/", "d/e/file"}
+
+
+async def test_deletions_that_began_at_different_times(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Each is tried again before the other one has failed: there is no moment when both have."""
+    async with host(tmp_path) as mount:
+        for name in ("a", "b", "c"):
+            await mount.tree.write_file(name, b"bytes")
+        await mount.tree.publish_all()
+        mount.cut()
+        for name in ("a", "b", "c"):
+            await mount.tree.unlink(name)
+            await trio.sleep(10)
+        for _ in range(3):
+            await fails_within(mount.tree, TWO_ATTEMPTS)
+            await trio.sleep(35)
+        assert mount.tree.publisher.statistics().leftovers == 3
+        mount.faulty.heal()
+        await mount.tree.publish_all()
+        assert await stored(mount.bucket) == {}
