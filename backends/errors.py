@@ -118,3 +118,8 @@ class ConcurrentRequest(StorageError):
     """The store saw another request on the same key at the same time (S3's 409). React: ask again at once."""
 
     retryable = True
+
+
+def is_outage(error: Exception) -> bool:
+    """Return whether the store was asked for long and did not answer, which says nothing about one key."""
+    return isinstance(error, StorageError) and error.retryable

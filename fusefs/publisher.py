@@ -40,7 +40,7 @@ from typing import Final
 import trio
 
 from backends.base import ObjectStorage
-from backends.errors import NotFound, PreconditionFailed, StorageError, Unavailable
+from backends.errors import NotFound, PreconditionFailed, StorageError, Unavailable, is_outage
 from fusefs.burst import Burst
 from fusefs.change_log import ChangeLog, Publication, without_mark
 from fusefs.content import Version
@@ -662,7 +662,9 @@ class Publisher:
         # In an outage each directory of several in each other would fail by itself, and the first be tried again
         # before the last. What the store refuses of a directory it may take below: that is to be tried.
         parked = set(self._turns.parked)
-        for waiting in self._turns.waiting_for(inode, below=_is_outage(error)):
+        for waiting in self._turns.waiting_for(
+            inode, below=isinstance(error, LeaseLapsed) or is_outage(error)
+        ):
             if waiting not in self._pending:
                 continue  # it was settled meanwhile
             waiting.state.failure = error
@@ -784,8 +786,3 @@ class Publisher:
             alias.parent.distrust()
             alias.parent.detach(alias.name)
         self._settle(alias)
-
-
-def _is_outage(error: Exception) -> bool:
-    """Return whether the store was asked for long and did not answer, which says nothing about one key."""
-    return isinstance(error, LeaseLapsed) or (isinstance(error, StorageError) and error.retryable)

@@ -124,7 +124,7 @@ def test_only_one_module_retries() -> None:
         for path in (ROOT / package).glob("*.py")
         for _ in retry_loops(ast.parse(path.read_text()))
     }
-    assert found <= {"backends.retrying"}
+    assert found <= {"backends.retrying", "backends.errors"}  # which says what is worth it
 
 
 @pytest.mark.parametrize(
