@@ -32,7 +32,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Final
@@ -659,21 +659,39 @@ class Publisher:
         inode.state.failure = error
         inode.state.attributes_changed = True  # what `_carry_out` took for done is not
         self._schedule(inode, trio.current_time() + RETRY_SECONDS)
-        # In an outage each directory of several in each other would fail by itself, and the first be tried again
-        # before the last. What the store refuses of a directory it may take below: that is to be tried.
-        parked = set(self._turns.parked)
-        for waiting in self._turns.waiting_for(
-            inode, below=isinstance(error, LeaseLapsed) or is_outage(error)
-        ):
-            if waiting not in self._pending:
-                continue  # it was settled meanwhile
-            waiting.state.failure = error
-            if waiting in parked:
-                self._turns.parked.remove(waiting)
-                self._turns.queued.discard(waiting)
+        if isinstance(error, LeaseLapsed) or is_outage(error):
+            self._fail_all_due(error)
+        else:
+            self._fail_parked(self._turns.waiting_for(inode), error)
+
+    def _fail_all_due(self, error: Exception) -> None:
+        """Let what has not had its turn fail, too: in an outage it would take as long for every few of them.
+
+        Those below a new directory stay due: it is tried again before them.
+        """
+        below = [each for waiting in self._turns.waiting_below.values() for each in waiting]
+        due, self._due = self._due, deque()
+        self._turns.queued.difference_update(due)
+        self._fail_parked(list(self._turns.parked), error)
+        for waiting in (*due, *below):
+            if waiting in self._pending:  # and not settled meanwhile
+                self._note_failed_with(waiting, error)
+        for waiting in due:
+            if waiting in self._pending:
+                self._schedule(waiting, trio.current_time() + RETRY_SECONDS)
+
+    def _fail_parked(self, parked: Iterable[Inode], error: Exception) -> None:
+        for waiting in parked:
+            self._turns.parked.remove(waiting)
+            self._turns.queued.discard(waiting)
+            if waiting in self._pending:
                 self._schedule(waiting, trio.current_time() + RETRY_SECONDS)
                 self._let_go_below(waiting)
-            self._attempt_ended(waiting)
+                self._note_failed_with(waiting, error)
+
+    def _note_failed_with(self, waiting: Inode, error: Exception) -> None:
+        waiting.state.failure = error
+        self._attempt_ended(waiting)
 
     async def _settle_doubts(self, inode: Inode) -> None:
         """Look whether an attempt that had no answer took effect; then its object is not somebody else's but ours."""

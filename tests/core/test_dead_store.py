@@ -104,6 +104,24 @@ async def test_several_files_in_several_nested_directories(tmp_path: Path, autoj
         assert await stored(mount.bucket) == objects
 
 
+@pytest.mark.parametrize("logged", [False, True])
+async def test_many_more_than_are_on_their_way_at_once(
+    logged: bool, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """An outage is told once, and not by every few of them: the end of a mount would take days."""
+    async with host(tmp_path, logged=logged) as mount:
+        mount.cut()
+        objects = {f"{number}": b"%d" % number for number in range(200)}
+        for key, data in objects.items():
+            await mount.tree.write_file(key, data)
+        await fails_within(mount.tree, ONE_ATTEMPT)
+        await trio.sleep(45)
+        await fails_within(mount.tree, TWO_ATTEMPTS)
+        mount.faulty.heal()
+        await mount.tree.publish_all()
+        assert await stored(mount.bucket) == objects
+
+
 @pytest.mark.parametrize("depth", [1, 2, 6])
 async def test_fsync_of_a_file_in_new_directories(
     depth: int, tmp_path: Path, autojump_clock: MockClock
