@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import stat
 from collections.abc import Callable, Coroutine
@@ -13,7 +14,7 @@ import pytest
 import trio
 import trio.testing
 
-from backends.base import MIB
+from backends.base import KIB, MIB
 from backends.errors import Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
@@ -817,3 +818,28 @@ async def test_many_files_at_once_keep_their_bytes(autojump_clock: Clock, tmp_pa
         await tree.publish_all()
         assert await stored(tree.storage) == {f"f{number}": b"%d 2" % number for number in range(12)}
         assert await tree.names() == sorted(f"f{number}" for number in range(12))
+
+
+async def test_a_sequential_reader_is_ahead_of_itself_and_a_random_one_is_not(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    """What comes next is fetched before it is asked for, further and further; and a long range in several requests."""
+    storage = FaultyStorage(MemoryStorage())
+    await storage.put("file", bytes(40 * MIB))
+    async with open_tree(storage, tmp_path) as tree:
+        random = await tree.open("file", os.O_RDONLY)
+        await tree.filesystem.read(random, 33 * MIB + 5, 100)
+        await trio.testing.wait_all_tasks_blocked()
+        assert tree.sources.budget.total <= 256 * KIB
+        sequential = await tree.open("file", os.O_RDONLY)
+        for offset in range(0, 6 * MIB, MIB):
+            await tree.filesystem.read(sequential, offset, MIB)
+        await trio.testing.wait_all_tasks_blocked()
+        assert tree.sources.budget.total >= 9 * MIB
+        storage.calls.clear()
+        fetching = storage.hold(Verb.GET_RANGE, times=math.inf)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree.filesystem.read, random, 20 * MIB, 12 * MIB)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(storage.calls_of(Verb.GET_RANGE)) == 3
+            fetching.open()

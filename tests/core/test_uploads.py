@@ -535,12 +535,11 @@ async def test_an_object_too_large_for_one_copy_is_copied_in_parts(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     faulty = new_store()
-    body = Random(2).randbytes(LIMITS.max_copy_size + 10 * KIB)
-    await faulty.put("old", body)
+    await faulty.put("old", LARGE)
     async with open_tree(faulty, tmp_path, tree_options()) as tree:
         await tree.rename("old", "new")
         await tree.publish_all()
-        assert await stored(faulty) == {"new": body}
+        assert await stored(faulty) == {"new": LARGE}
         assert len(faulty.calls_of(Verb.COPY_PART)) == 2
 
 
@@ -565,6 +564,63 @@ async def test_parts_are_copied_from_the_version_that_was_planned_with(
         assert "new" not in objects
         assert objects.pop("old") == bytes(len(base))
         assert [key.startswith(".fusefs/conflicts/") for key in objects] == [True]
+
+
+async def test_a_patch_does_not_replace_what_came_after_its_copies(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """The parts are of the version that was planned with, and the object that they are to become has changed since."""
+    storage = new_store()
+    async with open_tree(storage, tmp_path, tree_options()) as tree:
+        await with_base(tree)
+        handle = await tree.open("file")
+        await tree.write(handle, 2 * PART, NEW)
+        completing = storage.hold(Verb.COMPLETE)
+        await tree.close(handle)
+        await completing.reached.wait()
+        await storage.put("file", b"theirs")
+        completing.open()
+        await tree.publish_all()
+        objects = await stored(storage, ours=True)
+        assert objects.pop("file") == b"theirs"
+        [ours] = kept(objects)
+        assert ours[2 * PART : 2 * PART + len(NEW)] == NEW
+
+
+LARGE: Final = Random(2).randbytes(LIMITS.max_copy_size + 10 * KIB)
+
+
+async def test_a_copy_in_parts_does_not_replace_what_came_meanwhile(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    storage = new_store()
+    await storage.put("old", LARGE)
+    async with open_tree(storage, tmp_path, tree_options()) as tree:
+        completing = storage.hold(Verb.COMPLETE)
+        await tree.rename("old", "new")
+        await completing.reached.wait()
+        await storage.put("new", b"theirs")
+        completing.open()
+        await tree.publish_all()
+        objects = await stored(storage, ours=True)
+        assert objects.pop("new") == b"theirs"
+        assert kept(objects) == [LARGE]
+
+
+async def test_a_copy_in_parts_is_of_one_version(autojump_clock: MockClock, tmp_path: Path) -> None:
+    storage = new_store()
+    await storage.put("old", LARGE)
+    theirs = bytes(len(LARGE))
+    async with open_tree(storage, tmp_path, tree_options()) as tree:
+        copying = storage.hold(Verb.COPY_PART, call=2)
+        await tree.rename("old", "new")
+        await copying.reached.wait()
+        await storage.put("old", theirs)
+        copying.open()
+        with trio.move_on_after(300):
+            await tree.publisher.publish_all()
+        objects = await stored(storage, ours=True)
+        assert set(objects.values()) == {theirs}
 
 
 OURS: Final = Random(3).randbytes(5 * PART)
