@@ -17,8 +17,11 @@ when it changed meanwhile or the attempt failed. `_parked` holds due inodes that
 they wait for fails, they fail with it.
 
 A new directory's object is written before anything below it, and by itself: SeaweedFS, asked for `d/` and `d/file` at
-once, confirms both and loses one now and then. In an outage what waits for it fails with it, so that an outage is told
-after one attempt and not after one for each level; where the store refuses the directory alone, it keeps nothing back.
+once, confirms both and loses one now and then.
+
+In an outage what has had no turn fails with the first attempt, so that an outage is told once and not for every few of
+them; if others had an answer meanwhile, only what waits for the failed one does. What the store refuses of one object
+keeps nothing back.
 
 What goes up is never given up half-way: an inode that nobody needs any more while its attempt runs is released when
 that has ended, so that no object is made of bytes that are being thrown away.
@@ -32,7 +35,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Final
@@ -534,6 +537,7 @@ class Publisher:
     async def _attempt(self, inode: Inode, target: str | None) -> None:
         """Bring the inode's object to `target`; without one, find out only whether it has an object."""
         inode.state.storing = None
+        published_before = self._published
         try:
             await self._settle_doubts(inode)
             if target is None:
@@ -557,10 +561,10 @@ class Publisher:
             inode.state.attributes_changed = True
             self._schedule(inode, trio.current_time())
         except (StorageError, FilesystemError, OSError) as error:
-            self._note_failure(inode, target, error)
+            self._note_failure(inode, target, error, published_before)
         except Exception as error:  # a defect of ours: it must not end the mount for everybody
             _log.exception("a defect stopped the publication of %r", target)
-            self._note_failure(inode, target, error)
+            self._note_failure(inode, target, error, published_before)
         finally:
             self._finished(inode)
 
@@ -642,8 +646,13 @@ class Publisher:
             self._placement.leave(links.listed)
             links.listed, links.names = None, ()
 
-    def _note_failure(self, inode: Inode, target: str | None, error: Exception) -> None:
-        """Note why an attempt failed, and when the next one will be; those who wait for this one fail with it."""
+    def _note_failure(
+        self, inode: Inode, target: str | None, error: Exception, published_before: int
+    ) -> None:
+        """Note why an attempt failed, and when the next one will be; those who wait for this one fail with it.
+
+        `published_before` is how many attempts had succeeded when this one began.
+        """
         if target is None:
             _log.error("an object may be left of what was removed: %r: %s", inode.state.in_doubt, error)
             inode.state.in_doubt.clear()
@@ -659,39 +668,30 @@ class Publisher:
         inode.state.failure = error
         inode.state.attributes_changed = True  # what `_carry_out` took for done is not
         self._schedule(inode, trio.current_time() + RETRY_SECONDS)
-        if isinstance(error, LeaseLapsed) or is_outage(error):
-            self._fail_all_due(error)
+        is_away = isinstance(error, LeaseLapsed) or is_outage(error)
+        if is_away and self._published == published_before:
+            # Nobody else had an answer meanwhile: every few of them would wait for as long, one after the other.
+            below = [each for waiting in self._turns.waiting_below.values() for each in waiting]
+            self._fail_too([*self._due, *self._turns.parked, *below], error)
         else:
-            self._fail_parked(self._turns.waiting_for(inode), error)
+            # Of several new directories in each other each would fail by itself, and the first be tried again before
+            # the last. What the store refuses of a directory it may take below: that is to be tried.
+            self._fail_too(self._turns.waiting_for(inode, below=is_away), error)
 
-    def _fail_all_due(self, error: Exception) -> None:
-        """Let what has not had its turn fail, too: in an outage it would take as long for every few of them.
-
-        Those below a new directory stay due: it is tried again before them.
-        """
-        below = [each for waiting in self._turns.waiting_below.values() for each in waiting]
-        due, self._due = self._due, deque()
-        self._turns.queued.difference_update(due)
-        self._fail_parked(list(self._turns.parked), error)
-        for waiting in (*due, *below):
-            if waiting in self._pending:  # and not settled meanwhile
-                self._note_failed_with(waiting, error)
-        for waiting in due:
-            if waiting in self._pending:
-                self._schedule(waiting, trio.current_time() + RETRY_SECONDS)
-
-    def _fail_parked(self, parked: Iterable[Inode], error: Exception) -> None:
-        for waiting in parked:
-            self._turns.parked.remove(waiting)
-            self._turns.queued.discard(waiting)
-            if waiting in self._pending:
-                self._schedule(waiting, trio.current_time() + RETRY_SECONDS)
-                self._let_go_below(waiting)
-                self._note_failed_with(waiting, error)
-
-    def _note_failed_with(self, waiting: Inode, error: Exception) -> None:
-        waiting.state.failure = error
-        self._attempt_ended(waiting)
+    def _fail_too(self, waiting: Sequence[Inode], error: Exception) -> None:
+        """Let those fail that wait. Who is below a new directory stays due: that is tried again before it."""
+        have_turn = {*waiting}.intersection([*self._due, *self._turns.parked])
+        self._due = deque(each for each in self._due if each not in have_turn)
+        self._turns.parked[:] = [each for each in self._turns.parked if each not in have_turn]
+        self._turns.queued -= have_turn
+        for each in waiting:
+            if each not in self._pending:
+                continue  # it was settled meanwhile
+            each.state.failure = error
+            if each in have_turn:
+                self._schedule(each, trio.current_time() + RETRY_SECONDS)
+                self._let_go_below(each)
+            self._attempt_ended(each)
 
     async def _settle_doubts(self, inode: Inode) -> None:
         """Look whether an attempt that had no answer took effect; then its object is not somebody else's but ours."""

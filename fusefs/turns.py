@@ -133,12 +133,18 @@ class Turns:
         directory = self.new_directory_above(inode)
         return waiting if directory is None else [directory, *waiting]
 
-    def waiting_for(self, inode: Inode) -> list[Inode]:
-        """Return the parked inodes that need a key which the object of `inode` has, directly or by others."""
+    def waiting_for(self, inode: Inode, *, below: bool) -> list[Inode]:
+        """Return the parked inodes that need a key which the object of `inode` has, directly or by others.
+
+        With `below` also those, and again who waits for them, that wait for the object of a new directory.
+        """
         waiting: defaultdict[Inode | None, list[Inode]] = defaultdict(list)
         for parked in self.parked:
             waiting[self._obstacle(parked)].append(parked)
         found = [inode]
+        seen = {inode}
         for blocking in found:
-            found += waiting.pop(blocking, [])
+            new = [*waiting[blocking], *(self.waiting_below.get(blocking, []) if below else [])]
+            found += [each for each in dict.fromkeys(new) if each not in seen]
+            seen.update(new)
         return found[1:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ import trio
 from trio.testing import MockClock
 
 from backends.errors import AccessDenied, Unavailable
-from backends.intercepted import Verb
+from backends.intercepted import InterceptedStorage, Request, T, Verb
 from backends.memory import MemoryStorage
 from backends.retrying import RetryingStorage, RetryPolicy
 from tests.core.tree import Tree, TreeOptions, open_tree, stored
@@ -120,6 +120,38 @@ async def test_many_more_than_are_on_their_way_at_once(
         mount.faulty.heal()
         await mount.tree.publish_all()
         assert await stored(mount.bucket) == objects
+
+
+class _Slow(InterceptedStorage):
+    """A store that takes ten seconds for each object."""
+
+    async def _carry_out(self, request: Request, send: Callable[[], Awaitable[T]]) -> T:
+        if request.verb is Verb.PUT:
+            await trio.sleep(10)
+        return await send()
+
+
+async def test_one_key_without_an_answer_is_no_outage(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """What has had no turn yet when that fails does not fail with it; what is below such a directory does."""
+    bucket = MemoryStorage()
+    faulty = FaultyStorage(_Slow(bucket))
+    storage = RetryingStorage(faulty, RetryPolicy(timeout_seconds=PATIENCE), rng=Random(0))
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.names()
+        faulty.fail(Unavailable, key="d/", times=math.inf)
+        faulty.fail(Unavailable, key="d/d/", times=math.inf)
+        await make_nested(tree, 3)
+        objects = {f"{number}": b"%d" % number for number in range(300)}
+        for key, data in objects.items():
+            await tree.write_file(key, data)
+        with trio.fail_after(300), pytest.raises(Unavailable):
+            await tree.publisher.publish_all()
+        assert await stored(bucket) == objects
+        for key in objects:
+            assert (await tree.find(key)).state.failure is None
+            assert (await tree.find(key)).state.attempts == 1
+        faulty.heal()
+        await tree.publish_all()
 
 
 @pytest.mark.parametrize("depth", [1, 2, 6])
