@@ -132,9 +132,12 @@ def _capture_content(content: Content, room: int) -> tuple[ContentRecord, list[E
 
 
 def _to_carry(content: Content) -> ExtentSet:
-    """Return the unlogged ranges that no part holds."""
+    """Return the unlogged ranges that no part holds, to be read only."""
+    referable = _referable(content)
+    if not referable:
+        return content.unlogged
     carried = content.unlogged.copy()
-    for extent in _referable(content):
+    for extent in referable:
         carried.remove(*extent)
     return carried
 

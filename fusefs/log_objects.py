@@ -16,9 +16,10 @@ from typing import Final
 
 from backends.base import Metadata, ObjectInfo, ObjectStorage
 from backends.errors import NotFound
+from fusefs.capture import stored_version
 from fusefs.change_log import LOG_KEY
 from fusefs.content import Version
-from fusefs.journal_format import InodeRecord, Position, StoredVersion
+from fusefs.journal_format import InodeRecord, Position
 from fusefs.keys import segment_of
 from fusefs.link_lists import list_of
 from fusefs.log_reader import NOWHERE
@@ -89,11 +90,6 @@ def version_of(info: ObjectInfo) -> Version:
     return Version(info.key, info.etag, info.size)
 
 
-def as_stored(version: Version) -> StoredVersion:
-    """Return a version as the log names it."""
-    return StoredVersion(version.key, version.etag, version.size)
-
-
 def key_of(path: Iterable[bytes]) -> str:
     """Return the key of a file with these names on the way to it."""
     return "/".join(map(segment_of, path))
@@ -126,7 +122,7 @@ def _own(replayed: Replayed, info: ObjectInfo) -> OwnObject | None:
         # An upload has its mark from its beginning. One that a recovery has completed lacks bytes that the log had
         # before that; and what the log tells can be laid over any newer object, too.
         return OwnObject(version, NOWHERE if replayed.refers_to_upload_after(complete_to) else complete_to)
-    if as_stored(version) in replayed.versions:
+    if stored_version(version) in replayed.versions:
         return OwnObject(version, NOWHERE)
     return None
 

@@ -26,11 +26,12 @@ from backends.base import (
     PutMode,
 )
 from backends.errors import InvalidPart, NotFound, PreconditionFailed, UploadNotFound
+from fusefs.capture import stored_version
 from fusefs.content import Version
 from fusefs.errors import BatchDamaged, LogDamaged
 from fusefs.extents import ExtentSet
 from fusefs.journal_format import StoredVersion, UploadReference, batch_key
-from fusefs.log_objects import OwnObject, as_stored, detour_key, marked, version_of
+from fusefs.log_objects import OwnObject, detour_key, marked, version_of
 from fusefs.log_reader import NOWHERE
 from fusefs.object_copy import copy_object
 from fusefs.object_writer import conflict_key
@@ -67,7 +68,8 @@ class LogUploads:
         replaced = next((each.version for each in found if each.version.key == upload.key), None)
         mode = IfMatch(replaced.etag) if replaced is not None else await self._make_way(upload.key, replayed)
         completed = await self._complete(replayed, upload, replaced, mode)
-        self._found[replayed] = [completed, *(each for each in found if each.version.key != upload.key)]
+        others = [each for each in self._found[replayed] if each.version.key != upload.key]
+        self._found[replayed] = [completed, *others]
 
     async def find_lost(self, replayed: Replayed) -> str | None:
         """Return what is to be said of an upload that somebody else has aborted; None if there is none."""
@@ -119,7 +121,7 @@ class LogUploads:
         owner = self._owner_of(version_of(info))
         if owner is not None:
             await self._move_aside(owner, info)
-        elif as_stored(version_of(info)) not in self._leftovers:
+        elif stored_version(version_of(info)) not in self._leftovers:
             await self._keep_theirs(info, replayed)
         return IfMatch(info.etag)
 
@@ -189,7 +191,7 @@ def needed_upload(replayed: Replayed) -> UploadReference | None:
 
 def _has_become_object(replayed: Replayed, found: Sequence[OwnObject]) -> bool:
     """Return whether there is an object of the inode that was not there before the upload."""
-    return any(as_stored(each.version) not in replayed.before_upload for each in found)
+    return any(stored_version(each.version) not in replayed.before_upload for each in found)
 
 
 def _what_is_lost(replayed: Replayed, upload: UploadReference) -> str:

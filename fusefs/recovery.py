@@ -33,7 +33,7 @@ from fusefs.inodes import Alias, Directory, File, Inode, Links, Special, Symlink
 from fusefs.journal_format import InodeRecord, Position, StoredVersion
 from fusefs.keys import RESERVED_PREFIX
 from fusefs.link_lists import list_key
-from fusefs.log_objects import LOG_ID, LogObjects, OwnObject, is_directory, key_of
+from fusefs.log_objects import LOG_ID, LogObjects, OwnObject, is_directory, key_of, version_of
 from fusefs.log_reader import NOWHERE, OldLog, batches, places
 from fusefs.log_uploads import LogUploads
 from fusefs.placement import DETOURS_PREFIX, ORPHANS_PREFIX
@@ -131,7 +131,7 @@ class Recovery:
         for prefix in (ORPHANS_PREFIX, DETOURS_PREFIX):
             async for page in iterate_pages(self._storage, prefix):
                 for info in page.objects:
-                    version = Version(info.key, info.etag, info.size)
+                    version = version_of(info)
                     if LOG_ID.fullmatch(info.key.removeprefix(prefix)) and version not in taken:
                         recovered.leftovers.append(version)
 
@@ -207,8 +207,7 @@ class Recovery:
         links = inode.links if inode is not None and inode.aliases else None
         for number in replayed.lists if links is None else [links.number]:
             with suppress(NotFound):
-                info = await self._storage.head(list_key(number))
-                version = Version(info.key, info.etag, info.size)
+                version = version_of(await self._storage.head(list_key(number)))
                 if links is not None:
                     links.listed = version
                 else:

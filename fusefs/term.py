@@ -88,7 +88,8 @@ async def open_term(
     async with _beside(config, store, patience, LOG_CONNECTIONS) as beside, open_disk_log(config) as on_disk:
         readers = {IN_BUCKET: LogReader(beside), on_disk.place: LogReader(on_disk.storage)}
         places = {IN_BUCKET: "", on_disk.place: on_disk.disk}
-        own_place = on_disk.place if _is_on_disk(config) else IN_BUCKET
+        is_on_disk = _is_on_disk(config)
+        own_place = on_disk.place if is_on_disk else IN_BUCKET
         with _as_mount_error(config):
             found = {place: await reader.last_epoch() for place, reader in readers.items()}
         async with hold_lease(
@@ -106,7 +107,6 @@ async def open_term(
                     for place, since_epoch in _old_places(lease, places)
                 ]
             older = [(log.reader.storage, log.keys) for log in old]
-            is_on_disk = own_place == on_disk.place
             journal = Journal(
                 readers[own_place].storage,
                 lease.epoch,
