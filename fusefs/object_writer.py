@@ -19,6 +19,9 @@ from fusefs.uploads import Uploads
 CONFLICTS_PREFIX: Final = f"{RESERVED_PREFIX}conflicts/"
 """Where what is ours is kept when somebody else has changed the object that it was to replace."""
 
+MARKER_ATTEMPTS: Final = 3
+"""Of a marker that somebody else changes at the same time."""
+
 
 class Written(NamedTuple):
     """What is in the bucket now, and with which metadata: a stream's are those of its beginning."""
@@ -83,18 +86,42 @@ class ObjectWriter:
     async def write_marker_over(self, directory: Directory, target: str) -> Version:
         """Write a marker over the one that somebody else made or changed; the bytes that it may have stay.
 
-        A store that keeps a tree (SeaweedFS) refuses to create a marker, too, once anything is below it.
+        Raises `PreconditionFailed` where it changes each time that it is looked at.
         """
         metadata = {**to_metadata(directory.attributes), **self._log.mark(directory)}
         await self._keep_xattrs(directory.attributes.xattrs)
-        with suppress(NotFound):
+        for _ in range(MARKER_ATTEMPTS):
+            try:
+                return await self._write_marker(target, metadata)
+            except (PreconditionFailed, NotFound) as error:
+                failure = error  # it has changed since we looked
+        raise failure
+
+    async def _write_marker(self, target: str, metadata: Metadata) -> Version:
+        try:
             found = await self._storage.head(target)
-            if found.size:
-                theirs = Version(target, found.etag, found.size)
-                return await copy_object(
-                    self._storage, theirs, target, mode=IfMatch(found.etag), metadata=metadata
-                )
-        return Version(target, await self._storage.put(target, b"", metadata=metadata, mode=OVERWRITE), 0)
+        except NotFound:
+            return await self._put_marker(target, metadata, CREATE_ONLY)
+        if found.size:
+            theirs = Version(target, found.etag, found.size)
+            return await copy_object(
+                self._storage, theirs, target, mode=IfMatch(found.etag), metadata=metadata
+            )
+        try:
+            return await self._put_marker(target, metadata, IfMatch(found.etag))
+        except PreconditionFailed:
+            if await self._is_listed(target):
+                raise
+        # A store that keeps a tree (SeaweedFS) answers HEAD for a directory without a marker, and meets no condition
+        # on it. It keeps no bytes of markers, so there are none to be overwritten.
+        return await self._put_marker(target, metadata, OVERWRITE)
+
+    async def _put_marker(self, target: str, metadata: Metadata, mode: PutMode) -> Version:
+        return Version(target, await self._storage.put(target, b"", metadata=metadata, mode=mode), 0)
+
+    async def _is_listed(self, key: str) -> bool:
+        page = await self._storage.list_prefix(key, page_size=1)
+        return any(info.key == key for info in page.objects)
 
     async def keep_beside(self, inode: Inode, target: str) -> Version | None:
         """Store what is ours under `.fusefs/conflicts/`; None if the object under `target` was all there was of it."""

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import pytest
 
-from backends.base import CREATE_ONLY, ObjectStorage
+from backends.base import CREATE_ONLY, IfMatch, ObjectStorage
+from backends.errors import PreconditionFailed
 from backends.prefixed import PrefixedStorage
 from backends.s3 import S3Storage
 from backends.s3_options import S3Options
@@ -76,6 +77,28 @@ class TestS3StorageOnSeaweedFS(StorageContract):
         assert await all_keys(storage) == ["marker/", "other/"]
         assert await storage.delete_many(["marker/", "other/"]) == {}
         assert await all_keys(storage) == []
+
+    async def test_bytes_in_a_marker_are_gone_at_once(self, storage: ObjectStorage) -> None:
+        """Whoever puts them there: so fusefs has none to lose. The ETag is theirs, and a condition notices a change."""
+        etag = await storage.put("d/", b"bytes")
+        assert (await storage.head("d/")).size == 0
+        assert (await storage.get_range("d/")).data == b""
+        with pytest.raises(PreconditionFailed):
+            await storage.put("d/", b"", mode=IfMatch("0" * 32))
+        await storage.put("d/", b"", mode=IfMatch(etag))
+
+    async def test_a_directory_without_a_marker_has_an_etag_that_no_condition_meets(
+        self, storage: ObjectStorage
+    ) -> None:
+        """HEAD answers for it as for an object, and a listing does not name it."""
+        await storage.put("d/x", b"content")
+        etag = (await storage.head("d/")).etag
+        for mode in (CREATE_ONLY, IfMatch(etag)):
+            with pytest.raises(PreconditionFailed):
+                await storage.put("d/", b"", mode=mode)
+        assert await all_keys(storage) == ["d/x"]
+        await storage.put("d/", b"")
+        assert await all_keys(storage) == ["d/", "d/x"]
 
     async def test_an_object_and_the_keys_below_it_come_and_go_in_any_order(
         self, storage: ObjectStorage

@@ -101,6 +101,30 @@ async def test_two_objects_with_bytes_for_one_directory(autojump_clock: MockCloc
         assert found == {"e/": b"theirs", kept: PRECIOUS}
 
 
+@pytest.mark.parametrize("seen", ["an empty one", "none"])
+async def test_bytes_that_come_while_ours_is_written(
+    seen: str, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """After we have looked at somebody else's object, and before our PUT: that is conditional on what was seen."""
+    inner = MemoryStorage()
+    storage = FaultyStorage(inner)
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.mkdir("d", 0o711)
+        await tree.publish_all()
+        await inner.put("d/", b"for which the first PUT is refused")
+        look, write = storage.hold(Verb.HEAD, key="d/"), storage.hold(Verb.PUT, key="d/", call=2)
+        await chmod(tree, "d", 0o700)
+        await look.reached.wait()
+        await (inner.put("d/", b"") if seen == "an empty one" else inner.delete("d/"))
+        look.open()
+        await write.reached.wait()
+        await inner.put("d/", PRECIOUS)
+        write.open()
+        await tree.publish_all()
+        assert await stored(inner) == {"d/": PRECIOUS}
+        assert (await stored_metadata(inner))["d/"]["mode"] == str(stat.S_IFDIR | 0o700)
+
+
 async def test_they_survive_a_crash(autojump_clock: MockClock, tmp_path: Path) -> None:
     """Whether the object had reached its new name by then or not."""
     options = TreeOptions(logged=True)

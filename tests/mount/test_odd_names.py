@@ -55,6 +55,23 @@ def test_escaped_names(new_mount: NewMount, tmp_path: Path) -> None:
     assert not {"a/./c", "a/../d"} & set(objects.sizes())
 
 
+def test_directories_that_others_have_made(bucket: Bucket, new_mount: NewMount) -> None:
+    """By keys alone, or by an object with bytes, which SeaweedFS drops: both take attributes and another name."""
+    bucket.put("by key/file", b"content")
+    bucket.put("by object/", b"bytes of a directory")
+    mount = new_mount().mount()
+    for name in ("by key", "by object"):
+        (mount.path / name).chmod(0o700)
+    mount.umount()
+    assert bucket.sizes() == {"by key/": 0, "by key/file": 7, "by object/": 0}
+    mount.mount()
+    assert (mount.path / "by key").stat().st_mode & 0o777 == 0o700
+    for name in ("by key", "by object"):
+        (mount.path / name).rename(mount.path / f"{name}, moved")
+    mount.umount()
+    assert bucket.sizes() == {"by key, moved/": 0, "by key, moved/file": 7, "by object, moved/": 0}
+
+
 def test_paths_as_long_as_keys(new_mount: NewMount) -> None:
     """1,023 bytes, of a file or a directory; a rename that would make a longer one below is refused as well."""
     mount = new_mount("memory://").mount()
