@@ -8,6 +8,7 @@ one has left: the bucket does not tell them apart.
 from __future__ import annotations
 
 import enum
+import re
 import stat
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -18,10 +19,15 @@ from backends.base import Metadata, ObjectInfo, ObjectStorage, iterate_pages
 from backends.errors import NotFound
 from fusefs import extended_attributes
 from fusefs.attributes import kind_of, unreadable
+from fusefs.journal_format import position_of
 from fusefs.keys import RESERVED_PREFIX, name_of, name_of_file_beside
+from fusefs.link_lists import LISTS_PREFIX
 from fusefs.listed import MAX_SYMLINK_SIZE
+from fusefs.log_repair import DAMAGED_PREFIX
 from fusefs.object_writer import CONFLICTS_PREFIX
 from fusefs.placement import DETOURS_PREFIX, ORPHANS_PREFIX, ROOT_MARKER
+from fusefs.stored_lease import DISK_KEY, LEASE_KEY
+from fusefs.tree_index import CRASH_KEY, INDEX_PREFIX
 from fusefs.upload_notes import NOTES_PREFIX
 
 PROBES_PREFIX: Final = f"{RESERVED_PREFIX}probe/"
@@ -35,6 +41,7 @@ class Kind(enum.Enum):
     HIDDEN = "hidden"
     CONFLICT = "conflict"
     LEFTOVER = "leftover"
+    FOREIGN = "foreign"
     UPLOAD = "upload"
     DAMAGED = "damaged"
 
@@ -64,7 +71,20 @@ _LEFT_BY_MOUNTS: Final = {
     DETOURS_PREFIX: (Kind.LEFTOVER, "a file on its way to another name; its mount did not finish"),
     PROBES_PREFIX: (Kind.LEFTOVER, "a trial object of a mount that was beginning"),
     NOTES_PREFIX: (Kind.LEFTOVER, "says which uploads a mount has under way; needed until they have ended"),
+    DAMAGED_PREFIX: (Kind.LEFTOVER, "set aside by `fusefs recover`; nothing reads it any more"),
 }
+
+_IN_ITS_PLACE: Final = re.compile(
+    "|".join(
+        [
+            *map(re.escape, (ROOT_MARKER, LEASE_KEY, DISK_KEY, CRASH_KEY)),
+            re.escape(INDEX_PREFIX) + "[0-9a-f]{2}",
+            re.escape(LISTS_PREFIX) + "[0-9a-f]{16}",
+            re.escape(extended_attributes.OBJECTS_PREFIX) + "[0-9a-f]{64}",
+        ]
+    )
+)
+"""What mounts keep under `.fusefs/`, but for the log."""
 
 
 async def findings(storage: ObjectStorage, *, attributes: bool = False) -> AsyncIterator[Finding]:
@@ -98,9 +118,9 @@ class _Inspector:
 
     def look_at(self, info: ObjectInfo) -> Iterator[Finding]:
         if info.key.startswith(RESERVED_PREFIX):
-            for prefix, (kind, reason) in _LEFT_BY_MOUNTS.items():
-                if info.key.startswith(prefix):
-                    yield Finding(kind, info.key, reason)
+            finding = _look_at_reserved(info.key)
+            if finding is not None:
+                yield finding
             return
         yield from self._look_at_place(info.key)
         yield from _look_at_names(info.key)
@@ -118,6 +138,17 @@ class _Inspector:
             yield _beside_directory(self._beginnings.pop())
         if not key.endswith("/"):
             self._beginnings.append(key)
+
+
+def _look_at_reserved(key: str) -> Finding | None:
+    for prefix, (kind, reason) in _LEFT_BY_MOUNTS.items():
+        if key.startswith(prefix):
+            return Finding(kind, key, reason)
+    if position_of(key) is not None or _IN_ITS_PLACE.fullmatch(key):
+        return None
+    return Finding(
+        Kind.FOREIGN, key, "not of fusefs, which alone keeps things there; it is not shown, and stays"
+    )
 
 
 def _beside_directory(key: str) -> Finding:

@@ -120,9 +120,10 @@ class LogReader:
             raise BatchDamaged(batch_key(position), position, str(error)) from error
 
     async def _objects(self, prefix: str) -> list[tuple[str, int]]:
-        """Return keys and sizes."""
+        """Return keys and sizes of batches; what else somebody has put there is not to be deleted with them."""
         pages = iterate_pages(self.storage, prefix)
-        return [(info.key, info.size) async for page in pages for info in page.objects]
+        objects = [(info.key, info.size) async for page in pages for info in page.objects]
+        return [(key, size) for key, size in objects if position_of(key) is not None]
 
     async def _decide(
         self, look: Callable[[int], Awaitable[OldLog]], since_epoch: int, before_epoch: int

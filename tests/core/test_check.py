@@ -36,7 +36,10 @@ async def test_a_bucket_that_a_mount_shows_as_it_is() -> None:
         "%bytes-%FF",
         ".fusefs/root",
         ".fusefs/lease",
-        ".fusefs/journal/1/1",
+        ".fusefs/disk",
+        ".fusefs/index/3f",
+        ".fusefs/index/crash",
+        ".fusefs/journal/0000000000000001/00000000000000ff",
         ".fusefs/links/0000000000000001",
     ]
     storage = await filled(*keys)
@@ -66,12 +69,39 @@ async def test_a_bucket_that_a_mount_shows_as_it_is() -> None:
             ".fusefs/moving/m/1",
             "leftover '.fusefs/moving/m/1': a file on its way to another name; its mount did not finish",
         ),
+        (
+            ".fusefs/damaged/0000000000000001/0000000000000007",
+            "leftover '.fusefs/damaged/0000000000000001/0000000000000007': set aside by `fusefs recover`; "
+            "nothing reads it any more",
+        ),
         (".fusefs/probe/1/2", "leftover '.fusefs/probe/1/2': a trial object of a mount that was beginning"),
     ],
 )
 async def test_one_line_for_each_key(key: str, line: str) -> None:
     """However odd the key is; keys beside it are no findings."""
     assert await lines(await filled(key, "other")) == [line]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        ".fusefs/",
+        ".fusefs/notes.txt",
+        ".fusefs/lease.bak",
+        ".fusefs/rooted/x",
+        ".fusefs/journal/notes.txt",
+        ".fusefs/journal/0000000000000001/00000000000000ff.bak",
+        ".fusefs/index/",
+        ".fusefs/index/404",
+        ".fusefs/links/1",
+        ".fusefs/xattrs/" + "g" * 64,
+    ],
+)
+async def test_objects_of_others_where_only_ours_should_be(key: str) -> None:
+    """Under every key that no part of fusefs makes."""
+    assert await lines(await filled(key, "other")) == [
+        f"foreign {key!r}: not of fusefs, which alone keeps things there; it is not shown, and stays"
+    ]
 
 
 async def test_objects_beside_directories_of_their_names() -> None:

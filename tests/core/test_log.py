@@ -112,6 +112,26 @@ async def test_what_was_committed_is_there_after_a_crash(autojump_clock: MockClo
     assert await stored(storage) == {"d/": b"", "d/a": b"\0\0\0bytes", "link": b"target"}
 
 
+async def test_objects_of_others_beside_the_log_stay(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """Those below `.fusefs/` under keys that fusefs does not make: not read, not written over, and not deleted."""
+    storage = SmallPartsStorage()
+    places = ["", "journal/", "journal/0000000000000001/", "orphans/", "moving/", "links/", "index/"]
+    theirs = {f".fusefs/{place}theirs": place.encode() for place in places}
+    for key, data in theirs.items():
+        await storage.put(key, data)
+    async with open_tree(storage, tmp_path / "1", options()) as tree:
+        await tree.write_file("f", b"bytes")
+        await tree.log.commit()
+    async with open_tree(storage, tmp_path / "2", replace(options(publishes=True), index=True)) as tree:
+        await tree.publish_all()
+        await trio.sleep(60)
+        assert await batches(storage) == [key for key in theirs if key.startswith(JOURNAL_PREFIX)][::-1]
+        await tree.end()
+    found = await stored(storage, ours=True)
+    assert {key: data for key, data in found.items() if key.endswith("theirs")} == theirs
+    assert found["f"] == b"bytes"
+
+
 async def test_a_list_of_names_goes_with_the_last_but_one(autojump_clock: MockClock, tmp_path: Path) -> None:
     """Also where a recovery has found the names, and the file was not published since."""
     storage = SmallPartsStorage()

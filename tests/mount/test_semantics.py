@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -45,15 +46,19 @@ def test_one_file_is_one_object(mount: Mount, bucket: Bucket) -> None:
 
 def test_reserved_prefix(mount: Mount, bucket: Bucket) -> None:
     """What fusefs keeps of its own is under `.fusefs/`. It is not shown in the tree, and no entry of that
-    name can be made at the root: that is EPERM.
+    name can be made at the root: that is EPERM. What others have put there stays, and `fusefs check` names it.
     """
-    bucket.put(".fusefs/something", b"ours")
+    bucket.put(".fusefs/something", b"theirs")
     assert os.listdir(mount.path) == []
     with pytest.raises(PermissionError) as refused:
         (mount.path / ".fusefs").mkdir()
     assert refused.value.errno == errno.EPERM
     (mount.path / "d").mkdir()
     (mount.path / "d" / ".fusefs").write_bytes(b"a name like any other")
+    mount.umount()
+    checked = mount.run([sys.executable, "-m", "fusefs", "check", mount.url, *mount.flags])
+    assert checked.stdout.startswith("foreign '.fusefs/something': ")
+    assert bucket.read(".fusefs/something") == b"theirs"
 
 
 def test_attributes_are_kept(mount: Mount) -> None:
