@@ -22,7 +22,7 @@ import click
 from fusefs.config import Config
 from fusefs.control import ControlClient, Progress
 from fusefs.errors import ConfigError, MountError
-from fusefs.flags import configuration_flags, store_flags
+from fusefs.flags import configuration_flags, log_flags, store_flags
 from fusefs.mountpoints import check_alive, check_mountpoint, unmount
 
 _READY: Final = "ready"
@@ -230,7 +230,7 @@ async def _print_findings(config: Config, attributes: bool) -> bool:
 
 @main.command()
 @click.argument("url")
-@store_flags
+@log_flags
 @_config_option
 @click.option(
     "--set-aside",
@@ -238,10 +238,12 @@ async def _print_findings(config: Config, attributes: bool) -> bool:
     help="Move what cannot be read to .fusefs/damaged/, so that URL can be mounted.",
 )
 def recover(url: str, *, config_path: str | None, set_aside: bool, **flags: object) -> None:
-    """Tell what can be saved of a damaged log in URL. Without --set-aside nothing is changed.
+    """Tell what can be saved of a damaged log of URL. Without --set-aside nothing is changed.
+
+    A log on a local disk is looked at where that is, with the same --cache-dir as for the mount.
 
     Exit status: 0 a mount can read the log, 1 it cannot, 2 the command or the configuration is wrong, 3 the bucket
-    could not be read or written.
+    or a log elsewhere could not be read or written.
     """
     import trio
 
@@ -265,23 +267,24 @@ async def _print_diagnosis(config: Config, set_aside: bool) -> bool:
     """Tell how the log stands and, if `set_aside`, mend it; return whether a mount can read it then."""
     from fusefs.log_repair import LogRepair
     from fusefs.stores import open_store
-    from fusefs.term import alone_for, log_begins
+    from fusefs.term import alone_for, old_log_parts
 
     store = open_store(config.store, retry_timeout_seconds=config.mount.retry_timeout_seconds)
     try:
         await store.storage.probe(read_only=not set_aside)
-        repair = LogRepair(store.storage, since_epoch=await log_begins(store.storage))
-        if not set_aside:
-            found = await repair.diagnose()
-            click.echo(found)
-            return not found.lost
-        async with alone_for("fusefs recover", config, store):
-            found = await repair.diagnose()
-            click.echo(found)
-            if found.lost:
-                await repair.set_aside(found)
-                click.echo("what cannot be read is in .fusefs/damaged/ now, and a mount applies the rest")
-        return True
+        async with old_log_parts(config, store.storage) as parts:
+            repair = LogRepair(store.storage, parts)
+            if not set_aside:
+                found = await repair.diagnose()
+                click.echo(found)
+                return not found.lost
+            async with alone_for("fusefs recover", config, store):
+                found = await repair.diagnose()
+                click.echo(found)
+                if found.lost:
+                    await repair.set_aside(found)
+                    click.echo("what cannot be read is in .fusefs/damaged/ now, and a mount applies the rest")
+            return True
     finally:
         await store.storage.aclose()
 

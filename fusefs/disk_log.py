@@ -52,6 +52,11 @@ def place_on_disk(config: Config) -> str:
     return f"{socket.gethostname()}:{_directory(config)}"
 
 
+def has_disk_log(config: Config) -> bool:
+    """Return whether this host may have a log of the prefix."""
+    return (_directory(config) / DISK_KEY).exists()
+
+
 @asynccontextmanager
 async def open_disk_log(config: Config) -> AsyncIterator[DiskLog]:
     """Open the log of this host for the block, and make its directory if there is none. Raises `MountError`."""

@@ -124,11 +124,15 @@ class LogDamaged(MountError):
 
 
 class BatchDamaged(LogDamaged):
-    """It is known which batch: the one under `key`, with its place in the log. React: as above, or look before it."""
+    """It is known which batch: the one under `key`, with its place in the log. React: as above, or look before it.
 
-    def __init__(self, key: str, position: tuple[int, int], why: str) -> None:
+    `where` is the store that has it, for people; "" for the mounted one.
+    """
+
+    def __init__(self, key: str, position: tuple[int, int], why: str, where: str = "") -> None:
+        self.shown = f"{key!r} in {where}" if where else repr(key)
         super().__init__(
-            f"the log is damaged, and nothing of it was applied: {key!r}: {why};"
+            f"the log is damaged, and nothing of it was applied: {self.shown}: {why};"
             " `fusefs recover` tells what can be saved"
         )
         self.key = key

@@ -80,6 +80,11 @@ def store_flags(command: _CommandT) -> _CommandT:
     return _with_flags(command, [name for name in _FLAGS if name in STORE_FLAGS])
 
 
+def log_flags(command: _CommandT) -> _CommandT:
+    """Give a click command the flags that say how the store is reached, and where this host may have a log."""
+    return _with_flags(command, [name for name in _FLAGS if name in STORE_FLAGS or name == "cache_dir"])
+
+
 def _with_flags(command: _CommandT, names: list[str]) -> _CommandT:
     for name in reversed(names):
         flag = _FLAGS[name]

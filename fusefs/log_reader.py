@@ -74,10 +74,11 @@ def places(logs: Sequence[OldLog]) -> list[tuple[Position, LogReader]]:
 
 
 class LogReader:
-    """The logs in one store."""
+    """The logs in one store; `where` that is, for people, "" for the mounted one."""
 
-    def __init__(self, storage: ObjectStorage) -> None:
+    def __init__(self, storage: ObjectStorage, where: str = "") -> None:
         self.storage = storage
+        self.where = where
 
     async def last_epoch(self) -> int:
         """Return the last term that has left anything; 0 if none has."""
@@ -109,7 +110,7 @@ class LogReader:
         try:
             return await self._read(position)
         except NotFound as error:
-            raise BatchDamaged(batch_key(position), position, "it is not there any more") from error
+            raise self._damaged(position, "it is not there any more") from error
 
     async def _read(self, position: Position) -> Batch:
         """As `read`, where it may have been deleted. Raises `NotFound` then."""
@@ -117,7 +118,10 @@ class LogReader:
         try:
             return decode(data, position)
         except DamagedBatch as error:
-            raise BatchDamaged(batch_key(position), position, str(error)) from error
+            raise self._damaged(position, str(error)) from error
+
+    def _damaged(self, position: Position, why: str) -> BatchDamaged:
+        return BatchDamaged(batch_key(position), position, why, self.where)
 
     async def _objects(self, prefix: str) -> list[tuple[str, int]]:
         """Return keys and sizes of batches; what else somebody has put there is not to be deleted with them."""

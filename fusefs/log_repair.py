@@ -7,10 +7,14 @@ something only after all before it; so it is set aside, under `.fusefs/damaged/`
 is sealed before it. Nothing is deleted, and nothing changed before somebody says so.
 
 As good as damaged is a batch that refers to an upload which somebody has aborted: the store may do that to old ones.
+
+A log may be in two stores, the bucket and a disk, where mounts had it here and there: it is one story, and what is
+behind the damage in either is set aside, in the store that has it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -21,7 +25,7 @@ from fusefs.errors import BatchDamaged
 from fusefs.journal_format import JOURNAL_PREFIX, SEAL, Batch, Position, batch_key, encode
 from fusefs.keys import RESERVED_PREFIX
 from fusefs.log_objects import LogObjects
-from fusefs.log_reader import EVERYWHERE, LogReader
+from fusefs.log_reader import EVERYWHERE, NOWHERE, LogReader, places
 from fusefs.log_uploads import LogUploads, needed_upload
 from fusefs.replay import Replay
 
@@ -37,8 +41,13 @@ class Diagnosis:
     readable: int
     #: The first that it cannot, and why; "" if there is none.
     damage: str = ""
-    #: All that there are behind those, the damaged one among them.
-    lost: tuple[Position, ...] = ()
+    #: All that there are behind those, the damaged one among them, and who reads each.
+    behind: tuple[tuple[Position, LogReader], ...] = ()
+
+    @property
+    def lost(self) -> tuple[Position, ...]:
+        """Where those are that cannot be applied, in order."""
+        return tuple(position for position, _ in self.behind)
 
     def __str__(self) -> str:
         """Return one line."""
@@ -50,39 +59,60 @@ class Diagnosis:
         )
 
 
-class LogRepair:
-    """The log in one store, of the terms from `since_epoch` on. Nobody may be writing it."""
+@dataclass(frozen=True, slots=True)
+class LogPart:
+    """What one store has of a log: that of the terms from `since_epoch` on."""
 
-    def __init__(self, storage: ObjectStorage, *, since_epoch: int = 1) -> None:
+    reader: LogReader
+    since_epoch: int = 1
+
+
+class LogRepair:
+    """The log of a prefix in `storage`, all of whose `parts` are given. Nobody may be writing it."""
+
+    def __init__(self, storage: ObjectStorage, parts: Sequence[LogPart] = ()) -> None:
         self._storage = storage
-        self._since_epoch = since_epoch
-        self._reader = LogReader(storage)
+        self._parts = parts or [LogPart(LogReader(storage))]
 
     async def diagnose(self) -> Diagnosis:
-        """Read the whole log. Raises what the store raises, and `LogDamaged` where it cannot be told what there is."""
+        """Read the whole log. Raises what the stores raise, and `LogDamaged` where it cannot be told what there is."""
         damage: BatchDamaged | None = None
         while True:
             before = EVERYWHERE if damage is None else Position(*damage.position)
             try:
-                log = await self._reader.survey(since_epoch=self._since_epoch, before=before)
+                counting = places(
+                    [
+                        await part.reader.survey(since_epoch=part.since_epoch, before=before)
+                        for part in self._parts
+                    ]
+                )
                 replay = Replay(None)
-                for position in log.positions:
-                    replay.apply(await self._reader.read(position))
-                await self._check_uploads(replay)
+                for position, reader in counting:
+                    replay.apply(await reader.read(position))
+                await self._check_uploads(replay, dict(counting))
             except BatchDamaged as error:
                 damage = error
             else:
                 break
         if damage is None:
-            return Diagnosis(readable=len(log.positions))
-        last = log.positions[-1] if log.positions else Position(self._since_epoch, 0)
+            return Diagnosis(readable=len(counting))
         return Diagnosis(
-            readable=len(log.positions),
-            damage=f"{damage.key!r} cannot be applied: {damage.why}",
-            lost=tuple(position for position in await self._reader.positions() if position > last),
+            readable=len(counting),
+            damage=f"{damage.shown} cannot be applied: {damage.why}",
+            behind=tuple(await self._behind(counting[-1][0] if counting else NOWHERE)),
         )
 
-    async def _check_uploads(self, replay: Replay) -> None:
+    async def _behind(self, last: Position) -> list[tuple[Position, LogReader]]:
+        """Return all batches behind one, in order, and who reads each."""
+        behind = [
+            (position, part.reader)
+            for part in self._parts
+            for position in await part.reader.positions()
+            if position > max(last, Position(part.since_epoch, 0))
+        ]
+        return sorted(behind, key=lambda place: place[0])
+
+    async def _check_uploads(self, replay: Replay, readers: Mapping[Position, LogReader]) -> None:
         """Raise `BatchDamaged` for the first batch that refers to an upload which is gone."""
         objects = LogObjects(self._storage, replay.inodes.values())
         lost: list[tuple[Position, str]] = []
@@ -95,18 +125,18 @@ class LogRepair:
                 lost += [(replayed.upload_since, why)] if why is not None else []
         if lost:
             position, why = min(lost)
-            raise BatchDamaged(batch_key(position), position, why)
+            raise BatchDamaged(batch_key(position), position, why, readers[position].where)
 
     async def set_aside(self, found: Diagnosis) -> None:
         """Move what is lost out of the log, the last first, and let the log end there. Raises what the store raises."""
-        for position in reversed(found.lost):
+        for position, reader in reversed(found.behind):
             key = batch_key(position)
             with suppress(PreconditionFailed):  # it is there already: an earlier call did not come to its end
-                await self._storage.copy(key, _aside(key), mode=CREATE_ONLY)
-            await self._storage.delete(key)
-        end = found.lost[0]
+                await reader.storage.copy(key, _aside(key), mode=CREATE_ONLY)
+            await reader.storage.delete(key)
+        end, reader = found.behind[0]
         seal = encode(Batch(position=end, cutoff=end, flags=SEAL))
-        await self._storage.put(batch_key(end), seal, mode=CREATE_ONLY)
+        await reader.storage.put(batch_key(end), seal, mode=CREATE_ONLY)
 
 
 def _aside(key: str) -> str:

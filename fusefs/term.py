@@ -12,7 +12,7 @@ import os
 import socket
 import uuid
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -24,13 +24,14 @@ from backends.errors import StorageError
 from fusefs.clock import SystemClock
 from fusefs.committer import Committer
 from fusefs.config import Config
-from fusefs.disk_log import open_disk_log, place_on_disk
+from fusefs.disk_log import DiskLog, has_disk_log, open_disk_log, place_on_disk
 from fusefs.errors import MountError
 from fusefs.journal import Journal
 from fusefs.lease import Lease, NoLease
 from fusefs.lease_acquisition import Claim, acquire, at_hand, check_supported
-from fusefs.lease_record import Identity
+from fusefs.lease_record import Identity, LeaseRecord
 from fusefs.log_reader import LogReader, OldLog
+from fusefs.log_repair import LogPart
 from fusefs.log_room import LogRoom
 from fusefs.options import BucketStore
 from fusefs.stage_budget import StageBudget
@@ -86,7 +87,7 @@ async def open_term(
         return
     patience = config.mount.retry_timeout_seconds
     async with _beside(config, store, patience, LOG_CONNECTIONS) as beside, open_disk_log(config) as on_disk:
-        readers = {IN_BUCKET: LogReader(beside), on_disk.place: LogReader(on_disk.storage)}
+        readers = {IN_BUCKET: LogReader(beside), on_disk.place: _reader_of(on_disk)}
         places = {IN_BUCKET: "", on_disk.place: on_disk.disk}
         is_on_disk = _is_on_disk(config)
         own_place = on_disk.place if is_on_disk else IN_BUCKET
@@ -104,7 +105,7 @@ async def open_term(
             with _as_mount_error(config):
                 old = [
                     await readers[place].find(since_epoch=since_epoch, before_epoch=lease.epoch)
-                    for place, since_epoch in _old_places(lease, places)
+                    for place, since_epoch in _old_places(lease.previous, places)
                 ]
             older = [(log.reader.storage, log.keys) for log in old]
             journal = Journal(
@@ -156,13 +157,26 @@ async def alone_for(what: str, config: Config, store: OpenStore) -> AsyncIterato
                 await lease.release(clean=False)
 
 
-async def log_begins(storage: ObjectStorage) -> int:
-    """Return since which term a mount reads the log in the prefix. Raises `LeaseDamaged`, and what the store raises."""
+@asynccontextmanager
+async def old_log_parts(config: Config, storage: ObjectStorage) -> AsyncIterator[list[LogPart]]:
+    """Open the logs for the block that a mount here would read: in the prefix, and on the disk if there is one.
+
+    Raises `MountError` where the lease names one that is elsewhere, or cannot be read, and what the store raises.
+    """
     found = await look(storage)
-    if found is None:
-        return 1
-    places = {log.place: log.since_epoch for log in found.record.logs}
-    return places.get(IN_BUCKET, found.record.epoch + 1)
+    async with AsyncExitStack() as stack:
+        readers, disks = {IN_BUCKET: LogReader(storage)}, {IN_BUCKET: ""}
+        if has_disk_log(config):
+            on_disk = await stack.enter_async_context(open_disk_log(config))
+            readers[on_disk.place], disks[on_disk.place] = _reader_of(on_disk), on_disk.disk
+        yield [
+            LogPart(readers[place], since_epoch)
+            for place, since_epoch in _old_places(found.record if found is not None else None, disks)
+        ]
+
+
+def _reader_of(log: DiskLog) -> LogReader:
+    return LogReader(log.storage, where=str(log.directory))
 
 
 def identity(holder: str, what: str) -> Identity:
@@ -231,17 +245,17 @@ def _as_mount_error(config: Config) -> Iterator[None]:
         raise MountError(f"{config.store.url}: {error}") from error
 
 
-def _old_places(lease: Lease, places: Mapping[str, str]) -> list[tuple[str, int]]:
+def _old_places(previous: LeaseRecord | None, places: Mapping[str, str]) -> list[tuple[str, int]]:
     """Return where earlier terms have kept logs, and from which term on; where no lease tells, all that there are.
 
     Of terms without a lease, which are later than the one that it tells of, there may be a log in every place.
 
     Raises `MountError` for a log that is in none of them; where the lease was taken, that was looked at before.
     """
-    if lease.previous is None:
+    if previous is None:
         return [(place, 1) for place in places]
-    told = {log.place: log.since_epoch for log in at_hand(lease.previous.logs, places)}
-    return [(place, told.get(place, lease.previous.epoch + 1)) for place in places]
+    told = {log.place: log.since_epoch for log in at_hand(previous.logs, places)}
+    return [(place, told.get(place, previous.epoch + 1)) for place in places]
 
 
 async def _forget_old_logs(journal: Journal, lease: Lease) -> None:

@@ -28,12 +28,14 @@ from fusefs.content import Version
 from fusefs.disk_log import open_disk_log
 from fusefs.errors import MountError
 from fusefs.inodes import Directory
+from fusefs.journal_format import JOURNAL_PREFIX, Position, batch_key
 from fusefs.lease_record import LeaseRecord, LogPlace
 from fusefs.log_reader import places
+from fusefs.log_repair import DAMAGED_PREFIX, Diagnosis, LogPart, LogRepair
 from fusefs.stage_budget import StageBudget
 from fusefs.stored_lease import DISK_KEY, LEASE_KEY
 from fusefs.stores import OpenStore
-from fusefs.term import Term, alone_for, open_term
+from fusefs.term import Term, alone_for, old_log_parts, open_term
 from tests.core.leases import record_in
 from tests.core.tree import bare_failures
 from tests.support.faulty import FaultyStorage
@@ -340,7 +342,7 @@ async def test_mounts_that_begin_at_once_agree_on_the_identity(tmp_path: Path) -
 
 
 async def test_a_repair_needs_no_log_on_a_disk_and_names_none(tmp_path: Path) -> None:
-    """It looks at the log in the bucket alone, and no mount is refused because of where it ran."""
+    """Its own turn as the only writer has no log, and no mount is refused because of where it ran."""
     bucket = Bucket(tmp_path)
     await bucket.confirm("host", "a", **DISK)
     before = (await bucket.record()).logs
@@ -350,3 +352,55 @@ async def test_a_repair_needs_no_log_on_a_disk_and_names_none(tmp_path: Path) ->
     shutil.rmtree(tmp_path / "elsewhere", ignore_errors=True)
     async with bucket.term("host", **DISK) as term:
         assert counting(term) == [(1, 1)]
+
+
+@pytest.mark.parametrize("first", [{}, UNLEASED, DISK, {**DISK, **UNLEASED}], ids=str)
+@pytest.mark.parametrize("second", [{}, UNLEASED, DISK, {**DISK, **UNLEASED}], ids=str)
+@pytest.mark.parametrize("damaged", [(1, 1), (2, 1)], ids=["the first is damaged", "the second is damaged"])
+async def test_a_repair_looks_at_every_log(
+    damaged: tuple[int, int], first: dict[str, object], second: dict[str, object], tmp_path: Path
+) -> None:
+    """Wherever a mount here would read one; what it sets aside stays in the store that has it."""
+    bucket = Bucket(tmp_path)
+    await bucket.confirm("host", "a", **first)
+    await bucket.confirm("host", "b", **second)
+    config, storage = bucket.config("host", {}), bucket.store.storage
+    async with old_log_parts(config, storage) as parts:
+        repair = LogRepair(storage, parts)
+        assert await repair.diagnose() == Diagnosis(readable=2)
+        key = batch_key(Position(*damaged))
+        stores = {Position(*damaged): part.reader.storage for part in parts for _ in await there(part, key)}
+        (store,) = stores.values()
+        await store.put(key, b"damaged")
+        found = await repair.diagnose()
+        assert (Position(1, 1) in found.lost, Position(2, 1) in found.lost) == (damaged == (1, 1), True)
+        is_on_disk = store is not storage
+        assert (f"{key!r} in {bucket.disk('host')} cannot" in str(found)) is is_on_disk
+        await repair.set_aside(found)
+        assert (await store.get_range(key.replace(JOURNAL_PREFIX, DAMAGED_PREFIX))).data == b"damaged"
+        assert not (await repair.diagnose()).lost
+    async with bucket.term("host") as term:
+        assert counting(term) == [each for each in ((1, 1), (2, 1)) if each < damaged]
+
+
+async def there(part: LogPart, key: str) -> list[str]:
+    """Return the key if there is such an object in the store of a part."""
+    return [info.key for info in (await part.reader.storage.list_prefix(key)).objects]
+
+
+@pytest.mark.parametrize("damage", [False, True])
+async def test_a_repair_without_the_disk_is_refused(damage: bool, tmp_path: Path) -> None:
+    """Where the disk is another one, too; a directory that is not there is not made."""
+    bucket = Bucket(tmp_path)
+    await bucket.confirm("host", "a", **DISK)
+    await bucket.confirm("host", "b")
+    if damage:
+        await bucket.store.storage.put(batch_key(Position(2, 1)), b"damaged")
+    for host in ("elsewhere", "another"):
+        if host == "another":
+            async with open_disk_log(bucket.config(host, {})):
+                pass
+        with pytest.raises(MountError, match=f"is in the log at .*{tmp_path}/host/log/"):
+            async with old_log_parts(bucket.config(host, {}), bucket.store.storage):
+                raise AssertionError("unreachable")
+    assert not (tmp_path / "elsewhere").exists()

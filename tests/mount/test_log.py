@@ -12,12 +12,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from tests.mount.conftest import NewMount
 from tests.support.bucket import Bucket
 from tests.support.mounts import Mount, wait_until
+
+UNPUBLISHED: Final = ("--publish-interval", "1 h", "--publish-delay", "1 h")
 
 
 def _write_synced(path: Path, data: bytes) -> None:
@@ -274,3 +277,27 @@ def test_a_damaged_log_stops_the_mount(new_mount: NewMount, bucket: Bucket, tmp_
     mount.mount()
     assert os.listdir(mount.path) == []
     assert bucket.sizes()[key.replace("/journal/", "/damaged/")] > 0
+
+
+def test_a_damaged_log_on_the_local_disk(new_mount: NewMount) -> None:
+    """It is told of, and set aside, where the disk is; elsewhere there is one line that says where that is."""
+    mount, elsewhere = new_mount(None, "--no-ack-after-upload", *UNPUBLISHED).mount(), new_mount()
+    _write_synced(mount.path / "file", b"bytes")
+    mount.kill()
+    (batch,) = sorted((mount.cache_dir / "log").glob("*/.fusefs/journal/*/*"))[-1:]
+    batch.write_bytes(batch.read_bytes()[:-1])
+    refused = mount.run(mount.mount_command())
+    assert refused.returncode == 1
+    assert "the log is damaged" in refused.stderr
+    assert f"in {batch.parents[3]}:" in refused.stderr
+    recover = [sys.executable, "-m", "fusefs", "recover", mount.url, *elsewhere.flags, "--cache-dir"]
+    for flags in ([], ["--set-aside"]):
+        missed = elsewhere.run([*recover, str(elsewhere.cache_dir), *flags])
+        assert (missed.returncode, missed.stdout, len(missed.stderr.splitlines())) == (3, "", 1)
+        assert f"{socket.gethostname()}:{batch.parents[3]}" in missed.stderr
+    told = mount.run([*recover, str(mount.cache_dir)])
+    assert told.returncode == 1
+    assert f"{batch.parent.name}/{batch.name}' in {batch.parents[3]} cannot be applied" in told.stdout
+    assert mount.run([*recover, str(mount.cache_dir), "--set-aside"]).returncode == 0
+    mount.mount()
+    assert (batch.parents[2] / "damaged" / batch.parent.name / batch.name).exists()
