@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.mount.conftest import NewMount
-from tests.support.differential import CONFIGURATION, Arena, DirectoryObjects, Objects, run
+from tests.support.arena import Arena, DirectoryObjects, Objects
+from tests.support.differential import CONFIGURATION, run
 
 SEED = 4
 

@@ -14,7 +14,7 @@ import pytest
 
 from fusefs.stage import MAX_OPEN_FILES
 from tests.mount.conftest import NewMount
-from tests.support.differential import DirectoryObjects
+from tests.support.arena import DirectoryObjects
 from tests.support.mounts import Mount, wait_until
 
 FILES: Final = 10_000

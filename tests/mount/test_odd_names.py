@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.mount.conftest import NewMount
+from tests.support.arena import DirectoryObjects
 from tests.support.bucket import Bucket
-from tests.support.differential import DirectoryObjects
 from tests.support.mounts import Mount
 
 

@@ -1,41 +1,25 @@
-"""The differential test: random calls on a mount and on a plain directory, which must stay the same after each of them.
-
-An `Arena` is one mount of a bucket for many runs of the machine; each run has a directory of its own in it. Whatever a
-step does to the mount, it ends: after `STEP_SECONDS` the daemon is killed and the kernel's connection to it is cut.
-"""
+"""The differential test: random calls on a mount and a plain directory, which must stay the same after each of them."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import os
 import random
-import shutil
-import subprocess
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from enum import Enum, auto
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final
 
-import trio
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from backends.base import iterate_pages
-from backends.directory import DirectoryStorage
-from backends.errors import NotFound
 from fusefs.filesystem import RENAME_EXCHANGE, RENAME_NOREPLACE
-from tests.support.mounts import Mount, wait_until
-from tests.support.twins import Difference, Handle, Side, Twins, rename, write_back
-
-T = TypeVar("T")
-
-STEP_SECONDS: Final = 100.0
-"""A step that takes longer hangs."""
+from tests.support.arena import DEFAULT_DIRECTORY_MODE, Arena, Cache
+from tests.support.mounts import wait_until
+from tests.support.twins import Difference, Handle, Side, rename, write_back
 
 WRITEBACK_NS: Final = 5_000_000_000
 """How long after a write(2) its pages may reach the daemon, which then takes that time for the file's."""
@@ -93,167 +77,6 @@ def body(seed_and_length: tuple[int, int]) -> bytes:
     number, length = seed_and_length
     block = _block(number)
     return (block * (length // len(block) + 1))[:length]
-
-
-DEFAULT_DIRECTORY_MODE: Final = 0o755
-
-
-class Objects(Protocol):
-    """What a bucket holds, seen past fusefs; `tests.support.bucket.Bucket` is one."""
-
-    def sizes(self) -> dict[str, int]: ...
-    def read(self, key: str) -> bytes: ...
-    def metadata(self, key: str) -> Mapping[str, str]: ...
-    def put(self, key: str, data: bytes) -> None: ...
-    def clear(self) -> None: ...
-    def unfinished_uploads(self) -> list[tuple[str, str]]: ...
-
-
-class DirectoryObjects:
-    """The objects of a bucket that is kept in a directory."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-
-    def sizes(self) -> dict[str, int]:
-        async def listed(store: DirectoryStorage) -> dict[str, int]:
-            return {entry.key: entry.size async for page in iterate_pages(store) for entry in page.objects}
-
-        return self._run(listed)
-
-    def read(self, key: str) -> bytes:
-        async def data(store: DirectoryStorage) -> bytes:
-            return (await store.get_range(key)).data
-
-        return self._run(data)
-
-    def metadata(self, key: str) -> Mapping[str, str]:
-        """Return an object's metadata; none where there is no object."""
-
-        async def metadata(store: DirectoryStorage) -> Mapping[str, str]:
-            try:
-                return (await store.head(key)).metadata or {}
-            except NotFound:
-                return {}
-
-        return self._run(metadata)
-
-    def put(self, key: str, data: bytes) -> None:
-        self._run(lambda store: store.put(key, data))
-
-    def clear(self) -> None:
-        for entry in self._root.iterdir():
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-
-    def unfinished_uploads(self) -> list[tuple[str, str]]:
-        uploads = self._run(lambda store: store.list_multipart_uploads())
-        return [(upload.key, upload.upload_id) for upload in uploads]
-
-    def _run(self, call: Callable[[DirectoryStorage], Awaitable[T]]) -> T:
-        async def with_store() -> T:
-            store = DirectoryStorage(self._root)
-            try:
-                return await call(store)
-            finally:
-                await store.aclose()
-
-        return trio.run(with_store)
-
-
-class Cache(Enum):
-    """What a mount finds in its cache directory."""
-
-    KEPT = auto()
-    DAMAGED = auto()
-    EMPTY = auto()
-
-
-class Arena:
-    """One mount, its bucket and a plain directory, for one machine after the other."""
-
-    def __init__(self, mount: Mount, objects: Objects, plain: Path, *, store_is_tree: bool) -> None:
-        """`store_is_tree`: as SeaweedFS, which drops the metadata of directories."""
-        self.mount = mount
-        self.objects = objects
-        self.store_is_tree = store_is_tree
-        self._plain = plain
-        self._runs = 0
-        self._hung = False
-        plain.mkdir()
-
-    def begin(self) -> tuple[str, Twins]:
-        """Return the name and the two sides of a new directory, with the same directories in both."""
-        self._runs += 1
-        name = f"run{self._runs}"
-        twins = Twins(self._plain / name, self.mount.path / name)
-        with self.time_limit():
-            for directory in ("", "d", "d/e", "e"):
-                twins.ask(lambda side, directory=directory: (side / directory).mkdir(DEFAULT_DIRECTORY_MODE))  # type: ignore[misc]
-        return name, twins
-
-    def mount_with(self, cache: Cache) -> None:
-        """Mount again."""
-        if cache is Cache.EMPTY:
-            self.mount.mount_cold()
-            return
-        if cache is Cache.DAMAGED:
-            for path in (self.mount.cache_dir / "kept").iterdir():
-                with path.open("r+b") as file:
-                    file.seek(random.Random(path.stat().st_size).randrange(path.stat().st_size))
-                    file.write(b"damaged")
-        self.mount.mount()
-
-    def end(self, twins: Twins) -> None:
-        with self.time_limit():
-            twins.ask(lambda side: shutil.rmtree(side.root))
-
-    def restart(self, twins: Twins) -> None:
-        """Give the next machine a mount that works, after one has left it in any state."""
-        self._cut()
-        twins.abandon_handles()
-        shutil.rmtree(twins.plain.root, ignore_errors=True)
-        self.mount.wait_for_end()
-        self.objects.clear()
-        self._hung = False
-        self.mount.mount_cold()
-
-    @contextlib.contextmanager
-    def time_limit(self) -> Iterator[None]:
-        """End the mount, so that every call on it fails, if the block takes too long. Raises `Difference` then."""
-        timer = threading.Timer(STEP_SECONDS, self._give_up)
-        timer.start()
-        try:
-            yield
-        except Exception as error:
-            if self._hung:
-                raise Difference(f"the mount hangs, after {STEP_SECONDS:.0f} s it was killed") from error
-            raise
-        finally:
-            timer.cancel()
-
-    def _give_up(self) -> None:
-        self._hung = True
-        self._cut()
-
-    def _cut(self) -> None:
-        """Abort the kernel's connection, which frees every process that waits in it; kill the daemon, unmount."""
-        connection = _connection(self.mount.path)
-        if connection is not None:
-            with contextlib.suppress(OSError):
-                (connection / "abort").write_text("1")
-        with contextlib.suppress(AssertionError, OSError, subprocess.CalledProcessError):
-            self.mount.kill()
-        if self.mount.is_mounted:
-            subprocess.run(["fusermount3", "-uz", str(self.mount.path)], check=False)
-
-
-def _connection(mountpoint: Path) -> Path | None:
-    """Return where the kernel controls the mount; stat(2) would tell, and may hang."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        words = line.split()
-        if words[4] == str(mountpoint):
-            return Path("/sys/fs/fuse/connections") / words[2].partition(":")[2]
-    return None
 
 
 def step(**strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Any]:

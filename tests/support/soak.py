@@ -19,8 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from tests.support.arena import Arena, DirectoryObjects, Objects
 from tests.support.bucket import Bucket
-from tests.support.differential import CONFIGURATION, Arena, DirectoryObjects, Objects, run
+from tests.support.differential import CONFIGURATION, run
 from tests.support.mounts import Mount
 from tests.support.seaweedfs import SeaweedFS
 
