@@ -205,6 +205,24 @@ async def test_truncation_moves_the_times_of_contents(autojump_clock: Clock, tmp
         assert inode.attributes.mtime_ns == 5, "unless the caller says when"
 
 
+async def test_a_truncation_to_the_same_size_where_the_kernel_keeps_times(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    """It has changed none, and would show another one only after it has forgotten the file, at any later time."""
+    options = TreeOptions(filesystem=FilesystemOptions(kernel_keeps_times=True))
+    async with open_tree(MemoryStorage(), tmp_path, options) as tree:
+        await tree.write_file("f", b"content")
+        await tree.publish_all()
+        inode = await tree.find("f")
+        before = inode.attributes
+        await trio.sleep(1)
+        await tree.filesystem.setattr(inode.number, AttributeChanges(size=7))
+        assert inode.attributes == before
+        assert not tree.publisher.pending_inodes()
+        await tree.filesystem.setattr(inode.number, AttributeChanges(size=6))
+        assert inode.attributes.mtime_ns > before.mtime_ns
+
+
 async def test_files_end_where_objects_must(autojump_clock: Clock, tmp_path: Path) -> None:
     async with open_tree(MemoryStorage(), tmp_path) as tree:
         handle = await tree.create("f")
