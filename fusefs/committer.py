@@ -500,15 +500,21 @@ class Committer:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no log, and nothing that ought to be in one."""
+        """Whether the log is empty, and there is nothing that ought to be in it."""
         return self._is_idle and self._journal.is_empty
 
     async def finish(self) -> None:
-        """Remove the log, if nothing of it is needed. Raises what the store raises."""
+        """Empty the log, if nothing of it is needed, but for a batch that says so. Raises what the store raises."""
         if self._is_idle and self._nursery is not None:
             await self._journal.finish(self._nursery)
             if self._journal.is_empty:
-                self._cutoff = self._journal.next_position
+                self._cutoff = Position(self._epoch, self._journal.last_sequence)
+
+    async def remove(self) -> None:
+        """Empty the log, and leave nothing of it: nothing is committed any more. Raises what the store raises."""
+        await self.finish()
+        if self.is_empty:
+            await self._journal.remove()
 
     async def _note_cutoff(self, sequence: int, cutoff: Position) -> None:
         try:

@@ -8,7 +8,9 @@ A batch that could not be stored is stored again, the same bytes under the same 
 may be in the store already, and counts only when there is no gap. Whoever waits learns of each failure.
 
 Each batch says which ones before it are not needed any more (its cutoff), so that they can be deleted in any order:
-a reader leaves out what is before the last cutoff. When nothing is needed, a last batch says so (`finish`).
+a reader leaves out what is before the last cutoff. When nothing is needed, a last batch says so (`finish`), and the
+others are deleted. That one stays until there are others, or the term has ended: it says where the log goes on, so that
+whoever takes over can occupy just that place.
 """
 
 from __future__ import annotations
@@ -74,6 +76,8 @@ class Journal:
         self._sizes: dict[int, int] = {}
         #: Of the same batches: when they were appended.
         self._appended_at: dict[int, float] = {}
+        #: The batch that said last that nothing is needed, when it is in the store with no other.
+        self._closing: int | None = None
         self._stored: set[int] = set()
         self._acknowledged = 0
         self._in_flight = 0
@@ -179,23 +183,37 @@ class Journal:
             sequences = {batch_key(Position(self._epoch, each)): each for each in self._before(cutoff)}
             failed = await _delete(self._storage, list(sequences))
             for key in sequences.keys() - set(failed):
-                del self._sizes[sequences[key]], self._appended_at[sequences[key]]
+                self._forget(sequences[key])
             self._changed.unpark_all()
+
+    def _forget(self, sequence: int) -> None:
+        if sequence == self._closing:
+            self._closing = None
+        else:
+            del self._sizes[sequence], self._appended_at[sequence]
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no batch, of this term or of another."""
+        """Whether there is no batch, of this term or of another, but for one that says so."""
         return not self._sizes and not self._older
 
     async def finish(self, nursery: trio.Nursery) -> None:
-        """Delete the whole log, of which nothing is needed. Raises `LeaseLost`, and what the store raises."""
+        """Delete the log, of which nothing is needed, but for a batch that says so.
+
+        Raises `LeaseLost`, and what the store raises.
+        """
         if self.is_empty:
             return
-        if len(self._sizes) > 1 or self._older:
-            last = self.append(nursery, (), cutoff=self.next_position)
-            await self.acknowledged(last)
-            await self.trim(Position(self._epoch, last))
-        if len(self._sizes) == 1 and not self._older and self._acknowledged == self._next - 1:
+        last = self.append(nursery, (), cutoff=self.next_position)
+        await self.acknowledged(last)
+        await self.trim(Position(self._epoch, last))
+        if self._sizes.keys() == {last} and not self._older:
+            self._forget(last)
+            self._closing = last
+
+    async def remove(self) -> None:
+        """Delete what `finish` has left, if nothing was appended since; nothing may be appended any more."""
+        if self.is_empty:
             await self.trim(self.next_position)
 
     def count_before(self, cutoff: Position) -> int:
@@ -205,7 +223,8 @@ class Journal:
         return len(self._before(cutoff)) + sum(len(keys) for _, keys in self._older)
 
     def _before(self, cutoff: Position) -> list[int]:
-        return [sequence for sequence in self._sizes if sequence < cutoff.sequence]
+        closing = [] if self._closing is None else [self._closing]
+        return [sequence for sequence in (*closing, *self._sizes) if sequence < cutoff.sequence]
 
     async def _delete_older(self) -> None:
         """Delete the batches of earlier terms."""

@@ -5,19 +5,20 @@ holes where others of them are deleted already; and of batches that were on thei
 have arrived without those before them. A *run* is a stretch without gaps. The log of a term is the last run that
 reaches back to the cutoff which its own last commit names, up to that commit; what is before its cutoff, and the runs
 before and behind it, are left out. So is what is behind a seal: it arrived after somebody had ended the term. And so is
-a last commit that says that nothing is needed any more, not even itself: its writer was about to delete it.
+a last commit that says that nothing is needed any more, not even itself.
 
 There is one decision which batches count, for mounts (`find`) and for whoever asks how a log stands (`survey`). Terms
 are looked at from the last to the first, and none that a later one says is not needed: whatever is left of that, it
 harms nobody. A writer that still lives may delete meanwhile what it does not need; then it is looked at again.
 
-Nothing is written but seals, and those by `find` alone.
+Nothing is written but seals, and those by `find` alone. They stay when the rest of their logs is deleted: a writer that
+was paused so that its clock stood still may believe for a while that it is still the only one. Its next batch has to
+find its place occupied then, however long it has slept; so a term that has written nothing gets a seal, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -44,6 +45,9 @@ NOWHERE: Final = Position(0, 0)
 EVERYWHERE: Final = Position(1 << 64, 0)
 """Behind every batch."""
 
+KEPT_SEALS: Final = 16
+"""Of so many terms, the last ones, the seals stay."""
+
 LOOKS: Final = 10
 """How often a term is looked at of which batches are gone when they are to be read."""
 
@@ -56,8 +60,10 @@ class OldLog:
     positions: list[Position] = field(default_factory=list)
     #: What is before it is not needed, wherever it is.
     cutoff: Position = NOWHERE
-    #: Every object below the journal's prefix, of a term before this one.
+    #: Every object below the journal's prefix, of a term before this one, but for seals that stay.
     keys: list[str] = field(default_factory=list)
+    #: Those seals.
+    seals: list[str] = field(default_factory=list)
 
 
 async def batches(logs: Sequence[OldLog]) -> AsyncIterator[Batch]:
@@ -89,12 +95,14 @@ class LogReader:
         keys = [key for key, _ in await self._objects(JOURNAL_PREFIX)]
         return sorted(filter(None, map(position_of, keys)))
 
-    async def find(self, *, since_epoch: int, before_epoch: int) -> OldLog:
+    async def find(self, *, since_epoch: int, before_epoch: int, empty_too: bool = False) -> OldLog:
         """Seal the logs of the terms from `since_epoch` to `before_epoch`, and return which batches count.
 
+        With `empty_too`, those of which there is nothing, too: their writers may still believe that they may write.
         Raises `LogDamaged`, and what the store raises.
         """
-        return await self._decide(self._sealed, since_epoch, before_epoch)
+        ended = range(max(since_epoch, before_epoch - KEPT_SEALS), before_epoch) if empty_too else ()
+        return await self._decide(self._sealed, since_epoch, before_epoch, ended)
 
     async def survey(self, *, since_epoch: int = 1, before: Position = EVERYWHERE) -> OldLog:
         """Return what `find` would, if there were nothing from `before` on, and write nothing. Raises as `find`."""
@@ -130,18 +138,36 @@ class LogReader:
         return [(key, size) for key, size in objects if position_of(key) is not None]
 
     async def _decide(
-        self, look: Callable[[int], Awaitable[OldLog]], since_epoch: int, before_epoch: int
+        self,
+        look: Callable[[int], Awaitable[OldLog]],
+        since_epoch: int,
+        before_epoch: int,
+        ended: Iterable[int] = (),
     ) -> OldLog:
-        """Return what counts of some terms, each of which `look` looks at."""
-        found = OldLog(reader=self, keys=[key for key, _ in await self._objects(JOURNAL_PREFIX)])
-        epochs = {position.epoch for key in found.keys if (position := position_of(key)) is not None}
-        for epoch in sorted(epochs, reverse=True):
+        """Return what counts of some terms, each of which `look` looks at, and those that have `ended` in any case."""
+        objects = await self._objects(JOURNAL_PREFIX)
+        found = OldLog(reader=self, keys=[key for key, _ in objects])
+        terms = _by_term(objects)
+        for epoch in ended:
+            if epoch not in terms:
+                begin = Position(epoch, 1)
+                if await self._seal(begin):
+                    found.seals.append(batch_key(begin))
+                else:  # the first batch has arrived by now
+                    terms[epoch] = {}
+        for epoch in sorted(terms, reverse=True):
             if max(since_epoch, found.cutoff.epoch) <= epoch < before_epoch:
                 log = await look(epoch)
                 found.keys = list(dict.fromkeys(found.keys + log.keys))
                 found.positions = log.positions + found.positions
+                found.seals += log.seals
                 found.cutoff = max(found.cutoff, log.cutoff)
+            else:  # not looked at: what is no seal among these harms nobody
+                bare = [sequence for sequence, size in terms[epoch].items() if size == SEAL_SIZE]
+                found.seals += [batch_key(Position(epoch, sequence)) for sequence in bare]
         found.positions = [position for position in found.positions if position >= found.cutoff]
+        found.seals = sorted(found.seals)[-KEPT_SEALS:]
+        found.keys = [key for key in found.keys if key not in found.seals]
         return found
 
     async def _sealed(self, epoch: int) -> OldLog:
@@ -154,11 +180,19 @@ class LogReader:
             log, end = await self._look(epoch, EVERYWHERE)
             if end is None:
                 return log
-            seal = encode(Batch(position=end, cutoff=end, flags=SEAL))
-            with suppress(PreconditionFailed):
-                await self.storage.put(batch_key(end), seal, mode=CREATE_ONLY)
-                log.keys.append(batch_key(end))
+            if await self._seal(end):
+                log.seals.append(batch_key(end))
                 return log
+
+    async def _seal(self, end: Position) -> bool:
+        """End the log of a term at a place, and return True; False if somebody has put something there before."""
+        try:
+            await self.storage.put(
+                batch_key(end), encode(Batch(position=end, cutoff=end, flags=SEAL)), mode=CREATE_ONLY
+            )
+        except PreconditionFailed:
+            return False
+        return True
 
     async def _look(self, epoch: int, before: Position) -> tuple[OldLog, Position | None]:
         """Return what counts of a term, and where its seal has to be; None if it has one."""
@@ -172,13 +206,14 @@ class LogReader:
     async def _look_once(self, epoch: int, before: Position) -> tuple[OldLog, Position | None]:
         objects = await self._objects(epoch_prefix(epoch))
         sizes = {
-            position.sequence: size
-            for key, size in objects
-            if (position := position_of(key)) is not None and position < before
+            sequence: size
+            for sequence, size in _by_term(objects).get(epoch, {}).items()
+            if Position(epoch, sequence) < before
         }
         seal = await self._first_seal(epoch, sizes)
-        runs = _runs([sequence for sequence in sorted(sizes) if seal is None or sequence < seal])
+        runs = _runs([sequence for sequence in sorted(sizes) if seal is None or sequence < seal.sequence])
         log = OldLog(reader=self, keys=[key for key, _ in objects])
+        log.seals += [batch_key(seal)] if seal is not None else []
         # Where nothing counts, nothing that arrives late may: the first place that is free, and not the last.
         end = runs[0][-1] + 1 if runs and runs[0][0] == 1 else 1
         for run in reversed(runs):
@@ -190,11 +225,12 @@ class LogReader:
                 break
         return log, Position(epoch, end) if seal is None else None
 
-    async def _first_seal(self, epoch: int, sizes: Mapping[int, int]) -> int | None:
+    async def _first_seal(self, epoch: int, sizes: Mapping[int, int]) -> Position | None:
         """Return where the log of a term was ended: what arrived behind that does not count."""
         for sequence, size in sorted(sizes.items()):
-            if size == SEAL_SIZE and (await self._read(Position(epoch, sequence))).is_seal:
-                return sequence
+            position = Position(epoch, sequence)
+            if size == SEAL_SIZE and (await self._read(position)).is_seal:
+                return position
         return None
 
     async def _last_commit(self, epoch: int, run: Sequence[int]) -> Batch | None:
@@ -205,6 +241,16 @@ class LogReader:
                 reach = batch.cutoff.sequence if batch.cutoff.epoch == epoch else 1
                 return batch if reach >= run[0] else None
         return None
+
+
+def _by_term(objects: Iterable[tuple[str, int]]) -> dict[int, dict[int, int]]:
+    """Return the sizes of batches by epoch and sequence."""
+    terms: dict[int, dict[int, int]] = {}
+    for key, size in objects:
+        position = position_of(key)
+        if position is not None:
+            terms.setdefault(position.epoch, {})[position.sequence] = size
+    return terms
 
 
 def _says_that_nothing_is_needed(batch: Batch) -> bool:

@@ -324,7 +324,7 @@ class _Session:
             return
         try:
             await self._committer.commit()
-            await self._committer.finish()
+            await self._committer.remove()
         except Exception as failure:
             _log.error("the log could not be finished: %s", failure)
 

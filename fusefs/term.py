@@ -104,7 +104,11 @@ async def open_term(
         ) as lease:
             with _as_mount_error(config):
                 old = [
-                    await readers[place].find(since_epoch=since_epoch, before_epoch=lease.epoch)
+                    await readers[place].find(
+                        since_epoch=since_epoch,
+                        before_epoch=lease.epoch,
+                        empty_too=lease.previous is not None,
+                    )
                     for place, since_epoch in _old_places(lease.previous, places)
                 ]
             older = [(log.reader.storage, log.keys) for log in old]

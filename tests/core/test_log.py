@@ -12,7 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from backends.base import CREATE_ONLY, Capabilities, iterate_pages
+from backends.base import CREATE_ONLY, Capabilities
 from backends.intercepted import InterceptedStorage, Request, T, Verb
 from fusefs import committer, content
 from fusefs.change_log import LOG_KEY
@@ -34,6 +34,7 @@ from fusefs.journal_format import (
 )
 from fusefs.link_lists import LISTS_PREFIX
 from fusefs.publisher import PublishOptions
+from tests.core.logs import batches, log_objects
 from tests.core.small_parts import PART, SmallPartsStorage, tree_options
 from tests.core.tree import TreeOptions, open_tree, stored
 from tests.support.faulty import FaultyStorage
@@ -48,10 +49,6 @@ def options(*, publishes: bool = False) -> TreeOptions:
     """A tree with a log; unless it `publishes`, only the log ever gets anything."""
     delays = PublishOptions() if publishes else PublishOptions(delay_seconds=NEVER, interval_seconds=NEVER)
     return replace(tree_options(), logged=True, publish=delays)
-
-
-async def batches(storage: SmallPartsStorage | FaultyStorage) -> list[str]:
-    return [info.key async for page in iterate_pages(storage, JOURNAL_PREFIX) for info in page.objects]
 
 
 async def test_an_fsync_is_one_put(autojump_clock: MockClock, tmp_path: Path) -> None:
@@ -146,7 +143,8 @@ async def test_a_list_of_names_goes_with_the_last_but_one(autojump_clock: MockCl
         await tree.unlink("other")
         await tree.publish_all()
         await trio.sleep(60)
-    assert await stored(storage, ours=True) == {"file": b"more bytes"}
+    assert (await stored(storage, ours=True)).keys() == {"file", *await log_objects(storage)}
+    assert await stored(storage) == {"file": b"more bytes"}
 
 
 async def test_a_rename_of_a_directory_is_noted_once_and_in_the_log_whole(

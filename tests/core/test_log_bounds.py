@@ -26,6 +26,7 @@ from fusefs.journal_format import JOURNAL_PREFIX
 from fusefs.publisher import PublishOptions
 from fusefs.stored_lease import LEASE_KEY
 from tests.core.leases import TERM, take
+from tests.core.logs import log_size
 from tests.core.tree import Tree, TreeOptions, open_tree, stored
 from tests.support.faulty import FaultyStorage
 
@@ -38,12 +39,6 @@ HOUR: Final = 3_600.0
 LOG_SIZE: Final = 256 * KIB
 UNTRIMMED: Final = committer.TRIM_BATCHES * (PAGE + KIB)
 """Bytes of batches that are not needed any more, and too few for a request to delete them."""
-
-
-async def log_size(storage: MemoryStorage) -> int:
-    """Return the bytes of the log in the bucket."""
-    everything = await stored(storage, ours=True)
-    return sum(len(data) for key, data in everything.items() if key.startswith(JOURNAL_PREFIX))
 
 
 async def commit_pages(tree: Tree, storage: MemoryStorage, pause_seconds: float) -> tuple[bytes, int]:

@@ -31,6 +31,7 @@ from fusefs.link_lists import LISTS_PREFIX
 from fusefs.placement import ROOT_MARKER
 from fusefs.publisher import PublishOptions
 from tests.core.history import Entry, History, State, state_of
+from tests.core.logs import batches, log_objects
 from tests.core.mortal import Death, MortalStorage
 from tests.core.refusing import Refusals, RefusingStorage
 from tests.core.small_parts import PART, SmallPartsStorage, tree_options
@@ -578,7 +579,8 @@ async def left_in(storage: SmallPartsStorage) -> list[str]:
     """Return what there is in the bucket that nobody needs when everything is published."""
     uploads = [f"upload {upload.key}" for upload in await storage.list_multipart_uploads()]
     ours = [key for key in await stored(storage, ours=True) if key.startswith(RESERVED_PREFIX)]
-    return uploads + [key for key in ours if key != ROOT_MARKER and not key.startswith(OBJECTS_PREFIX)]
+    kept = {ROOT_MARKER, *await log_objects(storage)} - set(await batches(storage))
+    return uploads + [key for key in ours if key not in kept and not key.startswith(OBJECTS_PREFIX)]
 
 
 def difference(history: History, state: State) -> str:

@@ -187,12 +187,14 @@ async def test_a_term_that_has_lost_its_first_batch() -> None:
 
 
 async def test_every_key_is_named() -> None:
-    """Seals, remains and strays are deleted with the rest."""
+    """Remains and strays are deleted with the rest, and the seal is not."""
     storage = MemoryStorage()
     for number in (1, 3, 4, 6):
         await put(storage, (1, number), (1, 3) if number == 4 else (1, 1))
     log = await find(storage)
-    assert sorted(log.keys) == [batch_key(Position(1, number)) for number in (1, 3, 4, 5, 6)]
+    assert sorted(log.keys) == [batch_key(Position(1, number)) for number in (1, 3, 4, 6)]
+    assert log.seals == [batch_key(Position(1, 5))]
+    assert (await find(storage)).seals == log.seals
 
 
 @given(lost=st.sets(st.integers(1, 8)), continued=st.sets(st.integers(1, 8)))

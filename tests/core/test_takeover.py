@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,16 +14,18 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from backends.base import iterate_pages
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
+from fusefs.committer import Committer
 from fusefs.errno_boundary import errno_of
 from fusefs.errors import LeaseLost
 from fusefs.journal_format import JOURNAL_PREFIX, Position, batch_key
+from fusefs.log_reader import KEPT_SEALS
 from fusefs.publisher import PublishOptions
-from fusefs.stored_lease import StoredLease
+from fusefs.stored_lease import LEASE_KEY, StoredLease
 from tests.core.changes import CHANGES
 from tests.core.leases import TERM, take
+from tests.core.logs import batches, log_objects
 from tests.core.tree import Tree, TreeOptions, open_tree, stored
 from tests.support.faulty import FaultyStorage
 
@@ -64,10 +66,6 @@ async def host(
     lease = await take(storage, name)
     async with open_tree(storage, directory / name, replace(options, lease=lease, mount_id=name)) as tree:
         yield Host(tree, lease, storage)
-
-
-async def batches(bucket: MemoryStorage) -> list[str]:
-    return [info.key async for page in iterate_pages(bucket, JOURNAL_PREFIX) for info in page.objects]
 
 
 @pytest.mark.parametrize("ends", [False, True], ids=["goes on", "has ended"])
@@ -170,6 +168,82 @@ async def test_a_host_that_was_suspended(tmp_path: Path, autojump_clock: MockClo
         await trio.sleep(1)
         assert old.outcome == "done"
         nursery.cancel_scope.cancel()
+
+
+async def _write_nothing(tree: Tree) -> None:
+    """Leave no log at all."""
+
+
+async def _commit(tree: Tree) -> None:
+    await tree.mkdir("before")
+    await tree.log.commit()
+
+
+async def _publish(tree: Tree) -> None:
+    """Leave a log that was emptied."""
+    await tree.mkdir("before")
+    await tree.publish_all()
+    await trio.sleep(60)
+    assert await batches(tree.storage) == []
+
+
+@pytest.mark.parametrize("others", [1, 2, KEPT_SEALS])
+@pytest.mark.parametrize("act", [_write_nothing, _commit, _publish])
+async def test_a_host_whose_clock_stood_still(
+    act: Callable[[Tree], Awaitable[None]], others: int, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """That holds for a machine that was paused so that its clock stood still (a virtual machine that is stopped and
+    resumed), too, when no more than 16 others have taken over meanwhile, and whatever has become of its log.
+    """
+    bucket = MemoryStorage()
+    async with host(bucket, "paused", tmp_path, PUBLISHING) as old:
+        await act(old.tree)
+        before = trio.current_time()
+        old.lease._asked_at = before  # it has just been renewed
+        old.lease._now = lambda: before  # type: ignore[misc]
+        names = [] if act is _write_nothing else ["before"]
+        for number in range(others):
+            async with host(bucket, f"other-{number}", tmp_path, PUBLISHING) as new:
+                assert await new.tree.names() == names
+                await new.tree.publish_all()
+                await trio.sleep(60)
+                assert await batches(bucket) == []
+        assert old.lease.is_held
+        handle = await old.tree.create("lost")
+        await old.fsync(handle)
+        assert old.outcome == LOST
+        with pytest.raises(LeaseLost):
+            await old.tree.mkdir("another")
+        await trio.sleep(60)
+        async with host(bucket, "last", tmp_path) as last:
+            assert await last.tree.names() == names
+
+
+async def test_what_takeovers_leave_is_bounded(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """A seal for each of the last terms, and one more request for each takeover at most."""
+    bucket = MemoryStorage()
+    for number in range(KEPT_SEALS + 5):
+        async with host(bucket, f"{number}", tmp_path, PUBLISHING) as mount:
+            calls = [call for call in mount.storage.calls if call.key.startswith(JOURNAL_PREFIX)]
+            assert [call.verb for call in calls].count(Verb.PUT) == (number > 0)
+            assert [call.verb for call in calls].count(Verb.GET_RANGE) <= 2
+            mount.lease.recovered()
+            await mount.lease._renew()
+            await trio.sleep(60)
+        assert len(await log_objects(bucket)) <= KEPT_SEALS + 1
+
+
+async def test_a_lease_that_was_given_back_needs_no_seal(tmp_path: Path, autojump_clock: MockClock) -> None:
+    bucket = MemoryStorage()
+    for name in ("a", "b"):
+        async with host(bucket, name, tmp_path, PUBLISHING) as mount:
+            await mount.tree.write_file(name, b"bytes")
+            await mount.tree.publish_all()
+            assert isinstance(mount.tree.log, Committer)
+            await mount.tree.log.remove()
+            assert await log_objects(bucket) == {}
+            await mount.lease.release(clean=mount.tree.log.is_empty)
+    assert set(await stored(bucket, ours=True)) == {"a", "b", LEASE_KEY}
 
 
 @pytest.mark.parametrize("name", CHANGES)

@@ -9,12 +9,13 @@ import socket
 import stat
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from backends.base import GIB, ObjectStorage
 from backends.errors import AccessDenied
@@ -28,7 +29,7 @@ from fusefs.content import Version
 from fusefs.disk_log import open_disk_log
 from fusefs.errors import MountError
 from fusefs.inodes import Directory
-from fusefs.journal_format import JOURNAL_PREFIX, Position, batch_key
+from fusefs.journal_format import JOURNAL_PREFIX, SEAL_SIZE, Position, batch_key
 from fusefs.lease_record import LeaseRecord, LogPlace
 from fusefs.log_reader import places
 from fusefs.log_repair import DAMAGED_PREFIX, Diagnosis, LogPart, LogRepair
@@ -37,6 +38,7 @@ from fusefs.stored_lease import DISK_KEY, LEASE_KEY
 from fusefs.stores import OpenStore
 from fusefs.term import Term, alone_for, old_log_parts, open_term
 from tests.core.leases import record_in
+from tests.core.logs import log_objects
 from tests.core.tree import bare_failures
 from tests.support.faulty import FaultyStorage
 
@@ -134,6 +136,22 @@ async def test_no_log_is_forgotten(
     assert await bucket.confirm("host", "b", **second) == [(epoch, 1)]
     async with bucket.term("host") as term:
         assert counting(term) == [(epoch, 1), (epoch + 1, 1)]
+
+
+async def test_a_term_that_has_written_nothing_is_ended_too(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Unless it was given back: nobody holds that any more."""
+    bucket = Bucket(tmp_path)
+    storage = bucket.store.storage
+    for _ in range(2):
+        async with bucket.term("host") as term:
+            assert await log_objects(storage) == {}
+            term.committer.restored()
+    held = replace(await bucket.record(), released=False, logs=(LogPlace("", 2),))
+    await storage.put(LEASE_KEY, held.encode())
+    async with bucket.term("host"):
+        assert await log_objects(storage) == {batch_key(Position(2, 1)): SEAL_SIZE}
 
 
 @pytest.mark.parametrize(("log_size", "is_too_long"), [("2 KiB", True), ("1 MiB", False)])

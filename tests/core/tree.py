@@ -342,7 +342,11 @@ async def _begin_log(
     storage = options.log_storage or storage
     reader = LogReader(storage)
     lease = options.lease or NoLease(await reader.last_epoch() + 1)
-    old = await reader.find(since_epoch=_log_begins(lease), before_epoch=lease.epoch)
+    old = await reader.find(
+        since_epoch=_log_begins(lease),
+        before_epoch=lease.epoch,
+        empty_too=lease.previous is not None,
+    )
     on_disk = options.log_directory
     journal = Journal(
         storage,

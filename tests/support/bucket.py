@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from botocore.exceptions import ClientError
 
-from fusefs.journal_format import JOURNAL_PREFIX
+from fusefs.journal_format import JOURNAL_PREFIX, SEAL_SIZE
 from fusefs.stored_lease import LEASE_KEY
 from fusefs.tree_index import INDEX_PREFIX
 from fusefs.upload_notes import NOTES_PREFIX
@@ -49,9 +49,11 @@ class Bucket:
         }
 
     def log_size(self) -> int:
-        """Return the bytes of the log."""
+        """Return the bytes of the batches of the log that tell of something: an empty log has others at most."""
         return sum(
-            size for key, size in self.sizes(housekeeping=True).items() if key.startswith(JOURNAL_PREFIX)
+            size
+            for key, size in self.sizes(housekeeping=True).items()
+            if key.startswith(JOURNAL_PREFIX) and size != SEAL_SIZE
         )
 
     def log_holds(self, data: bytes) -> bool:
