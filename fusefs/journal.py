@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Final
 
 import trio
@@ -73,7 +74,9 @@ class Journal:
         self._older = [(store, list(keys)) for store, keys in older if keys]
 
         self._next = 1
+        #: Of the batches that are not deleted yet, in their order.
         self._sizes: dict[int, int] = {}
+        self._size_bytes = 0
         #: Of the same batches: when they were appended.
         self._appended_at: dict[int, float] = {}
         #: The batch that said last that nothing is needed, when it is in the store with no other.
@@ -106,7 +109,7 @@ class Journal:
     @property
     def size_bytes(self) -> int:
         """Bytes of the batches of this term that are not deleted yet."""
-        return sum(self._sizes.values())
+        return self._size_bytes
 
     @property
     def bytes_in_flight(self) -> int:
@@ -115,9 +118,7 @@ class Journal:
 
     def size_from(self, cutoff: Position) -> int:
         """Return the bytes of the batches of this term that are not before `cutoff`; others may wait to be deleted."""
-        if cutoff.epoch != self._epoch:
-            return self.size_bytes
-        return sum(size for sequence, size in self._sizes.items() if sequence >= cutoff.sequence)
+        return self._size_bytes - sum(self._sizes[sequence] for sequence in self._before(cutoff))
 
     def statistics(self) -> JournalStatistics:
         """Return the counts of this moment."""
@@ -148,6 +149,7 @@ class Journal:
         self._in_flight += 1
         self._bytes_in_flight += len(data)
         self._sizes[position.sequence] = len(data)
+        self._size_bytes += len(data)
         self._appended_at[position.sequence] = trio.current_time()
         self._appended_bytes += len(data)
         nursery.start_soon(self._store, position, data)
@@ -180,7 +182,10 @@ class Journal:
             if cutoff.epoch != self._epoch:
                 return
             await self._delete_older()
-            sequences = {batch_key(Position(self._epoch, each)): each for each in self._before(cutoff)}
+            unneeded = self._before(cutoff)
+            if self._closing is not None and self._closing < cutoff.sequence:
+                unneeded.append(self._closing)
+            sequences = {batch_key(Position(self._epoch, each)): each for each in unneeded}
             failed = await _delete(self._storage, list(sequences))
             for key in sequences.keys() - set(failed):
                 self._forget(sequences[key])
@@ -190,7 +195,8 @@ class Journal:
         if sequence == self._closing:
             self._closing = None
         else:
-            del self._sizes[sequence], self._appended_at[sequence]
+            self._size_bytes -= self._sizes.pop(sequence)
+            del self._appended_at[sequence]
 
     @property
     def is_empty(self) -> bool:
@@ -219,12 +225,14 @@ class Journal:
     def count_before(self, cutoff: Position) -> int:
         """Return how many batches a trim to `cutoff` would delete."""
         if cutoff.epoch != self._epoch:
-            return 0
+            return 0  # nor those of earlier terms
         return len(self._before(cutoff)) + sum(len(keys) for _, keys in self._older)
 
     def _before(self, cutoff: Position) -> list[int]:
-        closing = [] if self._closing is None else [self._closing]
-        return [sequence for sequence in (*closing, *self._sizes) if sequence < cutoff.sequence]
+        """Return the batches of this term before `cutoff`: few, since they are soon deleted, of a log of any length."""
+        if cutoff.epoch != self._epoch:
+            return []
+        return list(takewhile(lambda sequence: sequence < cutoff.sequence, self._sizes))
 
     async def _delete_older(self) -> None:
         """Delete the batches of earlier terms."""
