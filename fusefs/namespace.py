@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import trio
 
@@ -53,11 +53,9 @@ from fusefs.placement import ROOT_MARKER, Placement
 from fusefs.publisher import Publisher
 from fusefs.resolver import Resolver
 from fusefs.small_files import SmallFiles
+from fusefs.subtrees import Subtrees, is_known_below
 from fusefs.tree_index import TreeIndex
 from fusefs.walks import Walks
-
-WALK_TASKS: Final = 16
-"""Directories that a rename looks into at once: few programs make trees so wide that more of them would gain much."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +106,7 @@ class Namespace:
         self._listings = Listings(storage, sources.spawn, placement, publisher, inodes, index)
         self._walks = Walks(sources.spawn, self._listings, self._resolver, self._small_files, _numbers_in)
         self._names = LinkedNames(storage, placement, inodes, self._listings, self._resolver)
+        self._subtrees = Subtrees(self._listings, self._resolver, self._names)
 
     # Looking
 
@@ -276,14 +275,14 @@ class Namespace:
                 raise EntryExists(f"{other.path_key!r} exists")
             moved = [inode, other] if other is not None and exchange else [inode]
             for known in moved:
-                if not _is_known_below(known):
-                    await self._list_below(known)
+                if isinstance(known, Directory) and not is_known_below(known):
+                    await self._subtrees.find_all(known)
             if isinstance(other, Directory) and not exchange:
                 await self._listings.ensure_listed(other, max_age_seconds=self._options.revalidate_seconds)
             if (
                 directory.children.get(name) is inode
                 and new_directory.children.get(new_name) is other
-                and all(_is_known_below(known) for known in moved)
+                and all(map(is_known_below, moved))
             ):
                 break
         if other is not None and inode.subject is other.subject:
@@ -412,34 +411,6 @@ class Namespace:
             for directory in inode.with_directories_below():
                 directory.is_indexed = False  # but under the prefix that it had
 
-    async def _list_below(self, inode: Inode) -> None:
-        """List and resolve everything below: objects move one by one, and each must be known to be moved."""
-        failures: list[Exception] = []
-        waiting = [inode] if isinstance(inode, Directory) else []
-
-        async def look_into_waiting() -> None:
-            while waiting and not failures:
-                directory = waiting.pop()
-                try:
-                    await self._list_within(directory)
-                except Exception as error:  # of any kind: the nursery would make a group of it
-                    failures.append(error)
-                    return
-                waiting.extend(child for child in directory.inodes() if isinstance(child, Directory))
-                for _ in range(min(len(waiting) - 1, WALK_TASKS - len(nursery.child_tasks))):
-                    nursery.start_soon(look_into_waiting)
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(look_into_waiting)
-        for failure in failures:
-            raise failure
-
-    async def _list_within(self, directory: Directory) -> None:
-        await self._listings.ensure_listed(directory)
-        await self._resolver.resolve_many(directory, list(directory.children))
-        for child in list(directory.inodes()):
-            await self._names.join(child)
-
     # Shared mounts
 
     async def check_current(self, file: File) -> None:
@@ -500,19 +471,6 @@ def _numbers_in(directory: Directory) -> Callable[[bytes], int]:
         return 0 if child is None else _number_of(prefix, name, child)
 
     return number_of
-
-
-def _is_known_below(inode: Inode) -> bool:
-    """Return whether everything below is listed and an inode."""
-    return not isinstance(inode, Directory) or all(
-        known.listed_at is not None and all(map(_is_known, known.children.values()))
-        for known in inode.with_directories_below()
-    )
-
-
-def _is_known(child: Child) -> bool:
-    links = child.links if isinstance(child, Inode) else None
-    return isinstance(child, Inode) and not child.is_doubtful and (links is None or links.is_joined)
 
 
 def _key_length(name: bytes) -> int:

@@ -1,0 +1,65 @@
+"""Lists and looks up everything below a directory: objects move one by one, and each must be known to be moved."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import trio
+
+from fusefs.inodes import Child, Directory, Inode
+from fusefs.linked_names import LinkedNames
+from fusefs.listings import Listings
+from fusefs.resolver import Resolver
+
+WALK_TASKS: Final = 16
+"""Directories that are looked into at once: few programs make trees so wide that more of them would gain much."""
+
+
+class Subtrees:
+    """The listing and looking up of all that is below one directory."""
+
+    def __init__(self, listings: Listings, resolver: Resolver, names: LinkedNames) -> None:
+        self._listings = listings
+        self._resolver = resolver
+        self._names = names
+
+    async def find_all(self, directory: Directory) -> None:
+        """Make inodes of all entries below. Raises what the store raises."""
+        failures: list[Exception] = []
+        waiting = [directory]
+
+        async def look_into_waiting() -> None:
+            while waiting and not failures:
+                within = waiting.pop()
+                try:
+                    await self._find_within(within)
+                except Exception as error:  # of any kind: the nursery would make a group of it
+                    failures.append(error)
+                    return
+                waiting.extend(child for child in within.inodes() if isinstance(child, Directory))
+                for _ in range(min(len(waiting) - 1, WALK_TASKS - len(nursery.child_tasks))):
+                    nursery.start_soon(look_into_waiting)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look_into_waiting)
+        for failure in failures:
+            raise failure
+
+    async def _find_within(self, directory: Directory) -> None:
+        await self._listings.ensure_listed(directory)
+        await self._resolver.resolve_many(directory, list(directory.children))
+        for child in list(directory.inodes()):
+            await self._names.join(child)
+
+
+def is_known_below(inode: Inode) -> bool:
+    """Return whether everything below is listed and an inode."""
+    return not isinstance(inode, Directory) or all(
+        known.listed_at is not None and all(map(_is_known, known.children.values()))
+        for known in inode.with_directories_below()
+    )
+
+
+def _is_known(child: Child) -> bool:
+    links = child.links if isinstance(child, Inode) else None
+    return isinstance(child, Inode) and not child.is_doubtful and (links is None or links.is_joined)
