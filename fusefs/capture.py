@@ -12,7 +12,7 @@ from fusefs import extended_attributes
 from fusefs.attributes import to_metadata
 from fusefs.content import Content, Version
 from fusefs.extents import Extent, ExtentSet
-from fusefs.inodes import Alias, File, Inode, Symlink
+from fusefs.inodes import Alias, Directory, File, Inode, Symlink
 from fusefs.journal_format import (
     ContentRecord,
     InodeRecord,
@@ -57,6 +57,7 @@ def capture(inode: Inode, *, room: int) -> Capture:
         target=inode.target if isinstance(inode, Symlink) else None,
         content=content,
         link=inode.of.log_id if isinstance(inode, Alias) else None,
+        source=inode.source if isinstance(inode, Directory) else None,
     )
     size = sum(len(written.data) for written in content.written) if content else 0
     return Capture(inode, record, tuple(covered), size)

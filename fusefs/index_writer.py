@@ -74,7 +74,8 @@ class IndexWriter:
         """Write what has changed since the last time. `is_final`: this mount writes nothing to the bucket any more."""
         changed: dict[int, list[Directory]] = defaultdict(list)
         for directory in self._inodes.directories():
-            if directory.listed_at is not None and directory.linked and not directory.is_indexed:
+            is_whole = directory.listed_at is not None and directory.moving_with is None
+            if is_whole and directory.linked and not directory.is_indexed:
                 changed[shard_of(directory.prefix)].append(directory)
         limiter = trio.CapacityLimiter(TASKS)
         async with trio.open_nursery() as nursery:
@@ -122,7 +123,7 @@ class IndexWriter:
 
     def _is_gone(self, prefix: str) -> bool:
         """Return whether the tree knows that there is no such directory; another host may have made it just now."""
-        if self._shared:
+        if self._shared or self._placement.moving_from(prefix) is not None:
             return False
         directory = self._root
         for segment in _segments(prefix):

@@ -83,7 +83,7 @@ class InodeLoader:
         A marker that carries none leaves those that are remembered: there are stores that keep none with it.
         """
         is_directory = isinstance(inode, Directory)
-        key = inode.prefix if isinstance(inode, Directory) else inode.path_key
+        key = inode.bucket_prefix if isinstance(inode, Directory) else inode.bucket_key
         before = inode.attributes
         try:
             info = await self._storage.head(key)

@@ -111,6 +111,21 @@ class Inode:
         return "/".join(map(segment_of, self.path))
 
     @property
+    def bucket_key(self) -> str:
+        """The key under which a listing finds the entry, which is no directory; '' for what has no name."""
+        return self.parent.bucket_prefix + segment_of(self.name) if self.parent is not None else ""
+
+    @property
+    def moving_with(self) -> Directory | None:
+        """The nearest directory on the way from here to the root, itself included, that has a source."""
+        node: Inode | None = self
+        while node is not None:
+            if isinstance(node, Directory) and node.source is not None:
+                return node
+            node = node.parent
+        return None
+
+    @property
     def path(self) -> list[bytes]:
         """The names on the way from the root."""
         names: list[bytes] = []
@@ -241,6 +256,9 @@ class Directory(Inode):
 
     #: Changed through `attach` and `detach` only, which keep `subdirectories` and the children's parents right.
     children: dict[bytes, Child] = field(default_factory=dict)
+    #: Where the bucket has what is below it (a prefix of keys), if it was renamed before all of that was known; None
+    #: as soon as that is so, and where it follows from the directory above. Changed by `Placement` alone.
+    source: str | None = None
     #: When its listing was complete, on the monotonic clock; None if it has not been listed.
     listed_at: float | None = None
     #: How often somebody else's change was found that the listing has not told of; `distrust` counts.
@@ -261,8 +279,18 @@ class Directory(Inode):
 
     @property
     def prefix(self) -> str:
-        """The prefix of the keys of everything below it; '' for the root."""
+        """The prefix of the keys that everything below it should have; '' for the root."""
         return f"{self.path_key}/" if self.parent is not None else ""
+
+    @property
+    def bucket_prefix(self) -> str:
+        """The prefix under which it is listed: another one below a directory that has a source."""
+        segments: list[str] = []
+        node = self
+        while node.source is None and node.parent is not None:
+            segments.append(f"{segment_of(node.name)}/")
+            node = node.parent
+        return (node.source or "") + "".join(reversed(segments))
 
     @property
     def link_count(self) -> int:

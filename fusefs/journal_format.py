@@ -19,7 +19,8 @@ The two flags: `CONTINUED` is a batch that means something only together with th
 `SEAL` ends the log of an epoch, and has no records.
 
 The number in the magic word is the version of the format: 2 where a record names a link, which readers of 1 would take
-for an empty file. A reader that does not know it stops.
+for an empty file, and 3 where one names a source, without which what is below the directory would not be found. A
+reader that does not know it stops.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ JOURNAL_PREFIX: Final = f"{RESERVED_PREFIX}journal/"
 
 MAGIC: Final = b"FUSEFSJ1"
 MAGIC_WITH_LINKS: Final = b"FUSEFSJ2"
+MAGIC_WITH_SOURCES: Final = b"FUSEFSJ3"
 CONTINUED: Final = 1
 SEAL: Final = 2
 
@@ -139,6 +141,8 @@ class InodeRecord:
     content: ContentRecord | None = None
     #: Of a further name of an inode: the log id of that inode, of which the same batch tells.
     link: str | None = None
+    #: Of a directory of which not everything is known: the prefix of the keys below which all of that is.
+    source: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +212,7 @@ def decode(data: Data, expected: Position) -> Batch:
         raise DamagedBatch(f"it has {len(view)} bytes, and a header has {header_end}")
     header = view[: _HEADER.size]
     magic, epoch, sequence, cut_epoch, cut_sequence, flags, count, length = _HEADER.unpack(header)
-    if magic not in (MAGIC, MAGIC_WITH_LINKS):
+    if magic not in (MAGIC, MAGIC_WITH_LINKS, MAGIC_WITH_SOURCES):
         raise DamagedBatch(f"it begins with {bytes(magic)!r}, not with {MAGIC!r}")
     if _CHECKSUM.unpack(view[_HEADER.size : header_end]) != (zlib.crc32(header),):
         raise DamagedBatch("its header does not have the checksum that it names")
@@ -222,8 +226,10 @@ def decode(data: Data, expected: Position) -> Batch:
 
 
 def _magic_of(batch: Batch) -> bytes:
-    has_links = any(isinstance(record, InodeRecord) and record.link is not None for record in batch.records)
-    return MAGIC_WITH_LINKS if has_links else MAGIC
+    inodes = [record for record in batch.records if isinstance(record, InodeRecord)]
+    if any(record.source is not None for record in inodes):
+        return MAGIC_WITH_SOURCES
+    return MAGIC_WITH_LINKS if any(record.link is not None for record in inodes) else MAGIC
 
 
 # Records
@@ -289,6 +295,8 @@ def _describe_inode(record: InodeRecord) -> dict[str, Any]:
         described["content"] = _describe_content(record.content)
     if record.link is not None:
         described["link"] = record.link
+    if record.source is not None:
+        described["source"] = record.source
     return described
 
 
@@ -323,6 +331,7 @@ def _read_record(described: Mapping[str, Any], data: memoryview) -> Record:
     version = described.get("version")
     path = described["path"]
     link = described.get("link")
+    source = described.get("source")
     return InodeRecord(
         log_id=str(described["inode"]),
         number=int(described["number"]),
@@ -332,6 +341,7 @@ def _read_record(described: Mapping[str, Any], data: memoryview) -> Record:
         target=None if target is None else base64.b64decode(target, validate=True),
         content=None if content is None else _read_content(content, data),
         link=None if link is None else str(link),
+        source=None if source is None else str(source),
     )
 
 

@@ -53,7 +53,7 @@ class LinkedNames:
     async def _join_now(self, inode: Inode, links: Links) -> None:
         names, listed = await read_list(self._storage, links.number)
         others: list[Inode] = []
-        if inode.path_key in names:
+        if inode.bucket_key in names:
             for key in names:
                 other = await self._find(key)
                 if other is not None and other is not inode:
@@ -62,15 +62,16 @@ class LinkedNames:
             return
         links.is_joined = True
         links.listed, links.names = listed, names
-        if inode.path_key not in names:
+        if inode.bucket_key not in names:
             inode.links = None
             return
         self._join_all(inode, links, [other for other in others if other.linked])
 
     async def _find(self, key: str) -> Inode | None:
         """Return the entry under a key, if there is one."""
-        entry: Inode = self._root
-        for segment in key.split("/"):
+        directory = self._placement.moving_from(key) or self._root
+        entry: Inode = directory
+        for segment in key.removeprefix(directory.bucket_prefix).split("/"):
             name = name_of(segment)
             if not isinstance(entry, Directory) or name is None:
                 return None

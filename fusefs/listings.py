@@ -62,7 +62,7 @@ class _Merge:
     @property
     def is_outdated(self) -> bool:
         """Whether the directory was moved or removed since."""
-        return not self.directory.linked or self.directory.prefix != self.listing.prefix
+        return not self.directory.linked or self.directory.bucket_prefix != self.listing.prefix
 
     def tell_what_is_beside(self) -> None:
         self.run.add(name for name in self.beside if name in self.directory.children)
@@ -113,9 +113,15 @@ class Listings:
             await run.wait_until_over()
         return DirectoryNames(directory, None)
 
-    @staticmethod
-    def _is_wanted(directory: Directory, begun_after: float) -> bool:
-        return directory.linked and (directory.listed_at is None or directory.listed_at < begun_after)
+    def _is_wanted(self, directory: Directory, begun_after: float) -> bool:
+        if not directory.linked or directory.listed_at is None:
+            return directory.linked
+        return directory.listed_at < begun_after and self._can_be_listed_again(directory)
+
+    def _can_be_listed_again(self, directory: Directory) -> bool:
+        """Return whether the bucket may have what the tree has not: not under a prefix that is too long for a key."""
+        is_too_long = len(directory.bucket_prefix.encode()) > self._storage.limits.max_key_length
+        return directory.moving_with is None and not is_too_long
 
     def _run_of(self, directory: Directory) -> ListingRun:
         """Return the listing of the directory that is under way, or begin one; it goes on without those who wait."""
@@ -140,7 +146,7 @@ class Listings:
 
     async def _list_now(self, directory: Directory, run: ListingRun) -> None:
         """Ask the bucket for the entries of a directory and bring them into the tree."""
-        listing = DirectoryListing(directory.prefix)
+        listing = DirectoryListing(directory.bucket_prefix)
         with self._placement.recorded_deletions(listing.prefix) as deletions:
             merge = _Merge(directory, listing, run, deletions, seen=None if run.is_first else set())
             index = self._index if run.is_first else None
@@ -183,7 +189,8 @@ class Listings:
             merge.shadowed[name] = child
         elif known is None:
             segment = segment_of(name)
-            is_departing = self._placement.is_departing(merge.listing.prefix + segment)
+            key = merge.listing.prefix + segment
+            is_departing = self._placement.is_departing(key) or self._placement.is_anothers(key, directory)
             if not is_departing and segment not in merge.deletions.objects:
                 directory.attach(name, child)
         elif self._is_ours(known, started):
@@ -203,7 +210,8 @@ class Listings:
         if isinstance(known, Directory):
             return
         segment = segment_of(name)
-        is_departing = self._placement.knows_below(f"{merge.listing.prefix}{segment}/")
+        prefix = f"{merge.listing.prefix}{segment}/"
+        is_departing = self._placement.knows_below(prefix) or self._placement.is_anothers(prefix, directory)
         if is_departing or segment in merge.deletions.directories:
             return  # it may have nothing else below it than what is on its way out
         if known is None:

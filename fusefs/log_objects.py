@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from backends.base import Metadata, ObjectInfo, ObjectStorage
-from backends.errors import NotFound
+from backends.errors import InvalidKey, NotFound
 from fusefs.capture import stored_version
 from fusefs.change_log import LOG_KEY
 from fusefs.content import Version
@@ -64,8 +64,8 @@ class LogObjects:
         for key in keys:
             try:
                 info = await self._storage.head(key)
-            except NotFound:
-                continue
+            except (NotFound, InvalidKey):
+                continue  # under a key that the store refuses there is nothing
             own = _own(replayed, info)
             if own is None and self._may_be_marker_of(replayed, info):
                 own = OwnObject(version_of(info), NOWHERE)

@@ -51,9 +51,10 @@ from fusefs.listings import Listings
 from fusefs.look_ahead import LookAhead
 from fusefs.placement import ROOT_MARKER, Placement
 from fusefs.publisher import Publisher
+from fusefs.renamed_directories import RenamedDirectories
 from fusefs.resolver import Resolver
 from fusefs.small_files import SmallFiles
-from fusefs.subtrees import Subtrees, is_known_below
+from fusefs.subtrees import Subtrees
 from fusefs.tree_index import TreeIndex
 from fusefs.walks import Walks
 
@@ -106,7 +107,13 @@ class Namespace:
         self._listings = Listings(storage, sources.spawn, placement, publisher, inodes, index)
         self._walks = Walks(sources.spawn, self._listings, self._resolver, self._small_files, _numbers_in)
         self._names = LinkedNames(storage, placement, inodes, self._listings, self._resolver)
-        self._subtrees = Subtrees(self._listings, self._resolver, self._names)
+        self._renamed = RenamedDirectories(
+            sources.spawn,
+            Subtrees(self._listings, self._resolver, self._names),
+            placement,
+            publisher,
+            max_key_length=storage.limits.max_key_length,
+        )
 
     # Looking
 
@@ -151,7 +158,7 @@ class Namespace:
     @staticmethod
     def outlines(directory: Directory, names: Iterable[bytes]) -> Iterator[tuple[bytes, Inode | Outline]]:
         """Yield what is known of entries without a request; those that are gone are left out."""
-        prefix = directory.prefix
+        prefix = directory.bucket_prefix
         for name in names:
             child = directory.children.get(name)
             if isinstance(child, Inode):
@@ -273,16 +280,17 @@ class Namespace:
                 raise NoSuchEntry(f"{new_name!r} does not exist")
             if other is not None and not replace and not exchange:
                 raise EntryExists(f"{other.path_key!r} exists")
-            moved = [inode, other] if other is not None and exchange else [inode]
-            for known in moved:
-                if isinstance(known, Directory) and not is_known_below(known):
-                    await self._subtrees.find_all(known)
+            new_prefixes = {inode: _prefix_of(new_directory, new_name)}
+            if exchange and other is not None:
+                new_prefixes[other] = _prefix_of(directory, name)
+            for moved in new_prefixes.items():
+                await self._renamed.prepare(*moved)
             if isinstance(other, Directory) and not exchange:
                 await self._listings.ensure_listed(other, max_age_seconds=self._options.revalidate_seconds)
             if (
                 directory.children.get(name) is inode
                 and new_directory.children.get(new_name) is other
-                and all(map(is_known_below, moved))
+                and all(self._renamed.can_be_moved(*moved) for moved in new_prefixes.items())
             ):
                 break
         if other is not None and inode.subject is other.subject:
@@ -290,6 +298,10 @@ class Namespace:
         self._check_rename(inode, new_directory, new_name, other, exchange=exchange)
         self._move(directory, name, inode, new_directory, new_name, other, now_ns, exchange=exchange)
         return None if exchange or other is None else other.subject
+
+    def go_on_with_move(self, directory: Directory) -> None:
+        """Find out what is below a directory that an earlier mount has renamed, and then move it."""
+        self._renamed.go_on(directory)
 
     def drop_if_unused(self, inode: Inode) -> None:
         """Let an inode go that has no handle and no reference from the kernel: for good, if it has no name either."""
@@ -369,18 +381,22 @@ class Namespace:
         *,
         exchange: bool,
     ) -> None:
+        swapped = other if exchange else None
+        sources = {each: each.bucket_prefix for each in (inode, swapped) if isinstance(each, Directory)}
         directory.detach(name)
         if other is not None:
             new_directory.detach(new_name)
         new_directory.attach(new_name, inode)
-        if other is not None and exchange:
-            directory.attach(name, other)
-            self._note_moved(other, now_ns)
+        if swapped is not None:
+            directory.attach(name, swapped)
         else:
             directory.unveil(name)
             if other is not None:
                 self._note_unlinked(other, now_ns)
-        self._note_moved(inode, now_ns)
+        for moved in (inode, swapped) if swapped is not None else (inode,):
+            self._note_moved(moved, now_ns)
+        for moved, source in sources.items():
+            self._renamed.moved(moved, source)
         self._note_children_changed(directory, now_ns)
         if new_directory is not directory:
             self._note_children_changed(new_directory, now_ns)
@@ -464,13 +480,17 @@ def _number_of(prefix: str, name: bytes, child: Child) -> int:
 
 def _numbers_in(directory: Directory) -> Callable[[bytes], int]:
     """Return what tells the numbers of the entries of a directory; 0 for those that are gone."""
-    prefix = directory.prefix
+    prefix = directory.bucket_prefix
 
     def number_of(name: bytes) -> int:
         child = directory.children.get(name)
         return 0 if child is None else _number_of(prefix, name, child)
 
     return number_of
+
+
+def _prefix_of(directory: Directory, name: bytes) -> str:
+    return f"{directory.prefix}{keys.segment_of(name)}/"
 
 
 def _key_length(name: bytes) -> int:
@@ -494,10 +514,12 @@ def _most_below(inode: Inode) -> int:
 def _longest_path_below(inode: Inode) -> int:
     """Return the bytes, slashes included, of the longest path that begins below a directory; 0 for anything else."""
     longest = 0
-    lengths = {inode: 0}
-    for known in inode.with_all_below():
+    lengths: dict[Inode, int] = {inode: 0}
+    for known in inode.with_directories_below() if isinstance(inode, Directory) else ():
         length = lengths.pop(known)
-        longest = max(longest, length)
-        if isinstance(known, Directory):
-            lengths |= {child: length + 1 + _key_length(child.name) for child in known.inodes()}
+        for name, child in known.children.items():
+            below = length + 1 + _key_length(name)
+            longest = max(longest, below)
+            if isinstance(child, Directory):
+                lengths[child] = below
     return longest

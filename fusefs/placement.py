@@ -5,6 +5,9 @@ is a leftover, to be overwritten by whoever gets its key or deleted. An inode's 
 of an unlinked file which is still open, and not wholly staged, is a place under `.fusefs/orphans/`, so that the name
 is gone from the bucket and the bytes are not.
 
+Of a directory that was renamed before everything below it was known, not all objects have an owner yet. It has a
+source, the prefix below which they are, and whatever is there belongs to it, known or not.
+
 Everything is synchronous, and decided anew before each publication: between two of them the tree may have changed.
 """
 
@@ -56,7 +59,8 @@ class Placement:
         self._mount_id = mount_id
         self._owners: dict[str, Inode] = {}
         self._leftovers: dict[str, Version] = {}
-        #: How many of both lie below a prefix, for each prefix of a key.
+        self._sources: dict[str, Directory] = {}
+        #: How many of all three lie below a prefix, for each prefix of a key.
         self._below: Counter[str] = Counter()
         self._recorders: list[Deletions] = []
 
@@ -104,6 +108,37 @@ class Placement:
             self._count(version.key, -1)
             for recorder in self._recorders:
                 recorder.note(version.key)
+
+    def begin_source(self, directory: Directory, source: str) -> None:
+        """Note that whatever has this prefix in the bucket is below a directory, which may have another name."""
+        directory.source = source
+        self._sources[source] = directory
+        self._count(f"{source}?", 1)  # there is something below that nobody has looked at
+
+    def end_source(self, directory: Directory) -> None:
+        """Note that everything of a directory has an owner, or that nothing below is the directory's any more."""
+        assert directory.source is not None
+        del self._sources[directory.source]
+        self._count(f"{directory.source}?", -1)
+        directory.source = None
+
+    @property
+    def moving(self) -> list[Directory]:
+        """The directories that have a source."""
+        return list(self._sources.values())
+
+    def moving_from(self, key: str) -> Directory | None:
+        """Return the directory to which an object under `key`, or all with this prefix, belong by its source."""
+        end = len(key) if self._sources else 0
+        while end > 0:
+            end = key.rfind("/", 0, end)
+            if key[: end + 1] in self._sources:
+                return self._sources[key[: end + 1]]
+        return None
+
+    def is_anothers(self, key: str, directory: Directory) -> bool:
+        """Return whether what a listing of `directory` finds under a key, or a prefix, is below another directory."""
+        return self.moving_from(key) is not directory.moving_with
 
     def target(self, inode: Inode) -> str | None:
         """Return the key that the inode's object should have; None if there should be no object."""
@@ -158,7 +193,8 @@ class Placement:
         is_marked = prefix in self._owners or prefix in self._leftovers
         if target.endswith("/") or not (is_marked or self._below[prefix]) or self._is_wanted(prefix):
             return None
-        return [inode for key, inode in self._owners.items() if key.startswith(prefix)]
+        departing: list[Inode] = [inode for key, inode in self._owners.items() if key.startswith(prefix)]
+        return departing + [directory for key, directory in self._sources.items() if key.startswith(prefix)]
 
     def is_leftover(self, version: Version) -> bool:
         """Return whether the bucket has this version still, for nobody."""
@@ -171,9 +207,8 @@ class Placement:
         return IfMatch(version.etag) if version is not None else CREATE_ONLY
 
     def is_departing(self, key: str) -> bool:
-        """Return whether the bucket may have an object under `key` where the tree has deleted or moved it."""
-        owner = self._owners.get(key)
-        return key in self._leftovers if owner is None else self.target(owner) != key
+        """Return whether we know of an object under a key where the tree has no entry: it was deleted or moved."""
+        return key in self._owners or key in self._leftovers
 
     def knows_below(self, prefix: str) -> bool:
         """Return whether we know of objects with this prefix; they depart where the tree has no such directory."""

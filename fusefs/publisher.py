@@ -16,6 +16,9 @@ States of an inode: clean -> pending (`changed`) -> due (its time has come) -> r
 when it changed meanwhile or the attempt failed. `_parked` holds due inodes that wait for a key; when the attempt that
 they wait for fails, they fail with it.
 
+What waits for the end of a source waits for somebody above, who finds out what is below the directory and says so
+(`source_ended`), or why that cannot be found out (`source_failed`); then what waits fails with it.
+
 A new directory's object is written before anything below it, and by itself: SeaweedFS, asked for `d/` and `d/file` at
 once, confirms both and loses one now and then.
 
@@ -92,6 +95,8 @@ class PublishStatistics:
     running: int
     failing: int
     leftovers: int
+    #: Directories that were renamed before all below them was known, and it is not known yet.
+    moving_directories: int
     published: int
     failed: int
     conflicts: int
@@ -132,6 +137,7 @@ class Publisher:
         #: Until when the loop sleeps, if nothing wakes it.
         self._sleeps_until = -math.inf
         self._wake = trio.Event()
+        self._hurried = trio.Event()
         self._progress = trio.lowlevel.ParkingLot()
         self._published = 0
         self._failed = 0
@@ -152,6 +158,35 @@ class Publisher:
         if isinstance(inode, Directory):
             self._moves.add(inode)
             self._log.moved(inode)
+        self._look_again_at(inode)
+
+    def source_ended(self, directory: Directory) -> None:
+        """Note that all below a directory is known, or nothing of it needed; who has waited for that has its turn."""
+        self._placement.end_source(directory)
+        self._let_go_of_sources()
+        self._look_again()
+
+    def source_failed(self, directory: Directory, error: Exception) -> None:
+        """Note why it cannot be found out what is below a directory: for now, nothing that waits for it can go on."""
+        self._let_go_of_sources()
+        waiting = [inode for inode in self._pending if self._turns.source_awaited(inode) is directory]
+        self._fail_too([*waiting, *self._turns.waiting_for(*waiting, below=True)], error)
+        self._look_again()
+
+    async def wait_until_hurried(self) -> None:
+        """Return when somebody begins to wait for everything to be published."""
+        await self._hurried.wait()
+
+    def _let_go_of_sources(self) -> None:
+        self._due.extendleft(reversed(list(self._turns.waiting_for_source)))
+        self._turns.waiting_for_source.clear()
+
+    def _look_again_at(self, inode: Inode) -> None:
+        """Let an inode that waits for the end of a source have another look: it may be elsewhere by now."""
+        if inode in self._turns.waiting_for_source:
+            del self._turns.waiting_for_source[inode]
+            self._due.append(inode)
+            self._wake.set()
 
     def _note_changed(self, inode: Inode) -> None:
         inode.state.changes += 1
@@ -160,6 +195,7 @@ class Publisher:
     def _note_moved(self) -> None:
         for inode in self._moves.take():
             self._note_changed(inode)
+            self._look_again_at(inode)
 
     def touched(self, inode: Inode) -> None:
         """Note that only times changed: they go with the next publication, and no fsync waits for them.
@@ -189,6 +225,9 @@ class Publisher:
         inode.state.changes += 1
         self._log.changed(inode)
         self._leave_list(inode.subject)  # in the same batch of the log
+        self._look_again_at(inode)
+        if isinstance(inode, Directory) and inode.source is not None:
+            self.source_ended(inode)
         if self._placement.target(inode) is None:
             self.released(inode)
         else:
@@ -226,6 +265,11 @@ class Publisher:
             self._placement.forget(alias.version.key)
         alias.is_in_log = False
         self._settle(alias)
+
+    @property
+    def has_log(self) -> bool:
+        """Whether what is not published yet is durable."""
+        return self._log.is_kept
 
     # What a listing of the bucket may say and the tree knows better
 
@@ -274,6 +318,26 @@ class Publisher:
         directory asks for.
         """
         deletions_failed = self._sweeper.forgive()
+        self._hurried.set()
+        self._hurried = trio.Event()
+        moving = {*self._placement.moving}
+        while True:
+            goals = await self._publish_pending(open_files=open_files)
+            has_more = moving - {*self._placement.moving}
+            if not has_more:
+                break
+            moving -= has_more  # more is known to be pending, now that all below these is known
+        while not self._sweeper.is_done(deletions_failed):
+            self._wake.set()
+            await self._progress.park()
+        for inode in goals:
+            if inode in self._pending and inode.state.failure is not None:
+                raise inode.state.failure
+        for error in self._sweeper.failures(deletions_failed):
+            raise error
+
+    async def _publish_pending(self, *, open_files: bool) -> list[Inode]:
+        """Return when of all that is pending now an attempt has succeeded or failed, and what that was."""
         self._note_moved()
         goals = {
             inode: (inode.state.changes, inode.state.attempts + self._turns.is_under_way(inode))
@@ -289,14 +353,7 @@ class Publisher:
                 if inode not in self._turns.running:
                     self._ask_for(inode)  # a second attempt may be needed
                 await self._progress.park()
-        while not self._sweeper.is_done(deletions_failed):
-            self._wake.set()
-            await self._progress.park()
-        for inode in goals:
-            if inode in self._pending and inode.state.failure is not None:
-                raise inode.state.failure
-        for error in self._sweeper.failures(deletions_failed):
-            raise error
+        return list(goals)
 
     def statistics(self) -> PublishStatistics:
         self._note_moved()
@@ -308,6 +365,7 @@ class Publisher:
             running=len(self._turns.running),
             failing=sum(inode.state.failure is not None for inode in self._pending),
             leftovers=self._sweeper.count(),
+            moving_directories=len(self._placement.moving),
             published=self._published,
             failed=self._failed,
             conflicts=self._writer.conflicts,
@@ -401,10 +459,14 @@ class Publisher:
             self._note_moved()
             waiting = [inode for inode in inodes if inode in self._pending]
             for inode in waiting:
-                if inode.state.failure is not None:
+                if self._cannot_be_published(inode):
                     self._tell_again(inode)
-            for inode in [each for each in waiting if each.state.failure is None][:OLDEST]:
+            for inode in [each for each in waiting if not self._cannot_be_published(each)][:OLDEST]:
                 self._ask_for(inode)
+
+    def _cannot_be_published(self, inode: Inode) -> bool:
+        """Return whether that is so for now: an attempt has failed, or would have to wait for who knows how long."""
+        return inode.state.failure is not None or self._turns.source_awaited(inode) is not None
 
     def _tell_again(self, inode: Inode) -> None:
         """Let the log have all of an inode again, under all its names, unless an attempt is under way.
@@ -429,6 +491,9 @@ class Publisher:
     def _start_or_park(self, nursery: trio.Nursery, inode: Inode) -> None:
         if inode not in self._pending:  # it was settled meanwhile
             self._turns.queued.discard(inode)
+            return
+        if self._turns.source_awaited(inode) is not None:
+            self._turns.waiting_for_source[inode] = None
             return
         target = self._placement.target(inode)
         directory = self._turns.new_directory_above(inode)
@@ -473,6 +538,8 @@ class Publisher:
 
     def _take_detour(self, nursery: trio.Nursery, inode: Inode) -> None:
         """Let an inode's object wait elsewhere, so that a circle is none any more."""
+        if self._turns.source_awaited(inode) is not None:
+            return  # that will end, and then the circle can be broken
         detour = self._placement.detour(inode)
         if inode not in self._turns.running and not self._turns.is_busy(self._turns.keys_of(inode, detour)):
             self._begin(nursery, inode, detour)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import stat
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeVar
@@ -28,12 +28,12 @@ from backends.base import ObjectStorage, iterate_pages
 from backends.errors import NotFound
 from fusefs.attributes import Attributes, Defaults, from_metadata
 from fusefs.content import Content, ContentSources, Version
+from fusefs.directory_search import DirectorySearch
 from fusefs.extents import ExtentSet
 from fusefs.inodes import Alias, Directory, File, Inode, Links, Special, Symlink
 from fusefs.journal_format import InodeRecord, Position, StoredVersion
-from fusefs.keys import RESERVED_PREFIX
 from fusefs.link_lists import list_key
-from fusefs.log_objects import LOG_ID, LogObjects, OwnObject, is_directory, key_of, version_of
+from fusefs.log_objects import LOG_ID, LogObjects, OwnObject, is_directory, version_of
 from fusefs.log_reader import NOWHERE, OldLog, batches, places
 from fusefs.log_uploads import LogUploads
 from fusefs.placement import DETOURS_PREFIX, ORPHANS_PREFIX
@@ -63,8 +63,8 @@ class Recovered:
     inodes: list[RecoveredInode] = field(default_factory=list)
     #: Objects that belong to nobody any more.
     leftovers: list[Version] = field(default_factory=list)
-    #: Prefixes of keys that something is to leave, and below which there are others too.
-    directories: set[str] = field(default_factory=set)
+    #: Paths of directories that something is to leave, and below which there are others too.
+    directories: set[tuple[bytes, ...]] = field(default_factory=set)
     #: Where the story begins, for as long as any of it is not published.
     first: Position = NOWHERE
 
@@ -137,24 +137,18 @@ class Recovery:
 
     async def _find_directories(self, recovered: Recovered) -> None:
         """Note which directories are there, although no listing of their parents can tell that any more."""
-        departing = {version.key for version in recovered.leftovers}
-        for found in recovered.inodes:
-            if found.version is not None and found.version.key.removesuffix("/") == key_of(found.path):
-                recovered.directories |= _prefixes_of(found.version.key)
-            elif found.version is not None:
-                departing.add(found.version.key)
-        unknown = set().union(*map(_prefixes_of, departing)) - recovered.directories
-
-        async def look_below(prefix: str) -> None:
-            async with aclosing(iterate_pages(self._storage, prefix)) as pages:
-                async for page in pages:
-                    if any(info.key not in departing for info in page.objects):
-                        recovered.directories.add(prefix)
-                        return
-
-        await self._for_each(
-            [prefix for prefix in unknown if not prefix.startswith(RESERVED_PREFIX)], look_below
+        search = DirectorySearch(
+            self._storage,
+            {
+                found.path: found.inode.source
+                for found in recovered.inodes
+                if isinstance(found.inode, Directory) and found.inode.source is not None
+            },
+            [(found.path, found.version.key) for found in recovered.inodes if found.version is not None],
+            [version.key for version in recovered.leftovers],
         )
+        await self._for_each(search.unknown(), search.look_into)
+        recovered.directories = search.found
 
     async def _for_each(self, things: Iterable[_T], look: Callable[[_T], Awaitable[None]]) -> None:
         failures: list[Exception] = []
@@ -225,7 +219,7 @@ class Recovery:
         attributes = self._attributes(record)
         inode: Inode
         if is_directory(record):
-            inode = Directory(number=record.number, attributes=attributes)
+            inode = Directory(number=record.number, attributes=attributes, source=record.source)
         elif record.target is not None:
             inode = Symlink(number=record.number, attributes=attributes, target=record.target)
         elif stat.S_ISREG(attributes.mode):
@@ -273,11 +267,6 @@ def _with_zeros(explicit: ExtentSet, stored: ExtentSet, replayed: Replayed) -> E
         explicit.add(*gap)
     explicit.truncate(replayed.size)
     return explicit
-
-
-def _prefixes_of(key: str) -> set[str]:
-    """Return the prefix of each directory on the way to a key; that of a marker's own is one of them."""
-    return {key[: end + 1] for end, letter in enumerate(key) if letter == "/"}
 
 
 def _lost(replayed: Replayed) -> Version | None:

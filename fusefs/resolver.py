@@ -93,7 +93,7 @@ class Resolver:
 
     def _remember(self, directory: Directory, name: bytes, child: ListedEntry) -> bool:
         """Make the inode of an entry of which everything is remembered; return whether that is so."""
-        found = self._loader.from_memory(directory.prefix + segment_of(name), child)
+        found = self._loader.from_memory(directory.bucket_prefix + segment_of(name), child)
         if found is None:
             return False
         is_indexed = directory.is_indexed
@@ -103,7 +103,7 @@ class Resolver:
         return True
 
     async def _resolve_now(self, directory: Directory, name: bytes, child: ListedEntry) -> None:
-        key = directory.prefix + segment_of(name)
+        key = directory.bucket_prefix + segment_of(name)
         inode: Inode | None
         if isinstance(child, ListedDirectory) and self._placement.is_departing(f"{key}/"):
             inode, version = self._loader.unmarked(child.number or number_of_key(f"{key}/")), None

@@ -1,22 +1,23 @@
 """Puts what a recovery has found into the tree, before anybody sees it.
 
 First of all it is said what is where: a listing does not show what the log knows under another name, or not at all
-any more. Then parents come before children. A directory that the log does not tell of is in the bucket, and is looked
-up there; if there is none, because everything below it is still on its way, or gone, it is made. Where a listing
-cannot tell, since something is on its way out of a directory, the recovery has looked whether that has anything else.
+any more, and what is below a directory that has a source is found there. Then parents come before children. A
+directory that the log does not tell of is in the bucket, and is looked up there; if there is none, because everything
+below it is still on its way, or gone, it is made. Where a listing cannot tell, since something is on its way out of a
+directory, the recovery has looked whether that has anything else.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
+from backends.errors import InvalidKey
 from fusefs.committer import Committer
 from fusefs.errors import NoSuchEntry
 from fusefs.inodes import Directory, InodeTable
-from fusefs.keys import name_of
 from fusefs.listed import UNKNOWN_DIRECTORY
 from fusefs.namespace import Namespace
 from fusefs.placement import Placement
@@ -52,8 +53,15 @@ class Restoration:
                 self._placement.place(found.inode, found.version)
         for leftover in recovered.leftovers:
             self._placement.leave(leftover)
+        moving = [
+            (found.inode, found.inode.source)
+            for found in recovered.inodes
+            if isinstance(found.inode, Directory) and found.inode.source is not None
+        ]
+        for renamed, source in moving:
+            self._placement.begin_source(renamed, source)
         entries: dict[tuple[bytes, ...], RecoveredInode | None] = {
-            **dict.fromkeys(_paths_of(recovered.directories)),
+            **dict.fromkeys(recovered.directories),
             **{found.path: found for found in recovered.inodes},
         }
         for path, entry in sorted(entries.items(), key=lambda item: item[0]):
@@ -62,6 +70,8 @@ class Restoration:
                 self._enter(entry, directory, recovered)
             elif path[-1] not in directory.children:
                 directory.attach(path[-1], UNKNOWN_DIRECTORY)
+        for renamed, _ in moving:
+            self._namespace.go_on_with_move(renamed)
         self._committer.restored()
         if recovered.inodes or recovered.leftovers:
             _log.info(
@@ -75,7 +85,7 @@ class Restoration:
         for name in path:
             child: object = directory.children.get(name)
             if not isinstance(child, Directory):
-                with suppress(NoSuchEntry):
+                with suppress(NoSuchEntry, InvalidKey):
                     child = await self._namespace.lookup(directory, name)
             if not isinstance(child, Directory):
                 child = self._namespace.new_prefix()
@@ -98,11 +108,3 @@ class Restoration:
                 self._placement.place(inode, found.version)
         self._publisher.changed(inode)
         self._committer.recovered(inode, recovered.first)
-
-
-def _paths_of(prefixes: Iterable[str]) -> Iterator[tuple[bytes, ...]]:
-    for prefix in prefixes:
-        names = [name_of(segment) for segment in prefix.removesuffix("/").split("/")]
-        path = tuple(name for name in names if name is not None)
-        if len(path) == len(names):
-            yield path

@@ -89,6 +89,7 @@ def document(status: Status) -> Mapping[str, object]:
             "deletions": publishing.leftovers,
             "under_way": publishing.running,
             "failing": publishing.failing,
+            "renamed_directories": publishing.moving_directories,
         },
         "log": _log(status.log, status.log_place) if status.log is not None else None,
         "lease": _lease(status.lease) if status.lease is not None else None,

@@ -63,10 +63,13 @@ def _batches(count: int) -> str:
 def _unpublished(left: _Document) -> str:
     if not left["changes"] and not left["deletions"]:
         return "nothing"
+    renamed = ""
+    if left["renamed_directories"]:
+        renamed = f"; {counted(left['renamed_directories'], 'directory', 'directories')} to be looked through"
     return (
         f"{_changes(left['changes'])} with {size(left['bytes'])},"
         f" {counted(left['deletions'], 'deletion', 'deletions')};"
-        f" {left['under_way']:,} under way, {left['failing']:,} failing"
+        f" {left['under_way']:,} under way, {left['failing']:,} failing{renamed}"
     )
 
 

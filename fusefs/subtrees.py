@@ -1,7 +1,11 @@
-"""Lists and looks up everything below a directory: objects move one by one, and each must be known to be moved."""
+"""Lists and looks up everything below a directory: objects move one by one, and each must be known to be moved.
+
+A directory below that has a source moves by itself (`renamed_directories`), and does not count.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 import trio
@@ -36,7 +40,7 @@ class Subtrees:
                 except Exception as error:  # of any kind: the nursery would make a group of it
                     failures.append(error)
                     return
-                waiting.extend(child for child in within.inodes() if isinstance(child, Directory))
+                waiting.extend(_directories_in(within))
                 for _ in range(min(len(waiting) - 1, WALK_TASKS - len(nursery.child_tasks))):
                     nursery.start_soon(look_into_waiting)
 
@@ -54,10 +58,19 @@ class Subtrees:
 
 def is_known_below(inode: Inode) -> bool:
     """Return whether everything below is listed and an inode."""
-    return not isinstance(inode, Directory) or all(
-        known.listed_at is not None and all(map(_is_known, known.children.values()))
-        for known in inode.with_directories_below()
-    )
+    waiting = [inode] if isinstance(inode, Directory) else []
+    for directory in waiting:
+        if directory.listed_at is None or not all(map(_is_known, directory.children.values())):
+            return False
+        waiting.extend(_directories_in(directory))
+    return True
+
+
+def _directories_in(directory: Directory) -> Iterator[Directory]:
+    if directory.subdirectories:
+        for child in directory.inodes():
+            if isinstance(child, Directory) and child.source is None:
+                yield child
 
 
 def _is_known(child: Child) -> bool:

@@ -3,6 +3,9 @@
 It waits for a key that another inode's object has, or on which somebody works; for a name that a directory still has
 in the bucket; for the object of a new directory above it; and a further name of a file for the first one. Who waits for
 others, and they for it, is in a circle that has to be broken.
+
+What is below a directory that has a source, and what would go below the source, waits until the directory has none.
+So all of it that nobody has looked at is below the source, and nothing else, however often a mount is lost meanwhile.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ class Turns:
         self.parked: list[Inode] = []
         #: Those that are on their way, and the keys that nobody else may change meanwhile.
         self.running: dict[Inode, set[str]] = {}
+        #: Those that are due and wait for the end of a source.
+        self.waiting_for_source: dict[Inode, None] = {}
         #: Those that are due and wait for the object of a new directory, by that.
         self.waiting_below: dict[Inode, list[Inode]] = {}
 
@@ -55,6 +60,12 @@ class Turns:
             return False
         busy = self._sweeper.busy.union(*self.running.values())
         return any(key.startswith(prefix) for key in busy)
+
+    def source_awaited(self, inode: Inode) -> Directory | None:
+        """Return the directory whose source has to end before the inode's object is written, if there is one."""
+        if not inode.linked or not self._placement.moving:
+            return None
+        return inode.moving_with or self._placement.moving_from(self._placement.target(inode) or "")
 
     def new_directory_above(self, inode: Inode) -> Directory | None:
         """Return a directory above whose object is new and due; one that cannot be written is not waited for."""
@@ -133,18 +144,18 @@ class Turns:
         directory = self.new_directory_above(inode)
         return waiting if directory is None else [directory, *waiting]
 
-    def waiting_for(self, inode: Inode, *, below: bool) -> list[Inode]:
-        """Return the parked inodes that need a key which the object of `inode` has, directly or by others.
+    def waiting_for(self, *inodes: Inode, below: bool) -> list[Inode]:
+        """Return the parked inodes that need a key which the object of one of these has, directly or by others.
 
         With `below` also those, and again who waits for them, that wait for the object of a new directory.
         """
         waiting: defaultdict[Inode | None, list[Inode]] = defaultdict(list)
         for parked in self.parked:
             waiting[self._obstacle(parked)].append(parked)
-        found = [inode]
-        seen = {inode}
+        found = [*inodes]
+        seen = {*inodes}
         for blocking in found:
             new = [*waiting[blocking], *(self.waiting_below.get(blocking, []) if below else [])]
             found += [each for each in dict.fromkeys(new) if each not in seen]
             seen.update(new)
-        return found[1:]
+        return found[len(inodes) :]

@@ -156,6 +156,7 @@ async def test_a_rename_of_a_directory_is_noted_once_and_in_the_log_whole(
         await storage.put(f"d/below/{name}", name.encode())
     async with open_tree(storage, tmp_path / "1", options()) as tree:
         await tree.rename("d", "once")
+        await wait_all_tasks_blocked()  # until all that is below is known
         assert isinstance(tree.log, committer.Committer)
         await tree.log.commit()
         storage.calls.clear()

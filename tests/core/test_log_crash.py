@@ -24,6 +24,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from backends.base import ObjectStorage
 from backends.errors import UploadNotFound
 from fusefs.extended_attributes import OBJECTS_PREFIX
 from fusefs.keys import RESERVED_PREFIX
@@ -144,6 +145,22 @@ async def rename_new_directories(history: History) -> None:
     await history.commit()
     await history.rename("new/below", "old")
     await history.rename("new", "old/new")
+    await history.commit()
+
+
+async def rename_unlisted_directory(history: History) -> None:
+    await history.rename("old", "new")
+    await history.commit()
+    handle = await history.create("new/made")
+    await history.write(handle, 0, NEW)
+    await history.fsync(handle)
+    await history.close(handle)
+    await history.mkdir("old")
+    await history.rename("new/deep/out", "old/out")
+    await history.unlink("new/gone")
+    await history.commit()
+    await trio.sleep(2)
+    await history.exchange("new", "old")
     await history.commit()
 
 
@@ -394,6 +411,10 @@ SCENARIOS: Final = {
     "rename a directory": Scenario(
         {"old/clean": SMALL, "old/below/changed": LARGE, "old/below/not": SMALL}, rename_directory
     ),
+    "rename an unlisted directory": Scenario(
+        {"old/gone": SMALL, "old/file": LARGE, "old/deep/file": SMALL, "old/deep/out/file": SMALL},
+        rename_unlisted_directory,
+    ),
     "rename new directories": Scenario({}, rename_new_directories),
     "remove": Scenario({"file": LARGE, "d/file": SMALL}, remove),
     "remove while open": Scenario({"file": LARGE}, remove_while_open),
@@ -503,7 +524,7 @@ async def bucket(scenario: Scenario) -> tuple[SmallPartsStorage, History]:
 
 
 async def live(
-    storage: SmallPartsStorage,
+    storage: ObjectStorage,
     history: History,
     act: Callable[[History], Coroutine[Any, Any, None]],
     call: int,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -46,15 +47,30 @@ FOUND: Final = (1112, 1327, 1468, 1516, 1549, 1571, 1787, 1866, 1884, 2125, 3571
 
 
 class Walk:
-    """What one mount does: `steps` random operations."""
+    """What one mount does: `steps` random operations, `renaming` of them renames.
 
-    def __init__(self, rng: Random, steps: int) -> None:
+    A mount that does not look has the state of the model already, and lists no directory before it is needed.
+    """
+
+    def __init__(
+        self,
+        rng: Random,
+        steps: int,
+        *,
+        paths: Sequence[str] = PATHS,
+        renaming: float = 0.0,
+        looks: bool = True,
+    ) -> None:
         self._rng = rng
         self._steps = steps
+        self._paths = paths
+        self._renaming = renaming
+        self._looks = looks
         self._open: list[int] = []
 
     async def __call__(self, history: History) -> None:
-        await look(history)
+        if self._looks:
+            await look(history)
         for _ in range(self._steps):
             await self._step(history)
             if self._rng.random() < 0.3:
@@ -64,9 +80,9 @@ class Walk:
 
     async def _step(self, history: History) -> None:
         rng, state = self._rng, history.state()
-        path, other = rng.choice(PATHS), rng.choice(PATHS)
+        path, other = rng.choice(self._paths), rng.choice(self._paths)
         known, target = state.get(path), state.get(other)
-        match rng.randrange(15):
+        match 11 if rng.random() < self._renaming else rng.randrange(15):
             case 0 | 1 | 2 if _is_free(state, path):
                 self._open.append(await history.create(path))
             case 3 | 4 | 5 | 6 if self._open:

@@ -45,6 +45,7 @@ def test_what_is_not_in_the_bucket_yet(new_mount: NewMount) -> None:
         "deletions": 0,
         "under_way": 0,
         "failing": 0,
+        "renamed_directories": 0,
     }
     assert told["log"]["place"] == "the bucket"
     assert told["log"]["batches"] >= 1

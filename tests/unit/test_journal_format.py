@@ -60,6 +60,7 @@ INODES: Final = st.builds(
     target=st.none() | st.binary(max_size=20),
     content=st.none() | CONTENTS,
     link=st.none() | KEYS,
+    source=st.none() | KEYS,
 )
 POSITIONS: Final = st.builds(Position, st.integers(1, 2**40), st.integers(1, 2**40))
 BATCHES: Final = st.builds(
@@ -104,6 +105,14 @@ def test_readers_that_know_no_links_stop_at_them() -> None:
     encoded = encode(Batch(position=Position(2, 7), cutoff=Position(2, 3), records=(name,)))
     assert encoded.startswith(b"FUSEFSJ2")
     assert b'"metadata":{},"link":"2-1"}' in encoded
+
+
+def test_readers_that_know_no_sources_stop_at_them() -> None:
+    """They would look for what is below the directory where it is not."""
+    directory = InodeRecord(log_id="2-2", number=4712, path=(b"new",), metadata={}, source="old/")
+    encoded = encode(Batch(position=Position(2, 7), cutoff=Position(2, 3), records=(directory,)))
+    assert encoded.startswith(b"FUSEFSJ3")
+    assert b'"metadata":{},"source":"old/"}' in encoded
 
 
 @given(BATCHES)

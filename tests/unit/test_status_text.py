@@ -14,7 +14,14 @@ STATUS: dict[str, Any] = {
     "mode": "default",
     "pid": 17,
     "uptime_seconds": 7_384.0,
-    "unpublished": {"changes": 1_200, "bytes": 1_300_000, "deletions": 2, "under_way": 8, "failing": 1},
+    "unpublished": {
+        "changes": 1_200,
+        "bytes": 1_300_000,
+        "deletions": 2,
+        "under_way": 8,
+        "failing": 1,
+        "renamed_directories": 0,
+    },
     "log": {
         "place": "the bucket",
         "batches": 3,
@@ -47,6 +54,12 @@ def test_a_busy_mount() -> None:
         "requests      1,234, 3 of them failed; 4.8 MiB sent, 0 bytes received",
         "last warning  1 min 5 s ago: the store fails",
     ]
+
+
+def test_a_renamed_directory_that_is_still_looked_through() -> None:
+    left = {**STATUS["unpublished"], "renamed_directories": 1}
+    told = list(lines({**STATUS, "unpublished": left}))
+    assert told[1].endswith("8 under way, 1 failing; 1 directory to be looked through")
 
 
 def test_an_idle_mount() -> None:
