@@ -138,3 +138,8 @@ class BatchDamaged(LogDamaged):
         self.key = key
         self.position = position
         self.why = why
+        self.where = where
+
+
+class BatchRemoved(BatchDamaged):
+    """It was acknowledged, as a later one says, and somebody has removed it: a rule of the bucket, or a hand."""

@@ -144,7 +144,10 @@ class Journal:
     ) -> int:
         """Send a batch on its way and return its sequence; `acknowledged` waits for it."""
         position = self.next_position
-        data = encode(Batch(position=position, cutoff=cutoff, records=records, flags=flags))
+        batch = Batch(
+            position=position, cutoff=cutoff, acknowledged=self._acknowledged, records=records, flags=flags
+        )
+        data = encode(batch)
         self._next += 1
         self._in_flight += 1
         self._bytes_in_flight += len(data)

@@ -3,8 +3,8 @@
 One object of the log is a batch. All integers are big-endian:
 
     batch   = header record*
-    header  = "FUSEFSJ1" epoch:u64 sequence:u64 cutoff-epoch:u64 cutoff-sequence:u64
-              flags:u32 records:u32 body-length:u64 crc:u32
+    header  = "FUSEFSJ3" epoch:u64 sequence:u64 cutoff-epoch:u64 cutoff-sequence:u64
+              acknowledged:u64 flags:u32 records:u32 body-length:u64 crc:u32
     record  = head-length:u32 data-length:u64 crc:u32 head data
 
 `head` is a JSON object that says what the record is about, `data` are the bytes of a file. The header's checksum is
@@ -18,9 +18,11 @@ written since the batch before. Applying one twice, or to a version of the objec
 The two flags: `CONTINUED` is a batch that means something only together with the ones up to the next without it;
 `SEAL` ends the log of an epoch, and has no records.
 
-The number in the magic word is the version of the format: 2 where a record names a link, which readers of 1 would take
-for an empty file, and 3 where one names a source, without which what is below the directory would not be found. A
-reader that does not know it stops.
+`acknowledged` is the last sequence of which the writer knew, when it made the batch, that it and all before it were in
+the store. So a reader tells a batch that somebody has removed from one that never arrived.
+
+The number in the magic word is the version of the format; a reader that does not know it stops. Headers of 1 and of 2
+(where a record names a link) have no `acknowledged`, and are still read. Their records name no source.
 """
 
 from __future__ import annotations
@@ -42,19 +44,19 @@ from fusefs.keys import RESERVED_PREFIX
 JOURNAL_PREFIX: Final = f"{RESERVED_PREFIX}journal/"
 """Below it, a directory per epoch and in it an object per batch."""
 
-MAGIC: Final = b"FUSEFSJ1"
-MAGIC_WITH_LINKS: Final = b"FUSEFSJ2"
-MAGIC_WITH_SOURCES: Final = b"FUSEFSJ3"
+MAGIC: Final = b"FUSEFSJ3"
+EARLIER_MAGIC: Final = (b"FUSEFSJ1", b"FUSEFSJ2")
 CONTINUED: Final = 1
 SEAL: Final = 2
 
-_HEADER: Final = struct.Struct(">8sQQQQIIQ")
+_HEADER: Final = struct.Struct(">8sQQQQQIIQ")
+_EARLIER_HEADER: Final = struct.Struct(">8sQQQQIIQ")
 _RECORD: Final = struct.Struct(">IQI")
 _RECORD_CONTEXT: Final = struct.Struct(">QQIIQ")
 _CHECKSUM: Final = struct.Struct(">I")
 
-SEAL_SIZE: Final = _HEADER.size + _CHECKSUM.size
-"""Bytes of a batch without records, which a seal is."""
+SEAL_SIZES: Final = (_HEADER.size + _CHECKSUM.size, _EARLIER_HEADER.size + _CHECKSUM.size)
+"""Bytes of a batch without records, which a seal is: of this version, and of earlier ones."""
 
 _BATCH_KEY: Final = re.compile(re.escape(JOURNAL_PREFIX) + r"([0-9a-f]{16})/([0-9a-f]{16})")
 
@@ -162,6 +164,8 @@ class Batch:
     position: Position
     #: Batches before it are not needed any more.
     cutoff: Position
+    #: The last sequence that was in the store, with all before it, when this one was made; 0 if that is not known.
+    acknowledged: int = 0
     records: tuple[Record, ...] = ()
     flags: int = 0
 
@@ -199,7 +203,13 @@ def encode(batch: Batch) -> bytes:
         body += _encode_record(batch.position, index, record)
     length = sum(len(piece) for piece in body)
     header = _HEADER.pack(
-        _magic_of(batch), *batch.position, *batch.cutoff, batch.flags, len(batch.records), length
+        MAGIC,
+        *batch.position,
+        *batch.cutoff,
+        batch.acknowledged,
+        batch.flags,
+        len(batch.records),
+        length,
     )
     return b"".join([header, _CHECKSUM.pack(zlib.crc32(header)), *body])
 
@@ -207,29 +217,29 @@ def encode(batch: Batch) -> bytes:
 def decode(data: Data, expected: Position) -> Batch:
     """Return the batch that `data` is; its records refer to `data`. Raises `DamagedBatch` unless it is `expected`."""
     view = memoryview(data)
-    header_end = _HEADER.size + _CHECKSUM.size
+    magic = bytes(view[: len(MAGIC)])
+    form = _EARLIER_HEADER if magic in EARLIER_MAGIC else _HEADER
+    header_end = form.size + _CHECKSUM.size
     if len(view) < header_end:
         raise DamagedBatch(f"it has {len(view)} bytes, and a header has {header_end}")
-    header = view[: _HEADER.size]
-    magic, epoch, sequence, cut_epoch, cut_sequence, flags, count, length = _HEADER.unpack(header)
-    if magic not in (MAGIC, MAGIC_WITH_LINKS, MAGIC_WITH_SOURCES):
-        raise DamagedBatch(f"it begins with {bytes(magic)!r}, not with {MAGIC!r}")
-    if _CHECKSUM.unpack(view[_HEADER.size : header_end]) != (zlib.crc32(header),):
+    if magic not in (MAGIC, *EARLIER_MAGIC):
+        raise DamagedBatch(f"it begins with {magic!r}, not with {MAGIC!r}")
+    header = view[: form.size]
+    _, epoch, sequence, cut_epoch, cut_sequence, *acknowledged, flags, count, length = form.unpack(header)
+    if _CHECKSUM.unpack(view[form.size : header_end]) != (zlib.crc32(header),):
         raise DamagedBatch("its header does not have the checksum that it names")
     position = Position(epoch, sequence)
     if position != expected:
         raise DamagedBatch(f"it says that it is batch {sequence} of epoch {epoch}")
     if len(view) != header_end + length:
         raise DamagedBatch(f"it has {len(view) - header_end} bytes of records, not {length}")
-    records = tuple(_decode_records(position, view[header_end:], count))
-    return Batch(position=position, cutoff=Position(cut_epoch, cut_sequence), records=records, flags=flags)
-
-
-def _magic_of(batch: Batch) -> bytes:
-    inodes = [record for record in batch.records if isinstance(record, InodeRecord)]
-    if any(record.source is not None for record in inodes):
-        return MAGIC_WITH_SOURCES
-    return MAGIC_WITH_LINKS if any(record.link is not None for record in inodes) else MAGIC
+    return Batch(
+        position=position,
+        cutoff=Position(cut_epoch, cut_sequence),
+        acknowledged=acknowledged[0] if acknowledged else 0,
+        records=tuple(_decode_records(position, view[header_end:], count)),
+        flags=flags,
+    )
 
 
 # Records

@@ -7,6 +7,9 @@ reaches back to the cutoff which its own last commit names, up to that commit; w
 before and behind it, are left out. So is what is behind a seal: it arrived after somebody had ended the term. And so is
 a last commit that says that nothing is needed any more, not even itself.
 
+Each batch says up to where its writer had acknowledged the log by then. What was acknowledged was there. Where it is
+missing, and no commit says that it is not needed, somebody else has removed it, and the log is damaged.
+
 There is one decision which batches count, for mounts (`find`) and for whoever asks how a log stands (`survey`). Terms
 are looked at from the last to the first, and none that a later one says is not needed: whatever is left of that, it
 harms nobody. A writer that still lives may delete meanwhile what it does not need; then it is looked at again.
@@ -24,11 +27,11 @@ from typing import Final
 
 from backends.base import CREATE_ONLY, ObjectStorage, iterate_pages
 from backends.errors import NotFound, PreconditionFailed
-from fusefs.errors import BatchDamaged, LogDamaged
+from fusefs.errors import BatchDamaged, BatchRemoved, LogDamaged
 from fusefs.journal_format import (
     JOURNAL_PREFIX,
     SEAL,
-    SEAL_SIZE,
+    SEAL_SIZES,
     Batch,
     DamagedBatch,
     Position,
@@ -49,7 +52,7 @@ KEPT_SEALS: Final = 16
 """Of so many terms, the last ones, the seals stay."""
 
 LOOKS: Final = 10
-"""How often a term is looked at of which batches are gone when they are to be read."""
+"""How often a term is looked at of which batches are gone when they are to be read, or should be there and are not."""
 
 
 @dataclass(kw_only=True)
@@ -163,7 +166,7 @@ class LogReader:
                 found.seals += log.seals
                 found.cutoff = max(found.cutoff, log.cutoff)
             else:  # not looked at: what is no seal among these harms nobody
-                bare = [sequence for sequence, size in terms[epoch].items() if size == SEAL_SIZE]
+                bare = [sequence for sequence, size in terms[epoch].items() if size in SEAL_SIZES]
                 found.seals += [batch_key(Position(epoch, sequence)) for sequence in bare]
         found.positions = [position for position in found.positions if position >= found.cutoff]
         found.seals = sorted(found.seals)[-KEPT_SEALS:]
@@ -187,20 +190,27 @@ class LogReader:
     async def _seal(self, end: Position) -> bool:
         """End the log of a term at a place, and return True; False if somebody has put something there before."""
         try:
-            await self.storage.put(
-                batch_key(end), encode(Batch(position=end, cutoff=end, flags=SEAL)), mode=CREATE_ONLY
-            )
+            await self.storage.put(batch_key(end), encode(seal_at(end)), mode=CREATE_ONLY)
         except PreconditionFailed:
             return False
         return True
 
     async def _look(self, epoch: int, before: Position) -> tuple[OldLog, Position | None]:
-        """Return what counts of a term, and where its seal has to be; None if it has one."""
+        """Return what counts of a term, and where its seal has to be; None if it has one.
+
+        What is missing may have arrived, or be no longer needed, since its part of the listing was made: the same has
+        to be missing twice.
+        """
+        missing: Position | None = None
         for _ in range(LOOKS):
             try:
                 return await self._look_once(epoch, before)
             except NotFound as error:
-                gone = error
+                gone: Exception = error
+            except BatchRemoved as error:
+                if error.position == missing:
+                    raise
+                missing, gone = Position(*error.position), error
         raise LogDamaged(f"the store lists batches of epoch {epoch} that are not there: {gone}") from gone
 
     async def _look_once(self, epoch: int, before: Position) -> tuple[OldLog, Position | None]:
@@ -211,36 +221,60 @@ class LogReader:
             if Position(epoch, sequence) < before
         }
         seal = await self._first_seal(epoch, sizes)
-        runs = _runs([sequence for sequence in sorted(sizes) if seal is None or sequence < seal.sequence])
+        there = [each for each in sorted(sizes) if seal is None or each < seal.position.sequence]
+        newest = await self._read(Position(epoch, there[-1])) if there else None
+        runs = _runs(there)
         log = OldLog(reader=self, keys=[key for key, _ in objects])
-        log.seals += [batch_key(seal)] if seal is not None else []
+        log.seals += [batch_key(seal.position)] if seal is not None else []
         # Where nothing counts, nothing that arrives late may: the first place that is free, and not the last.
         end = runs[0][-1] + 1 if runs and runs[0][0] == 1 else 1
+        counted = 0
         for run in reversed(runs):
-            last = await self._last_commit(epoch, run)
+            last = await self._last_commit(epoch, run, newest)
             if last is not None:
+                counted = last.position.sequence
                 if not _says_that_nothing_is_needed(last):
-                    log.positions = [Position(epoch, each) for each in run if each <= last.position.sequence]
+                    log.positions = [Position(epoch, each) for each in run if each <= counted]
                 log.cutoff, end = last.cutoff, run[-1] + 1
                 break
+        tells_of_something = any(sizes[each] not in SEAL_SIZES for each in there)
+        if tells_of_something and before is EVERYWHERE:  # else it is not known whether that is still needed
+            for witness in filter(None, (newest, seal)):
+                self._check_whole(there, counted, witness)
         return log, Position(epoch, end) if seal is None else None
 
-    async def _first_seal(self, epoch: int, sizes: Mapping[int, int]) -> Position | None:
-        """Return where the log of a term was ended: what arrived behind that does not count."""
+    def _check_whole(self, there: Sequence[int], counted: int, witness: Batch) -> None:
+        """Raise `BatchRemoved` for what is missing behind the last commit that counts, and was acknowledged."""
+        present = frozenset(there)
+        for sequence in range(counted + 1, witness.acknowledged + 1):
+            if sequence not in present:
+                lost = Position(witness.position.epoch, sequence)
+                why = f"somebody has removed it, of which {batch_key(witness.position)!r} says that it was there"
+                raise BatchRemoved(batch_key(lost), lost, why, self.where)
+
+    async def _first_seal(self, epoch: int, sizes: Mapping[int, int]) -> Batch | None:
+        """Return what has ended the log of a term: what arrived behind that does not count."""
         for sequence, size in sorted(sizes.items()):
-            position = Position(epoch, sequence)
-            if size == SEAL_SIZE and (await self._read(position)).is_seal:
-                return position
+            if size in SEAL_SIZES:
+                batch = await self._read(Position(epoch, sequence))
+                if batch.is_seal:
+                    return batch
         return None
 
-    async def _last_commit(self, epoch: int, run: Sequence[int]) -> Batch | None:
-        """Return the last commit of a run, if the run has everything that it builds on."""
+    async def _last_commit(self, epoch: int, run: Sequence[int], newest: Batch | None) -> Batch | None:
+        """Return the last commit of a run, if the run has everything that it builds on; `newest` was read before."""
         for sequence in reversed(run):
-            batch = await self._read(Position(epoch, sequence))
+            position = Position(epoch, sequence)
+            batch = newest if newest and newest.position == position else await self._read(position)
             if not batch.is_continued:
                 reach = batch.cutoff.sequence if batch.cutoff.epoch == epoch else 1
                 return batch if reach >= run[0] else None
         return None
+
+
+def seal_at(end: Position) -> Batch:
+    """Return the seal that ends a log at a place before which all is there that is needed."""
+    return Batch(position=end, cutoff=end, acknowledged=end.sequence - 1, flags=SEAL)
 
 
 def _by_term(objects: Iterable[tuple[str, int]]) -> dict[int, dict[int, int]]:

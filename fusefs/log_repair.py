@@ -6,7 +6,8 @@ one on, until all that counts can be read. That can be applied. What is behind i
 something only after all before it; so it is set aside, under `.fusefs/damaged/`, for whoever can mend it, and the log
 is sealed before it. Nothing is deleted, and nothing changed before somebody says so.
 
-As good as damaged is a batch that refers to an upload which somebody has aborted: the store may do that to old ones.
+As good as damaged is a batch that refers to an upload which somebody has aborted: the store may do that to old ones. So
+is one that somebody has removed.
 
 A log may be in two stores, the bucket and a disk, where mounts had it here and there: it is one story, and what is
 behind the damage in either is set aside, in the store that has it.
@@ -22,15 +23,17 @@ from typing import Final
 from backends.base import CREATE_ONLY, ObjectStorage
 from backends.errors import PreconditionFailed
 from fusefs.errors import BatchDamaged
-from fusefs.journal_format import JOURNAL_PREFIX, SEAL, Batch, Position, batch_key, encode
+from fusefs.journal_format import JOURNAL_PREFIX, Position, batch_key, encode
 from fusefs.keys import RESERVED_PREFIX
 from fusefs.log_objects import LogObjects
-from fusefs.log_reader import EVERYWHERE, NOWHERE, LogReader, places
+from fusefs.log_reader import EVERYWHERE, NOWHERE, LogReader, places, seal_at
 from fusefs.log_uploads import LogUploads, needed_upload
 from fusefs.replay import Replay
 
 DAMAGED_PREFIX: Final = f"{RESERVED_PREFIX}damaged/"
 """Where batches are put that no mount can read."""
+
+_Places = Sequence[tuple[Position, LogReader]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +44,10 @@ class Diagnosis:
     readable: int
     #: The first that it cannot, and why; "" if there is none.
     damage: str = ""
-    #: All that there are behind those, the damaged one among them, and who reads each.
+    #: All that there are behind those, the damaged one among them if it is there at all, and who reads each.
     behind: tuple[tuple[Position, LogReader], ...] = ()
+    #: Where the log has to end so that a mount can read it, and who reads that; None if it is whole.
+    end: tuple[Position, LogReader] | None = None
 
     @property
     def lost(self) -> tuple[Position, ...]:
@@ -96,10 +101,12 @@ class LogRepair:
                 break
         if damage is None:
             return Diagnosis(readable=len(counting))
+        behind = await self._behind(counting[-1][0] if counting else NOWHERE)
         return Diagnosis(
             readable=len(counting),
             damage=f"{damage.shown} cannot be applied: {damage.why}",
-            behind=tuple(await self._behind(counting[-1][0] if counting else NOWHERE)),
+            behind=tuple(behind),
+            end=self._end(counting, behind, damage),
         )
 
     async def _behind(self, last: Position) -> list[tuple[Position, LogReader]]:
@@ -111,6 +118,14 @@ class LogRepair:
             if position > max(last, Position(part.since_epoch, 0))
         ]
         return sorted(behind, key=lambda place: place[0])
+
+    def _end(self, counting: _Places, behind: _Places, damage: BatchDamaged) -> tuple[Position, LogReader]:
+        """Return where the log has to end, and in which store: behind what counts or, if nothing does, before all."""
+        if counting:
+            last, reader = counting[-1]
+            return last._replace(sequence=last.sequence + 1), reader
+        reader = next(part.reader for part in self._parts if part.reader.where == damage.where)
+        return min([(Position(*damage.position), reader), *behind], key=lambda place: place[0])
 
     async def _check_uploads(self, replay: Replay, readers: Mapping[Position, LogReader]) -> None:
         """Raise `BatchDamaged` for the first batch that refers to an upload which is gone."""
@@ -134,9 +149,9 @@ class LogRepair:
             with suppress(PreconditionFailed):  # it is there already: an earlier call did not come to its end
                 await reader.storage.copy(key, _aside(key), mode=CREATE_ONLY)
             await reader.storage.delete(key)
-        end, reader = found.behind[0]
-        seal = encode(Batch(position=end, cutoff=end, flags=SEAL))
-        await reader.storage.put(batch_key(end), seal, mode=CREATE_ONLY)
+        if found.end is not None:
+            end, reader = found.end
+            await reader.storage.put(batch_key(end), encode(seal_at(end)), mode=CREATE_ONLY)
 
 
 def _aside(key: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backends.base import ObjectStorage, iterate_pages
-from fusefs.journal_format import JOURNAL_PREFIX, SEAL_SIZE
+from fusefs.journal_format import JOURNAL_PREFIX, SEAL_SIZES
 
 
 async def log_objects(storage: ObjectStorage) -> dict[str, int]:
@@ -14,9 +14,9 @@ async def log_objects(storage: ObjectStorage) -> dict[str, int]:
 
 async def batches(storage: ObjectStorage) -> list[str]:
     """Return the keys of the batches that tell of something: an empty log has others at most."""
-    return [key for key, size in (await log_objects(storage)).items() if size != SEAL_SIZE]
+    return [key for key, size in (await log_objects(storage)).items() if size not in SEAL_SIZES]
 
 
 async def log_size(storage: ObjectStorage) -> int:
     """Return the bytes of the batches that tell of something."""
-    return sum(size for size in (await log_objects(storage)).values() if size != SEAL_SIZE)
+    return sum(size for size in (await log_objects(storage)).values() if size not in SEAL_SIZES)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from botocore.exceptions import ClientError
 
-from fusefs.journal_format import JOURNAL_PREFIX, SEAL_SIZE
+from fusefs.journal_format import JOURNAL_PREFIX, SEAL_SIZES
 from fusefs.stored_lease import LEASE_KEY
 from fusefs.tree_index import INDEX_PREFIX
 from fusefs.upload_notes import NOTES_PREFIX
@@ -53,7 +53,7 @@ class Bucket:
         return sum(
             size
             for key, size in self.sizes(housekeeping=True).items()
-            if key.startswith(JOURNAL_PREFIX) and size != SEAL_SIZE
+            if key.startswith(JOURNAL_PREFIX) and size not in SEAL_SIZES
         )
 
     def log_holds(self, data: bytes) -> bool:

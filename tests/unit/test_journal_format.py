@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 import pytest
@@ -67,6 +68,7 @@ BATCHES: Final = st.builds(
     Batch,
     position=POSITIONS,
     cutoff=POSITIONS,
+    acknowledged=NUMBERS,
     records=st.lists(INODES | st.builds(LeftoverRecord, VERSIONS), max_size=4).map(tuple),
     flags=st.sampled_from([0, CONTINUED, SEAL]),
 )
@@ -74,6 +76,7 @@ BATCHES: Final = st.builds(
 EXAMPLE: Final = Batch(
     position=Position(2, 7),
     cutoff=Position(2, 3),
+    acknowledged=5,
     records=(
         InodeRecord(
             log_id="2-1",
@@ -86,11 +89,8 @@ EXAMPLE: Final = Batch(
     ),
 )
 
-WORKED_EXAMPLE: Final = (
-    b"FUSEFSJ1"
-    + bytes.fromhex("0000000000000002 0000000000000007 0000000000000002 0000000000000003")
-    + bytes.fromhex("00000000 00000002 00000000000000c5 ffbf3062")
-    + bytes.fromhex("00000084 0000000000000004 7be4bd1c")
+RECORDS_OF_EXAMPLE: Final = (
+    bytes.fromhex("00000084 0000000000000004 7be4bd1c")
     + b'{"inode":"2-1","number":4711,"path":["d","new"],"metadata":{"mode":"33152"},'
     + b'"content":{"size":12,"written":[[8,4]],"zeros":[[0,8]]}}'
     + b"data"
@@ -98,12 +98,26 @@ WORKED_EXAMPLE: Final = (
     + b'{"leftover":["d/old","e0",3]}'
 )
 
+WORKED_EXAMPLE: Final = (
+    b"FUSEFSJ3"
+    + bytes.fromhex("0000000000000002 0000000000000007 0000000000000002 0000000000000003 0000000000000005")
+    + bytes.fromhex("00000000 00000002 00000000000000c5 58183bec")
+    + RECORDS_OF_EXAMPLE
+)
+
+EXAMPLE_OF_AN_EARLIER_VERSION: Final = (
+    b"FUSEFSJ1"
+    + bytes.fromhex("0000000000000002 0000000000000007 0000000000000002 0000000000000003")
+    + bytes.fromhex("00000000 00000002 00000000000000c5 ffbf3062")
+    + RECORDS_OF_EXAMPLE
+)
+
 
 def test_readers_that_know_no_links_stop_at_them() -> None:
     """They would take a further name for an empty file."""
     name = InodeRecord(log_id="2-2", number=4712, path=(b"other",), metadata={}, link="2-1")
     encoded = encode(Batch(position=Position(2, 7), cutoff=Position(2, 3), records=(name,)))
-    assert encoded.startswith(b"FUSEFSJ2")
+    assert not encoded.startswith(b"FUSEFSJ1")
     assert b'"metadata":{},"link":"2-1"}' in encoded
 
 
@@ -193,3 +207,19 @@ def test_the_worked_example() -> None:
     """The bytes that ARCHITECTURE.md shows; another encoding would be another version of the format."""
     assert encode(EXAMPLE) == WORKED_EXAMPLE
     assert decode(WORKED_EXAMPLE, Position(2, 7)) == EXAMPLE
+
+
+@pytest.mark.parametrize(("version", "checksum"), [(b"1", "ffbf3062"), (b"2", "b5264716")])
+def test_batches_of_earlier_versions_are_read(version: bytes, checksum: str) -> None:
+    """They do not say what was acknowledged."""
+    encoded = EXAMPLE_OF_AN_EARLIER_VERSION.replace(b"FUSEFSJ1", b"FUSEFSJ" + version)
+    encoded = encoded.replace(bytes.fromhex("ffbf3062"), bytes.fromhex(checksum))
+    assert decode(encoded, Position(2, 7)) == replace(EXAMPLE, acknowledged=0)
+    for length in range(len(encoded)):
+        with pytest.raises(DamagedBatch):
+            decode(encoded[:length], Position(2, 7))
+
+
+def test_a_later_version_is_not_read() -> None:
+    with pytest.raises(DamagedBatch, match="FUSEFSJ4"):
+        decode(WORKED_EXAMPLE.replace(b"FUSEFSJ3", b"FUSEFSJ4"), Position(2, 7))
