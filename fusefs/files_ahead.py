@@ -49,8 +49,8 @@ _NUMBER: Final = re.compile(rb"(\d+)")
 class _Order:
     """Names in an order, and how far opens have followed it."""
 
-    def __init__(self, names: Sequence[bytes], key: Callable[[bytes], Any]) -> None:
-        """`key` tells any two names apart, and `names` are sorted by it."""
+    def __init__(self, names: Sequence[bytes], key: Callable[[bytes], Any] | None = None) -> None:
+        """`names` are sorted by `key`, which tells any two of them apart, or by themselves."""
         self._names = names
         self._key = key
         self._last = -1
@@ -61,8 +61,8 @@ class _Order:
 
     def follow(self, name: bytes) -> None:
         """Note the open of a name; one that is not among them is a jump."""
-        position = bisect_left(self._names, self._key(name), key=self._key)
-        if position == len(self._names) or self._names[position] != name:
+        position = self._position_of(name)
+        if position is None:
             self.followed = 0
         elif abs(position - self._last) <= MAX_GAP and self._has_begun:
             self.followed += position != self._last
@@ -71,6 +71,16 @@ class _Order:
             self.followed = self.followed if not self._has_begun else 0
             self._last = self._next = position
         self._has_begun = True
+
+    def _position_of(self, name: bytes) -> int | None:
+        """Return where a name is: near the last one as a rule, and then no key has to be made to find it."""
+        start = max(self._last - MAX_GAP, 0)
+        near = self._names[start : self._last + MAX_GAP + 1]
+        if name in near:
+            return start + near.index(name)
+        sought = name if self._key is None else self._key(name)
+        position = bisect_left(self._names, sought, key=self._key)
+        return position if self._names[position : position + 1] == [name] else None
 
     def take(self) -> Iterator[bytes]:
         """Yield the next names after the last open, each once unless a jump comes before it."""
@@ -156,7 +166,7 @@ class FilesAhead:
         names = sorted(self._names())
         self._count = len(names)
         self._rest = iter(names)
-        self._orders = [_Order(names, lambda name: name)]
+        self._orders = [_Order(names)]
         if len(names) <= MOST_ORDERED:
             for key in (_counting, self._by_number):
                 self._orders.append(_Order(sorted(names, key=key), key))
