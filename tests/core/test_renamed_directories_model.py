@@ -6,8 +6,9 @@ As `test_log_model`, but a mount does not look at everything first, and is slow 
 from __future__ import annotations
 
 import logging
-import os
+import math
 from collections.abc import Awaitable, Callable
+from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -18,17 +19,18 @@ from trio.testing import MockClock
 
 from backends.base import ObjectStorage
 from backends.errors import Unavailable
-from backends.intercepted import InterceptedStorage, Request, T
+from backends.intercepted import InterceptedStorage, Request, T, Verb
 from fusefs.inodes import Directory
 from fusefs.subtrees import Subtrees
 from tests.core.history import History, State, state_of
-from tests.core.mortal import Death
+from tests.core.mortal import Death, MortalStorage
 from tests.core.refusing import Refusals
 from tests.core.small_parts import PART, SmallPartsStorage
-from tests.core.test_log_crash import check, difference, live
+from tests.core.test_log_crash import OPTIONS, QUIET_SECONDS, check, difference, live, look
 from tests.core.test_log_model import Walk
 from tests.core.tree import open_tree
-from tests.core.watching import LOOKING
+from tests.core.watching import LOOKING, WatchingStorage
+from tests.support.faulty import FaultyStorage
 
 pytestmark = pytest.mark.usefixtures("small_parts")
 
@@ -36,8 +38,10 @@ NAMES: Final = ("a", "b", "c")
 SHALLOW: Final = tuple(f"{first}/{second}" for first in NAMES for second in NAMES)
 PATHS: Final = (*NAMES, *SHALLOW, *(f"{path}/{name}" for path in SHALLOW for name in NAMES))
 MOUNTS: Final = 6
-WALKS: Final = int(os.environ.get("FUSEFS_WALKS", "60"))
-FIRST: Final = int(os.environ.get("FUSEFS_FIRST", "0"))
+WALKS: Final = 60
+#: Walks in which a mount begins after every call that changes the bucket, and their steps.
+WATCHED: Final = 12
+WATCHED_STEPS: Final = 60
 
 
 class LateStorage(InterceptedStorage):
@@ -84,7 +88,16 @@ def _is_within(path: str, other: str) -> bool:
     return path.startswith(f"{other}/") or other.startswith(f"{path}/")
 
 
-@pytest.mark.parametrize("seed", range(FIRST, FIRST + WALKS))
+async def begin(rng: Random) -> tuple[SmallPartsStorage, History]:
+    """Return a bucket with a tree that no mount has seen."""
+    before = filled(rng)
+    storage = SmallPartsStorage()
+    for key, data in before.items():
+        await storage.put(key, data, metadata={"mode": str(0o100644)})
+    return storage, History(before)
+
+
+@pytest.mark.parametrize("seed", range(WALKS))
 async def test_random_deaths_with_directories_renamed_unlisted(
     seed: int,
     tmp_path: Path,
@@ -94,10 +107,7 @@ async def test_random_deaths_with_directories_renamed_unlisted(
 ) -> None:
     caplog.set_level(logging.CRITICAL)
     rng = Random(seed)
-    before = filled(rng)
-    storage, history = SmallPartsStorage(), History(before)
-    for key, data in before.items():
-        await storage.put(key, data, metadata={"mode": str(0o100644)})
+    storage, history = await begin(rng)
     for mount in range(MOUNTS):
         death = rng.choice(list(Death))
         call = rng.randrange(1, 8 if death is Death.OVERTAKEN else 60)
@@ -107,7 +117,75 @@ async def test_random_deaths_with_directories_renamed_unlisted(
         walk = Walk(rng, rng.randrange(3, 20), paths=PATHS, renaming=0.4, looks=False)
         with monkeypatch.context() as patch:
             reluctant(patch, rng)
-            where = tmp_path / f"{mount}"
             late = LateStorage(storage, rng)
+            where = tmp_path / f"{mount}"
             await live(late, history, walk, call, death, where, refusing=Refusals())
+        if rng.random() < 0.2:
+            await check(storage, history, tmp_path / f"{mount}-checked")
     await check(storage, history, tmp_path / "checked")
+
+
+@pytest.mark.parametrize("seed", range(WATCHED))
+async def test_the_log_is_ahead_of_the_bucket_with_directories_renamed_unlisted(
+    seed: int,
+    tmp_path: Path,
+    autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After each single call that changes the bucket, a mount that began there would find what it may."""
+    caplog.set_level(logging.CRITICAL)
+    rng = Random(seed)
+    storage, history = await begin(rng)
+    watching = WatchingStorage(storage, history, tmp_path / "looks")
+    with monkeypatch.context() as patch:
+        reluctant(patch, rng)
+        async with open_tree(watching, tmp_path / "mount", OPTIONS) as tree:
+            history.attend(tree)
+            await Walk(rng, WATCHED_STEPS, paths=PATHS, renaming=0.4, looks=False)(history)
+            await trio.sleep(QUIET_SECONDS)
+    assert watching.violations == []
+    assert watching.looks > 5
+
+
+async def crashed(where: Path) -> tuple[SmallPartsStorage, History]:
+    """Return a bucket as a mount leaves it that has renamed what it could not look through, and then was lost."""
+    before = {"old/file": b"1", "old/gone": b"2", "old/deep/out/file": b"3", "old/deep/file": b"4"}
+    storage, history = SmallPartsStorage(), History({**before, "old/stall/file": b"5"})
+    for key, data in {**before, "old/stall/file": b"5"}.items():
+        await storage.put(key, data, metadata={"mode": str(0o100644)})
+    faulty = FaultyStorage(storage)
+    for stalled in ("old/stall/", "old/deep/out/"):
+        faulty.hold(Verb.LIST_PREFIX, key=stalled, times=math.inf)
+    mortal = MortalStorage(faulty)
+    async with open_tree(mortal, where, OPTIONS) as tree:
+        history.attend(tree)
+        await history.rename("old", "new")
+        await history.mkdir("old")
+        await history.rename("new/deep/out", "old/deep")
+        await history.rename("new/file", "old/file")
+        await history.unlink("new/gone")
+        handle = await history.create("new/made")
+        await history.write(handle, 0, bytes(range(100)))
+        await history.fsync(handle)
+        await trio.sleep(QUIET_SECONDS)
+        assert len(tree.placement.moving) == 2
+        mortal.die()
+    return storage, history
+
+
+@pytest.mark.parametrize("death", [Death.CALL_LOST, Death.ANSWER_LOST])
+async def test_a_recovery_of_sources_may_die_at_every_call(
+    death: Death, tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And so may the mount that goes on with the finding, and moves what it finds."""
+    caplog.set_level(logging.CRITICAL)
+    storage, history = await crashed(tmp_path / "lost")
+    for call in count(1):
+        twin, same = storage.twin(), History({})
+        same.resume(history.states[-1])
+        has_died = await live(twin, same, look, call, death, tmp_path / f"{call}")
+        await check(twin, same, tmp_path / f"{call}-next")
+        if not has_died:
+            assert call > 20
+            return
