@@ -17,7 +17,7 @@ from fusefs.index_format import Block, encode_block
 from fusefs.inode_packing import entry_of
 from fusefs.inodes import Directory, InodeTable
 from fusefs.keys import name_of
-from fusefs.listed import ListedDirectory, ListedEntry
+from fusefs.listed import ListedDirectory, ListedEntry, ListedObject
 from fusefs.placement import Placement
 from fusefs.publisher import Publisher
 from fusefs.tree_index import TreeIndex, shard_of
@@ -113,7 +113,16 @@ class IndexWriter:
         return encode_block(prefix, self._defaults, entries)
 
     def _entry(self, directory: Directory, name: bytes) -> ListedEntry | None:
-        """Return what is known of an entry, as it is in the bucket; None if there is nothing to remember."""
+        """Return what is known of an entry, as it is in the bucket; None if there is nothing to remember.
+
+        Of an object that this mount has written, and not listed since, another host may have changed the attributes.
+        """
+        entry = self._known_entry(directory, name)
+        if not self._shared or not isinstance(entry, ListedObject) or entry.stored_at_ns:
+            return entry
+        return ListedObject.pack(size=entry.size, stored_at_ns=0, etag=entry.etag).with_number_of(entry)
+
+    def _known_entry(self, directory: Directory, name: bytes) -> ListedEntry | None:
         child = directory.children.get(name)
         if isinstance(child, ListedEntry):
             return None if child.number is None else child

@@ -80,29 +80,41 @@ class Listings:
         publisher: Publisher,
         inodes: InodeTable,
         index: TreeIndex | None,
+        *,
+        others_write: bool = False,
     ) -> None:
-        """`index`: what earlier mounts knew; None if nothing is kept."""
+        """`index`: what earlier mounts knew; None if nothing is kept. `others_write` while this mount lasts."""
         self._storage = storage
         self._spawn = spawn
         self._placement = placement
         self._publisher = publisher
         self._inodes = inodes
         self._index = index
+        self._others_write = others_write
         self._runs: dict[Directory, ListingRun] = {}
         self._hidden_keys = HiddenKeys()
 
     async def ensure_listed(self, directory: Directory, *, max_age_seconds: float = math.inf) -> None:
         """Return when there is a listing that was no older than that at the time of the call.
 
-        Older than that it may be on return: a large directory takes longer to list than a shared mount's interval.
+        Older than that it may be on return, and is good for as long again as it took: in a large directory whoever
+        asks for one name after the other would wait for a listing each time.
         """
-        begun_after = trio.current_time() - max_age_seconds
+        begun_after = self._begun_after(directory, max_age_seconds)
         while self._is_wanted(directory, begun_after):
             await self._run_of(directory).wait_until_over()
 
+    def is_listed(self, directory: Directory, *, max_age_seconds: float) -> bool:
+        """Return whether `ensure_listed` would ask for nothing."""
+        return not self._is_wanted(directory, self._begun_after(directory, max_age_seconds))
+
+    @staticmethod
+    def _begun_after(directory: Directory, max_age_seconds: float) -> float:
+        return trio.current_time() - max(max_age_seconds, 2 * directory.listing_took)
+
     async def names(self, directory: Directory, *, max_age_seconds: float) -> DirectoryNames:
         """Return the names from a listing that is as young, or from one that has just begun to name them."""
-        begun_after = trio.current_time() - max_age_seconds
+        begun_after = self._begun_after(directory, max_age_seconds)
         while self._is_wanted(directory, begun_after):
             run = self._run_of(directory)
             await run.wait_for_names(0)
@@ -196,12 +208,19 @@ class Listings:
         elif self._is_ours(known, started):
             return
         elif _is_as_written(known, child):
-            directory.attach(name, child.with_memory_of(known))
+            is_certain = not self._others_write
+            directory.attach(name, child.with_memory_of(known) if is_certain else child.with_number_of(known))
         elif not _is_same_version(known, child):
             self._replace(directory, name, _with_number_of(known, child))
         elif isinstance(known, Inode):
-            known.is_doubtful = known.is_doubtful or known.stored_at_ns not in (0, child.stored_at_ns)
+            known.is_doubtful = known.is_doubtful or not self._is_stored_when_known(known, child)
             known.stored_at_ns = child.stored_at_ns
+
+    def _is_stored_when_known(self, known: Inode, child: ListedObject) -> bool:
+        """Return whether an object has the attributes of its inode: whoever changes them leaves the ETag as it was."""
+        if known.stored_at_ns == 0:  # since this mount wrote it, nobody has looked
+            return not self._others_write
+        return known.stored_at_ns == child.stored_at_ns
 
     def _merge_directory(self, merge: _Merge, name: bytes, child: ListedDirectory) -> None:
         directory = merge.directory
@@ -266,6 +285,7 @@ class Listings:
                     self._replace(directory, name, None)
         self._compare_marker(directory, merge.listing.marker, started)
         directory.listed_at = started if merge.run.is_trusted else None
+        directory.listing_took = trio.current_time() - started
         directory.files_ahead = directory.directories_ahead = (
             None  # they know the names of the listing before
         )
@@ -280,8 +300,19 @@ class Listings:
         if marker is None and directory.version is not None:
             # Some stores (SeaweedFS) answer HEAD for every common prefix.
             self._placement.forget(directory.version.key)
-        elif marker is not None and not _is_known_marker(directory, marker):
+        elif marker is not None and not self._is_known_marker(directory, marker):
             directory.is_doubtful = True
+
+    def _is_known_marker(self, directory: Directory, marker: ObjectInfo) -> bool:
+        """Return whether the marker is the one whose attributes the directory has."""
+        stored_at_ns = directory.stored_at_ns
+        if directory.version is None or directory.version.etag != marker.etag:
+            return False
+        if not stored_at_ns:
+            return not self._others_write  # this mount wrote it
+        if stored_at_ns < 0:
+            return marker.last_modified_ns <= -stored_at_ns
+        return marker.last_modified_ns // _SECOND == stored_at_ns // _SECOND  # HEAD tells no more
 
     def _report(self, merge: _Merge, key: str, reason: str) -> None:
         if not self._hidden_keys.note(merge.listing.prefix, key, reason):
@@ -368,15 +399,3 @@ def _is_as_written(known: Child, listed: ListedObject) -> TypeGuard[ListedObject
 def _with_number_of(known: Child, listed: ListedObject) -> ListedObject:
     """Let what takes the place of an entry that nobody needs keep its number, as it would in the next mount."""
     return listed.with_number_of(known) if isinstance(known, ListedObject) else listed
-
-
-def _is_known_marker(directory: Directory, marker: ObjectInfo) -> bool:
-    """Return whether the marker is the one whose attributes the directory has."""
-    stored_at_ns = directory.stored_at_ns
-    if directory.version is None or directory.version.etag != marker.etag:
-        return False
-    if not stored_at_ns:
-        return True  # this mount wrote it
-    if stored_at_ns < 0:
-        return marker.last_modified_ns <= -stored_at_ns
-    return marker.last_modified_ns // _SECOND == stored_at_ns // _SECOND  # HEAD tells no more

@@ -104,7 +104,9 @@ class Namespace:
         )
         self._resolver = Resolver(self._loader, placement, inodes)
         self._small_files = SmallFiles(sources, self._resolver, _numbers_in)
-        self._listings = Listings(storage, sources.spawn, placement, publisher, inodes, index)
+        self._listings = Listings(
+            storage, sources.spawn, placement, publisher, inodes, index, others_write=options.shared
+        )
         self._walks = Walks(sources.spawn, self._listings, self._resolver, self._small_files, _numbers_in)
         self._names = LinkedNames(storage, placement, inodes, self._listings, self._resolver)
         self._renamed = RenamedDirectories(
@@ -155,15 +157,20 @@ class Namespace:
         self._walks.has_read(directory)
         return names
 
-    @staticmethod
-    def outlines(directory: Directory, names: Iterable[bytes]) -> Iterator[tuple[bytes, Inode | Outline]]:
-        """Yield what is known of entries without a request; those that are gone are left out."""
+    def outlines(
+        self, directory: Directory, names: Iterable[bytes]
+    ) -> Iterator[tuple[bytes, Inode | Outline]]:
+        """Yield what is known of entries without a request; those that are gone are left out.
+
+        Of a listing that is too old on a shared mount it is no more than an outline: the kernel would keep the rest.
+        """
         prefix = directory.bucket_prefix
+        is_current = not self._options.shared or self._is_listed_now(directory)
         for name in names:
             child = directory.children.get(name)
             if isinstance(child, Inode):
                 inode = child.subject
-                is_known = not inode.is_doubtful and is_joined(inode)
+                is_known = is_current and not inode.is_doubtful and is_joined(inode)
                 yield name, inode if is_known else Outline(inode.number, inode.attributes.kind)
             elif child is not None:
                 yield name, Outline(_number_of(prefix, name, child), kind_of(child))
@@ -447,6 +454,9 @@ class Namespace:
 
     def _has_own(self, file: File) -> bool:
         return self._publisher.is_unpublished(file) or file.writers > 0
+
+    def _is_listed_now(self, directory: Directory) -> bool:
+        return self._listings.is_listed(directory, max_age_seconds=self._options.revalidate_seconds)
 
     async def _revalidate(self, directory: Directory, name: bytes) -> None:
         """List again where the last listing is too old for an answer about this name."""

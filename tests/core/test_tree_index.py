@@ -395,6 +395,9 @@ async def test_two_hosts_write_the_index_of_one_bucket(autojump_clock: MockClock
         await two.mkdir(second)
         await one.write_file(f"{first}/f", b"x")
         await two.write_file(f"{second}/f", b"x")
+        await trio.sleep(2.0)  # what a shared mount has written it knows once it has looked at it
+        await one.find(f"{first}/f")
+        await two.find(f"{second}/f")
         async with trio.open_nursery() as nursery:
             for tree in (one, two):
                 assert tree.index_writer is not None
