@@ -42,11 +42,16 @@ def bytes_to_carry(inode: Inode) -> int:
     return sum(inode.content.staged_bytes(*extent) for extent in carried)
 
 
+def is_behind(inode: Inode) -> bool:
+    """Return whether the log lacks anything of an inode's bytes or size."""
+    return isinstance(inode, File) and inode.linked and _is_behind(inode.content)
+
+
 def capture(inode: Inode, *, room: int) -> Capture:
     """Return a record of an inode with at most `room` of its unlogged bytes. Raises OSError of the local disk."""
     content: ContentRecord | None = None
     covered: list[Extent] = []
-    if isinstance(inode, File) and inode.linked and _is_behind(inode.content):
+    if isinstance(inode, File) and is_behind(inode):
         content, covered = _capture_content(inode.content, room)
     record = InodeRecord(
         log_id=inode.log_id,

@@ -3,7 +3,7 @@
 A commit asks for a capture of everything that changed, whoever changed it, and returns when the batch with it is
 acknowledged; so the log is always a prefix of the tree's history. Commits that come while a capture waits for its
 turn share it. What does not fit into one batch goes ahead in batches that count only together with the last one,
-which is captured when little is left, in one moment.
+which is captured when little is left, in one moment: of what went ahead it has only what has changed since.
 
 The log keeps what the bucket does not have yet. `_needed` says for each inode (and each object that is to be deleted)
 in which batch its story begins; the oldest of these is the cutoff that the next batch names. A publication that
@@ -30,7 +30,15 @@ import trio
 
 from backends.base import KIB, MIB, Metadata
 from backends.errors import StorageError
-from fusefs.capture import Capture, bytes_to_carry, capture, leave_moved_upload, note_captured, stored_version
+from fusefs.capture import (
+    Capture,
+    bytes_to_carry,
+    capture,
+    is_behind,
+    leave_moved_upload,
+    note_captured,
+    stored_version,
+)
 from fusefs.change_log import LOG_KEY, Publication
 from fusefs.content import Version
 from fusefs.inodes import Directory, File, Inode
@@ -44,6 +52,12 @@ _log = logging.getLogger(__name__)
 
 BATCH_SIZE: Final = 8 * MIB
 """Bytes of files in one batch."""
+
+HEADS_SIZE: Final = 8 * MIB
+"""What the heads of records may take in one batch, beside the bytes of files."""
+
+HEAD_SIZE: Final = 512
+"""What a head is taken to have, beside extended attributes; most have 200 to 400 bytes."""
 
 BATCHES_BEFORE_HOLD: Final = 8
 """Batches that one commit sends ahead before writers have to wait until it has caught up."""
@@ -107,6 +121,10 @@ class Committer:
         #: Directories with another name: what is below them belongs to `_unlogged`, by the time of the next capture.
         self._moves = Moves()
         self._unlogged_leftovers: dict[StoredVersion, bool] = {}
+        #: Of both: what batches since the last commit have told as it is, and will count with the next one.
+        self._ahead: set[_Needing] = set()
+        #: Whether the last batch counts only with a further one.
+        self._is_continued = False
         #: In the order of positions.
         self._needed: dict[_Needing, Position] = {}
         #: The same of inodes that are being published, as of before that.
@@ -153,6 +171,7 @@ class Committer:
         """As `ChangeLog`."""
         self._name(inode)
         self._unlogged[inode] = True
+        self._ahead.discard(inode)
 
     def moved(self, directory: Directory) -> None:
         """As `ChangeLog`."""
@@ -162,6 +181,7 @@ class Committer:
         """As `ChangeLog`."""
         self._name(inode)
         self._unlogged.setdefault(inode, False)
+        self._ahead.discard(inode)
 
     def left_over(self, version: Version, *, waits: bool) -> None:
         """As `ChangeLog`."""
@@ -331,25 +351,28 @@ class Committer:
         self._busy_before = self._waiting > 1
 
     async def _send(self, nursery: trio.Nursery) -> None:
-        if self._exceeds_a_batch() and not self._is_on_disk:
+        if self._exceeds_a_batch(math.inf) and not self._is_on_disk:
             await self._flush_streams()
-        ahead = 0
+        ahead = told = 0
+        # Whoever renames a large directory again and again must not keep the last batch from coming.
+        enough = 2 * (len(self._unlogged) + len(self._unlogged_leftovers)) + HEADS_SIZE // HEAD_SIZE
         # No await between this and the last capture: what is captured is one moment.
-        while self._exceeds_a_batch():
-            self._append(nursery, self._capture_some(), flags=CONTINUED)
+        while self._exceeds_a_batch(HEADS_SIZE if told <= enough else math.inf):
+            captured, leftovers = self._capture_some()
+            self._append(nursery, captured, leftovers, flags=CONTINUED)
             ahead += 1
+            told += len(captured) + len(leftovers)
             if ahead == BATCHES_BEFORE_HOLD:
                 self._room = trio.Event()
             await self._journal.wait_for_slot()
-        captured = [
-            capture(inode, room=BATCH_SIZE) for inode in self._unlogged if self._is_worth_telling(inode)
-        ]
-        leftovers = list(self._unlogged_leftovers)
-        if captured or leftovers or ahead or self._cutoff_asked_for:
+        captured = [capture(inode, room=BATCH_SIZE) for inode in self._to_tell()]
+        leftovers = self._leftovers_to_tell()
+        if captured or leftovers or self._is_continued or self._cutoff_asked_for:
             self._append(nursery, captured, leftovers)
         self._cutoff_asked_for = False
         self._unlogged.clear()
         self._unlogged_leftovers.clear()
+        self._ahead.clear()
         self._look_for_end()  # what came and went may have been all that there was
 
     async def _flush_streams(self) -> None:
@@ -359,11 +382,25 @@ class Committer:
                 if isinstance(inode, File) and bytes_to_carry(inode):
                     nursery.start_soon(_flush_stream, inode)
 
-    def _exceeds_a_batch(self) -> bool:
-        self._note_moved()
+    def _to_tell(self) -> Iterator[Inode]:
+        """Yield what the next batch has to tell of, if there is room for it."""
         for inode in self._unlogged:
             leave_moved_upload(inode)
-        return self._bytes_to_carry() > BATCH_SIZE
+            if self._is_worth_telling(inode) and (inode not in self._ahead or is_behind(inode)):
+                yield inode
+
+    def _leftovers_to_tell(self) -> list[StoredVersion]:
+        return [version for version in self._unlogged_leftovers if version not in self._ahead]
+
+    def _exceeds_a_batch(self, heads_size: float) -> bool:
+        self._note_moved()
+        carried, heads = 0, HEAD_SIZE * len(self._leftovers_to_tell())
+        for inode in self._to_tell():
+            carried += bytes_to_carry(inode)
+            heads += _head_size(inode)
+            if carried > BATCH_SIZE or heads > heads_size:
+                return True
+        return heads > heads_size
 
     def _bytes_to_carry(self) -> int:
         return sum(bytes_to_carry(inode) for inode in self._unlogged)
@@ -375,17 +412,20 @@ class Committer:
         """
         return inode.linked or (inode.version is not None if inode.is_in_log is None else inode.is_in_log)
 
-    def _capture_some(self) -> list[Capture]:
-        """Capture inodes until a batch is full."""
+    def _capture_some(self) -> tuple[list[Capture], list[StoredVersion]]:
+        """Capture inodes, and then objects that are to be deleted, until a batch is full."""
         captured: list[Capture] = []
-        room = BATCH_SIZE
-        for inode in self._unlogged:
-            if room > 0 and self._is_worth_telling(inode) and bytes_to_carry(inode):
-                captured.append(capture(inode, room=room))
-                room -= captured[-1].size_bytes
-                if captured[-1].size_bytes == 0 and not captured[-1].covered:
-                    break
-        return captured
+        room, heads = BATCH_SIZE, HEADS_SIZE
+        for inode in self._to_tell():
+            if room <= 0 or heads <= 0:
+                return captured, []
+            has_bytes = bytes_to_carry(inode) > 0
+            captured.append(capture(inode, room=room))
+            room -= captured[-1].size_bytes
+            heads -= _head_size(inode)
+            if has_bytes and not captured[-1].covered:
+                return captured, []
+        return captured, self._leftovers_to_tell()[: max(1, heads // HEAD_SIZE)]
 
     def _append(
         self,
@@ -420,6 +460,8 @@ class Committer:
             each.inode.is_in_log = each.inode.linked
             each.inode.told_at = position
             note_captured(each)
+        self._is_continued = bool(flags & CONTINUED)
+        self._ahead.update([each.inode for each in captured], leftovers)
         if not flags & CONTINUED:  # or else it counts only together with one that may never arrive
             nursery.start_soon(self._note_cutoff, sequence, cutoff)
         if self._journal.size_from(cutoff) > self._limit:
@@ -541,6 +583,10 @@ class Committer:
                 await self.finish()
             except Exception as error:  # of any kind: nothing may end the nursery of the whole mount
                 _log.warning("the log is not removed: %s", error)
+
+
+def _head_size(inode: Inode) -> int:
+    return HEAD_SIZE + len(inode.subject.attributes.xattrs)
 
 
 def _is_found_by_its_name(inode: Inode) -> bool:

@@ -141,7 +141,7 @@ class InodeRecord:
     target: bytes | None = None
     #: Of a regular file, if its bytes or size changed.
     content: ContentRecord | None = None
-    #: Of a further name of an inode: the log id of that inode, of which the same batch tells.
+    #: Of a further name of an inode: the log id of that inode, of which the same commit tells.
     link: str | None = None
     #: Of a directory of which not everything is known: the prefix of the keys below which all of that is.
     source: str | None = None

@@ -76,7 +76,6 @@ class Recovery:
         self._storage = storage
         self._sources = sources
         self._defaults = defaults
-        self._looks = trio.CapacityLimiter(LOOKS_AT_ONCE)
 
     async def read(self, logs: Sequence[OldLog]) -> Recovered:
         """Return what is to be done. Raises `LogDamaged`, OSError of the local disk, and what the store raises."""
@@ -151,18 +150,22 @@ class Recovery:
         recovered.directories = search.found
 
     async def _for_each(self, things: Iterable[_T], look: Callable[[_T], Awaitable[None]]) -> None:
+        """Look at all, some at once. Raises the first failure, of which nobody makes a group."""
         failures: list[Exception] = []
+        left = iter(things)
 
-        async def look_at(thing: _T) -> None:
-            try:
-                async with self._looks:
+        async def work() -> None:
+            for thing in left:  # of all workers
+                if failures:
+                    return
+                try:
                     await look(thing)
-            except Exception as error:  # of any kind: the nursery would make a group of it
-                failures.append(error)
+                except Exception as error:
+                    failures.append(error)
 
         async with trio.open_nursery() as nursery:
-            for thing in things:
-                nursery.start_soon(look_at, thing)
+            for _ in range(LOOKS_AT_ONCE):
+                nursery.start_soon(work)
         if failures:
             raise failures[0]
 

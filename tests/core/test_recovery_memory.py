@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 from trio.testing import MockClock
 
-from backends.base import MIB, RangeResult
+from backends.base import KIB, MIB, RangeResult
 from backends.memory import MemoryStorage
 from fusefs.journal_format import (
     JOURNAL_PREFIX,
@@ -62,6 +62,39 @@ def _batch(position: Position) -> Batch:
         content=content,
     )
     return Batch(position=position, cutoff=Position(1, 1), records=(record,))
+
+
+FILES_IN_BATCH: Final = 500
+FILES: Final = 6 * FILES_IN_BATCH
+EACH: Final = 5 * KIB + 256
+"""Bytes of memory that a file may take while it is recovered; 3.5 KiB are the inode in the tree."""
+
+
+async def test_a_log_of_many_files(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """What it takes for each is the file in the tree and what the log says of it, and no task that looks for it."""
+    storage = MemoryStorage()
+    for sequence in range(1, FILES // FILES_IN_BATCH + 1):
+        records = tuple(
+            InodeRecord(
+                log_id=f"1f-{number:x}",
+                number=number,
+                path=(f"{number:06}".encode(),),
+                metadata={"mode": str(0o100644)},
+                content=ContentRecord(size=0),
+            )
+            for number in range(sequence * FILES_IN_BATCH, (sequence + 1) * FILES_IN_BATCH)
+        )
+        batch = Batch(position=Position(1, sequence), cutoff=Position(1, 1), records=records)
+        await storage.put(batch_key(batch.position), encode(batch))
+    del records, batch
+    tracemalloc.start()
+    try:
+        async with open_tree(storage, tmp_path, TreeOptions(logged=True)) as tree:
+            _, peak = tracemalloc.get_traced_memory()
+            assert len(await tree.names()) == FILES
+    finally:
+        tracemalloc.stop()
+    assert peak < FILES * EACH
 
 
 async def test_a_gibibyte_of_log(

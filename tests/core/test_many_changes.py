@@ -1,0 +1,237 @@
+"""A commit of very many changes: in batches that are bounded, and that count only together."""
+
+from __future__ import annotations
+
+import logging
+from itertools import count
+from pathlib import Path
+from random import Random
+from typing import Final
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from backends.base import KIB
+from backends.errors import InvalidRequest
+from backends.intercepted import Verb
+from fusefs import committer
+from fusefs.committer import HEAD_SIZE, Committer
+from fusefs.filesystem import AttributeChanges
+from fusefs.journal import MAX_IN_FLIGHT
+from fusefs.journal_format import JOURNAL_PREFIX, decode, position_of
+from tests.core.logs import batches
+from tests.core.mortal import Death
+from tests.core.small_parts import SmallPartsStorage
+from tests.core.test_log import options
+from tests.core.test_log_crash import SCENARIOS, bucket, check, live
+from tests.core.test_log_model import Walk
+from tests.core.tree import Tree, open_tree, stored
+from tests.support.faulty import FaultyStorage
+
+pytestmark = pytest.mark.usefixtures("small_parts")
+
+FILES: Final = 2_000
+HEADS: Final = 100
+
+
+@pytest.fixture
+def short_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a batch have room for `HEADS` heads."""
+    monkeypatch.setattr(committer, "HEADS_SIZE", HEADS * HEAD_SIZE)
+
+
+def log_puts(storage: FaultyStorage) -> list[int]:
+    return [call.bytes_sent for call in storage.calls_of(Verb.PUT) if call.key.startswith(JOURNAL_PREFIX)]
+
+
+async def records(storage: SmallPartsStorage) -> list[int]:
+    """Return how many there are in each batch of the log."""
+    found = []
+    for key in await batches(storage):
+        position = position_of(key)
+        assert position is not None
+        found.append(len(decode((await storage.get_range(key)).data, position).records))
+    return found
+
+
+def has_everything(tree: Tree) -> bool:
+    assert isinstance(tree.log, Committer)
+    return tree.log.has_everything
+
+
+@pytest.mark.usefixtures("short_batches")
+async def test_a_rename_of_many_files_goes_in_bounded_batches(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Each file is told of once, and the next mount finds the directory under its new name."""
+    inner = SmallPartsStorage()
+    storage = FaultyStorage(inner)
+    names = [f"file-{number:04}" for number in range(FILES)]
+    for name in names:
+        await inner.put(f"d/{name}", name.encode())
+    async with open_tree(storage, tmp_path / "1", options()) as tree:
+        await tree.rename("d", "moved")
+        await tree.log.commit()
+        assert max(log_puts(storage)) < HEADS * HEAD_SIZE
+        assert sum(await records(inner)) == FILES + 1
+    async with open_tree(inner, tmp_path / "2", options(publishes=True)) as tree:
+        assert await tree.names() == ["moved"]
+        assert await tree.names("moved") == names
+        await tree.publish_all()
+    assert await stored(inner) == {"moved/": b""} | {f"moved/{name}": name.encode() for name in names}
+
+
+@pytest.mark.usefixtures("short_batches")
+async def test_a_removal_of_many_files_goes_in_bounded_batches(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    inner = SmallPartsStorage()
+    storage = FaultyStorage(inner)
+    names = [f"file-{number:04}" for number in range(FILES)]
+    for name in names:
+        await inner.put(f"d/{name}", b"")
+    async with open_tree(storage, tmp_path / "1", options()) as tree:
+        await tree.names("d")
+        for name in names:
+            await tree.unlink(f"d/{name}")
+        await tree.log.commit()
+        assert max(log_puts(storage)) < 2 * HEADS * HEAD_SIZE
+        assert max(await records(inner)) <= 2 * HEADS
+    async with open_tree(inner, tmp_path / "2", options(publishes=True)) as tree:
+        assert await tree.names("d") == []
+        await tree.publish_all()
+
+
+async def test_what_changes_meanwhile_is_told_as_it_is_in_the_end(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What went ahead has another mode, name, content or none any more when the last batch is captured."""
+    monkeypatch.setattr(committer, "HEADS_SIZE", 4 * HEAD_SIZE)
+    inner = SmallPartsStorage()
+    storage = FaultyStorage(inner)
+    async with open_tree(storage, tmp_path / "1", options()) as tree, trio.open_nursery() as nursery:
+        for number in range(40):
+            await tree.write_file(f"{number:02}", b"old")
+        gate = storage.hold(Verb.PUT, times=MAX_IN_FLIGHT)
+        nursery.start_soon(tree.log.commit)
+        await gate.reached.wait()
+        await wait_all_tasks_blocked()
+        number = (await tree.find("00")).number
+        await tree.filesystem.setattr(number, AttributeChanges(mode=0o600))
+        await tree.rename("01", "renamed")
+        await tree.unlink("02")
+        await tree.write_file("03", b"new")
+        gate.open()
+        await wait_all_tasks_blocked()
+    async with open_tree(inner, tmp_path / "2", options()) as tree:
+        assert await tree.names() == sorted(
+            ["00", "03", "renamed", *(f"{number:02}" for number in range(4, 40))]
+        )
+        assert (await tree.find("00")).attributes.mode & 0o777 == 0o600
+        assert await tree.read_file("03") == b"new"
+        assert await tree.read_file("renamed") == b"old"
+
+
+async def test_a_directory_that_is_renamed_again_and_again(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever does that while batches go ahead does not keep the last one from coming."""
+    monkeypatch.setattr(committer, "HEADS_SIZE", 10 * HEAD_SIZE)
+    inner = SmallPartsStorage()
+    for number in range(60):
+        await inner.put(f"a/{number:03}", b"bytes")
+    names = ["a", "b"]
+
+    storage = FaultyStorage(inner)
+    async with open_tree(storage, tmp_path / "1", options()) as tree, trio.open_nursery() as nursery:
+        await tree.rename("a", "b")
+        committed = trio.Event()
+
+        async def commit() -> None:
+            await tree.log.commit()
+            committed.set()
+
+        nursery.start_soon(commit)
+        seen = 0
+        for _ in range(5_000):
+            await trio.lowlevel.checkpoint()
+            if len(log_puts(storage)) > seen and not committed.is_set():
+                seen = len(log_puts(storage))
+                await tree.rename(names[1], names[0])
+                names.reverse()
+        assert committed.is_set()
+        assert seen > 60 // 10
+    async with open_tree(inner, tmp_path / "2", options()) as tree:
+        assert len(await tree.names((await tree.names())[0])) == 60
+
+
+async def test_a_commit_that_fails_between_its_batches(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits is told, nothing counts as confirmed, and the next commit ends what was begun."""
+    monkeypatch.setattr(committer, "HEADS_SIZE", 4 * HEAD_SIZE)
+    inner = SmallPartsStorage()
+    storage = FaultyStorage(inner)
+    async with open_tree(storage, tmp_path / "1", options()) as tree:
+        for number in range(60):
+            await tree.write_file(f"{number:02}", b"bytes")
+        storage.fail(InvalidRequest, verb=Verb.PUT, call=2, times=8)
+        with pytest.raises(InvalidRequest):
+            await tree.log.commit()
+        assert not has_everything(tree)
+        storage.heal()
+        await trio.sleep(60)
+        await tree.log.commit()
+        assert has_everything(tree)
+    async with open_tree(inner, tmp_path / "2", options()) as tree:
+        assert len(await tree.names()) == 60
+
+
+@pytest.mark.parametrize("death", Death)
+@pytest.mark.parametrize(
+    "name",
+    ["rename a directory", "rename new directories", "swap", "hard link", "remove while open", "stream"],
+)
+async def test_a_mount_may_die_between_the_batches_of_a_commit(
+    name: str,
+    death: Death,
+    tmp_path: Path,
+    autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At every call; a batch has room for one head."""
+    caplog.set_level(logging.CRITICAL)
+    monkeypatch.setattr(committer, "HEADS_SIZE", 1)
+    for call in count(1):
+        storage, history = await bucket(SCENARIOS[name])
+        has_died = await live(storage, history, SCENARIOS[name].act, call, death, tmp_path / f"{call}")
+        try:
+            await check(storage, history, tmp_path / f"{call}-next")
+        except BaseException as error:
+            error.add_note(f"the mount before has died at call {call}")
+            raise
+        if not has_died:
+            return
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_random_deaths_with_short_batches(
+    seed: int,
+    tmp_path: Path,
+    autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    rng = Random(seed)
+    monkeypatch.setattr(committer, "HEADS_SIZE", rng.choice([1, KIB, 2 * KIB]))
+    storage, history = await bucket(SCENARIOS["create"])
+    for mount in range(4):
+        death = rng.choice(list(Death))
+        call = rng.randrange(1, 12 if death is Death.OVERTAKEN else 80)
+        walk = Walk(rng, rng.randrange(5, 40))
+        await live(storage, history, walk, call, death, tmp_path / f"{mount}")
+        if rng.random() < 0.5:
+            await check(storage, history, tmp_path / f"{mount}-checked")
