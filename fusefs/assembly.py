@@ -33,6 +33,7 @@ from fusefs.recovery import Recovery
 from fusefs.restoration import Restoration
 from fusefs.stage import Stage
 from fusefs.stage_budget import StageBudget
+from fusefs.start_progress import StartProgress
 from fusefs.term import Term
 from fusefs.tree_index import TreeIndex
 from fusefs.uploads import Uploads
@@ -71,6 +72,7 @@ async def open_tree(
     mount_id: str,
     term: Term | None,
     budget: StageBudget,
+    progress: StartProgress,
 ) -> AsyncIterator[Tree]:
     """Build everything below the kernel's interface, with its tasks running for the block.
 
@@ -171,7 +173,7 @@ async def open_tree(
             await namespace.load_root(root)
             if term is not None:
                 nursery.start_soon(term.committer.run)
-                recovered = await Recovery(storage, sources, defaults).read(term.old)
+                recovered = await Recovery(storage, sources, defaults, progress).read(term.old)
                 restoration = Restoration(root, namespace, inodes, placement, publisher, term.committer)
                 await restoration.restore(recovered)
         except StorageError as error:

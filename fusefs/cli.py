@@ -27,6 +27,8 @@ from fusefs.mountpoints import check_alive, check_mountpoint, unmount
 
 _READY: Final = "ready"
 
+_STANDARD_ERROR: Final = 2
+
 
 _config_option: Final = click.option(
     "--config", "config_path", metavar="FILE", type=click.Path(), help="TOML file; flags win over it."
@@ -83,14 +85,29 @@ def _mount_here(config: Config, ready_descriptor: int | None) -> None:
 
     def on_ready() -> None:
         if ready_descriptor is not None:
+            _leave_standard_error()
             os.write(ready_descriptor, _READY.encode())
             os.close(ready_descriptor)
 
-    trio.run(run_mount, config, on_ready)
+    def tell(line: str) -> None:
+        if config.mount.log_file is not None or config.mount.log_level not in ("debug", "info"):
+            _tell(line)  # or else the log is there, and has it
+
+    trio.run(run_mount, config, on_ready, tell)
+
+
+def _leave_standard_error() -> None:
+    """Let whoever has started a mount in the background have an end of what it says there."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, _STANDARD_ERROR)
+    os.close(nowhere)
 
 
 def _mount_in_background(config: Config) -> None:
-    """Start this same command in the foreground of a session of its own, and wait until it is ready or has failed."""
+    """Start this same command in the foreground of a session of its own, and wait until it is ready or has failed.
+
+    Until then it has our standard error.
+    """
     log_path = config.mount.log_file or _log_in(config.mount.cache_dir)
     read_end, write_end = os.pipe()
     # -P: what is called fusefs in the directory where the user happens to be is not this program.
@@ -101,7 +118,7 @@ def _mount_in_background(config: Config) -> None:
         pass_fds=[write_end],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stderr=None if sys.stderr is not None else subprocess.DEVNULL,
         start_new_session=True,
     )
     os.close(write_end)
@@ -110,12 +127,11 @@ def _mount_in_background(config: Config) -> None:
             if ready.read() == _READY:
                 click.echo(f"{config.store.url} is mounted on {config.mount.mountpoint}; log: {log_path}")
                 return
-        _, complaint = daemon.communicate()
+        status = daemon.wait()
     except KeyboardInterrupt:
         daemon.terminate()  # in a session of its own it does not hear of it, and would mount when nobody waits
         raise
-    sys.stderr.buffer.write(complaint)
-    sys.exit(daemon.returncode or 1)
+    sys.exit(status or 1)
 
 
 def _log_in(cache_dir: Path) -> Path:
@@ -265,7 +281,10 @@ def recover(url: str, *, config_path: str | None, set_aside: bool, **flags: obje
 
 async def _print_diagnosis(config: Config, set_aside: bool) -> bool:
     """Tell how the log stands and, if `set_aside`, mend it; return whether a mount can read it then."""
+    import trio
+
     from fusefs.log_repair import LogRepair
+    from fusefs.start_progress import StartProgress
     from fusefs.stores import open_store
     from fusefs.term import alone_for, old_log_parts
 
@@ -278,7 +297,7 @@ async def _print_diagnosis(config: Config, set_aside: bool) -> bool:
                 found = await repair.diagnose()
                 click.echo(found)
                 return not found.lost
-            async with alone_for("fusefs recover", config, store):
+            async with alone_for("fusefs recover", config, store, StartProgress(_tell, trio.current_time)):
                 found = await repair.diagnose()
                 click.echo(found)
                 if found.lost:
@@ -306,6 +325,11 @@ def _watch(label: str, progress: Iterator[Progress]) -> str | None:
             bar.length = most
             bar.update(most - left - bar.pos)
     return last.error if last is not None else None
+
+
+def _tell(line: str) -> None:
+    """Show how far something is."""
+    click.echo(f"fusefs: {line}", err=True)
 
 
 def _fail(message: str, *, status: int) -> NoReturn:

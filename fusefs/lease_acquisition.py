@@ -9,7 +9,6 @@ Nothing is repeated here: the store given has its own patience. But a write whos
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -32,8 +31,6 @@ from fusefs.lease_record import (
 )
 from fusefs.options import MAX_TERM_SECONDS, MIN_TERM_SECONDS
 from fusefs.stored_lease import DISK_KEY, LEASE_KEY, FoundLease, StoredLease, look
-
-_log = logging.getLogger(__name__)
 
 _LOOKS_PER_TERM: Final = 12
 
@@ -73,7 +70,7 @@ def waiting_message(seconds: float, record: LeaseRecord) -> str:
 
 
 def ignore_waiting(seconds: float, record: LeaseRecord) -> None:
-    """Tell nobody; the log says it once anyway."""
+    """Tell nobody."""
 
 
 def check_supported(capabilities: Capabilities) -> None:
@@ -173,7 +170,6 @@ class _Acquisition:
         self._seen: FoundLease | None = None
         self._seen_at = 0.0
         self._is_alive = False
-        self._has_logged = False
 
     async def run(self) -> StoredLease:
         while True:
@@ -212,9 +208,6 @@ class _Acquisition:
                 " unmount it there first, or mount with --read-only"
             )
         left = self._seen_at + record.watched_seconds - now
-        if not self._has_logged:
-            self._has_logged = True
-            _log.info("%s", waiting_message(left, record))
         self._on_waiting(left, record)
         await trio.sleep(min(left, record.watched_seconds / _LOOKS_PER_TERM))
 

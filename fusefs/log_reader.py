@@ -67,6 +67,8 @@ class OldLog:
     keys: list[str] = field(default_factory=list)
     #: Those seals.
     seals: list[str] = field(default_factory=list)
+    #: Bytes of the batches of the terms that were looked at.
+    sizes: dict[Position, int] = field(default_factory=dict)
 
 
 async def batches(logs: Sequence[OldLog]) -> AsyncIterator[Batch]:
@@ -164,6 +166,7 @@ class LogReader:
                 found.keys = list(dict.fromkeys(found.keys + log.keys))
                 found.positions = log.positions + found.positions
                 found.seals += log.seals
+                found.sizes |= log.sizes
                 found.cutoff = max(found.cutoff, log.cutoff)
             else:  # not looked at: what is no seal among these harms nobody
                 bare = [sequence for sequence, size in terms[epoch].items() if size in SEAL_SIZES]
@@ -224,8 +227,12 @@ class LogReader:
         there = [each for each in sorted(sizes) if seal is None or each < seal.position.sequence]
         newest = await self._read(Position(epoch, there[-1])) if there else None
         runs = _runs(there)
-        log = OldLog(reader=self, keys=[key for key, _ in objects])
-        log.seals += [batch_key(seal.position)] if seal is not None else []
+        log = OldLog(
+            reader=self,
+            keys=[key for key, _ in objects],
+            seals=[batch_key(seal.position)] if seal is not None else [],
+            sizes={Position(epoch, sequence): size for sequence, size in sizes.items()},
+        )
         # Where nothing counts, nothing that arrives late may: the first place that is free, and not the last.
         end = runs[0][-1] + 1 if runs and runs[0][0] == 1 else 1
         counted = 0

@@ -1,7 +1,8 @@
 """One mount from its beginning to its end: builds everything, owns the nursery, the signals and the order of teardown.
 
 Beginning: the mount point is checked, the store is asked what it can do, the tree is built, the kernel is told; only
-when a request has gone round through the kernel is the mount called ready.
+when a request has gone round through the kernel is the mount called ready. How far that is, is told in lines, and
+answered on the socket.
 
 End, whoever asks for it (SIGTERM, SIGINT, `fusefs umount`, umount(8)): what the kernel still holds is fetched from
 it, everything is published, the mount goes away, and what came in meanwhile is published. What cannot be published
@@ -16,7 +17,7 @@ import os
 import signal
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
 import pyfuse3
@@ -35,7 +36,8 @@ from fusefs.lease import Lease
 from fusefs.mountpoints import check_mountpoint, sync_filesystem
 from fusefs.operations import FuseOperations, KernelOptions
 from fusefs.stage_budget import StageBudget
-from fusefs.status import LastComplaint, Requests, Status, document
+from fusefs.start_progress import StartProgress
+from fusefs.status import LastComplaint, Requests, Status, document, identity_of, starting_document
 from fusefs.stores import OpenStore, open_store
 from fusefs.term import log_place, open_term
 from fusefs.upload_notes import Writer, open_notes
@@ -50,14 +52,16 @@ INDEX_PATIENCE_SECONDS: Final = 30.0
 """For how long the end of a mount waits for the index, which nothing depends on."""
 
 
-async def run_mount(config: Config, on_ready: Callable[[], None]) -> None:
+async def run_mount(config: Config, on_ready: Callable[[], None], tell: Callable[[str], None]) -> None:
     """Mount, call `on_ready` when the mount answers, and return when it is gone and everything is published.
 
-    Raises `MountError` with one line for the operator, before or after the mount was there.
+    Until it is ready, `tell` is given lines that say how far that is, now and then. Raises `MountError` with one line
+    for the operator, before or after the mount was there.
     """
     check_mountpoint(config.mount.mountpoint)
     tune_process()
     mount_id = uuid.uuid4().hex[:12]
+    front = _Front(config, StartProgress(tell, trio.current_time))
     store = open_store(config.store, retry_timeout_seconds=config.mount.retry_timeout_seconds)
     cache: CacheDirectory | None = None
     try:
@@ -67,7 +71,15 @@ async def run_mount(config: Config, on_ready: Callable[[], None]) -> None:
             writer = _writer(config)
             budget = StageBudget(config.mount.cache_size_bytes)
             async with (
-                open_term(config, store, mount_id=mount_id, known_dead=cache.dead, budget=budget) as term,
+                front.answering() as control,
+                open_term(
+                    config,
+                    store,
+                    mount_id=mount_id,
+                    known_dead=cache.dead,
+                    budget=budget,
+                    progress=front.progress_of_start,
+                ) as term,
                 open_notes(store.storage, mount_id, writer) as notes,
             ):
                 orphans = (
@@ -77,12 +89,17 @@ async def run_mount(config: Config, on_ready: Callable[[], None]) -> None:
                 )
                 storage = NotingStorage(store.storage, notes)
                 async with (
-                    open_tree(config, storage, cache, mount_id, term, budget) as tree,
+                    open_tree(
+                        config, storage, cache, mount_id, term, budget, front.progress_of_start
+                    ) as tree,
                     trio.open_nursery() as nursery,
                 ):
                     # Only now: the log may have needed some of them.
                     nursery.start_soon(abort_orphans, store.storage, orphans)
-                    await _Session(config, tree, cache, store, term.lease if term else None).run(on_ready)
+                    front.session = _Session(
+                        config, tree, cache, store, term.lease if term else None, control, front.began_at
+                    )
+                    await front.session.run(on_ready)
                     nursery.cancel_scope.cancel()
     finally:
         if cache is not None:
@@ -128,11 +145,54 @@ async def _probe(store: OpenStore, config: Config) -> None:
         raise MountError(f"{config.store.url}: {error}") from error
 
 
+class _Front:
+    """What the socket answers: how far the mount is, and when the kernel knows it what the session says."""
+
+    def __init__(self, config: Config, progress_of_start: StartProgress) -> None:
+        self._config = config
+        self.progress_of_start = progress_of_start
+        self.session: _Session | None = None
+        self.began_at = trio.current_time()
+
+    @asynccontextmanager
+    async def answering(self) -> AsyncIterator[ControlServer]:
+        """Answer on the socket for the block. Raises `MountError` where there cannot be one."""
+        path = socket_path(self._config.mount.mountpoint)
+        server = ControlServer(path, drain=self._drain, progress=self._progress, status=self._status)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(server.serve)
+            yield server
+            nursery.cancel_scope.cancel()
+
+    async def _drain(self) -> None:
+        if self.session is None:
+            raise MountError("the mount has not begun yet")
+        await self.session.drain()
+
+    def _progress(self) -> Progress:
+        if self.session is None:
+            return Progress(pending_inodes=0, pending_bytes=0)
+        return self.session.progress()
+
+    def _status(self) -> Mapping[str, object]:
+        if self.session is None:
+            uptime = trio.current_time() - self.began_at
+            return starting_document(identity_of(self._config, uptime), self.progress_of_start.line)
+        return self.session.status()
+
+
 class _Session:
     """The mount while the kernel knows it."""
 
     def __init__(
-        self, config: Config, tree: Tree, cache: CacheDirectory, store: OpenStore, lease: Lease | None
+        self,
+        config: Config,
+        tree: Tree,
+        cache: CacheDirectory,
+        store: OpenStore,
+        lease: Lease | None,
+        control: ControlServer,
+        began_at: float,
     ) -> None:
         self._config = config
         self._mountpoint = config.mount.mountpoint
@@ -143,7 +203,8 @@ class _Session:
         self._cache = cache
         self._store = store
         self._lease = lease
-        self._began_at = trio.current_time()
+        self._control = control
+        self._began_at = began_at
         self._complaints = LastComplaint()
         self._operations = FuseOperations(
             tree.filesystem,
@@ -158,9 +219,6 @@ class _Session:
         self._ended = False
         self._patience = trio.CancelScope()
         self._impatient = False
-        self._control = ControlServer(
-            socket_path(self._mountpoint), drain=self._drain, progress=self._progress, status=self._status
-        )
 
     async def run(self, on_ready: Callable[[], None]) -> None:
         """Mount, serve until somebody ends it, and publish what is left."""
@@ -171,7 +229,6 @@ class _Session:
             self._mount()
             try:
                 async with trio.open_nursery() as nursery:
-                    await nursery.start(self._control.serve)
                     nursery.start_soon(self._stop_on_signal, signals, nursery)
                     nursery.start_soon(self._announce, on_ready)
                     if self._operations.enable_writeback_cache and not self._config.mount.read_only:
@@ -231,7 +288,7 @@ class _Session:
     async def _stop(self) -> None:
         with self._with_patience():
             try:
-                await self._drain()
+                await self.drain()
             except Exception as error:
                 _log.error("not everything could be published while mounted: %s", error)
         if self._mounted:
@@ -255,25 +312,23 @@ class _Session:
             except Exception as error:  # of any kind: who waits for a commit has it, and nobody does here
                 _log.warning("what was done without fsync is not in the log yet: %s", error)
 
-    async def _drain(self) -> None:
+    async def drain(self) -> None:
         """Publish everything, the pages that only the kernel holds included. Raises why something was not."""
         if self._mounted and not self._config.mount.read_only:
             await trio.to_thread.run_sync(sync_filesystem, self._mountpoint)
         await self._publisher.publish_all()
 
-    def _progress(self) -> Progress:
+    def progress(self) -> Progress:
+        """Return what is left to be published."""
         left = self._publisher.statistics()
         return Progress(pending_inodes=left.pending_inodes + left.leftovers, pending_bytes=left.pending_bytes)
 
-    def _status(self) -> Mapping[str, object]:
+    def status(self) -> Mapping[str, object]:
+        """Return how the mount stands, as `fusefs status --json` prints it."""
         options, used = self._config.mount, self._store.meter.statistics()
         return document(
             Status(
-                url=self._config.store.url,
-                mountpoint=str(self._mountpoint),
-                mode="read-only" if options.read_only else "shared" if options.shared else "default",
-                pid=os.getpid(),
-                uptime_seconds=trio.current_time() - self._began_at,
+                identity=identity_of(self._config, trio.current_time() - self._began_at),
                 publishing=self._publisher.statistics(),
                 log_place=log_place(self._config),
                 log=self._committer.statistics() if self._committer is not None else None,

@@ -1,4 +1,4 @@
-"""Sizes, durations and permission bits as people write them in a configuration file or on a command line.
+"""Sizes, durations and permission bits as people write them in a configuration file or on a command line, and read.
 
 Every parser takes a number or a string, returns the value in its base unit (bytes, seconds, bits), and raises
 `ValueError` with a message that reads well after the name of a key: what it must be, and what it was.
@@ -63,6 +63,18 @@ def format_size(size: int) -> str:
         if size and size % _SIZE_UNITS[unit] == 0:
             return f"{size // _SIZE_UNITS[unit]} {unit}"
     return f"{size} bytes"
+
+
+def brief_size(count: int) -> str:
+    """Return bytes in three digits or four: "17 bytes", "1.2 MiB"."""
+    if count < 1024:
+        return f"{count} bytes"
+    shown = float(count)
+    for unit in ("KiB", "MiB", "GiB"):
+        shown /= 1024
+        if shown < 1024:
+            return f"{shown:.1f} {unit}"
+    return f"{shown / 1024:.1f} TiB"
 
 
 def parse_duration(value: object) -> float:

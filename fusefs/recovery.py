@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import stat
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,9 +35,11 @@ from fusefs.journal_format import InodeRecord, Position, StoredVersion
 from fusefs.link_lists import list_key
 from fusefs.log_objects import LOG_ID, LogObjects, OwnObject, is_directory, version_of
 from fusefs.log_reader import NOWHERE, OldLog, batches, places
-from fusefs.log_uploads import LogUploads
+from fusefs.log_uploads import LogUploads, needed_upload
 from fusefs.placement import DETOURS_PREFIX, ORPHANS_PREFIX
+from fusefs.quantities import brief_size
 from fusefs.replay import Replay, Replayed
+from fusefs.start_progress import StartProgress
 
 _log = logging.getLogger(__name__)
 
@@ -72,10 +74,13 @@ class Recovered:
 class Recovery:
     """One recovery; everything is built for the tree of a mount whose stage this is."""
 
-    def __init__(self, storage: ObjectStorage, sources: ContentSources, defaults: Defaults) -> None:
+    def __init__(
+        self, storage: ObjectStorage, sources: ContentSources, defaults: Defaults, progress: StartProgress
+    ) -> None:
         self._storage = storage
         self._sources = sources
         self._defaults = defaults
+        self._progress = progress
 
     async def read(self, logs: Sequence[OldLog]) -> Recovered:
         """Return what is to be done. Raises `LogDamaged`, OSError of the local disk, and what the store raises."""
@@ -89,27 +94,20 @@ class Recovery:
     async def _read(self, logs: Sequence[OldLog], recovered: Recovered) -> None:
         counting = places(logs)
         recovered.first = counting[0][0]
-        replay = Replay(self._sources.stage.new_file)
-        size = 0
-        async for batch in batches(logs):
-            replay.apply(batch)
-            size += 1
-            if size % 100 == 0:
-                _log.info("read %d of %d batches of the log", size, len(counting))
-        _log.info(
-            "the log of an earlier mount has %d batches, about %d files and directories",
-            len(counting),
-            len(replay.inodes),
-        )
+        replay = await self._replay(logs)
         objects = LogObjects(self._storage, replay.inodes.values())
         found: dict[Replayed, list[OwnObject]] = {}
 
         async def find(replayed: Replayed) -> None:
             found[replayed] = await objects.find(replayed)
 
-        await self._for_each(replay.inodes.values(), find)
+        await self._for_each(
+            replay.inodes.values(), find, "looking for its files and directories in the bucket"
+        )
         firsts = [replayed for replayed in replay.inodes.values() if replayed.last.link is None]
-        await self._for_each(firsts, LogUploads(self._storage, found, replay.leftovers).complete)
+        with_uploads = [replayed for replayed in firsts if needed_upload(replayed) is not None]
+        complete = LogUploads(self._storage, found, replay.leftovers).complete
+        await self._for_each(with_uploads, complete, "completing its uploads")
         for replayed in firsts:
             self._recover(recovered, replayed, found[replayed])
         by_log_id = {each.inode.log_id: each.inode for each in recovered.inodes}
@@ -123,6 +121,26 @@ class Recovery:
         recovered.inodes.sort(key=lambda each: each.path)
         taken = {each.version for each in recovered.inodes}
         recovered.leftovers = [version for version in recovered.leftovers if version not in taken]
+
+    async def _replay(self, logs: Sequence[OldLog]) -> Replay:
+        """Read all that counts, and tell how far that is."""
+        counting = [position for position, _ in places(logs)]
+        sizes = {position: size for log in logs for position, size in log.sizes.items()}
+        whole = sum(sizes[position] for position in counting)
+        replay = Replay(self._sources.stage.new_file)
+        count = size = 0
+        self._note_read(0, len(counting), 0, whole)
+        async for batch in batches(logs):
+            replay.apply(batch)
+            count, size = count + 1, size + sizes[batch.position]
+            self._note_read(count, len(counting), size, whole)
+        return replay
+
+    def _note_read(self, count: int, batches: int, size: int, whole: int) -> None:
+        self._progress.note(
+            "reading the log that an earlier mount has left",
+            f"{count:,} of {batches:,} batches, {brief_size(size)} of {brief_size(whole)}",
+        )
 
     async def _find_hidden(self, recovered: Recovered) -> None:
         """Note what was left of removed files that were open, and of objects that were out of the way."""
@@ -149,12 +167,23 @@ class Recovery:
         await self._for_each(search.unknown(), search.look_into)
         recovered.directories = search.found
 
-    async def _for_each(self, things: Iterable[_T], look: Callable[[_T], Awaitable[None]]) -> None:
-        """Look at all, some at once. Raises the first failure, of which nobody makes a group."""
+    async def _for_each(
+        self, things: Collection[_T], look: Callable[[_T], Awaitable[None]], doing: str = ""
+    ) -> None:
+        """Look at all, some at once; say how far that is if `doing` says what it is.
+
+        Raises the first failure, of which nobody makes a group.
+        """
         failures: list[Exception] = []
         left = iter(things)
+        done = 0
+
+        def note() -> None:
+            if doing and things:
+                self._progress.note(doing, f"{done:,} of {len(things):,}")
 
         async def work() -> None:
+            nonlocal done
             for thing in left:  # of all workers
                 if failures:
                     return
@@ -162,7 +191,10 @@ class Recovery:
                     await look(thing)
                 except Exception as error:
                     failures.append(error)
+                done += 1
+                note()
 
+        note()
         async with trio.open_nursery() as nursery:
             for _ in range(LOOKS_AT_ONCE):
                 nursery.start_soon(work)

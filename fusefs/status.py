@@ -7,12 +7,15 @@ the process has logged: whatever a user may have to know of is told there, and o
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from fusefs.committer import CommitStatistics
+from fusefs.config import Config
 from fusefs.lease import LeaseStatistics
 from fusefs.publisher import PublishStatistics
 
@@ -57,15 +60,23 @@ class Requests:
     bytes_received: int
 
 
+def identity_of(config: Config, uptime_seconds: float) -> Mapping[str, object]:
+    """Return which mount it is, and for how long its process has been there."""
+    options = config.mount
+    return {
+        "url": config.store.url,
+        "mountpoint": str(options.mountpoint),
+        "mode": "read-only" if options.read_only else "shared" if options.shared else "default",
+        "pid": os.getpid(),
+        "uptime_seconds": _shortened(uptime_seconds),
+    }
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """A mount at one moment; without a log or a lease, those are None."""
 
-    url: str
-    mountpoint: str
-    mode: str
-    pid: int
-    uptime_seconds: float
+    identity: Mapping[str, object]
     publishing: PublishStatistics
     log_place: str
     log: CommitStatistics | None
@@ -74,15 +85,20 @@ class Status:
     complaint: Complaint | None
 
 
+_OF_WHAT_ANSWERS: Final = ("unpublished", "log", "lease", "requests", "last_warning")
+
+
+def starting_document(identity: Mapping[str, object], line: str) -> Mapping[str, object]:
+    """Return what `fusefs status --json` prints of a mount that does not answer yet."""
+    return {**identity, "starting": line, **dict.fromkeys(_OF_WHAT_ANSWERS)}
+
+
 def document(status: Status) -> Mapping[str, object]:
     """Return what `fusefs status --json` prints."""
     publishing, requests = status.publishing, status.requests
     return {
-        "url": status.url,
-        "mountpoint": status.mountpoint,
-        "mode": status.mode,
-        "pid": status.pid,
-        "uptime_seconds": _shortened(status.uptime_seconds),
+        **status.identity,
+        "starting": None,
         "unpublished": {
             "changes": publishing.pending_inodes,
             "bytes": publishing.pending_bytes,

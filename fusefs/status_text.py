@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fusefs.quantities import brief_size
+
 _Document = Mapping[str, Any]
 
 
@@ -14,29 +16,20 @@ def lines(status: _Document) -> Iterator[str]:
         f"{status['url']} on {status['mountpoint']}"
         f" ({status['mode']}, process {status['pid']}, for {duration(status['uptime_seconds'])})"
     )
+    if status["starting"]:
+        yield f"starting      {status['starting']}"
+        return
     yield f"unpublished   {_unpublished(status['unpublished'])}"
     yield f"log           {_log(status['log']) if status['log'] else 'none'}"
     yield f"lease         {_lease(status['lease']) if status['lease'] else 'none'}"
     requests = status["requests"]
     yield (
         f"requests      {requests['made']:,}, {requests['failed']:,} of them failed;"
-        f" {size(requests['bytes_sent'])} sent, {size(requests['bytes_received'])} received"
+        f" {brief_size(requests['bytes_sent'])} sent, {brief_size(requests['bytes_received'])} received"
     )
     warning = status["last_warning"]
     if warning:
         yield f"last {warning['level']:<8} {duration(warning['seconds_ago'])} ago: {warning['message']}"
-
-
-def size(count: int) -> str:
-    """Return bytes in three digits or four: "17 bytes", "1.2 MiB"."""
-    if count < 1024:
-        return f"{count} bytes"
-    shown = float(count)
-    for unit in ("KiB", "MiB", "GiB"):
-        shown /= 1024
-        if shown < 1024:
-            return f"{shown:.1f} {unit}"
-    return f"{shown / 1024:.1f} TiB"
 
 
 def duration(seconds: float) -> str:
@@ -67,7 +60,7 @@ def _unpublished(left: _Document) -> str:
     if left["renamed_directories"]:
         renamed = f"; {counted(left['renamed_directories'], 'directory', 'directories')} to be looked through"
     return (
-        f"{_changes(left['changes'])} with {size(left['bytes'])},"
+        f"{_changes(left['changes'])} with {brief_size(left['bytes'])},"
         f" {counted(left['deletions'], 'deletion', 'deletions')};"
         f" {left['under_way']:,} under way, {left['failing']:,} failing{renamed}"
     )
@@ -76,8 +69,10 @@ def _unpublished(left: _Document) -> str:
 def _log(log: _Document) -> str:
     there = "empty"
     if log["batches"]:
-        there = f"{_batches(log['batches'])}, {size(log['bytes'])}, since {duration(log['age_seconds'])}"
-    behind = f"{_changes(log['unlogged_changes'])} with {size(log['unlogged_bytes'])} not in it yet"
+        there = (
+            f"{_batches(log['batches'])}, {brief_size(log['bytes'])}, since {duration(log['age_seconds'])}"
+        )
+    behind = f"{_changes(log['unlogged_changes'])} with {brief_size(log['unlogged_bytes'])} not in it yet"
     return f"in {log['place']}: {there}; {behind}, {_batches(log['batches_under_way'])} under way"
 
 

@@ -28,13 +28,14 @@ from fusefs.disk_log import DiskLog, has_disk_log, open_disk_log, place_on_disk
 from fusefs.errors import MountError
 from fusefs.journal import Journal
 from fusefs.lease import Lease, NoLease
-from fusefs.lease_acquisition import Claim, acquire, at_hand, check_supported
+from fusefs.lease_acquisition import Claim, acquire, at_hand, check_supported, waiting_message
 from fusefs.lease_record import Identity, LeaseRecord
 from fusefs.log_reader import LogReader, OldLog
 from fusefs.log_repair import LogPart
 from fusefs.log_room import LogRoom
 from fusefs.options import BucketStore
 from fusefs.stage_budget import StageBudget
+from fusefs.start_progress import StartProgress
 from fusefs.stored_lease import longest_call_seconds, look
 from fusefs.stores import OpenStore, open_beside
 
@@ -76,7 +77,13 @@ class Term:
 
 @asynccontextmanager
 async def open_term(
-    config: Config, store: OpenStore, *, mount_id: str, known_dead: Collection[str], budget: StageBudget
+    config: Config,
+    store: OpenStore,
+    *,
+    mount_id: str,
+    known_dead: Collection[str],
+    budget: StageBudget,
+    progress: StartProgress,
 ) -> AsyncIterator[Term | None]:
     """Be the only writer for the block; None for mounts that are not. Raises `MountError`.
 
@@ -97,6 +104,7 @@ async def open_term(
             config,
             store,
             identity(mount_id, str(config.mount.mountpoint)),
+            progress,
             log=own_place,
             places=places,
             known_dead=known_dead,
@@ -151,9 +159,11 @@ async def _beside(
 
 
 @asynccontextmanager
-async def alone_for(what: str, config: Config, store: OpenStore) -> AsyncIterator[None]:
+async def alone_for(
+    what: str, config: Config, store: OpenStore, progress: StartProgress
+) -> AsyncIterator[None]:
     """Keep every mount of the prefix away for the block; what is in logs stays to be recovered. Raises `MountError`."""
-    async with hold_lease(config, store, identity(uuid.uuid4().hex[:12], what)) as lease:
+    async with hold_lease(config, store, identity(uuid.uuid4().hex[:12], what), progress) as lease:
         try:
             yield
         finally:
@@ -193,6 +203,7 @@ async def hold_lease(
     config: Config,
     store: OpenStore,
     identity: Identity,
+    progress: StartProgress,
     *,
     log: str = IN_BUCKET,
     places: Mapping[str, str] = NO_PLACES,
@@ -224,7 +235,14 @@ async def hold_lease(
     async with _beside(config, store, patience, LEASE_CONNECTIONS) as storage:
         with _as_mount_error(config):
             check_supported(store.storage.capabilities)
-            lease = await acquire(storage, claim, clock=SystemClock())
+            lease = await acquire(
+                storage,
+                claim,
+                clock=SystemClock(),
+                on_waiting=lambda seconds, record: progress.note(
+                    "waiting for the lease", waiting_message(seconds, record)
+                ),
+            )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lease.run)
             yield lease

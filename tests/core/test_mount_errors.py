@@ -14,6 +14,7 @@ from fusefs.config import Config
 from fusefs.errors import MountError
 from fusefs.filesystem import Caller
 from fusefs.operations import FuseOperations
+from fusefs.start_progress import tell_nobody
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ async def test_a_mount_error_comes_out_of_all_nurseries(
     monkeypatch.setattr(mount._Session, "run", failing(nested))
     monkeypatch.setattr(mount, "tune_process", lambda: None)
     with pytest.raises(MountError, match=r"^one line$") as caught:
-        await mount.run_mount(config, lambda: None)
+        await mount.run_mount(config, lambda: None, tell_nobody)
     assert caught.value is error
     assert "beside it" in caplog.text
     assert list((config.mount.cache_dir / "mounts").iterdir()) == []
@@ -51,7 +52,7 @@ async def test_a_defect_stays_what_it_is(config: Config, monkeypatch: pytest.Mon
     monkeypatch.setattr(mount._Session, "run", failing(KeyError("a defect")))
     monkeypatch.setattr(mount, "tune_process", lambda: None)
     with pytest.raises(ExceptionGroup) as caught:
-        await mount.run_mount(config, lambda: None)
+        await mount.run_mount(config, lambda: None, tell_nobody)
     assert caught.value.subgroup(KeyError) is not None
 
 
@@ -73,6 +74,6 @@ async def test_what_was_written_is_rescued_from_a_defect(
     monkeypatch.setattr(mount, "tune_process", lambda: None)
     monkeypatch.setattr(mount, "tune_mount", lambda device: None)
     with pytest.raises(ExceptionGroup):
-        await mount.run_mount(config, lambda: None)
+        await mount.run_mount(config, lambda: None, tell_nobody)
     [rescued] = [path for path in (config.mount.cache_dir / "rescued").rglob("*") if path.is_file()]
     assert (rescued.name, rescued.read_bytes()) == ("file", b"precious")

@@ -30,14 +30,16 @@ from fusefs.disk_log import open_disk_log
 from fusefs.errors import MountError
 from fusefs.inodes import Directory
 from fusefs.journal_format import JOURNAL_PREFIX, SEAL_SIZES, Position, batch_key
+from fusefs.lease_acquisition import waiting_message
 from fusefs.lease_record import LeaseRecord, LogPlace
 from fusefs.log_reader import places
 from fusefs.log_repair import DAMAGED_PREFIX, Diagnosis, LogPart, LogRepair
 from fusefs.stage_budget import StageBudget
+from fusefs.start_progress import StartProgress
 from fusefs.stored_lease import DISK_KEY, LEASE_KEY
 from fusefs.stores import OpenStore
 from fusefs.term import Term, alone_for, old_log_parts, open_term
-from tests.core.leases import record_in
+from tests.core.leases import record_in, take
 from tests.core.logs import log_objects
 from tests.core.tree import bare_failures
 from tests.support.faulty import FaultyStorage
@@ -53,6 +55,8 @@ class Bucket:
         self._directory = directory
         meter = MeteredStorage(MemoryStorage())
         self.store = OpenStore(meter, meter)
+        #: What who starts a mount is shown.
+        self.told: list[str] = []
 
     def config(self, host: str, flags: Mapping[str, object], url: str = "s3://bucket") -> Config:
         """What a mount is told that has the cache directory of a host."""
@@ -96,6 +100,7 @@ class Bucket:
                     mount_id="mount",
                     known_dead=(),
                     budget=StageBudget(GIB),
+                    progress=StartProgress(self.told.append, trio.current_time),
                 ) as term,
                 trio.open_nursery() as nursery,
             ):
@@ -364,12 +369,33 @@ async def test_a_repair_needs_no_log_on_a_disk_and_names_none(tmp_path: Path) ->
     bucket = Bucket(tmp_path)
     await bucket.confirm("host", "a", **DISK)
     before = (await bucket.record()).logs
-    async with alone_for("fusefs recover", bucket.config("elsewhere", DISK), bucket.store):
+    progress = StartProgress(bucket.told.append, trio.current_time)
+    async with alone_for("fusefs recover", bucket.config("elsewhere", DISK), bucket.store, progress):
         pass
     assert (await bucket.record()).logs == (*before, LogPlace("", 2))
     shutil.rmtree(tmp_path / "elsewhere", ignore_errors=True)
     async with bucket.term("host", **DISK) as term:
         assert counting(term) == [(1, 1)]
+
+
+@pytest.mark.parametrize("repairs", [False, True], ids=["a mount", "a repair"])
+async def test_who_waits_for_the_lease_is_told(
+    repairs: bool, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Who has it, and for how long at most: at once, and every five seconds."""
+    bucket = Bucket(tmp_path)
+    await take(bucket.store.storage, "lost", term_seconds=14)
+    record = await bucket.record()
+    if repairs:
+        progress = StartProgress(bucket.told.append, trio.current_time)
+        async with alone_for("fusefs recover", bucket.config("elsewhere", {}), bucket.store, progress):
+            pass
+    else:
+        async with bucket.term("elsewhere"):
+            pass
+    assert bucket.told[0] == f"waiting for the lease: {waiting_message(14, record)}"
+    assert len(bucket.told) == 3
+    assert all("/mnt/lost on host host-lost" in line for line in bucket.told)
 
 
 @pytest.mark.parametrize("first", [{}, UNLEASED, DISK, {**DISK, **UNLEASED}], ids=str)

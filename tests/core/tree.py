@@ -44,6 +44,7 @@ from fusefs.recovery import Recovery
 from fusefs.restoration import Restoration
 from fusefs.stage import Stage
 from fusefs.stage_budget import MAX_CLEAN, StageBudget
+from fusefs.start_progress import StartProgress, tell_nobody
 from fusefs.tree_index import TreeIndex
 from fusefs.uploads import Uploads
 from fusefs.xattr_calls import XattrCalls
@@ -372,7 +373,8 @@ def _log_begins(lease: Lease) -> int:
 
 
 async def _recover(tree: Tree, old: OldLog, log: Committer, options: TreeOptions) -> None:
-    recovery = Recovery(tree.storage, tree.sources, options.defaults)
+    progress = StartProgress(tell_nobody, trio.current_time)
+    recovery = Recovery(tree.storage, tree.sources, options.defaults, progress)
     recovered = await recovery.read([old])
     restoration = Restoration(tree.root, tree.namespace, tree.inodes, tree.placement, tree.publisher, log)
     await restoration.restore(recovered)

@@ -144,8 +144,7 @@ def test_a_log_on_the_local_disk(new_mount: NewMount, bucket: Bucket) -> None:
     for other in (elsewhere, mount):
         refused = other.run(other.mount_command())
         assert refused.returncode == 1
-        assert len(refused.stderr.splitlines()) == 1
-        assert f"{socket.gethostname()}:{log}/" in refused.stderr
+        assert f"{socket.gethostname()}:{log}/" in refused.stderr.splitlines()[-1]
     shutil.rmtree(log)
     kept.rename(log)
     mount.mount()
@@ -164,9 +163,10 @@ def test_one_mount_at_a_time(new_mount: NewMount) -> None:
     first, second = new_mount().mount(), new_mount()
     refused = second.run(second.mount_command())
     assert refused.returncode == 1
-    assert len(refused.stderr.splitlines()) == 1
-    assert socket.gethostname() in refused.stderr
-    assert str(first.path) in refused.stderr
+    *waiting, refusal = refused.stderr.splitlines()
+    assert socket.gethostname() in refusal
+    assert str(first.path) in refusal
+    assert all(line.startswith("fusefs: waiting for the lease: ") for line in waiting)
     _write_synced(first.path / "file", b"bytes")
     first.kill()
     first.mount("--lease-term", "1 h")
@@ -177,6 +177,58 @@ def test_one_mount_at_a_time(new_mount: NewMount) -> None:
     second.kill()
     first.mount()
     assert "if nothing is heard of it" in first.log
+
+
+@contextlib.contextmanager
+def started(mount: Mount, *flags: str) -> Iterator[subprocess.Popen[str]]:
+    """The command that mounts, under way; it ends with the block, or with its failure."""
+    command, environment = mount.mount_command(*flags), mount.environment
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise
+
+
+IN_BOTH_WAYS: Final = pytest.mark.parametrize(
+    "flags", [(), ("--foreground",)], ids=["in the background", "in the foreground"]
+)
+
+
+@IN_BOTH_WAYS
+def test_who_starts_a_mount_sees_what_it_waits_for(flags: tuple[str, ...], new_mount: NewMount) -> None:
+    """On standard error; and whoever asks for the status is told the same. What waits can be interrupted."""
+    first, second = new_mount().mount("--lease-term", "1 h"), new_mount()
+    first.kill()
+    with started(second, *flags) as starting:
+        assert starting.stderr is not None
+        waiting = starting.stderr.readline()
+        assert waiting.startswith("fusefs: waiting for the lease: the prefix is mounted read-write at ")
+        assert f"{first.path} on host {socket.gethostname()}" in waiting
+        assert waiting.endswith("if nothing is heard of it for 3600 s more\n")
+        status = second.run([sys.executable, "-m", "fusefs", "status", str(second.path)])
+        assert (status.returncode, status.stderr) == (0, "")
+        _, told = status.stdout.splitlines()
+        assert told.startswith("starting      waiting for the lease: the prefix is mounted read-write at ")
+        starting.send_signal(signal.SIGINT)
+    second.wait_for_end()
+
+
+@IN_BOTH_WAYS
+def test_who_starts_a_mount_sees_what_it_recovers(flags: tuple[str, ...], new_mount: NewMount) -> None:
+    """On standard error, which is left by a mount in the background as soon as it is there."""
+    mount = new_mount(None, *UNPUBLISHED).mount()
+    _write_synced(mount.path / "file", b"bytes")
+    mount.kill()
+    with started(mount, *flags) as starting:
+        assert starting.stderr is not None
+        lines = iter(starting.stderr.readline, "")
+        assert next(lines).startswith("fusefs: reading the log that an earlier mount has left: 0 of ")
+        wait_until(lambda: os.path.ismount(mount.path), "the mount")
+        assert flags or all(line.startswith("fusefs: ") for line in lines)  # to their end
+        mount.umount()
+    assert starting.returncode == 0
 
 
 def test_a_mount_that_was_stopped(new_mount: NewMount) -> None:

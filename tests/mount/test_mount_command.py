@@ -67,6 +67,13 @@ def test_what_lies_in_the_working_directory_is_not_run(new_mount: NewMount, tmp_
     assert mount.is_mounted
 
 
+def test_standard_error_may_be_closed(new_mount: NewMount) -> None:
+    mount = new_mount("memory://")
+    without = ["bash", "-c", 'exec "$@" 2>&-', "bash"]
+    assert mount.run([*without, *mount.mount_command()]).returncode == 0
+    assert mount.is_mounted
+
+
 def test_ctrl_c_leaves_no_daemon_behind(new_mount: NewMount) -> None:
     """Whoever stops waiting for a mount does not get it later."""
     with socket.create_server(("127.0.0.1", 0)) as silent:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from fusefs.status_text import duration, lines, size
+from fusefs.quantities import brief_size
+from fusefs.status_text import duration, lines
 
 STATUS: dict[str, Any] = {
     "url": "s3://bucket/prefix",
@@ -14,6 +15,7 @@ STATUS: dict[str, Any] = {
     "mode": "default",
     "pid": 17,
     "uptime_seconds": 7_384.0,
+    "starting": None,
     "unpublished": {
         "changes": 1_200,
         "bytes": 1_300_000,
@@ -62,6 +64,14 @@ def test_a_renamed_directory_that_is_still_looked_through() -> None:
     assert told[1].endswith("8 under way, 1 failing; 1 directory to be looked through")
 
 
+def test_a_mount_that_does_not_answer_yet() -> None:
+    nothing = dict.fromkeys(("unpublished", "log", "lease", "requests", "last_warning"))
+    assert list(lines({**STATUS, **nothing, "starting": "reading the log: 3 of 5"})) == [
+        "s3://bucket/prefix on /mnt/point (default, process 17, for 2 h 3 min)",
+        "starting      reading the log: 3 of 5",
+    ]
+
+
 def test_an_idle_mount() -> None:
     nothing = dict.fromkeys(STATUS["unpublished"], 0)
     idle = {**STATUS, "unpublished": nothing, "log": None, "lease": None, "last_warning": None}
@@ -86,7 +96,7 @@ def test_a_lease_that_is_not_held(changes: dict[str, Any], told: str) -> None:
     [(0, "0 bytes"), (1023, "1023 bytes"), (1024, "1.0 KiB"), (3 << 30, "3.0 GiB"), (5 << 50, "5120.0 TiB")],
 )
 def test_sizes(count: int, shown: str) -> None:
-    assert size(count) == shown
+    assert brief_size(count) == shown
 
 
 @pytest.mark.parametrize(
