@@ -26,7 +26,7 @@ from fusefs.committer import Committer
 from fusefs.errno_boundary import errno_of
 from fusefs.errors import LeaseLapsed, LeaseLost
 from fusefs.publisher import PublishOptions
-from fusefs.stored_lease import MARGIN_SHARE, StoredLease, longest_call_seconds
+from fusefs.stored_lease import LEASE_KEY, MARGIN_SHARE, StoredLease, longest_call_seconds
 from tests.core.history import History, state_of
 from tests.core.leases import TERM, take
 from tests.core.test_log_crash import difference
@@ -180,6 +180,22 @@ async def test_a_log_on_the_local_disk_that_was_taken_over(tmp_path: Path, autoj
         await mount.history.fsync(handle)
         await mount.cut_until_it_has_lapsed()
         await take(mount.bucket, "b")
+        await mount.history.write(handle, 0, b"bytes")
+        await fails(lambda: mount.history.fsync(handle), after=PATIENCE)
+        mount.heal()
+        with trio.fail_after(RENEWED), pytest.raises(LeaseLost):
+            await mount.history.fsync(handle)
+        assert not mount.has_everything()
+
+
+async def test_a_log_on_the_local_disk_that_was_given_up(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Somebody has removed the lease, and goes on without that log: it keeps nobody away, so nothing is confirmed."""
+    async with host(tmp_path, log=MemoryStorage()) as mount:
+        handle = await mount.history.create("file")
+        await mount.history.fsync(handle)
+        await mount.cut_until_it_has_lapsed()
+        await mount.bucket.delete(LEASE_KEY)
+        await take(mount.bucket, "b", places={"": ""})
         await mount.history.write(handle, 0, b"bytes")
         await fails(lambda: mount.history.fsync(handle), after=PATIENCE)
         mount.heal()
