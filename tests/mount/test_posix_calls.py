@@ -18,9 +18,11 @@ from tests.mount.conftest import NewMount
 from tests.support.mounts import Mount
 from tests.support.posix_attributes import ATTRIBUTES
 from tests.support.posix_calls import ROOT, SOMEBODY, Seen, User, look_below, run
+from tests.support.posix_descriptors import DESCRIPTORS
 from tests.support.posix_entries import ENTRIES
+from tests.support.posix_permissions import PERMISSIONS
 
-SCENARIOS = ENTRIES | ATTRIBUTES
+SCENARIOS = ENTRIES | ATTRIBUTES | PERMISSIONS | DESCRIPTORS
 
 
 @pytest.fixture

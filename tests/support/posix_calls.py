@@ -13,8 +13,9 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
@@ -81,7 +82,8 @@ class Record:
 class Calls:
     """Makes calls and keeps their records."""
 
-    def __init__(self) -> None:
+    def __init__(self, user: User) -> None:
+        self.user = user
         self.records: list[Record] = []
         self._descriptors: list[int] = []
         self._seen = _look()
@@ -96,14 +98,14 @@ class Calls:
             answer = repr(result)
         except OSError as error:
             answer = errno.errorcode[error.errno or 0]
-        self._record(f"{call.__name__}{args}", answer)
+        self._record(_shown(call, args), answer)
         return result
 
     def aside(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> None:
         """Make a call of which only the answer is recorded."""
         answer = call(*args, **kwargs)
         self._seen = _look()
-        self._record(f"{call.__name__}{args}", repr(answer))
+        self._record(_shown(call, args), repr(answer))
 
     def open(self, path: str | bytes, flags: int, mode: int = 0o644) -> int:
         """Open a file, which stays open until `close` or the end; -1 if it cannot be opened."""
@@ -161,7 +163,7 @@ def run(scenario: Scenario, directory: Path, user: User) -> list[Record]:
     os.chdir(directory)
     os.chown(".", user.uid, user.gid)
     umask = os.umask(0o022)
-    calls = Calls()
+    calls = Calls(user)
     try:
         with acting_as(user):
             scenario(calls)
@@ -196,6 +198,12 @@ def rename_with(source: str, target: str, flags: int) -> None:
     """renameat2(2)."""
     if _libc.renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flags) != 0:
         _raise()
+
+
+def _shown(call: Callable[..., object], args: Sequence[object]) -> str:
+    """Return a call as a reader knows it."""
+    bound = call if isinstance(call, partial) else partial(call)
+    return f"{bound.func.__name__}{(*bound.args, *args)}"
 
 
 def _raise() -> None:
