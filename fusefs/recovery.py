@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import logging
 import stat
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeVar
@@ -25,15 +25,16 @@ from typing import Final, TypeVar
 import trio
 
 from backends.base import ObjectStorage, iterate_pages
-from backends.errors import NotFound
+from backends.errors import AccessDenied, NotFound
 from fusefs.attributes import Attributes, Defaults, from_metadata
 from fusefs.content import Content, ContentSources, Version
 from fusefs.directory_search import DirectorySearch
+from fusefs.errors import MountError
 from fusefs.extents import ExtentSet
 from fusefs.inodes import Alias, Directory, File, Inode, Links, Special, Symlink
 from fusefs.journal_format import InodeRecord, Position, StoredVersion
 from fusefs.link_lists import list_key
-from fusefs.log_objects import LOG_ID, LogObjects, OwnObject, is_directory, version_of
+from fusefs.log_objects import LOG_ID, LogObjects, OwnObject, is_directory, key_of, version_of
 from fusefs.log_reader import NOWHERE, OldLog, batches, places
 from fusefs.log_uploads import LogUploads, needed_upload
 from fusefs.placement import DETOURS_PREFIX, ORPHANS_PREFIX
@@ -83,7 +84,11 @@ class Recovery:
         self._progress = progress
 
     async def read(self, logs: Sequence[OldLog]) -> Recovered:
-        """Return what is to be done. Raises `LogDamaged`, OSError of the local disk, and what the store raises."""
+        """Return what is to be done.
+
+        Raises `MountError` where the store denies what it takes, `LogDamaged`, OSError of the local disk, and what the
+        store raises.
+        """
         recovered = Recovered()
         if places(logs):
             await self._read(logs, recovered)
@@ -98,15 +103,21 @@ class Recovery:
         objects = LogObjects(self._storage, replay.inodes.values())
         found: dict[Replayed, list[OwnObject]] = {}
 
+        uploads = LogUploads(self._storage, found, replay.leftovers)
+
         async def find(replayed: Replayed) -> None:
-            found[replayed] = await objects.find(replayed)
+            with _denial_told(replayed):
+                found[replayed] = await objects.find(replayed)
+
+        async def complete(replayed: Replayed) -> None:
+            with _denial_told(replayed):
+                await uploads.complete(replayed)
 
         await self._for_each(
             replay.inodes.values(), find, "looking for its files and directories in the bucket"
         )
         firsts = [replayed for replayed in replay.inodes.values() if replayed.last.link is None]
         with_uploads = [replayed for replayed in firsts if needed_upload(replayed) is not None]
-        complete = LogUploads(self._storage, found, replay.leftovers).complete
         await self._for_each(with_uploads, complete, "completing its uploads")
         for replayed in firsts:
             self._recover(recovered, replayed, found[replayed])
@@ -243,9 +254,14 @@ class Recovery:
                     recovered.leftovers.append(version)
 
     async def _note_leftover(self, recovered: Recovered, leftover: StoredVersion) -> None:
-        with suppress(NotFound):
-            if (await self._storage.head(leftover.key)).etag == leftover.etag:
-                recovered.leftovers.append(_version(leftover))
+        try:
+            is_there = (await self._storage.head(leftover.key)).etag == leftover.etag
+        except NotFound:
+            return
+        except AccessDenied:
+            is_there = True  # or not; it is deleted only if it is just that one
+        if is_there:
+            recovered.leftovers.append(_version(leftover))
 
     # Building
 
@@ -302,6 +318,24 @@ def _with_zeros(explicit: ExtentSet, stored: ExtentSet, replayed: Replayed) -> E
         explicit.add(*gap)
     explicit.truncate(replayed.size)
     return explicit
+
+
+@contextmanager
+def _denial_told(replayed: Replayed) -> Iterator[None]:
+    """Say of which file it is, and what can be done, that the store denies what a recovery takes.
+
+    To go on without that file would show an older state of it, or none, and others may build on what was confirmed.
+    """
+    try:
+        yield
+    except AccessDenied as error:
+        upload = [replayed.upload.key] if replayed.upload is not None else []
+        keys = [version.key for version in replayed.versions]
+        name = next(iter([*upload, *map(key_of, reversed(replayed.paths)), *keys]), replayed.last.log_id)
+        raise MountError(
+            f"the log has what was confirmed of {name!r}, and the store denies that key: let this mount read and write"
+            f" it, and mount again; nothing of the log is applied or lost ({error})"
+        ) from error
 
 
 def _lost(replayed: Replayed) -> Version | None:

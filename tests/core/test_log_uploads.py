@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Coroutine
 from itertools import count
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from fusefs.errors import LogDamaged
+from backends.errors import AccessDenied
+from backends.intercepted import Verb
+from fusefs.errors import LogDamaged, MountError
 from fusefs.log_repair import LogRepair
 from fusefs.object_writer import CONFLICTS_PREFIX
 from fusefs.publisher import PublishOptions
@@ -22,6 +25,7 @@ from tests.core.mortal import Death, MortalStorage
 from tests.core.small_parts import PART, SmallPartsStorage, tree_options
 from tests.core.test_log_crash import SCENARIOS, bucket, check, live
 from tests.core.tree import Tree, open_tree, stored
+from tests.support.faulty import FaultyStorage
 
 pytestmark = pytest.mark.usefixtures("small_parts")
 
@@ -71,6 +75,52 @@ async def test_what_somebody_else_has_put_under_the_key_is_kept(
     assert objects[kept] == b"theirs"
     assert (await storage.head(kept)).metadata == {"author": "somebody"}
     assert f"theirs is kept as '{kept}'" in caplog.text
+
+
+@pytest.mark.parametrize("verb", [Verb.HEAD, Verb.COMPLETE])
+async def test_a_key_that_is_denied_meanwhile(verb: Verb, tmp_path: Path, autojump_clock: MockClock) -> None:
+    """No mount shows the file without what was confirmed of it; whoever mounts is told which key it is, in one line."""
+    storage = SmallPartsStorage()
+    await die(storage, tmp_path / "1", stream)
+    before = await stored(storage, ours=True)
+    faulty = FaultyStorage(storage)
+    faulty.fail(AccessDenied, verb=verb, key="big", times=math.inf)
+    with pytest.raises(MountError, match=r"confirmed of 'big'.*let this mount read and write it") as refused:
+        async with open_tree(faulty, tmp_path / "2", NEXT):
+            pass
+    assert str(refused.value).isprintable()
+    after = await stored(storage, ours=True)
+    assert {key: after[key] for key in before} == before
+    faulty.heal()
+    async with open_tree(faulty, tmp_path / "3", NEXT) as tree:
+        assert await tree.read_file("big") == BYTES
+        await tree.publish_all()
+    assert (await stored(storage))["big"] == BYTES
+
+
+async def test_an_object_that_is_to_be_deleted_and_is_denied_meanwhile(
+    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It keeps no mount from what else the log has, and is deleted when that is allowed."""
+    caplog.set_level(logging.CRITICAL)
+    storage = SmallPartsStorage()
+    await storage.put("removed", b"bytes")
+    await storage.put("replaced", b"bytes")
+    async with open_tree(storage, tmp_path / "1", DYING) as tree:
+        await tree.unlink("removed")
+        await tree.unlink("replaced")
+        await tree.write_file("new", b"new")
+        await tree.log.commit()
+    await storage.put("replaced", b"theirs")
+    faulty = FaultyStorage(storage)
+    for key in ("removed", "replaced"):
+        for verb in (Verb.HEAD, Verb.DELETE):
+            faulty.fail(AccessDenied, verb=verb, key=key, times=math.inf)
+    async with open_tree(faulty, tmp_path / "2", NEXT) as tree:
+        assert await tree.read_file("new") == b"new"
+        faulty.heal()
+        await tree.publish_all()
+    assert await stored(storage) == {"new": b"new", "replaced": b"theirs"}
 
 
 async def abort_all(storage: SmallPartsStorage) -> None:
