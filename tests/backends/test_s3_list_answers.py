@@ -77,6 +77,53 @@ def test_it_is_read_as_botocore_reads_it(
     assert read_answer(body) == read_by_botocore(body)
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        b"a&amp;#34;b",
+        b"a&#34;&quot;b",
+        b"a&#128;b",
+        b"a&lt;Key&gt;b",
+        b"a\r\nb",
+        b"a<![CDATA[<Key>&amp;]]>b",
+        b"a<!-- </Key> -->b",
+    ],
+)
+def test_text_that_is_not_plain(key: bytes) -> None:
+    """Beside an object that is, and with a common prefix between the two."""
+    first, second = (
+        b"<Contents><Key>%b</Key><ETag>&#34;e&#34;</ETag><Size>1</Size>"
+        b"<LastModified>2026-11-24T14:16:07Z</LastModified></Contents>" % name
+        for name in (b"plain", key)
+    )
+    body = b"<CommonPrefixes><Prefix>p/</Prefix></CommonPrefixes>".join((first, second))
+    body = b"<ListBucketResult>%b<IsTruncated>false</IsTruncated></ListBucketResult>" % body
+    found = read_by_botocore(body)
+    assert len(found["Contents"]) == 2
+    assert read_answer(body) == found
+
+
+@pytest.mark.parametrize("changed", [b'<Key a="b">a</Key>', b"<Key>a</Key><Owner><Key>b</Key></Owner>"])
+def test_elements_that_are_not_plain(changed: bytes) -> None:
+    body = (
+        b"<ListBucketResult><IsTruncated>false</IsTruncated><Contents>%b<ETag>e</ETag><Size>1</Size>"
+        b"<LastModified>2026-11-24T14:16:07Z</LastModified></Contents></ListBucketResult>" % changed
+    )
+    assert read_answer(body) == read_by_botocore(body)
+
+
+def test_an_object_in_a_comment_is_none() -> None:
+    entry = (
+        b"<Contents><Key>a</Key><ETag>e</ETag><Size>1</Size>"
+        b"<LastModified>2026-11-24T14:16:07Z</LastModified></Contents>"
+    )
+    body = b"<ListBucketResult><IsTruncated>false</IsTruncated>%b<!--%b--></ListBucketResult>" % (
+        entry,
+        entry,
+    )
+    assert len(read_answer(body)["Contents"]) == 1
+
+
 def test_encoded_keys() -> None:
     body = (
         b"<ListBucketResult><EncodingType>url</EncodingType>"
