@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from typing import Final
 
 import trio
 
@@ -12,30 +13,48 @@ from backends.errors import StorageError
 from fusefs.content import Spawn
 from fusefs.inodes import Directory
 
+PAGES_AHEAD: Final = 2
+"""Pages that have come and that nobody has taken yet; one more is on its way. Each takes some 300 KB."""
 
-class PageAhead:
-    """A page of a listing that is asked for while the one before is still being read."""
 
-    def __init__(self, storage: ObjectStorage, spawn: Spawn, prefix: str, token: str | None) -> None:
-        self._page: ListPage | None = None
+class PagesAhead:
+    """The pages of one listing: the next is asked for as soon as one has come, and not when that has been read."""
+
+    def __init__(self, storage: ObjectStorage, spawn: Spawn, prefix: str) -> None:
+        send, self._pages = trio.open_memory_channel[ListPage](PAGES_AHEAD)
         self._failure: Exception = StorageError("the listing was given up")
-        self._is_over = trio.Event()
-        spawn(self._fetch, storage, prefix, token)
+        spawn(self._fetch, storage, prefix, send)
+
+    def __enter__(self) -> PagesAhead:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Ask for no more: whoever read them has what was wanted."""
+        self._pages.close()
 
     async def take(self) -> ListPage:
-        """Return the page when it is there. Raises what the store raises."""
-        await self._is_over.wait()
-        if self._page is None:
-            raise self._failure
-        return self._page
-
-    async def _fetch(self, storage: ObjectStorage, prefix: str, token: str | None) -> None:
+        """Return the next page when it is there; the last one has no `next_token`. Raises what the store raises."""
         try:
-            self._page = await storage.list_prefix(prefix, delimiter="/", page_token=token)
-        except Exception as error:  # of any kind: it is for the one who takes the page
-            self._failure = error
-        finally:
-            self._is_over.set()
+            return await self._pages.receive()
+        except trio.EndOfChannel:
+            raise self._failure from None
+
+    async def _fetch(
+        self, storage: ObjectStorage, prefix: str, send: trio.MemorySendChannel[ListPage]
+    ) -> None:
+        token: str | None = None
+        with send:
+            try:
+                while True:
+                    page = await storage.list_prefix(prefix, delimiter="/", page_token=token)
+                    await send.send(page)
+                    token = page.next_token
+                    if token is None:
+                        return
+            except trio.BrokenResourceError:
+                return  # nobody wants it any more
+            except Exception as error:  # of any kind: it is for the one who takes the page
+                self._failure = error
 
 
 class ListingRun:

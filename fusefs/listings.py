@@ -20,7 +20,7 @@ from backends.base import ListPage, ObjectInfo, ObjectStorage
 from backends.errors import StorageError
 from fusefs.content import Spawn
 from fusefs.directory_listing import DirectoryListing
-from fusefs.directory_names import DirectoryNames, ListingRun, PageAhead
+from fusefs.directory_names import DirectoryNames, ListingRun, PagesAhead
 from fusefs.hidden_keys import HiddenKeys
 from fusefs.inodes import (
     ROOT_NUMBER,
@@ -159,21 +159,22 @@ class Listings:
     async def _list_now(self, directory: Directory, run: ListingRun) -> None:
         """Ask the bucket for the entries of a directory and bring them into the tree."""
         listing = DirectoryListing(directory.bucket_prefix)
-        with self._placement.recorded_deletions(listing.prefix) as deletions:
+        with (
+            PagesAhead(self._storage, self._spawn, listing.prefix) as pages,
+            self._placement.recorded_deletions(listing.prefix) as deletions,
+        ):
             merge = _Merge(directory, listing, run, deletions, seen=None if run.is_first else set())
             index = self._index if run.is_first else None
             if index is not None:
                 index.expect(listing.prefix)  # while the first page is on its way
-            next_page: PageAhead | None = PageAhead(self._storage, self._spawn, listing.prefix, None)
-            while next_page is not None:
-                page = await next_page.take()
+            is_over = False
+            while not is_over:
+                page = await pages.take()
+                is_over = page.next_token is None
                 if index is not None:
                     merge.memories, index = await index.recall(listing.prefix), None
                 if merge.is_outdated:
                     return
-                next_page = None
-                if page.next_token is not None:
-                    next_page = PageAhead(self._storage, self._spawn, listing.prefix, page.next_token)
                 self._merge_page(merge, page)
             self._finish(merge)
 
@@ -197,14 +198,14 @@ class Listings:
     def _merge_object(self, merge: _Merge, name: bytes, child: ListedObject) -> None:
         directory, started = merge.directory, merge.run.began
         known = directory.children.get(name)
-        if isinstance(known, Directory | ListedDirectory):
-            merge.shadowed[name] = child
-        elif known is None:
+        if known is None:
             segment = segment_of(name)
             key = merge.listing.prefix + segment
             is_departing = self._placement.is_departing(key) or self._placement.is_anothers(key, directory)
             if not is_departing and segment not in merge.deletions.objects:
                 directory.attach(name, child)
+        elif isinstance(known, Directory | ListedDirectory):
+            merge.shadowed[name] = child
         elif self._is_ours(known, started):
             return
         elif _is_as_written(known, child):

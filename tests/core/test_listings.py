@@ -18,6 +18,7 @@ from backends.errors import Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs import hidden_keys
+from fusefs.directory_names import PAGES_AHEAD, PagesAhead
 from fusefs.errors import EntryExists, NoSuchEntry, StaleFile
 from fusefs.hidden_keys import KEYS_NAMED
 from fusefs.inodes import Directory
@@ -56,6 +57,36 @@ async def test_the_first_entries_come_before_the_rest_is_listed(
             seen = seen + more
         assert seen == [key.encode() for key in keys]
         assert len(storage.calls_of(Verb.LIST_PREFIX)) == 3
+
+
+async def test_pages_are_asked_for_ahead_of_who_reads_them_and_few_wait(autojump_clock: MockClock) -> None:
+    storage = await filled(*(f"f{number:05d}" for number in range(9_500)))
+    with trio.fail_after(60):
+        await read_one_page(storage)
+    assert len(storage.calls_of(Verb.LIST_PREFIX)) == PAGES_AHEAD + 2, "nobody wants the rest"
+
+
+async def read_one_page(storage: FaultyStorage) -> None:
+    async with trio.open_nursery() as nursery:
+        with PagesAhead(storage, nursery.start_soon, "") as pages:
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(storage.calls_of(Verb.LIST_PREFIX)) == PAGES_AHEAD + 1
+            first = await pages.take()
+            assert first.objects[0].key == "f00000"
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(storage.calls_of(Verb.LIST_PREFIX)) == PAGES_AHEAD + 2
+
+
+async def test_a_page_that_fails_is_told_of_behind_those_before_it(autojump_clock: MockClock) -> None:
+    storage = await filled(*(f"f{number:04d}" for number in range(2_500)))
+    storage.fail(Unavailable, verb=Verb.LIST_PREFIX, call=2)
+    async with trio.open_nursery() as nursery:
+        with PagesAhead(storage, nursery.start_soon, "") as pages:
+            await trio.testing.wait_all_tasks_blocked()
+            first = await pages.take()
+            assert len(first.objects) == 1_000
+            with pytest.raises(Unavailable):
+                await pages.take()
 
 
 async def test_what_happens_while_a_reader_follows_a_listing(
