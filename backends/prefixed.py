@@ -146,7 +146,14 @@ class PrefixedStorage(ObjectStorage):
         return key.removeprefix(self._prefix)
 
     def _outer_info(self, info: ObjectInfo) -> ObjectInfo:
-        return replace(info, key=self._outer_key(info.key))
+        # Not `dataclasses.replace`, which takes three times as long: a listing has a hundred thousand of them.
+        return ObjectInfo(
+            key=info.key.removeprefix(self._prefix),
+            etag=info.etag,
+            size=info.size,
+            last_modified_ns=info.last_modified_ns,
+            metadata=info.metadata,
+        )
 
 
 class _PrefixedUpload(MultipartUpload):

@@ -411,10 +411,7 @@ class Filesystem:
         while names := await opened.names.take(start, count):
             if opened.is_detailed:
                 await self._namespace.resolve_ahead(directory, names)
-            positions = {name: position for position, name in enumerate(names, start + 1)}
-            entries = [
-                (name, entry, positions[name]) for name, entry in self._namespace.outlines(directory, names)
-            ]
+            entries = list(self._namespace.outlines(directory, names, start))
             if entries:
                 return entries
             start += len(names)

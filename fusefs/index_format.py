@@ -156,17 +156,18 @@ def _unpack(payload: bytes) -> bytes:
 
 
 def _check(name: bytes, entry: ListedEntry) -> None:
-    remembered = entry.checked().remembered
-    if not name or name in (b".", b"..") or b"/" in name or b"\0" in name or entry.number is None:
+    number, mode = entry.checked().number, entry.mode
+    if not name or name in (b".", b"..") or b"/" in name or b"\0" in name or number is None:
         raise DamagedIndex(f"{name!r} is no entry")
-    if not ROOT_NUMBER < entry.number < 1 << NUMBER_BITS:
+    if not ROOT_NUMBER < number < 1 << NUMBER_BITS:
         raise DamagedIndex(f"{name!r} has a number that no inode has")
-    if remembered is None:
+    if not mode:
         return
-    kind = remembered.attributes.kind
+    kind = stat.S_IFMT(mode)
     if (kind == stat.S_IFDIR) != isinstance(entry, ListedDirectory):
         raise DamagedIndex(f"{name!r} is a directory or none, and says otherwise")
-    if kind == stat.S_IFLNK and len(remembered.target) != entry.size:
+    remembered = entry.remembered if kind == stat.S_IFLNK else None
+    if remembered is not None and len(remembered.target) != entry.size:
         raise DamagedIndex(f"{name!r} has half a target")
 
 

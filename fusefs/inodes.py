@@ -303,9 +303,12 @@ class Directory(Inode):
 
     def attach(self, name: bytes, child: Child) -> None:
         """Put an entry under a name that is free or holds the listing's word of the same entry."""
-        self.detach(name)
+        if name in self.children:
+            self.detach(name)
         self.is_indexed = False
         self.children[name] = child
+        if isinstance(child, ListedObject):
+            return
         self.subdirectories += isinstance(child, Directory | ListedDirectory)
         if isinstance(child, Inode):
             child.parent = self

@@ -37,7 +37,7 @@ _FILE: Final = "%file-"
 _MARKS: Final = (_BYTES, _KEY, _FILE)
 
 _REMEMBERED: Final = 4_096
-"""Segments that are kept: the key of a path is made anew whenever it is needed, mostly of the same directories."""
+"""Segments of odd names that are kept: the key of a path is made anew whenever it is needed."""
 
 _ESCAPE: Final = re.compile(rb"%([0-9A-F]{2})")
 
@@ -68,9 +68,18 @@ def join(directory_key: str, name: bytes, *, max_length: int = S3_LIMITS.max_key
     return key
 
 
-@lru_cache(_REMEMBERED)
 def segment_of(name: bytes) -> str:
     """Return the segment that a name has in a key."""
+    if not name.startswith(b"%"):
+        try:
+            return name.decode()
+        except UnicodeDecodeError:
+            pass
+    return _escaped_segment_of(name)
+
+
+@lru_cache(_REMEMBERED)
+def _escaped_segment_of(name: bytes) -> str:
     if name.startswith(_FILE.encode()):
         segment = _segment_of_file_beside(name[len(_FILE) :])
         if segment is not None:

@@ -21,6 +21,9 @@ MAX_SYMLINK_SIZE: Final = 4_095
 _HEAD: Final = struct.Struct("<QqH")
 _REMEMBERED: Final = struct.Struct("<QIIIIqqq")
 
+_NUMBER_AND_MODE: Final = struct.Struct("<QI")
+"""What `_REMEMBERED` begins with."""
+
 _LENGTH: Final = struct.Struct("<H")
 """Of a link's target; what comes after it are extended attributes, or the reference to them."""
 
@@ -86,14 +89,21 @@ class ListedEntry(bytes):
         return number
 
     @property
-    def remembered(self) -> Remembered | None:
-        """What is known beyond the listing; None if nothing is but the number."""
+    def mode(self) -> int:
+        """The mode that is remembered; 0 where nothing is but the number."""
         start = self._head_end
         if len(self) == start:
+            return 0
+        mode: int = _NUMBER_AND_MODE.unpack_from(self, start)[1]
+        return mode
+
+    @property
+    def remembered(self) -> Remembered | None:
+        """What is known beyond the listing; None if nothing is but the number."""
+        if not self.mode:
             return None
+        start = self._head_end
         number, mode, uid, gid, rdev, atime_ns, mtime_ns, ctime_ns = _REMEMBERED.unpack_from(self, start)
-        if not mode:
-            return None
         target, xattrs = _unpack_tail(self[start + _REMEMBERED.size :])
         attributes = Attributes(
             mode=mode,
@@ -119,8 +129,11 @@ class ListedEntry(bytes):
     def checked(self: _Entry) -> _Entry:
         """Return this entry if it is one. Raises `struct.error` and `UnicodeDecodeError`."""
         _HEAD.unpack_from(self)
-        if len(self) != self._head_end:
-            _REMEMBERED.unpack_from(self, self._head_end)
+        start = self._head_end
+        if len(self) != start:
+            _REMEMBERED.unpack_from(self, start)
+        if self.mode:
+            _unpack_tail(self[start + _REMEMBERED.size :])
         self.etag  # noqa: B018
         return self
 
@@ -159,9 +172,9 @@ def kind_of(entry: ListedEntry) -> int:
     """Return the type bits of the mode that the entry must have, or 0 where its metadata would have to be read."""
     if isinstance(entry, ListedDirectory):
         return stat.S_IFDIR
-    remembered = entry.remembered
-    if remembered is not None:
-        return remembered.attributes.kind
+    mode = entry.mode
+    if mode:
+        return stat.S_IFMT(mode)
     return stat.S_IFREG if entry.size > MAX_SYMLINK_SIZE else 0
 
 

@@ -46,7 +46,7 @@ from fusefs.inodes import (
     number_of_key,
 )
 from fusefs.linked_names import LinkedNames
-from fusefs.listed import ListedDirectory, kind_of
+from fusefs.listed import ListedDirectory, ListedEntry, kind_of
 from fusefs.listings import Listings
 from fusefs.look_ahead import LookAhead
 from fusefs.placement import ROOT_MARKER, Placement
@@ -158,22 +158,23 @@ class Namespace:
         return names
 
     def outlines(
-        self, directory: Directory, names: Iterable[bytes]
-    ) -> Iterator[tuple[bytes, Inode | Outline]]:
-        """Yield what is known of entries without a request; those that are gone are left out.
+        self, directory: Directory, names: Iterable[bytes], start: int
+    ) -> Iterator[tuple[bytes, Inode | Outline, int]]:
+        """Yield what is known of entries without a request, with the position after each, from `start` on.
 
-        Of a listing that is too old on a shared mount it is no more than an outline: the kernel would keep the rest.
+        Those that are gone are left out. Of a listing that is too old on a shared mount it is no more than an outline:
+        the kernel would keep the rest.
         """
-        prefix = directory.bucket_prefix
+        prefix, children = directory.bucket_prefix, directory.children
         is_current = not self._options.shared or self._is_listed_now(directory)
-        for name in names:
-            child = directory.children.get(name)
-            if isinstance(child, Inode):
+        for position, name in enumerate(names, start + 1):
+            child = children.get(name)
+            if isinstance(child, ListedEntry):
+                yield name, Outline(_number_of(prefix, name, child), kind_of(child)), position
+            elif child is not None:
                 inode = child.subject
                 is_known = is_current and not inode.is_doubtful and is_joined(inode)
-                yield name, inode if is_known else Outline(inode.number, inode.attributes.kind)
-            elif child is not None:
-                yield name, Outline(_number_of(prefix, name, child), kind_of(child))
+                yield name, inode if is_known else Outline(inode.number, inode.attributes.kind), position
 
     async def resolve_ahead(self, directory: Directory, names: Iterable[bytes]) -> None:
         """Find out what is not known of the entries yet, several at once, as far as that succeeds."""
@@ -482,8 +483,9 @@ def _number_of(prefix: str, name: bytes, child: Child) -> int:
     """Return the number that an entry has or, if nobody has looked at it, would get."""
     if isinstance(child, Inode):
         return child.subject.number
-    if child.number is not None:
-        return child.number
+    number = child.number
+    if number is not None:
+        return number
     slash = "/" if isinstance(child, ListedDirectory) else ""
     return number_of_key(f"{prefix}{keys.segment_of(name)}{slash}")
 

@@ -139,5 +139,5 @@ def _costs_a_request(child: Child | None) -> bool:
     if isinstance(child, Inode):
         return child.is_doubtful
     return child is not None and (
-        child.remembered is None or (isinstance(child, ListedDirectory) and child.is_doubtful)
+        not child.mode or (isinstance(child, ListedDirectory) and child.is_doubtful)
     )
