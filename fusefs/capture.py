@@ -102,10 +102,13 @@ def stored_version(version: Version | None) -> StoredVersion | None:
 def _metadata(inode: Inode) -> dict[str, str]:
     """Return what an object's metadata would say; what it would only refer to is not in the bucket yet."""
     attributes = inode.subject.attributes
+    now = extended_attributes.object_key(attributes.xattrs)
+    left = extended_attributes.left_metadata(key for key in inode.stored_xattrs if key != now)
+    others = link_metadata(inode) | left
     if extended_attributes.is_reference(attributes.xattrs):
-        return to_metadata(attributes) | link_metadata(inode)
+        return to_metadata(attributes) | others
     text = {"xattr": attributes.xattrs} if attributes.xattrs else {}
-    return to_metadata(replace(attributes, xattrs="")) | text | link_metadata(inode)
+    return to_metadata(replace(attributes, xattrs="")) | text | others
 
 
 def _is_behind(content: Content) -> bool:

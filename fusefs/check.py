@@ -74,13 +74,16 @@ _LEFT_BY_MOUNTS: Final = {
     DAMAGED_PREFIX: (Kind.LEFTOVER, "set aside by `fusefs recover`; nothing reads it any more"),
 }
 
+_OF_FILES: Final = (ROOT_MARKER, CONFLICTS_PREFIX, ORPHANS_PREFIX, DETOURS_PREFIX)
+"""What has attributes there."""
+
 _IN_ITS_PLACE: Final = re.compile(
     "|".join(
         [
             *map(re.escape, (ROOT_MARKER, LEASE_KEY, DISK_KEY, CRASH_KEY)),
             re.escape(INDEX_PREFIX) + "[0-9a-f]{2}",
             re.escape(LISTS_PREFIX) + "[0-9a-f]{16}",
-            re.escape(extended_attributes.OBJECTS_PREFIX) + "[0-9a-f]{64}",
+            re.escape(extended_attributes.OBJECTS_PREFIX) + "([0-9a-f]{32}|[0-9a-f]{64})",
         ]
     )
 )
@@ -190,7 +193,7 @@ class _Xattrs:
 async def _look_at_attributes(storage: ObjectStorage, info: ObjectInfo, xattrs: _Xattrs) -> list[Finding]:
     if info.key.startswith(extended_attributes.OBJECTS_PREFIX):
         xattrs.kept.add(info.key)
-    if info.key.startswith(RESERVED_PREFIX) and not info.key.startswith((CONFLICTS_PREFIX, ROOT_MARKER)):
+    if info.key.startswith(RESERVED_PREFIX) and not info.key.startswith(_OF_FILES):
         return []
     try:
         metadata = (await storage.head(info.key)).metadata or {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from random import Random
 from typing import Final, TypeAlias
@@ -18,6 +18,7 @@ from typing import Final, TypeAlias
 import trio
 
 from backends.base import Metadata
+from fusefs import extended_attributes
 from fusefs.attributes import Attributes
 from fusefs.content import Content, Version
 from fusefs.errors import NoSuchInode
@@ -96,6 +97,8 @@ class Inode:
     is_doubtful: bool = False
     #: None: it has, and had, one name.
     links: Links | None = None
+    #: Keys of objects with its extended attributes, those of now and of before, to which nothing else refers.
+    stored_xattrs: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.number} {self.path_key!r}>"
@@ -170,6 +173,19 @@ class Inode:
         """Whether its object has bytes that no call shows: somebody else has put them into a marker, or a fifo."""
         is_shown = isinstance(self.subject, File | Symlink)
         return not is_shown and self.version is not None and self.version.size > 0
+
+    def note_stored_xattrs(self) -> None:
+        """Note that the bucket has, or will have, the object with the extended attributes."""
+        own = extended_attributes.own_key(self.attributes.xattrs)
+        if own is not None and own not in self.stored_xattrs:
+            self.stored_xattrs += (own,)
+
+    def share_xattrs(self) -> None:
+        """Note that the object with the extended attributes is not this inode's alone, if they have one: it stays."""
+        xattrs = self.attributes.xattrs
+        own = extended_attributes.own_key(xattrs)
+        self.stored_xattrs = tuple(key for key in self.stored_xattrs if key != own)
+        self.attributes = replace(self.attributes, xattrs=extended_attributes.shared(xattrs))
 
     def lose_name(self) -> Inode:
         """Go on under a further name, now that the entry is detached; return the entry that is of no use any more."""

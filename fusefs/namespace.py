@@ -238,6 +238,7 @@ class Namespace:
         alias = Alias(number=self._inodes.new_number(), attributes=inode.attributes, of=inode)
         inode.links.aliases.append(alias)
         directory.attach(name, alias)
+        inode.share_xattrs()  # somebody else may make a file of its own of each name
         inode.attributes = inode.attributes.changed(now_ns)
         self._note_children_changed(directory, now_ns)
         self._publisher.changed(inode)

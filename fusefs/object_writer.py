@@ -14,6 +14,7 @@ from fusefs.content import Version
 from fusefs.inodes import Alias, Directory, File, Inode, Symlink
 from fusefs.keys import RESERVED_PREFIX
 from fusefs.object_copy import copy_object
+from fusefs.placement import UNSEEN
 from fusefs.uploads import Uploads
 
 CONFLICTS_PREFIX: Final = f"{RESERVED_PREFIX}conflicts/"
@@ -43,13 +44,13 @@ class ObjectWriter:
         self._storage = storage
         self._uploads = uploads
         self._mount_id = mount_id
-        #: Keys of extended attributes that are known to be in the bucket.
-        self._kept_xattrs: set[str] = set()
+        #: Objects with extended attributes that are known to be in the bucket, and their ETags where these are known.
+        self._kept_xattrs: dict[str, str] = {}
         self.conflicts = 0
 
     async def write(self, inode: Inode, target: str, *, mode: PutMode, metadata: Metadata) -> Written:
         """Make the object under `target` equal to the inode: an upload, or a copy where the bytes are there already."""
-        await self._keep_xattrs(inode.subject.attributes.xattrs)
+        await self._keep_xattrs(inode.subject)
         match inode:
             case Alias():
                 return await self._copy_of(inode, target, mode, metadata)
@@ -89,7 +90,7 @@ class ObjectWriter:
         Raises `PreconditionFailed` where it changes each time that it is looked at.
         """
         metadata = {**to_metadata(directory.attributes), **self._log.mark(directory)}
-        await self._keep_xattrs(directory.attributes.xattrs)
+        await self._keep_xattrs(directory)
         for _ in range(MARKER_ATTEMPTS):
             try:
                 return await self._write_marker(target, metadata)
@@ -128,8 +129,9 @@ class ObjectWriter:
         self.conflicts += 1
         suffix = f"{self._mount_id}-{inode.number}-{self.conflicts}"
         key = conflict_key(target, suffix, self._storage.limits)
+        inode.share_xattrs()  # what is kept stays for ever, and so do they
         metadata = to_metadata(inode.attributes)
-        await self._keep_xattrs(inode.attributes.xattrs)
+        await self._keep_xattrs(inode)
         if isinstance(inode, Symlink):
             etag = await self._storage.put(key, inode.target, metadata=metadata, mode=CREATE_ONLY)
             return Version(key, etag, len(inode.target))
@@ -149,14 +151,21 @@ class ObjectWriter:
             inode.content.rebase(version)
         return version
 
-    async def _keep_xattrs(self, text: str) -> None:
-        """Store the extended attributes to which an object's metadata is going to refer."""
+    def forget_xattrs(self, key: str) -> Version:
+        """Return an object with extended attributes that nobody refers to any more."""
+        return Version(key, self._kept_xattrs.pop(key, UNSEEN), 0)
+
+    async def _keep_xattrs(self, inode: Inode) -> None:
+        """Store the extended attributes to which the metadata of the inode's object is going to refer."""
+        text = inode.attributes.xattrs
         key = extended_attributes.object_key(text)
         if key is None or key in self._kept_xattrs or extended_attributes.is_reference(text):
             return
+        inode.note_stored_xattrs()
+        etag = UNSEEN
         with suppress(PreconditionFailed):  # it is there, and its key says which bytes it has
-            await self._storage.put(key, text.encode(), mode=CREATE_ONLY)
-        self._kept_xattrs.add(key)
+            etag = await self._storage.put(key, text.encode(), mode=CREATE_ONLY)
+        self._kept_xattrs[key] = etag
 
 
 def conflict_key(target: str, suffix: str, limits: Limits) -> str:

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from backends.base import CREATE_ONLY, IfMatch, PutMode
+from fusefs import extended_attributes
 from fusefs.change_log import ChangeLog
 from fusefs.content import Version
 from fusefs.inodes import ROOT_NUMBER, Directory, File, Inode
@@ -32,6 +33,10 @@ ORPHANS_PREFIX: Final = f"{RESERVED_PREFIX}orphans/"
 
 DETOURS_PREFIX: Final = f"{RESERVED_PREFIX}moving/"
 """Where an object waits while its own key is taken."""
+
+
+UNSEEN: Final = ""
+"""In place of the ETag of a leftover that nobody has looked at: it is looked at before it is deleted."""
 
 
 class Deletions:
@@ -148,7 +153,7 @@ class Placement:
             return inode.prefix if inode.linked else None
         if inode.linked:
             return inode.path_key
-        if isinstance(inode, File) and inode.handles and inode.version and not inode.content.detached:
+        if isinstance(inode, File) and inode.handles and inode.version and not _is_here(inode):
             return f"{ORPHANS_PREFIX}{self._nickname(inode)}"
         return None
 
@@ -264,6 +269,16 @@ class Placement:
             name = name_of(segment)
             node = node.children.get(name) if isinstance(node, Directory) and name is not None else None
         return isinstance(node, Inode) and self.target(node) == key
+
+
+def _is_here(file: File) -> bool:
+    """Return whether nothing is needed of a file's object any more: neither bytes nor long extended attributes."""
+    return file.content.detached and not extended_attributes.is_reference(file.attributes.xattrs)
+
+
+def unseen(key: str) -> Version:
+    """Return a leftover of which nothing is known but the key, which nobody writes a second time."""
+    return Version(key, UNSEEN, 0)
 
 
 def directories_of(target: str) -> Iterator[str]:

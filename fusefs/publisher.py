@@ -47,6 +47,7 @@ import trio
 
 from backends.base import ObjectStorage
 from backends.errors import NotFound, PreconditionFailed, StorageError, Unavailable, is_outage
+from fusefs import extended_attributes
 from fusefs.burst import Burst
 from fusefs.change_log import ChangeLog, Publication, without_mark
 from fusefs.content import Version
@@ -243,6 +244,7 @@ class Publisher:
         if inode.state.in_doubt:
             self._schedule(inode, trio.current_time())  # there may be an object that we do not know of
             return
+        self._leave_xattrs(inode, but=None)
         self._placement.vacate(inode)
         if isinstance(inode, File):
             inode.content.detach()
@@ -253,6 +255,7 @@ class Publisher:
 
     def lost(self, inode: Inode) -> None:
         """Note that somebody else replaced or removed the object of an inode that had nothing to publish."""
+        inode.share_xattrs()  # they may have moved it
         if inode.version is not None:
             inode.state.failure = StaleFile(f"{inode.version.key!r} was changed by somebody else")
             self._placement.forget(inode.version.key)
@@ -687,6 +690,7 @@ class Publisher:
             self._schedule(inode, self._due_time(inode))
         else:
             self._settle(inode)
+            self._leave_xattrs(inode, but=extended_attributes.own_key(inode.attributes.xattrs))
 
     def _is_pending(self, inode: Inode) -> bool:
         return inode.state.is_behind or self._placement.is_elsewhere(inode)
@@ -863,6 +867,20 @@ class Publisher:
         self._log.changed(heir)
         self.changed(inode)
         return True
+
+    def _leave_xattrs(self, inode: Inode, *, but: str | None) -> None:
+        """Delete the objects with extended attributes that were the inode's alone, but for one that still is.
+
+        Without a log, others may be about to write what refers to them.
+        """
+        if not self._log.is_kept:
+            return
+        if extended_attributes.is_reference(inode.attributes.xattrs):
+            inode.note_stored_xattrs()
+        for key in inode.stored_xattrs:
+            if key != but:
+                self._placement.leave(self._writer.forget_xattrs(key))
+        inode.stored_xattrs = tuple(key for key in inode.stored_xattrs if key == but)
 
     def _take_out(self, alias: Alias) -> None:
         """Let a name have what the bucket has there."""

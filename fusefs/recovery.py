@@ -26,6 +26,7 @@ import trio
 
 from backends.base import ObjectStorage, iterate_pages
 from backends.errors import AccessDenied, NotFound
+from fusefs import extended_attributes
 from fusefs.attributes import Attributes, Defaults, from_metadata
 from fusefs.content import Content, ContentSources, Version
 from fusefs.directory_search import DirectorySearch
@@ -37,7 +38,7 @@ from fusefs.link_lists import list_key
 from fusefs.log_objects import LOG_ID, LogObjects, OwnObject, is_directory, key_of, version_of
 from fusefs.log_reader import NOWHERE, OldLog, batches, places
 from fusefs.log_uploads import LogUploads, needed_upload
-from fusefs.placement import DETOURS_PREFIX, ORPHANS_PREFIX
+from fusefs.placement import DETOURS_PREFIX, ORPHANS_PREFIX, UNSEEN, unseen
 from fusefs.quantities import brief_size
 from fusefs.replay import Replay, Replayed
 from fusefs.start_progress import StartProgress
@@ -156,12 +157,22 @@ class Recovery:
     async def _find_hidden(self, recovered: Recovered) -> None:
         """Note what was left of removed files that were open, and of objects that were out of the way."""
         taken = {found.version for found in recovered.inodes}
+        orphans: list[Version] = []
         for prefix in (ORPHANS_PREFIX, DETOURS_PREFIX):
             async for page in iterate_pages(self._storage, prefix):
                 for info in page.objects:
                     version = version_of(info)
                     if LOG_ID.fullmatch(info.key.removeprefix(prefix)) and version not in taken:
                         recovered.leftovers.append(version)
+                        orphans += [version] if prefix == ORPHANS_PREFIX else []
+        await self._for_each(orphans, partial(self._note_xattrs_of, recovered))
+
+    async def _note_xattrs_of(self, recovered: Recovered, orphan: Version) -> None:
+        """Note what goes with a removed file; the log may not tell of it any more."""
+        with suppress(NotFound):
+            metadata = (await self._storage.head(orphan.key)).metadata or {}
+            key = extended_attributes.own_key(extended_attributes.from_metadata(metadata))
+            recovered.leftovers += [unseen(key)] if key is not None else []
 
     async def _find_directories(self, recovered: Recovered) -> None:
         """Note which directories are there, although no listing of their parents can tell that any more."""
@@ -216,7 +227,9 @@ class Recovery:
         path = replayed.last.path
         strays = found if path is None else found[1:]
         recovered.leftovers += [each.version for each in strays]
-        if path is not None:
+        if path is None:
+            recovered.leftovers += map(unseen, replayed.xattrs)
+        else:
             current = found[0] if found else None
             version = current.version if current is not None else _lost(replayed)
             recovered.inodes.append(RecoveredInode(path, self._build(replayed, current), version))
@@ -255,13 +268,13 @@ class Recovery:
 
     async def _note_leftover(self, recovered: Recovered, leftover: StoredVersion) -> None:
         try:
-            is_there = (await self._storage.head(leftover.key)).etag == leftover.etag
+            found = version_of(await self._storage.head(leftover.key))
         except NotFound:
             return
         except AccessDenied:
-            is_there = True  # or not; it is deleted only if it is just that one
-        if is_there:
-            recovered.leftovers.append(_version(leftover))
+            found = _version(leftover)  # or not; it is deleted only if it is just that one
+        if leftover.etag in (found.etag, UNSEEN):
+            recovered.leftovers.append(found)
 
     # Building
 
@@ -280,6 +293,7 @@ class Recovery:
         else:
             inode = Special(number=record.number, attributes=attributes)
         inode.log_id = record.log_id
+        inode.stored_xattrs = tuple(replayed.xattrs)
         return inode
 
     def _attributes(self, record: InodeRecord) -> Attributes:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
+from fusefs import extended_attributes
 from fusefs.extents import Extent, ExtentSet
 from fusefs.journal_format import (
     Batch,
@@ -66,6 +67,8 @@ class Replayed:
     file: StageFile | None = None
     #: The lists of names that it had when there were several.
     lists: set[int] = field(default_factory=set)
+    #: The objects with extended attributes that it had, and nothing else.
+    xattrs: dict[str, None] = field(default_factory=dict)
     _changes: list[_Change] = field(default_factory=list)
 
     def bytes_since(self, complete_to: Position) -> Sources:
@@ -103,12 +106,22 @@ class Replayed:
         number = list_of(record.metadata)
         if number is not None:
             self.lists.add(number)
+        self._note_xattrs(record)
         if record.content is not None:
             self._apply_content(position, record.content)
             if self.file is None and new_file is not None:
                 self.file = new_file()
             if self.file is not None:
                 _lay(record.content, self.file)
+
+    def _note_xattrs(self, record: InodeRecord) -> None:
+        text = extended_attributes.from_metadata(record.metadata)
+        own, now = extended_attributes.own_key(text), extended_attributes.object_key(text)
+        self.xattrs |= dict.fromkeys(extended_attributes.left_keys(record.metadata))
+        if own is not None:
+            self.xattrs[own] = None
+        elif now is not None:
+            self.xattrs.pop(now, None)  # it has several names by now
 
     def _apply_content(self, position: Position, content: ContentRecord) -> None:
         self.size = content.size

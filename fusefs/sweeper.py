@@ -16,7 +16,7 @@ from backends.base import ObjectStorage
 from backends.errors import NotFound, PreconditionFailed
 from fusefs.change_log import ChangeLog
 from fusefs.content import Version
-from fusefs.placement import Placement
+from fusefs.placement import UNSEEN, Placement
 
 _log = logging.getLogger(__name__)
 
@@ -123,13 +123,22 @@ class Sweeper:
         """Delete objects, each in this version only, and return what failed, by key."""
         etags = {version.key: version.etag for version in versions}
         try:
-            if len(versions) > 1:
+            await self._look_at_unseen(etags)
+            if len(etags) > 1:
                 return await self._storage.delete_many(etags, if_match=etags)
             for key, etag in etags.items():
                 await self._storage.delete(key, if_match=etag)
         except Exception as error:  # of any kind: nothing may end the nursery of the whole mount
             return dict.fromkeys(etags, error)
         return {}
+
+    async def _look_at_unseen(self, etags: dict[str, str]) -> None:
+        """Fill in the ETags that are not known, and leave out what is not there. Raises what the store raises."""
+        for key in [key for key, etag in etags.items() if etag == UNSEEN]:
+            try:
+                etags[key] = (await self._storage.head(key)).etag
+            except NotFound:
+                del etags[key]
 
     def _fail(self, version: Version, error: Exception, nursery: trio.Nursery) -> None:
         _log.error("cannot delete %r, trying again in %.0f s: %s", version.key, RETRY_SECONDS, error)

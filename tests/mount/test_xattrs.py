@@ -32,7 +32,8 @@ def error_of(call: Callable[[], object]) -> str | None:
 
 def test_they_are_kept(mount: Mount, bucket: Bucket) -> None:
     """With `--xattr`, extended attributes (user, security and trusted) are kept with the file, in the form that s3fs
-    uses; what is too long for an object's metadata is an object under `.fusefs/`. They follow a rename.
+    uses; what is too long for an object's metadata is an object under `.fusefs/`. They follow a rename, and go with the
+    file.
     """
     path = mount.path / "file"
     path.write_bytes(b"content")
@@ -52,6 +53,9 @@ def test_they_are_kept(mount: Mount, bucket: Bucket) -> None:
     mount.remount()
     assert {name: os.getxattr(path, name) for name in os.listxattr(path)} == values
     assert any(key.startswith(".fusefs/xattrs/") for key in bucket.sizes())
+    path.unlink()
+    mount.umount()
+    assert bucket.sizes() == {}
 
 
 def test_each_error(mount: Mount) -> None:

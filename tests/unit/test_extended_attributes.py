@@ -14,7 +14,13 @@ from fusefs.extended_attributes import (
     encode,
     from_metadata,
     is_reference,
+    left_keys,
+    left_metadata,
+    loaded,
+    named,
     object_key,
+    own_key,
+    shared,
     to_metadata,
 )
 
@@ -64,6 +70,49 @@ def test_long_texts_are_objects_of_their_own(size: int) -> None:
         assert is_reference(reference)
         assert to_metadata(reference) == metadata, "a file is copied with the reference alone"
         assert object_key(text) == object_key(reference) == f".fusefs/xattrs/{digest}"
+
+
+def test_a_new_text_has_a_name_of_its_own() -> None:
+    """By which a file refers to its object, and which says whether others may do so, too."""
+    plain = encode({b"user.a": b"x" * 10_000})
+    text = named(plain)
+    assert text != named(plain)
+    assert decode(text) == decode(plain)
+    reference = from_metadata(to_metadata(text))
+    assert own_key(text) == object_key(text) == own_key(reference) == object_key(reference)
+    for it in (text, reference):
+        assert own_key(shared(it)) is None
+        assert shared(shared(it)) == shared(it)
+        assert object_key(shared(it)) == object_key(it)
+        assert is_reference(shared(it)) == is_reference(it)
+        assert from_metadata(to_metadata(shared(it))) == shared(reference)
+    assert loaded(text, reference) == text
+    assert loaded(text, shared(reference)) == shared(text)
+    assert decode(shared(text)) == decode(plain)
+
+
+@pytest.mark.parametrize("text", ["", "%7B%22user.a%22%3A%22AP8%3D%22%7D"])
+def test_a_short_text_needs_none(text: str) -> None:
+    assert named(text) == text
+    assert shared(text) == text
+    assert own_key(text) is None
+
+
+def test_texts_that_earlier_versions_have_stored() -> None:
+    """Several files may refer to the object, whose name is the text's digest."""
+    plain = encode({b"user.a": b"x" * 10_000})
+    reference = from_metadata(to_metadata(plain))
+    assert own_key(plain) is None
+    assert own_key(reference) is None
+    assert loaded(plain, reference) == plain
+
+
+def test_what_is_left_of_earlier_ones() -> None:
+    keys = [f".fusefs/xattrs/{digit * 32}" for digit in "ab"]
+    assert left_keys(left_metadata(keys)) == keys
+    assert left_metadata([]) == {}
+    assert left_keys({}) == []
+    assert left_keys({"xattr-left": "../lease"}) == []
 
 
 def test_no_attributes_are_no_metadata() -> None:
