@@ -134,7 +134,7 @@ class Placement:
 
     def moving_from(self, key: str) -> Directory | None:
         """Return the directory to which an object under `key`, or all with this prefix, belong by its source."""
-        end = len(key) if self._sources else 0
+        end = len(key)
         while end > 0:
             end = key.rfind("/", 0, end)
             if key[: end + 1] in self._sources:
@@ -143,7 +143,7 @@ class Placement:
 
     def is_anothers(self, key: str, directory: Directory) -> bool:
         """Return whether what a listing of `directory` finds under a key, or a prefix, is below another directory."""
-        return self.moving_from(key) is not directory.moving_with
+        return bool(self._sources) and self.moving_from(key) is not directory.moving_with
 
     def target(self, inode: Inode) -> str | None:
         """Return the key that the inode's object should have; None if there should be no object."""
