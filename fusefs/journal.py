@@ -26,7 +26,7 @@ import trio
 from backends.base import CREATE_ONLY, ObjectStorage
 from backends.errors import NotFound, PreconditionFailed, QuotaExceeded, StorageError
 from fusefs.errors import LeaseLost
-from fusefs.journal_format import Batch, Position, Record, batch_key, encode
+from fusefs.journal_format import LEASED, Batch, Position, Record, batch_key, encode
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +57,8 @@ class JournalStatistics:
 class Journal:
     """The log of one term. `older` are the batches of earlier terms, to be removed when they are not needed.
 
-    `make_room` is asked where there is none for a batch, and returns whether there may be some now.
+    `is_leased` says whether the term has the lease. `make_room` is asked where there is none for a batch, and returns
+    whether there may be some now.
     """
 
     def __init__(
@@ -66,10 +67,12 @@ class Journal:
         epoch: int,
         *,
         older: Iterable[tuple[ObjectStorage, Sequence[str]]] = (),
+        is_leased: bool = True,
         make_room: Callable[[], bool] | None = None,
     ) -> None:
         self._storage = storage
         self._epoch = epoch
+        self._flags = LEASED if is_leased else 0
         self._make_room = make_room
         self._older = [(store, list(keys)) for store, keys in older if keys]
 
@@ -145,7 +148,11 @@ class Journal:
         """Send a batch on its way and return its sequence; `acknowledged` waits for it."""
         position = self.next_position
         batch = Batch(
-            position=position, cutoff=cutoff, acknowledged=self._acknowledged, records=records, flags=flags
+            position=position,
+            cutoff=cutoff,
+            acknowledged=self._acknowledged,
+            records=records,
+            flags=flags | self._flags,
         )
         data = encode(batch)
         self._next += 1

@@ -15,8 +15,8 @@ another's name is recognised as damaged (`DamagedBatch`), and so is one with byt
 Records are redo records of state: an inode as it was when the batch was captured, and of its bytes those that were
 written since the batch before. Applying one twice, or to a version of the object that has it already, changes nothing.
 
-The two flags: `CONTINUED` is a batch that means something only together with the ones up to the next without it;
-`SEAL` ends the log of an epoch, and has no records.
+The flags: `CONTINUED` is a batch that means something only together with the ones up to the next without it; `SEAL`
+ends the log of an epoch, and has no records; `LEASED` says that the writer held the lease of the prefix.
 
 `acknowledged` is the last sequence of which the writer knew, when it made the batch, that it and all before it were in
 the store. So a reader tells a batch that somebody has removed from one that never arrived.
@@ -48,6 +48,7 @@ MAGIC: Final = b"FUSEFSJ3"
 EARLIER_MAGIC: Final = (b"FUSEFSJ1", b"FUSEFSJ2")
 CONTINUED: Final = 1
 SEAL: Final = 2
+LEASED: Final = 4
 
 _HEADER: Final = struct.Struct(">8sQQQQQIIQ")
 _EARLIER_HEADER: Final = struct.Struct(">8sQQQQIIQ")
@@ -173,6 +174,11 @@ class Batch:
     def is_seal(self) -> bool:
         """Whether it ends the log of its epoch."""
         return bool(self.flags & SEAL)
+
+    @property
+    def is_leased(self) -> bool:
+        """Whether its writer held the lease, for certain: batches of earlier versions do not say so."""
+        return bool(self.flags & LEASED)
 
     @property
     def is_continued(self) -> bool:

@@ -51,6 +51,9 @@ class Claim:
     at_least_epoch: int = 1
     #: The last term of which there is a log, by place. Of terms without a lease, no lease has told yet.
     found: Mapping[str, int] = field(default_factory=dict)
+    #: The last of these that had a lease, by place: behind the term that the lease tells of, it was another one, which
+    #: somebody has removed to go on without that log.
+    found_leased: Mapping[str, int] = field(default_factory=dict)
     #: Holders whose process is gone for certain.
     known_dead: Collection[str] = ()
     #: How long to wait for a holder that is alive to give the lease back.
@@ -102,6 +105,15 @@ def at_hand(logs: Iterable[LogPlace], places: Mapping[str, str]) -> tuple[LogPla
             raise MountError(_out_of_reach(log, places))
         found.setdefault(here, LogPlace(here, log.since_epoch, places[here]))
     return tuple(found.values())
+
+
+def first_untold(previous: LeaseRecord | None, leased_epoch: int) -> int:
+    """Return from which term on a log counts in a place that the lease does not name.
+
+    Those after the one that the lease tells of went without one; but for such up to `leased_epoch`, the last one there
+    that is known to have had a lease. Where there is no lease, all count.
+    """
+    return 1 if previous is None else max(previous.epoch, leased_epoch) + 1
 
 
 def _place_of(log: LogPlace, places: Mapping[str, str]) -> str | None:
@@ -248,14 +260,17 @@ class _Acquisition:
 
         Of terms in between, without a lease, too.
         """
-        logs, since_epoch = ((), 1) if previous is None else (previous.logs, previous.epoch + 1)
+        logs = () if previous is None else previous.logs
         if self._claim.places:
             # Before anything is written: a lease that named the log of a mount which was refused would refuse others.
             logs = at_hand(logs, self._claim.places)
         for place, last_epoch in self._claim.found.items():
+            since_epoch = first_untold(previous, self._claim.found_leased.get(place, 0))
             if last_epoch >= since_epoch:
                 logs = with_log(logs, self._log_place(place, since_epoch))
-        return with_log(logs, self._log_place(self._claim.log, since_epoch))
+        own = self._claim.log
+        since_epoch = first_untold(previous, self._claim.found_leased.get(own, 0))
+        return with_log(logs, self._log_place(own, since_epoch))
 
     def _log_place(self, place: str, since_epoch: int) -> LogPlace:
         return LogPlace(place, since_epoch, self._claim.places.get(place, ""))

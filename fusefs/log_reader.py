@@ -22,6 +22,7 @@ find its place occupied then, however long it has slept; so a term that has writ
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -94,6 +95,19 @@ class LogReader:
     async def last_epoch(self) -> int:
         """Return the last term that has left anything; 0 if none has."""
         return max((position.epoch for position in await self.positions()), default=0)
+
+    async def last_leased_epoch(self) -> int:
+        """Return the last term that has left anything and had the lease; 0 if none is known to have had it."""
+        unleased = 0
+        for position in reversed(await self.positions()):
+            if position.epoch != unleased:
+                with suppress(BatchDamaged, NotFound):
+                    batch = await self._read(position)
+                    if batch.is_leased:
+                        return position.epoch
+                    if not batch.is_seal:
+                        unleased = position.epoch
+        return 0
 
     async def positions(self) -> list[Position]:
         """Return every batch that is there, whether it counts or not, in order."""

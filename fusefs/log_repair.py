@@ -145,13 +145,18 @@ class LogRepair:
     async def set_aside(self, found: Diagnosis) -> None:
         """Move what is lost out of the log, the last first, and let the log end there. Raises what the store raises."""
         for position, reader in reversed(found.behind):
-            key = batch_key(position)
-            with suppress(PreconditionFailed):  # it is there already: an earlier call did not come to its end
-                await reader.storage.copy(key, _aside(key), mode=CREATE_ONLY)
-            await reader.storage.delete(key)
+            await set_aside(reader.storage, position)
         if found.end is not None:
             end, reader = found.end
             await reader.storage.put(batch_key(end), encode(seal_at(end)), mode=CREATE_ONLY)
+
+
+async def set_aside(storage: ObjectStorage, position: Position) -> None:
+    """Move a batch out of the log. Raises what the store raises."""
+    key = batch_key(position)
+    with suppress(PreconditionFailed):  # it is there already: an earlier call did not come to its end
+        await storage.copy(key, _aside(key), mode=CREATE_ONLY)
+    await storage.delete(key)
 
 
 def _aside(key: str) -> str:

@@ -28,10 +28,10 @@ from fusefs.disk_log import DiskLog, has_disk_log, open_disk_log, place_on_disk
 from fusefs.errors import MountError
 from fusefs.journal import Journal
 from fusefs.lease import Lease, NoLease
-from fusefs.lease_acquisition import Claim, acquire, at_hand, check_supported, waiting_message
+from fusefs.lease_acquisition import Claim, acquire, at_hand, check_supported, first_untold, waiting_message
 from fusefs.lease_record import Identity, LeaseRecord
 from fusefs.log_reader import LogReader, OldLog
-from fusefs.log_repair import LogPart
+from fusefs.log_repair import DAMAGED_PREFIX, LogPart, set_aside
 from fusefs.log_room import LogRoom
 from fusefs.options import BucketStore
 from fusefs.stage_budget import StageBudget
@@ -100,6 +100,8 @@ async def open_term(
         own_place = on_disk.place if is_on_disk else IN_BUCKET
         with _as_mount_error(config):
             found = {place: await reader.last_epoch() for place, reader in readers.items()}
+            # Of the one in the prefix terms do not begin again: they are later than all that there are.
+            found_leased = {on_disk.place: await readers[on_disk.place].last_leased_epoch()}
         async with hold_lease(
             config,
             store,
@@ -109,21 +111,24 @@ async def open_term(
             places=places,
             known_dead=known_dead,
             found=found,
+            found_leased=found_leased,
         ) as lease:
             with _as_mount_error(config):
+                await _set_aside_given_up(lease, readers[on_disk.place], found_leased[on_disk.place], on_disk)
                 old = [
                     await readers[place].find(
                         since_epoch=since_epoch,
                         before_epoch=lease.epoch,
                         empty_too=lease.previous is not None,
                     )
-                    for place, since_epoch in _old_places(lease.previous, places)
+                    for place, since_epoch in _old_places(lease.previous, places, found_leased)
                 ]
             older = [(log.reader.storage, log.keys) for log in old]
             journal = Journal(
                 readers[own_place].storage,
                 lease.epoch,
                 older=older,
+                is_leased=config.mount.lease,
                 make_room=budget.give_back_all if is_on_disk else None,
             )
             committer = Committer(
@@ -180,12 +185,15 @@ async def old_log_parts(config: Config, storage: ObjectStorage) -> AsyncIterator
     found = await look(storage)
     async with AsyncExitStack() as stack:
         readers, disks = {IN_BUCKET: LogReader(storage)}, {IN_BUCKET: ""}
+        found_leased = {}
         if has_disk_log(config):
             on_disk = await stack.enter_async_context(open_disk_log(config))
             readers[on_disk.place], disks[on_disk.place] = _reader_of(on_disk), on_disk.disk
+            found_leased[on_disk.place] = await readers[on_disk.place].last_leased_epoch()
+        previous = found.record if found is not None else None
         yield [
             LogPart(readers[place], since_epoch)
-            for place, since_epoch in _old_places(found.record if found is not None else None, disks)
+            for place, since_epoch in _old_places(previous, disks, found_leased)
         ]
 
 
@@ -209,10 +217,11 @@ async def hold_lease(
     places: Mapping[str, str] = NO_PLACES,
     known_dead: Collection[str] = (),
     found: Mapping[str, int] = NOTHING_FOUND,
+    found_leased: Mapping[str, int] = NOTHING_FOUND,
 ) -> AsyncIterator[Lease]:
-    """Take the lease, and have it renewed for the block. `found` is the last term in each place of logs.
+    """Take the lease, and have it renewed for the block.
 
-    `log` and `places` are as in `Claim`. Raises `MountError`.
+    `log`, `places`, `found` and `found_leased` are as in `Claim`. Raises `MountError`.
     """
     options = config.mount
     at_least_epoch = max(found.values(), default=0) + 1
@@ -229,6 +238,7 @@ async def hold_lease(
         places=places,
         at_least_epoch=at_least_epoch,
         found=found,
+        found_leased=found_leased,
         known_dead=known_dead,
     )
     patience = longest_call_seconds(options.lease_term_seconds)
@@ -267,7 +277,9 @@ def _as_mount_error(config: Config) -> Iterator[None]:
         raise MountError(f"{config.store.url}: {error}") from error
 
 
-def _old_places(previous: LeaseRecord | None, places: Mapping[str, str]) -> list[tuple[str, int]]:
+def _old_places(
+    previous: LeaseRecord | None, places: Mapping[str, str], found_leased: Mapping[str, int]
+) -> list[tuple[str, int]]:
     """Return where earlier terms have kept logs, and from which term on; where no lease tells, all that there are.
 
     Of terms without a lease, which are later than the one that it tells of, there may be a log in every place.
@@ -277,7 +289,27 @@ def _old_places(previous: LeaseRecord | None, places: Mapping[str, str]) -> list
     if previous is None:
         return [(place, 1) for place in places]
     told = {log.place: log.since_epoch for log in at_hand(previous.logs, places)}
-    return [(place, told.get(place, previous.epoch + 1)) for place in places]
+    untold = {place: first_untold(previous, found_leased.get(place, 0)) for place in places}
+    return [(place, told.get(place, untold[place])) for place in places]
+
+
+async def _set_aside_given_up(lease: Lease, reader: LogReader, leased_epoch: int, disk: DiskLog) -> None:
+    """Keep elsewhere what a log on the disk has of terms whose lease somebody has removed, to go on without it."""
+    if lease.previous is None:
+        return
+    given_up = [
+        position
+        for position in await reader.positions()
+        if lease.previous.epoch < position.epoch <= leased_epoch
+    ]
+    if given_up:
+        for position in reversed(given_up):
+            await set_aside(reader.storage, position)
+        _log.warning(
+            "the log in %s was given up when the lease that named it was removed: it is kept below %s and not applied",
+            disk.directory,
+            DAMAGED_PREFIX,
+        )
 
 
 async def _forget_old_logs(journal: Journal, lease: Lease) -> None:
