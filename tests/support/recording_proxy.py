@@ -5,7 +5,7 @@
         ...
         assert sum(request.body_size for request in proxy.requests) <= MIB
 
-It passes on what it gets, the Host header included, so that signatures stay good.
+It passes on what it gets, the Host header included, so that signatures stay good; unless it is given another `Fate`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from __future__ import annotations
 import contextlib
 import http.client
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum, auto
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 _HOP_BY_HOP: Final = {"connection", "keep-alive", "transfer-encoding", "expect", "content-length"}
@@ -44,13 +47,38 @@ class ReceivedRequest:
         return self.method == "PUT" and "partNumber" in self.parameters and self.is_copy
 
 
+class _Answer(NamedTuple):
+    head: http.client.HTTPResponse
+    body: bytes
+
+
+class Fate(Enum):
+    """What becomes of a request."""
+
+    ANSWERED = auto()
+    LATE = auto()
+    #: The store is too busy.
+    REFUSED = auto()
+    #: The connection ends before the store has heard of it; when the store has done it; in the middle of the answer.
+    CALL_LOST = auto()
+    ANSWER_LOST = auto()
+    ANSWER_CUT = auto()
+
+
+LATE_SECONDS: Final = 0.3
+
+_SLOW_DOWN: Final = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+
+
 class RecordingProxy:
     """Listens on a free port for the length of a `with` block."""
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(
+        self, upstream: str, *, fate_of: Callable[[ReceivedRequest], Fate] = lambda _: Fate.ANSWERED
+    ) -> None:
         self.requests: list[ReceivedRequest] = []
         self._server = ThreadingHTTPServer(
-            ("127.0.0.1", 0), _handler(urlsplit(upstream).netloc, self.requests)
+            ("127.0.0.1", 0), _handler(urlsplit(upstream).netloc, self.requests, fate_of)
         )
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
@@ -71,7 +99,9 @@ class RecordingProxy:
         self._server.server_close()
 
 
-def _handler(upstream: str, requests: list[ReceivedRequest]) -> type[BaseHTTPRequestHandler]:
+def _handler(
+    upstream: str, requests: list[ReceivedRequest], fate_of: Callable[[ReceivedRequest], Fate]
+) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -81,7 +111,25 @@ def _handler(upstream: str, requests: list[ReceivedRequest]) -> type[BaseHTTPReq
 
         def _pass_on(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            requests.append(self._received(len(body)))
+            received = self._received(len(body))
+            requests.append(received)
+            match fate_of(received):
+                case Fate.LATE:
+                    time.sleep(LATE_SECONDS)
+                    self._answer(self._ask(body))
+                case Fate.REFUSED:
+                    self._refuse()
+                case Fate.CALL_LOST:
+                    self.close_connection = True
+                case Fate.ANSWER_LOST:
+                    self._ask(body)
+                    self.close_connection = True
+                case Fate.ANSWER_CUT:
+                    self._answer(self._ask(body), is_cut=True)
+                case Fate.ANSWERED:
+                    self._answer(self._ask(body))
+
+        def _ask(self, body: bytes) -> _Answer:
             connection = http.client.HTTPConnection(upstream, timeout=120)
             try:
                 connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
@@ -90,19 +138,30 @@ def _handler(upstream: str, requests: list[ReceivedRequest]) -> type[BaseHTTPReq
                         connection.putheader(name, value)
                 connection.putheader("Content-Length", str(len(body)))
                 connection.endheaders(body)
-                self._answer(connection.getresponse())
+                answer = connection.getresponse()
+                return _Answer(answer, answer.read())
             finally:
                 connection.close()
 
-        def _answer(self, answer: http.client.HTTPResponse) -> None:
-            body = answer.read()
-            self.send_response_only(answer.status, answer.reason)
-            for name, value in answer.headers.items():
+        def _refuse(self) -> None:
+            self.send_response_only(503, "Slow Down")
+            self.send_header("Content-Length", str(0 if self.command == "HEAD" else len(_SLOW_DOWN)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(_SLOW_DOWN)
+
+        def _answer(self, answer: _Answer, *, is_cut: bool = False) -> None:
+            head, body = answer
+            self.send_response_only(head.status, head.reason)
+            for name, value in head.headers.items():
                 if name.lower() not in _HOP_BY_HOP:
                     self.send_header(name, value)
-            length = answer.headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(body))
+            length = head.headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(body))
             self.send_header("Content-Length", length)
             self.end_headers()
+            if is_cut:
+                self.close_connection = True
+                body = body[: len(body) // 2]
             self.wfile.write(body)
 
         def _received(self, body_size: int) -> ReceivedRequest:
