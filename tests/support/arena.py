@@ -21,13 +21,18 @@ import trio
 from backends.base import iterate_pages
 from backends.directory import DirectoryStorage
 from backends.errors import NotFound
+from fusefs.object_writer import CONFLICTS_PREFIX
 from tests.support.mounts import Mount
 from tests.support.twins import Difference, Twins
+from tests.support.unreliable import Weather
 
 T = TypeVar("T")
 
 STEP_SECONDS: Final = 100.0
 """A step that takes longer hangs."""
+
+ATTEMPTS: Final = 5
+"""To mount on a bad way to the store."""
 
 DEFAULT_DIRECTORY_MODE: Final = 0o755
 
@@ -39,6 +44,7 @@ class Objects(Protocol):
     def read(self, key: str) -> bytes: ...
     def metadata(self, key: str) -> Mapping[str, str]: ...
     def put(self, key: str, data: bytes) -> None: ...
+    def delete(self, key: str) -> None: ...
     def clear(self) -> None: ...
     def unfinished_uploads(self) -> list[tuple[str, str]]: ...
 
@@ -75,6 +81,9 @@ class DirectoryObjects:
     def put(self, key: str, data: bytes) -> None:
         self._run(lambda store: store.put(key, data))
 
+    def delete(self, key: str) -> None:
+        self._run(lambda store: store.delete(key))
+
     def clear(self) -> None:
         for entry in self._root.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
@@ -105,11 +114,32 @@ class Cache(Enum):
 class Arena:
     """One mount, its bucket and a plain directory, for one machine after the other."""
 
-    def __init__(self, mount: Mount, objects: Objects, plain: Path, *, store_is_tree: bool) -> None:
+    def __init__(
+        self,
+        mount: Mount,
+        objects: Objects,
+        plain: Path,
+        *,
+        store_is_tree: bool = False,
+        log_is_in_bucket: bool = True,
+        max_size: int | None = None,
+        steps_per_comparison: int = 1,
+        weather: Weather | None = None,
+        has_outages: bool = False,
+    ) -> None:
         """`store_is_tree`: as SeaweedFS, which drops the metadata of directories."""
         self.mount = mount
         self.objects = objects
         self.store_is_tree = store_is_tree
+        self.log_is_in_bucket = log_is_in_bucket
+        #: Sizes above it are taken modulo.
+        self.max_size = max_size
+        #: After how many steps all bytes are compared.
+        self.steps_per_comparison = steps_per_comparison
+        #: Of the way to the store; None: it is always fine.
+        self.weather = weather
+        self.has_outages = has_outages
+        self._conflicts: set[str] = set()
         self._plain = plain
         self._runs = 0
         self._hung = False
@@ -128,14 +158,30 @@ class Arena:
     def mount_with(self, cache: Cache) -> None:
         """Mount again."""
         if cache is Cache.EMPTY:
-            self.mount.mount_cold()
-            return
+            self.mount.forget_cache()
         if cache is Cache.DAMAGED:
             for path in (self.mount.cache_dir / "kept").iterdir():
                 with path.open("r+b") as file:
                     file.seek(random.Random(path.stat().st_size).randrange(path.stat().st_size))
                     file.write(b"damaged")
-        self.mount.mount()
+        self.start()
+
+    def start(self) -> None:
+        """Mount; on a bad way to the store again, because a mount that does not get to know it soon gives up."""
+        for attempt in range(ATTEMPTS):
+            try:
+                self.mount.mount()
+            except AssertionError:
+                if self.weather is None or attempt == ATTEMPTS - 1:
+                    raise
+            else:
+                return
+
+    def new_conflicts(self) -> set[str]:
+        """Return the keys of what was kept of conflicts since the last time."""
+        conflicts = {key for key in self.objects.sizes() if key.startswith(CONFLICTS_PREFIX)}
+        new, self._conflicts = conflicts - self._conflicts, conflicts
+        return new
 
     def end(self, twins: Twins) -> None:
         with self.time_limit():
@@ -149,7 +195,8 @@ class Arena:
         self.mount.wait_for_end()
         self.objects.clear()
         self._hung = False
-        self.mount.mount_cold()
+        self.mount.forget_cache()
+        self.start()
 
     @contextlib.contextmanager
     def time_limit(self) -> Iterator[None]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import functools
 import os
-import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,8 +19,33 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 
 from fusefs.filesystem import RENAME_EXCHANGE, RENAME_NOREPLACE
 from tests.support.arena import DEFAULT_DIRECTORY_MODE, Arena, Cache
+from tests.support.arguments import (
+    BODIES,
+    DIRECTORY_MODES,
+    FILE_MODES,
+    LENGTHS,
+    MAX_HANDLES,
+    OWNERS,
+    PATHS,
+    SIZES,
+    TARGETS,
+    WHICH,
+    body,
+    within,
+)
+from tests.support.moments import Moment, is_between, moment
 from tests.support.mounts import wait_until
-from tests.support.twins import Difference, Handle, Side, rename, write_back
+from tests.support.twins import (
+    Difference,
+    Handle,
+    Side,
+    check_is_lost,
+    copy_range,
+    is_synced,
+    rename,
+    sync_file_system,
+    write_back,
+)
 
 WRITEBACK_NS: Final = 5_000_000_000
 """How long after a write(2) its pages may reach the daemon, which then takes that time for the file's."""
@@ -27,80 +53,40 @@ WRITEBACK_NS: Final = 5_000_000_000
 LOG_LINES: Final = 20
 """Of the mount's log, to be shown with a failure."""
 
-MAX_HANDLES: Final = 6
-MIB: Final = 1024 * 1024
-MAX_SIZE: Final = 20 * MIB
 
-CONFIGURATION: Final = """\
-[mount]
-cache_size = "16 MiB"
-publish_delay = "100 ms"
-publish_interval = "500 ms"
-revalidate_interval = "300 ms"
-"""
-"""Of the mounts under test: everything that happens in the background happens often, and the cache is too small."""
+def step(
+    needs: Callable[[Differential], object] = lambda _: True, /, **strategies: st.SearchStrategy[Any]
+) -> Callable[[Callable[..., None]], Any]:
+    """A rule after which the trees are compared, within the time limit; a failure tells the steps that led to it.
 
-#: Few, so that they get in each other's way. Some are directories now and files later.
-PATHS = st.sampled_from(["a", "b", "c", "d", "d/a", "d/b", "d/e", "d/e/a", "e", "e/a", "e/d", "e/d/a"])
-TARGETS = st.sampled_from(["a", "b", "d", "d/a", "e", "missing"])
-FILE_MODES = st.sampled_from([0o600, 0o644, 0o755, 0o640])
-DIRECTORY_MODES = st.sampled_from([0o700, 0o755, 0o1777, 0o2755])
-
-_SMALL = st.integers(0, 5_000)
-_PAGES = st.sampled_from([4_095, 4_096, 4_097, 65_536, 131_073])
-_LARGE = st.integers(0, MAX_SIZE)
-#: Beside the ends of parts: of 5 MiB on S3, of 8 MiB in a directory.
-_EDGES = st.builds(
-    lambda part, by: part * MIB + by, st.sampled_from([5, 8, 10, 15, 16]), st.integers(-3, 3) | st.just(4_096)
-)
-
-
-def _mostly_small(*others: st.SearchStrategy[int]) -> st.SearchStrategy[int]:
-    """Sizes and offsets: large ones cost time, and once in a while is enough."""
-    return st.one_of(*[_SMALL] * 8, *[_PAGES] * 4, *others)
-
-
-SIZES = _mostly_small(_EDGES, _LARGE)
-LENGTHS = _mostly_small(st.integers(0, 300_000), st.integers(5 * MIB - 3, 7 * MIB))
-BODIES = st.tuples(st.integers(0, 255), LENGTHS)
-"""Seed and length of bytes; see `body`."""
-
-
-@functools.lru_cache(maxsize=256)
-def _block(number: int) -> bytes:
-    # A prime length: what is read from a wrong offset shows.
-    return random.Random(number).randbytes(4_093)
-
-
-def body(seed_and_length: tuple[int, int]) -> bytes:
-    """Return the bytes that a pair of `BODIES` stands for."""
-    number, length = seed_and_length
-    block = _block(number)
-    return (block * (length // len(block) + 1))[:length]
-
-
-def step(**strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Any]:
-    """A rule after which the trees are compared, within the time limit; a failure tells the steps that led to it."""
+    Where it has not what it needs it does nothing. That is no precondition: these must not depend on what is in a tree
+    after a crash, or Hypothesis finds that the same data lead to other steps.
+    """
 
     def decorate(function: Callable[..., None]) -> Any:
         @functools.wraps(function)
         def limited(machine: Differential, **values: Any) -> None:
-            shown = ", ".join(f"{name}={value!r}" for name, value in values.items())
-            machine.steps.append(f"{function.__name__}({shown})")
-            machine.failed = True
-            try:
-                with machine.arena.time_limit():
-                    machine.twins.begin_step()
+            machine.calls += 1
+            if needs(machine):
+                values = {name: within(value, machine.arena.max_size) for name, value in values.items()}
+                with machine.told(function.__name__, values):
                     function(machine, **values)
-                    machine.twins.compare_trees()
-            except Exception as error:
-                error.add_note(machine.story())
-                raise
-            machine.failed = False
 
         return rule(**strategies)(limited)  # type: ignore[call-overload]
 
     return decorate
+
+
+def has_handles(machine: Differential) -> bool:
+    return bool(machine.twins.handles)
+
+
+def can_open(machine: Differential) -> bool:
+    return len(machine.twins.handles) < MAX_HANDLES
+
+
+def has_moments(machine: Differential) -> bool:
+    return machine.moments is not None and len(machine.moments) > 2
 
 
 class Differential(RuleBasedStateMachine):
@@ -109,7 +95,12 @@ class Differential(RuleBasedStateMachine):
     def __init__(self, arena: Arena) -> None:
         super().__init__()
         self.arena = arena
+        #: Of steps, those included for which something was missing.
+        self.calls = 0
         self.steps: list[str] = []
+        #: What a crash may leave: the trees since the last sync. None where somebody else has changed it since then.
+        #: Of files that are open for writing the kernel may have the newest bytes.
+        self.moments: list[Moment] | None = None
         self.failed = True
         self.name, self.twins = arena.begin()
         self.failed = False
@@ -132,6 +123,26 @@ class Differential(RuleBasedStateMachine):
             if self.failed:
                 self.arena.restart(self.twins)
 
+    @contextmanager
+    def told(self, name: str, values: Mapping[str, object]) -> Iterator[None]:
+        """Compare the trees after the block, a step, and tell the steps with what it raises."""
+        shown = ", ".join(f"{name}={value!r}" for name, value in values.items())
+        self.steps.append(f"{name}({shown})")
+        self.failed = True
+        try:
+            with self.arena.time_limit():
+                self.twins.begin_step()
+                yield
+                self.twins.compare_trees()
+                if len(self.steps) % self.arena.steps_per_comparison == 0:
+                    self.twins.compare_contents()
+        except Exception as error:
+            error.add_note(self.story())
+            raise
+        if self.moments is not None:
+            self.moments.append(moment(self.twins.plain.root, self.twins.writable_inodes()))
+        self.failed = False
+
     def story(self) -> str:
         """What led here, and what the mount had to say."""
         log = self.arena.mount.log.splitlines()[-LOG_LINES:]
@@ -140,36 +151,32 @@ class Differential(RuleBasedStateMachine):
     def handle(self, which: int) -> Handle:
         return self.twins.handles[which % len(self.twins.handles)]
 
-    has_handles = precondition(lambda self: bool(self.twins.handles))
-    can_open = precondition(lambda self: len(self.twins.handles) < MAX_HANDLES)
+    seldom = precondition(lambda self: self.calls % 8 == 7)
 
     # Files by path
 
     @step(
         path=PATHS,
         access=st.sampled_from([os.O_RDWR, os.O_RDWR, os.O_RDONLY, os.O_WRONLY]),
-        more=st.sampled_from([0, os.O_TRUNC, os.O_EXCL, os.O_APPEND, os.O_NOFOLLOW]),
+        more=st.sampled_from([0, os.O_TRUNC, os.O_EXCL, os.O_APPEND, os.O_NOFOLLOW, os.O_SYNC]),
         mode=FILE_MODES,
     )
     def create(self, path: str, access: int, more: int, mode: int) -> None:
         if len(self.twins.handles) == MAX_HANDLES:
             self.twins.close(self.twins.handles[0])
         self.twins.open(path, access | more | os.O_CREAT, mode)
-        self.twins.compare_file(path)
 
-    @can_open
     @step(
+        can_open,
         path=PATHS,
         flags=st.sampled_from([os.O_RDONLY, os.O_RDWR, os.O_RDWR | os.O_TRUNC, os.O_RDWR | os.O_APPEND]),
     )
     def open(self, path: str, flags: int) -> None:
         self.twins.open(path, flags)
-        self.twins.compare_file(path)
 
     @step(path=PATHS, content=BODIES)
     def write_file(self, path: str, content: tuple[int, int]) -> None:
         self.twins.ask(lambda side: (side / path).write_bytes(body(content)))
-        self.twins.compare_file(path)
 
     @step(path=PATHS, content=BODIES)
     def append_to_file(self, path: str, content: tuple[int, int]) -> None:
@@ -178,7 +185,6 @@ class Differential(RuleBasedStateMachine):
                 return writer.write(body(content))
 
         self.twins.ask(append)
-        self.twins.compare_file(path)
 
     @step(source=PATHS, to=PATHS, content=BODIES)
     def replace_file(self, source: str, to: str, content: tuple[int, int]) -> None:
@@ -192,22 +198,19 @@ class Differential(RuleBasedStateMachine):
             os.replace(side / source, side / to)
 
         self.twins.ask(replace)
-        self.twins.compare_file(to)
 
     @step(path=PATHS, size=SIZES)
     def truncate(self, path: str, size: int) -> None:
         plain = self.twins.plain / path
         if plain.is_file() and plain.stat().st_size == size:
-            self.twins.forget_times(path)  # ext4 takes it for a change, and the kernel's FUSE does not
+            return  # ext4 takes it for a change, and the kernel's FUSE does not
         self.twins.ask(lambda side: os.truncate(side / path, size))
-        self.twins.compare_file(path)
 
     @step(path=PATHS, at=SIZES, content=BODIES, synced=st.booleans())
     def map_and_write(self, path: str, at: int, content: tuple[int, int], synced: bool) -> None:
         plain = self.twins.plain / path
         if plain.is_file() and (size := plain.stat().st_size):
             self.twins.map_and_write(path, at % size, body(content), synced=synced)
-            self.twins.compare_file(path)
 
     @step(path=PATHS, content=BODIES)
     def map_past_the_end(self, path: str, content: tuple[int, int]) -> None:
@@ -215,53 +218,59 @@ class Differential(RuleBasedStateMachine):
         plain = self.twins.plain / path
         if plain.is_file() and plain.stat().st_size and content[1]:
             self.twins.map_past_the_end(path, body(content))
-            self.twins.compare_file(path)
 
     @step(path=PATHS)
     def read_past_the_page_cache(self, path: str) -> None:
         self.twins.compare_file(path, direct=True)
 
-    @step()
-    def compare_everything(self) -> None:
-        self.twins.compare_contents()
-
     # Files that are open
 
-    @has_handles
-    @step(which=st.integers(0, MAX_HANDLES), offset=SIZES, content=BODIES)
+    @step(has_handles, which=WHICH, offset=SIZES, content=BODIES)
     def pwrite(self, which: int, offset: int, content: tuple[int, int]) -> None:
         handle = self.handle(which)
         self.twins.ask_handle(handle, lambda descriptor: os.pwrite(descriptor, body(content), offset))
-        self.twins.compare_handle(handle)
 
-    @has_handles
-    @step(which=st.integers(0, MAX_HANDLES), content=BODIES)
+    @step(has_handles, which=WHICH, content=BODIES)
     def write(self, which: int, content: tuple[int, int]) -> None:
         handle = self.handle(which)
         self.twins.ask_handle(handle, lambda descriptor: os.write(descriptor, body(content)))
-        self.twins.compare_handle(handle)
 
-    @has_handles
-    @step(which=st.integers(0, MAX_HANDLES), size=SIZES)
+    @step(has_handles, which=WHICH, size=SIZES)
     def ftruncate(self, which: int, size: int) -> None:
         handle = self.handle(which)
-        self.twins.ask_handle(handle, lambda descriptor: os.ftruncate(descriptor, size))
-        self.twins.compare_handle(handle)
+        if os.fstat(handle.plain).st_size != size:  # as with `truncate`
+            self.twins.ask_handle(handle, lambda descriptor: os.ftruncate(descriptor, size))
 
-    @has_handles
-    @step(which=st.integers(0, MAX_HANDLES), offset=SIZES, length=LENGTHS)
+    @step(has_handles, which=WHICH, offset=SIZES, length=LENGTHS)
     def pread(self, which: int, offset: int, length: int) -> None:
         self.twins.ask_handle(self.handle(which), lambda descriptor: os.pread(descriptor, length, offset))
 
-    @has_handles
-    @step(which=st.integers(0, MAX_HANDLES))
+    @step(has_handles, which=WHICH)
+    def read_by_holes(self, which: int) -> None:
+        """What cp does: look for data, take the rest for zeros."""
+        self.twins.compare_holes(self.handle(which))
+
+    @step(has_handles, which=WHICH, to=WHICH, offsets=st.tuples(SIZES, SIZES), length=LENGTHS)
+    def copy_file_range(self, which: int, to: int, offsets: tuple[int, int], length: int) -> None:
+        source, target = self.handle(which), self.handle(to)
+        self.twins.ask_both(source, target, lambda one, other: copy_range(one, other, offsets, length))
+
+    @step(
+        has_handles,
+        which=WHICH,
+        offset=SIZES,
+        whence=st.sampled_from([os.SEEK_SET, os.SEEK_CUR, os.SEEK_END]),
+    )
+    def seek(self, which: int, offset: int, whence: int) -> None:
+        handle = self.handle(which)
+        if handle.is_file:  # what the end of a directory is, each file system says for itself
+            self.twins.ask_handle(handle, lambda descriptor: os.lseek(descriptor, offset, whence))
+
+    @step(has_handles, which=WHICH)
     def fsync(self, which: int) -> None:
         self.twins.ask_handle(self.handle(which), os.fsync)
 
-    @has_handles
-    @step(
-        which=st.integers(0, MAX_HANDLES), writes=st.lists(st.tuples(SIZES, BODIES), min_size=1, max_size=6)
-    )
+    @step(has_handles, which=WHICH, writes=st.lists(st.tuples(SIZES, BODIES), min_size=1, max_size=6))
     def write_during_fsync(self, which: int, writes: list[tuple[int, tuple[int, int]]]) -> None:
         """Two threads: what is written while an upload runs must not be lost, nor make a mixture of it."""
 
@@ -277,17 +286,13 @@ class Differential(RuleBasedStateMachine):
 
         handle = self.handle(which)
         self.twins.ask_handle(handle, both)
-        self.twins.compare_handle(handle)
 
-    @has_handles
-    @step(which=st.integers(0, MAX_HANDLES))
+    @step(has_handles, which=WHICH)
     def drop_page_cache(self, which: int) -> None:
         handle = self.handle(which)
         self.twins.ask_handle(handle, write_back)
-        self.twins.compare_handle(handle)
 
-    @has_handles
-    @step(which=st.integers(0, MAX_HANDLES))
+    @step(has_handles, which=WHICH)
     def close(self, which: int) -> None:
         self.twins.close(self.handle(which))
 
@@ -296,19 +301,14 @@ class Differential(RuleBasedStateMachine):
     @step(source=PATHS, to=PATHS, flags=st.sampled_from([0, 0, 0, RENAME_NOREPLACE, RENAME_EXCHANGE]))
     def rename(self, source: str, to: str, flags: int) -> None:
         self.twins.ask(lambda side: rename(side / source, side / to, flags))
-        self.twins.compare_file(to)
 
     @step(source=PATHS, to=PATHS)
     def link(self, source: str, to: str) -> None:
         self.twins.ask(lambda side: os.link(side / source, side / to, follow_symlinks=False))
-        self.twins.compare_file(to)
 
     @step(path=PATHS)
     def unlink(self, path: str) -> None:
         self.twins.ask(lambda side: (side / path).unlink())
-        for handle in self.twins.handles:
-            if handle.path == path:
-                self.twins.compare_handle(handle)
 
     @step(path=PATHS, mode=DIRECTORY_MODES)
     def mkdir(self, path: str, mode: int) -> None:
@@ -321,7 +321,6 @@ class Differential(RuleBasedStateMachine):
     @step(path=PATHS, to=TARGETS)
     def symlink(self, path: str, to: str) -> None:
         self.twins.ask(lambda side: (side / path).symlink_to(to))
-        self.twins.compare_file(path)
 
     @step(path=PATHS)
     def fsync_directory(self, path: str) -> None:
@@ -336,6 +335,9 @@ class Differential(RuleBasedStateMachine):
 
     # Attributes
 
+    def _is_directory(self, path: str) -> bool:
+        return (self.twins.plain / path).is_dir()
+
     def _directory_mode(self, mode: int) -> int:
         return DEFAULT_DIRECTORY_MODE if self.arena.store_is_tree else mode
 
@@ -345,6 +347,11 @@ class Differential(RuleBasedStateMachine):
             (side / path).chmod(self._directory_mode(directory_mode) if (side / path).is_dir() else mode)
 
         self.twins.ask(change)
+
+    @step(path=PATHS, owner=OWNERS, group=OWNERS)
+    def chown(self, path: str, owner: int, group: int) -> None:
+        if not (self.arena.store_is_tree and self._is_directory(path)):
+            self.twins.ask(lambda side: os.chown(side / path, owner, group))
 
     @step(path=PATHS, times=st.tuples(*[st.integers(0, 4_000_000_000_000_000_000)] * 2))
     def utimens(self, path: str, times: tuple[int, int]) -> None:
@@ -357,53 +364,200 @@ class Differential(RuleBasedStateMachine):
 
     # The mount
 
-    @precondition(lambda self: len(self.steps) % 8 == 7)
+    @seldom
     @step(foreign=st.lists(st.tuples(PATHS, BODIES), max_size=2), cache=st.sampled_from(Cache))
     def remount(self, foreign: list[tuple[str, tuple[int, int]]], cache: Cache) -> None:
         """Unmount, and mount again; before that somebody else replaces published files."""
         self.twins.close_all()
-        self.twins.compare_contents()
-        replaced = {self._real_path(path): body(content) for path, content in foreign}
-        for path, data in replaced.items():
-            self._replace_by_somebody_else(path, data)
+        for path, data in {self._real_path(path): body(content) for path, content in foreign}.items():
+            if self._may_be_replaced(path):
+                self._let_somebody_else_put(path, data)
         self.remount_and_compare(cache)
+        self.moments = []
+
+    @seldom
+    @step(cache=st.sampled_from([Cache.KEPT, Cache.EMPTY]), path=PATHS)
+    def crash(self, cache: Cache, path: str) -> None:
+        """Lose the daemon, or its host, after a sync: nothing that was done before it may be lost with it."""
+        self._sync(path)
+        self.arena.mount.kill()
+        self.twins.abandon_handles()
+        self.arena.mount_with(cache if self.arena.log_is_in_bucket else Cache.KEPT)
+        self.twins.forget_times()  # fsync does not wait for times alone
+        self.twins.compare_trees()
+        self.twins.compare_contents()
+        self.moments = []
+
+    @step(has_moments, cache=st.sampled_from([Cache.KEPT, Cache.EMPTY]))
+    def crash_without_sync(self, cache: Cache) -> None:
+        """Lose the daemon, or its host, at any time: the tree is as it was at one moment since the last sync."""
+        assert self.moments
+        self.arena.mount.kill()
+        self.twins.abandon_handles()
+        self.arena.mount_with(cache if self.arena.log_is_in_bucket else Cache.KEPT)
+        found = moment(self.twins.mounted.root)
+        if not any(is_between(found, *pair) for pair in pairwise([*self.moments, self.moments[-1]])):
+            raise Difference(f"after a crash there is {found}, and not one of {self.moments}")
+        self.twins.adopt_mounted()
+        self.moments = []
+
+    @step(path=PATHS)
+    def sync(self, path: str) -> None:
+        self._sync(path)
+        self.moments = []
+
+    def _sync(self, path: str) -> None:
+        """Have the kernel hand over what it holds of the mount, and sync one file or directory, whichever it is."""
+        sync_file_system(self.twins.mounted.root)
+        is_there = os.path.exists(self.twins.plain / path)
+        _fsync(self.twins.mounted / path if is_there else self.twins.mounted.root)
+
+    @precondition(lambda self: self.arena.has_outages)
+    @step(has_handles, writes=st.lists(st.tuples(WHICH, SIZES, BODIES), max_size=4))
+    def outage(self, writes: list[tuple[int, int, tuple[int, int]]]) -> None:
+        """The store is away for longer than it is waited for: fsync may say EIO, and nothing is lost."""
+        assert self.arena.weather is not None
+        self.arena.weather.is_bad = True
+        try:
+            for which, offset, content in writes:
+                self._write_in_outage(self.handle(which), offset, body(content))
+            for handle in self.twins.handles:
+                is_synced(handle.mounted)
+        finally:
+            self.arena.weather.is_bad = False
+        for handle in self.twins.handles:
+            wait_until(lambda handle=handle: is_synced(handle.mounted), "the end of an outage", seconds=60)  # type: ignore[misc]
+
+    def _write_in_outage(self, handle: Handle, offset: int, data: bytes) -> None:
+        """Write on the plain side what the mount takes: it may have to read the rest of a page."""
+        try:
+            written = os.pwrite(handle.mounted, data, offset)
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.EBADF):
+                raise
+        else:
+            os.pwrite(handle.plain, data[:written], offset)
+
+    # Somebody else
+
+    @step(path=PATHS, content=BODIES | st.none(), change=st.none() | st.tuples(SIZES, BODIES))
+    def foreign_change(
+        self, path: str, content: tuple[int, int] | None, change: tuple[int, tuple[int, int]] | None
+    ) -> None:
+        """Somebody else replaces or removes a published file, which may be open, and be changed at that moment."""
+        path = self._real_path(path)
+        if not self._may_be_replaced(path):
+            return
+        self.moments = None
+        opened = self.twins.handles_of(path)
+        data = None if content is None else body(content)
+        self._let_somebody_else_put(path, data)
+        is_seen = False
+        writer = next((handle for handle in opened if handle.writable), None)
+        if writer is not None and change is not None and change[1][1]:
+            is_seen = self._change_in_vain(writer, *change)
+        if writer is None or is_seen:
+            self._wait_until_seen(path, data)
+        for handle in opened:
+            self.twins.compare_lost_handle(handle)
+            self.twins.close_lost_handle(handle)
+        self._wait_until_seen(path, data)
 
     @step(path=PATHS, content=BODIES)
-    def foreign_overwrite(self, path: str, content: tuple[int, int]) -> None:
-        """Somebody else replaces a published file under the mount, which sees it when it lists again."""
-        path = self._real_path(path)
+    def foreign_create(self, path: str, content: tuple[int, int]) -> None:
         plain = self.twins.plain / path
-        if not plain.is_file() or plain.stat().st_nlink > 1 or self._is_open(path):
+        if os.path.lexists(plain) or not plain.parent.is_dir() or plain.parent.is_symlink():
             return
-        self._replace_by_somebody_else(path, body(content))
+        self.moments = None
+        data = body(content)
+        self.arena.objects.put(f"{self.name}/{path}", data)
+        self._replace_plain(path, data)
+        self._wait_until_seen(path, data)
+
+    def _may_be_replaced(self, path: str) -> bool:
+        """Whether that is a file that somebody else may replace, with an outcome that is one for certain.
+
+        Who has open one of several names may go on with another.
+        """
+        plain = self.twins.plain / path
+        return plain.is_file() and (plain.stat().st_nlink == 1 or not self.twins.handles_of(path))
+
+    def _let_somebody_else_put(self, path: str, data: bytes | None) -> None:
+        """Replace or, with None, remove the object of a file that has nothing left to publish."""
+        for handle in self.twins.handles_of(path):
+            self.twins.ask_handle(handle, write_back)
+        self.twins.ask(lambda side: (side / path).chmod(0o644))  # what an object without attributes has
+        self.twins.ask(lambda side: os.chown(side / path, os.getuid(), os.getgid()))
+        now_ns = time.time_ns()
+        self.twins.ask(lambda side: os.utime(side / path, ns=(now_ns, now_ns)))
+        for name in self.twins.names_of(path):
+            key = f"{self.name}/{name}"
+            # Times go with the last publication of all that was done.
+            wait_until(lambda key=key: self._mtime_of(key).endswith(str(now_ns)[-9:]), key, seconds=60)  # type: ignore[misc]
+        key = f"{self.name}/{path}"
+        self.arena.objects.delete(key) if data is None else self.arena.objects.put(key, data)
+        self._replace_plain(path, data)
+
+    def _mtime_of(self, key: str) -> str:
+        return self.arena.objects.metadata(key).get("mtime", "")
+
+    def _replace_plain(self, path: str, data: bytes | None) -> None:
+        """Do on the plain side what it looks like in the mount: as if another file had been renamed over this one."""
+        plain = self.twins.plain / path
+        self.twins.forget_times(os.path.dirname(path))  # which has not changed for the mount
+        if data is None:
+            plain.unlink()
+            return
+        other = plain.with_name("of somebody else")
+        other.write_bytes(data)
+        other.rename(plain)
+        self.twins.forget_times(path)
+
+    def _change_in_vain(self, writer: Handle, offset: int, content: tuple[int, int]) -> bool:
+        """Change a file that somebody else has replaced: both are kept. Return whether the mount took the change."""
+        start, data = os.fstat(writer.plain).st_size if writer.appends else offset, body(content)
+        try:
+            os.pwrite(writer.mounted, data, offset)
+            write_back(writer.mounted)
+        except OSError as error:
+            check_is_lost(error)
+            return False
+        os.pwrite(writer.plain, data, offset)
+        wait_until(lambda: self._is_stale(writer), "a conflict with somebody else")
+        (kept,) = self.arena.new_conflicts()
+        found, expected = self.arena.objects.read(kept), self.twins.plain_bytes(writer)
+        # What was not on the local disk when the base went is zeros.
+        ours = slice(start, start + len(data))
+        rest = [found[: ours.start], found[ours.stop :]], [expected[: ours.start], expected[ours.stop :]]
+        are_kept = all(not one or one == other or not any(one) for one, other in zip(*rest, strict=True))
+        if len(found) != len(expected) or found[ours] != expected[ours] or not are_kept:
+            raise Difference(f"{kept} has not the bytes that were written to {writer.path}")
+        return True
+
+    def _is_stale(self, writer: Handle) -> bool:
+        try:
+            os.fsync(writer.mounted)
+        except OSError as error:
+            check_is_lost(error)
+            return True
+        return False
+
+    def _wait_until_seen(self, path: str, data: bytes | None) -> None:
+        """Wait until the mount shows what somebody else has done, which it sees when it lists again."""
         mounted = self.twins.mounted / path
 
         def is_seen() -> bool:
             os.listdir(mounted.parent)
             try:
-                return mounted.read_bytes() == body(content)
+                found = mounted.read_bytes()
+            except FileNotFoundError:
+                found = None
             except OSError as error:
-                if error.errno != errno.ESTALE:
-                    raise
+                check_is_lost(error)
                 return False  # it was opened before the mount knew
+            return found == data and self.twins.have_same_links()
 
-        wait_until(is_seen, "somebody else's bytes")
-
-    @precondition(lambda self: len(self.steps) % 8 == 7)
-    @step()
-    def crash(self) -> None:
-        """Lose the daemon when everything is fsynced: nothing else may be lost with it."""
-        for handle in self.twins.handles:
-            self.twins.ask_handle(handle, os.fsync)
-        for path in list(self.twins.paths()):
-            if not (self.twins.plain / path).is_symlink():
-                self.twins.ask(lambda side, path=path: _fsync(side / path))  # type: ignore[misc]
-        self.arena.mount.kill()
-        self.twins.abandon_handles()
-        self.arena.mount.mount()
-        self.twins.forget_times()  # fsync does not wait for times alone
-        self.twins.compare_trees()
-        self.twins.compare_contents()
+        wait_until(is_seen, "what somebody else has done")
 
     def remount_and_compare(self, cache: Cache = Cache.EMPTY) -> None:
         """Compare the bucket while there is no mount, and then a mount that knows only the bucket and its cache."""
@@ -427,7 +581,7 @@ class Differential(RuleBasedStateMachine):
                 raise Difference(
                     f"the object {key} has other bytes, {found[key]} of them, not {len(content)}"
                 )
-        conflicts = [key for key in found if key.startswith(".fusefs/conflicts/")]
+        conflicts = self.arena.new_conflicts()
         if conflicts:
             raise Difference(f"there are conflicts with nobody: {conflicts}")
         if self.arena.objects.unfinished_uploads():
@@ -445,29 +599,9 @@ class Differential(RuleBasedStateMachine):
                 expected[key] = path.read_bytes()
         return expected
 
-    def _is_open(self, path: str) -> bool:
-        number = os.stat(self.twins.plain / path).st_ino
-        return any(os.fstat(handle.plain).st_ino == number for handle in self.twins.handles)
-
     def _real_path(self, path: str) -> str:
         root = self.twins.plain.root
         return os.path.relpath(os.path.realpath(root / path), root)
-
-    def _replace_by_somebody_else(self, path: str, data: bytes) -> None:
-        """Put an object in place of a file that has nothing left to publish, and no other name."""
-        plain = self.twins.plain / path
-        if plain.is_file() and plain.stat().st_nlink == 1:
-            key = f"{self.name}/{path}"
-            self.twins.ask(lambda side: (side / path).chmod(0o644))  # what an object without attributes has
-            now_ns = time.time_ns()
-            self.twins.ask(lambda side: os.utime(side / path, ns=(now_ns, now_ns)))
-            # Times go with the last publication of all that was done.
-            wait_until(
-                lambda: self.arena.objects.metadata(key).get("mtime", "").endswith(str(now_ns)[-9:]), key
-            )
-            self.arena.objects.put(key, data)
-            plain.write_bytes(data)
-            self.twins.forget_times(path)
 
 
 def _fsync(path: Path) -> None:

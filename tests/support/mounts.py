@@ -23,6 +23,8 @@ COMMAND_SECONDS: Final = 120.0
 
 LEASE_TERM: Final = "2 s"
 
+PROGRAM: Final = "fusefs"
+
 POLL_SECONDS: Final = 0.02
 
 _MNT_FORCE: Final = 1
@@ -33,15 +35,23 @@ class Mount:
     """One mount point, and the commands about it; `url` and `flags` are what `fusefs mount` gets."""
 
     def __init__(
-        self, directory: Path, url: str, *flags: str, environment: Mapping[str, str] | None = None
+        self,
+        directory: Path,
+        url: str,
+        *flags: str,
+        environment: Mapping[str, str] | None = None,
+        program: str = PROGRAM,
     ) -> None:
+        """`program` is the module to be run; another one than fusefs itself stays in the foreground."""
         self.url = url
+        self.program = program
         self.flags = flags
         self.path = directory / "mnt"
         self.log_file = directory / "fusefs.log"
         self.path.mkdir(parents=True)
         self._directory = directory
         self._caches = 0
+        self._foreground: subprocess.Popen[str] | None = None
         self.environment = {
             **os.environ,
             "HOME": str(directory / "home"),
@@ -75,7 +85,7 @@ class Mount:
         return [
             sys.executable,
             "-m",
-            "fusefs",
+            self.program,
             "mount",
             self.url,
             str(self.path),
@@ -101,6 +111,9 @@ class Mount:
 
     def mount(self, *more_flags: str) -> Mount:
         """Mount in the background."""
+        if self.program != PROGRAM:
+            self._foreground = self.start(*more_flags)
+            return self
         done = self.run(self.mount_command(*more_flags))
         assert done.returncode == 0, f"fusefs mount: {done.stderr}\n{self.log}"
         return self
@@ -109,6 +122,7 @@ class Mount:
         done = self.run(self.umount_command())
         assert done.returncode == 0, f"fusefs umount: {done.stderr}\n{self.log}"
         assert not self.is_mounted
+        self.wait_for_end()
 
     def remount(self) -> None:
         """Unmount, and mount again with an empty cache: what is there then came from the bucket."""
@@ -117,8 +131,12 @@ class Mount:
 
     def mount_cold(self) -> None:
         """Mount with an empty cache."""
-        self._caches += 1
+        self.forget_cache()
         self.mount()
+
+    def forget_cache(self) -> None:
+        """Let the next mount have an empty cache."""
+        self._caches += 1
 
     def start(self, *more_flags: str) -> subprocess.Popen[str]:
         """Mount in the foreground; return the process when the mount answers."""
@@ -147,6 +165,9 @@ class Mount:
 
     def wait_for_end(self) -> None:
         """Return when no process serves the mount any more."""
+        if self._foreground is not None:
+            self._foreground.communicate(timeout=COMMAND_SECONDS)
+            self._foreground = None
         wait_until(lambda: not list(self._daemons()), "the end of the daemon")
 
     def peak_memory(self) -> int:

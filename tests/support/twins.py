@@ -7,7 +7,9 @@ come one after the other: a time must have changed in both or in neither, and to
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -86,12 +88,20 @@ class Handle:
     mounted: int
 
     @property
+    def is_file(self) -> bool:
+        return stat.S_ISREG(os.fstat(self.plain).st_mode)
+
+    @property
     def readable(self) -> bool:
         return self.flags & os.O_ACCMODE != os.O_WRONLY
 
     @property
     def writable(self) -> bool:
         return self.flags & os.O_ACCMODE != os.O_RDONLY
+
+    @property
+    def appends(self) -> bool:
+        return bool(self.flags & os.O_APPEND)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +132,10 @@ class Twins:
         """Make a call on one file's two descriptors."""
         return _same(lambda: call(handle.plain), lambda: call(handle.mounted))
 
+    def ask_both(self, one: Handle, other: Handle, call: Callable[[int, int], T]) -> T | None:
+        """Make a call on two files at a time."""
+        return _same(lambda: call(one.plain, other.plain), lambda: call(one.mounted, other.mounted))
+
     def open(self, path: str, flags: int, mode: int = 0o644) -> None:
         plain = _outcome(lambda: os.open(self.plain / path, flags, mode))
         mounted = _outcome(lambda: os.open(self.mounted / path, flags, mode))
@@ -137,6 +151,25 @@ class Twins:
     def close_all(self) -> None:
         for handle in list(self.handles):
             self.close(handle)
+
+    def handles_of(self, path: str) -> list[Handle]:
+        """Return the descriptors of the file that has the path now."""
+        number = os.stat(self.plain / path).st_ino
+        return [handle for handle in self.handles if os.fstat(handle.plain).st_ino == number]
+
+    def names_of(self, path: str) -> list[str]:
+        """Return all names of the file that has the path now."""
+        number = os.stat(self.plain / path).st_ino
+        return [other for other in self.paths() if os.lstat(self.plain / other).st_ino == number]
+
+    def close_lost_handle(self, handle: Handle) -> None:
+        """Close a file that somebody else has replaced, which may say so."""
+        self.handles.remove(handle)
+        os.close(handle.plain)
+        try:
+            os.close(handle.mounted)
+        except OSError as error:
+            check_is_lost(error)
 
     def abandon_handles(self) -> None:
         """Close everything whatever the answer: the mount is dead."""
@@ -157,6 +190,16 @@ class Twins:
         )
         if plain != mounted:
             raise Difference(f"{path}, mapped past its end: {_first_difference(plain, mounted, 0)}")
+
+    def writable_inodes(self) -> set[int]:
+        """Return the plain numbers of files that are open for writing."""
+        return {os.fstat(handle.plain).st_ino for handle in self.handles if handle.writable}
+
+    def adopt_mounted(self) -> None:
+        """Make the plain directory equal to the mount."""
+        shutil.rmtree(self.plain.root)
+        subprocess.run(["cp", "-a", str(self.mounted.root), str(self.plain.root)], check=True)
+        self.forget_times()
 
     # Comparison
 
@@ -200,8 +243,38 @@ class Twins:
             os.close(mounted)
 
     def compare_handle(self, handle: Handle) -> None:
-        if handle.readable and stat.S_ISREG(os.fstat(handle.plain).st_mode):
+        if handle.readable and handle.is_file:
             _check_same_bytes(f"open {handle.path}", handle.plain, handle.mounted)
+
+    def compare_lost_handle(self, handle: Handle) -> None:
+        """Compare the bytes of an open file that somebody else has replaced: those that it had, or none."""
+        if handle.readable:
+            try:
+                _check_same_bytes(f"open {handle.path}, replaced", handle.plain, handle.mounted)
+            except OSError as error:
+                check_is_lost(error)
+
+    def compare_holes(self, handle: Handle) -> None:
+        """Compare what reading gives to those who skip what the file system calls a hole."""
+        if not handle.readable or not handle.is_file:
+            return
+        size = os.fstat(handle.plain).st_size
+        self.ask_handle(handle, lambda descriptor: _seek(descriptor, size, os.SEEK_DATA))
+        self.ask_handle(handle, lambda descriptor: _seek(descriptor, size + 1, os.SEEK_HOLE))
+        for data, hole in _holes(handle.mounted, size):
+            if any(os.pread(handle.plain, hole - data, data)):
+                raise Difference(f"open {handle.path}: there is data between {data} and {hole}")
+
+    def have_same_links(self) -> bool:
+        """Return whether every file has as many names."""
+        return all(
+            stat.S_ISDIR((plain := os.lstat(self.plain / path)).st_mode)
+            or plain.st_nlink == os.lstat(self.mounted / path).st_nlink
+            for path in self.paths()
+        )
+
+    def plain_bytes(self, handle: Handle) -> bytes:
+        return Path(f"/proc/self/fd/{handle.plain}").read_bytes()
 
     def paths(self) -> Iterator[str]:
         """Every path below the roots, directories before what is in them; both have the same names."""
@@ -262,6 +335,69 @@ def write_back(descriptor: int) -> None:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def sync_file_system(path: Path) -> None:
+    """syncfs(2)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if _libc.syncfs(descriptor) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+    finally:
+        os.close(descriptor)
+
+
+def copy_range(source: int, target: int, offsets: tuple[int, int], length: int) -> int:
+    """copy_file_range(2), again until everything is copied; returns how much that was."""
+    copied = 0
+    while copied < length:
+        more = os.copy_file_range(source, target, length - copied, offsets[0] + copied, offsets[1] + copied)
+        if not more:
+            break
+        copied += more
+    return copied
+
+
+def is_synced(descriptor: int) -> bool:
+    """Return whether fsync(2) succeeds, or fails for the store's sake."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return False
+    return True
+
+
+def check_is_lost(error: OSError) -> None:
+    """Raise an error that does not say that somebody else has replaced the file."""
+    if error.errno != errno.ESTALE:
+        raise error
+
+
+def _seek(descriptor: int, offset: int, whence: int) -> int:
+    """lseek(2), after which the position is what it was."""
+    position = os.lseek(descriptor, 0, os.SEEK_CUR)
+    try:
+        return os.lseek(descriptor, offset, whence)
+    finally:
+        os.lseek(descriptor, position, os.SEEK_SET)
+
+
+def _holes(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield beginning and end of each range below `size` in which there is no data."""
+    start = 0
+    while start < size:
+        try:
+            data = min(size, _seek(descriptor, start, os.SEEK_DATA))
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            data = size
+        if start < data:
+            yield start, data
+        start = _seek(descriptor, data, os.SEEK_HOLE) if data < size else size
 
 
 def _run_mapping(script: str, path: str, data: bytes, *arguments: str) -> bytes:

@@ -1,0 +1,28 @@
+"""`python -m tests.support.small_parts_mount mount ...` is `fusefs mount ...` with sizes a thousandth of S3's.
+
+So streams, patches, copies, eviction and a log that is too long take files of some kilobytes. On a store in a directory
+only, which keeps the limits that it is told; and in the foreground only, since in the background it is `fusefs` again.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from backends import base, rules
+from backends.base import GIB, KIB, Limits
+from fusefs import assembly, block_checksums, committer, content, options, prefetch, stage, uploads
+from fusefs.cli import main
+
+LIMITS: Final = Limits(min_part_size=5 * KIB, max_copy_size=1024 * KIB, max_object_size=GIB)
+
+if __name__ == "__main__":
+    base.S3_LIMITS = rules.S3_LIMITS = LIMITS  # type: ignore[misc, attr-defined]
+    assembly.DEFAULT_PART_SIZE, assembly.PART_MEMORY = 8 * KIB, 64 * KIB  # type: ignore[misc]
+    uploads.LAG, uploads.STAGED_AT_ONCE = KIB, 64 * KIB  # type: ignore[misc]
+    content.FETCH_SIZE, content.PIECE_SIZE = 4 * KIB, 2 * KIB  # type: ignore[misc]
+    block_checksums.BLOCK_SIZE = prefetch.BLOCK_SIZE = KIB  # type: ignore[misc]
+    prefetch.FIRST_WINDOW, prefetch.MAX_GAP = 4 * KIB, 8 * KIB  # type: ignore[misc]
+    committer.BATCH_SIZE = 32 * KIB  # type: ignore[misc]
+    stage.MEMORY_FILE_BYTES, stage.MEMORY_BYTES = 16 * KIB, 32 * KIB  # type: ignore[misc]
+    options._MIN_CACHE_SIZE = 16 * KIB  # type: ignore[misc]
+    main()
