@@ -524,7 +524,7 @@ class Differential(RuleBasedStateMachine):
             return False
         os.pwrite(writer.plain, data, offset)
         wait_until(lambda: self._is_stale(writer), "a conflict with somebody else")
-        (kept,) = self.arena.new_conflicts()
+        kept = self._wait_for_conflict()
         found, expected = self.arena.objects.read(kept), self.twins.plain_bytes(writer)
         # What was not on the local disk when the base went is zeros.
         ours = slice(start, start + len(data))
@@ -533,6 +533,18 @@ class Differential(RuleBasedStateMachine):
         if len(found) != len(expected) or found[ours] != expected[ours] or not are_kept:
             raise Difference(f"{kept} has not the bytes that were written to {writer.path}")
         return True
+
+    def _wait_for_conflict(self) -> str:
+        """Return the key under which ours is kept, which fsync does not wait for."""
+        conflicts: set[str] = set()
+
+        def is_there() -> bool:
+            conflicts.update(self.arena.new_conflicts())
+            return bool(conflicts)
+
+        wait_until(is_there, "what is kept of a conflict")
+        (kept,) = conflicts
+        return kept
 
     def _is_stale(self, writer: Handle) -> bool:
         try:
