@@ -6,17 +6,29 @@ import os
 import re
 import stat
 import subprocess
+import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tests.bench.raw_client import put_many
 from tests.mount.conftest import NewMount
 from tests.support.bucket import Bucket
 from tests.support.mounts import Mount
-from tests.support.recording_proxy import RecordingProxy
+from tests.support.recording_proxy import Fate, ReceivedRequest, RecordingProxy
 from tests.support.seaweedfs import SeaweedFS
 
 FILES = 1_200
+
+MANY = 29_500
+"""Not a multiple of a page, after which there would be one more to ask for."""
+
+HOLD_SECONDS = 60.0
+"""How long a page is held back at most: only where the first entries wait for it."""
+
+MEMORY_OF_AN_ENTRY = 1_000
+"""Bytes; an inode would take 3,500. What the test measured is in its output."""
+
 WORKING_TREE = [f"package{number // 100:02d}/module{number:04d}" for number in range(5_000)]
 
 
@@ -66,6 +78,41 @@ def test_attributes_after_a_remount_cost_no_request_for_each(mount: Mount, bucke
     assert (mount.path / "d/link").readlink().name == "target"
     made = requests_of(mount)
     assert made <= 20, "the lease, the root, two pages, the index"
+
+
+def test_a_directory_of_many_keys(new_mount: NewMount, bucket: Bucket, s3_server: SeaweedFS) -> None:
+    """Its first entries come while the second page is held back; it costs its pages, and little memory for each name.
+
+    Some 30,000 keys and not 100,000, which a busy machine takes minutes to make; `scripts/bench` lists those.
+    """
+    put_many(s3_server.endpoint, s3_server.bucket, f"{bucket.prefix}d/", MANY)
+    pages: list[ReceivedRequest] = []
+    reading, released = threading.Event(), threading.Event()
+    was_released: list[bool] = []
+
+    def hold_the_second_page(request: ReceivedRequest) -> Fate:
+        if reading.is_set() and request.is_listing:
+            pages.append(request)
+            if len(pages) == 2:
+                was_released.append(released.wait(HOLD_SECONDS))
+        return Fate.ANSWERED
+
+    with RecordingProxy(s3_server.endpoint, fate_of=hold_the_second_page) as proxy:
+        mount = new_mount(None, "--endpoint", proxy.endpoint).mount()
+        assert (mount.path / "d").is_dir()
+        before = mount.peak_memory()
+        reading.set()
+        with os.scandir(mount.path / "d") as entries:
+            names = [next(entries).name]
+            released.set()
+            names += [entry.name for entry in entries]
+        assert was_released == [True], "the first entries have waited for the second page"
+        assert sorted(names) == [f"{number:06}" for number in range(MANY)]
+        assert len(pages) == -(-MANY // 1_000)
+        grown = mount.peak_memory() - before
+        print(f"memory of the daemon: {grown / MANY:.0f} bytes more for each entry")
+        assert grown <= MANY * MEMORY_OF_AN_ENTRY
+        mount.umount()
 
 
 def comparable(status: os.stat_result) -> tuple[int, ...]:

@@ -39,6 +39,10 @@ class ReceivedRequest:
     is_copy: bool
 
     @property
+    def is_listing(self) -> bool:
+        return "list-type" in self.parameters
+
+    @property
     def is_upload_of_part(self) -> bool:
         return self.method == "PUT" and "partNumber" in self.parameters and not self.is_copy
 
