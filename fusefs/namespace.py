@@ -6,6 +6,7 @@ an entry is follows from its object's metadata, which is read when the entry is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -107,7 +108,15 @@ class Namespace:
         self._listings = Listings(
             storage, sources.spawn, placement, publisher, inodes, index, others_write=options.shared
         )
-        self._walks = Walks(sources.spawn, self._listings, self._resolver, self._small_files, _numbers_in)
+        self._walks = Walks(
+            sources.spawn,
+            self._listings,
+            self._resolver,
+            self._small_files,
+            _numbers_in,
+            # On a shared mount what is listed ahead again may be too old again by the time that it is read.
+            max_age_seconds=math.inf if options.shared else options.revalidate_seconds,
+        )
         self._names = LinkedNames(storage, placement, inodes, self._listings, self._resolver)
         self._renamed = RenamedDirectories(
             sources.spawn,

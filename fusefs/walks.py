@@ -4,7 +4,7 @@ Programs that do (`diff -r`, `cp -a`, `grep -r`) read the directories of a direc
 each is what they wait for where there are few files in each. It is the same decision as for small files
 (`files_ahead`), made with less trust, because a listing is the dearest of all requests. Of a directory that is listed
 for who reads all files on the way, the first ones are fetched as well, and its first directories listed when it is
-read. Nobody waits for it, and it fails silently.
+read, and so is a listing made again that is too old to be read from. Nobody waits for it, and it fails silently.
 """
 
 from __future__ import annotations
@@ -44,12 +44,16 @@ class Walks:
         resolver: Resolver,
         small_files: SmallFiles,
         numbers_in: Callable[[Directory], Callable[[bytes], int]],
+        *,
+        max_age_seconds: float,
     ) -> None:
+        """`max_age_seconds`: of a listing that is read from."""
         self._spawn = spawn
         self._listings = listings
         self._resolver = resolver
         self._small_files = small_files
         self._numbers_in = numbers_in
+        self._max_age_seconds = max_age_seconds
         self._limiter = trio.CapacityLimiter(LIST_TASKS)
         #: What is known of the directory in which one was read last.
         self._last: FilesAhead | None = None
@@ -61,11 +65,11 @@ class Walks:
             return
         ahead = parent.directories_ahead
         if ahead is None:
-            if directory.listed_at is not None:
+            if self._is_listed(directory):
                 return
             ahead = self._begin(parent)
         self._last = ahead
-        for name in ahead.opened(directory.name, partial(_cost_of, parent), max_bytes=MAX_WAITING):
+        for name in ahead.opened(directory.name, partial(self._cost_of, parent), max_bytes=MAX_WAITING):
             self._spawn(self._list, parent, name)
 
     def has_read(self, directory: Directory) -> None:
@@ -75,7 +79,7 @@ class Walks:
         self._small_files.read(directory)
         if self._last is None or not self._last.is_of_use or directory.directories_ahead is not None:
             return
-        for name in self._begin(directory).expect(partial(_cost_of, directory), max_bytes=MAX_WAITING):
+        for name in self._begin(directory).expect(partial(self._cost_of, directory), max_bytes=MAX_WAITING):
             self._spawn(self._list, directory, name)
 
     def _begin(self, parent: Directory) -> FilesAhead:
@@ -92,20 +96,22 @@ class Walks:
             try:
                 directory = await self._resolver.resolve(parent, name)
                 if isinstance(directory, Directory):
-                    await self._listings.ensure_listed(directory)
+                    await self._listings.ensure_listed(directory, max_age_seconds=self._max_age_seconds)
                     self._small_files.expect(directory)
             except Exception as error:  # of any kind: nobody has asked
                 _log.debug("%r could not be listed ahead: %s", name, error)
 
+    def _is_listed(self, directory: Directory) -> bool:
+        return self._listings.is_listed(directory, max_age_seconds=self._max_age_seconds)
+
+    def _cost_of(self, parent: Directory, name: bytes) -> int | None:
+        """Return 1 for a directory that is to be listed before it is read, and None for all other entries."""
+        child = parent.children.get(name)
+        is_unlisted = isinstance(child, ListedDirectory) or (
+            isinstance(child, Directory) and not self._is_listed(child)
+        )
+        return 1 if is_unlisted else None
+
 
 def _directories_in(parent: Directory) -> list[bytes]:
     return [name for name, child in parent.children.items() if isinstance(child, Directory | ListedDirectory)]
-
-
-def _cost_of(parent: Directory, name: bytes) -> int | None:
-    """Return 1 for a directory that is not listed yet, and None for all other entries."""
-    child = parent.children.get(name)
-    is_unlisted = isinstance(child, ListedDirectory) or (
-        isinstance(child, Directory) and child.listed_at is None
-    )
-    return 1 if is_unlisted else None

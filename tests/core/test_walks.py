@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ import trio.testing
 from backends.errors import Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
+from fusefs.errors import NoSuchEntry
 from fusefs.walks import LISTED_ON_TRUST
-from tests.core.tree import Tree, open_tree
+from tests.core.tree import Tree, TreeOptions, open_tree
 from tests.support.faulty import FaultyStorage
+
+REVALIDATE = TreeOptions().revalidate_seconds + 1
 
 pytestmark = pytest.mark.usefixtures("autojump_clock")
 
@@ -52,6 +56,35 @@ async def test_who_walks_through_a_tree_finds_the_next_directories_listed(tmp_pa
     assert sum(waited) <= 3
     assert sorted(asked(storage, Verb.LIST_PREFIX)) == ["", *(f"d{number:02}/" for number in range(20))]
     assert asked(storage, Verb.GET_RANGE) == [], "no file for who reads names alone"
+
+
+async def test_who_walks_through_a_warm_tree_asks_for_nothing(tmp_path: Path) -> None:
+    """On a tree that it knows, a default mount asks the bucket for nothing when names are looked up, those that there
+    are not included, nor when directories are read: what `git status` does costs no request. Once a listing is older
+    than `revalidate_interval`, whoever reads the directory gets a new one.
+    """
+    storage = await filled(50, 10)
+    async with open_tree(storage, tmp_path) as tree:
+        await status(tree)
+        storage.calls.clear()
+        await trio.sleep(REVALIDATE / 2)
+        for _ in range(3):
+            await status(tree)
+            assert storage.calls == []
+        await trio.sleep(REVALIDATE / 2)
+        waited = await walk(tree, storage, read=False)
+        assert sum(waited) <= 3
+        await status(tree)
+    assert sorted(asked(storage, Verb.LIST_PREFIX)) == ["", *(f"d{number:02}/" for number in range(50))]
+    assert {request.verb for request in storage.calls} == {Verb.LIST_PREFIX}
+
+
+async def status(tree: Tree) -> None:
+    for directory in await tree.names():
+        for name in [*await tree.names(directory), ".gitignore"]:
+            with suppress(NoSuchEntry):
+                await tree.find(f"{directory}/{name}")
+        await trio.testing.wait_all_tasks_blocked()
 
 
 async def test_who_reads_all_files_on_the_way_finds_them_there(tmp_path: Path) -> None:
