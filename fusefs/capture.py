@@ -51,7 +51,7 @@ def capture(inode: Inode, *, room: int) -> Capture:
     """Return a record of an inode with at most `room` of its unlogged bytes. Raises OSError of the local disk."""
     content: ContentRecord | None = None
     covered: list[Extent] = []
-    if isinstance(inode, File) and is_behind(inode):
+    if isinstance(inode, File) and (is_behind(inode) or _is_uploaded_elsewhere(inode)):
         content, covered = _capture_content(inode.content, room)
     record = InodeRecord(
         log_id=inode.log_id,
@@ -68,18 +68,6 @@ def capture(inode: Inode, *, room: int) -> Capture:
     return Capture(inode, record, tuple(covered), size)
 
 
-def leave_moved_upload(inode: Inode) -> None:
-    """Let the log be given the bytes of parts that it refers to, where the file is not where they go any more."""
-    upload = inode.content.upload if isinstance(inode, File) else None
-    if upload is None or upload.is_moved or not inode.linked or upload.key == inode.path_key:
-        return
-    assert isinstance(inode, File)
-    upload.is_moved = True
-    for number in upload.logged & upload.parts.keys():
-        part = upload.parts[number]
-        inode.content.note_unlogged(part.start, part.end)
-
-
 def note_captured(captured: Capture) -> None:
     """Say that the log has what was captured."""
     inode = captured.inode
@@ -90,8 +78,9 @@ def note_captured(captured: Capture) -> None:
         content.unlogged.remove(*extent)
     content.cut = None
     content.logged_size = captured.record.content.size
-    if content.upload is not None and not content.upload.is_moved:
+    if content.upload is not None and content.upload.parts:
         content.upload.logged.update(content.upload.parts)
+        content.upload.told_under = inode.path_key
 
 
 def stored_version(version: Version | None) -> StoredVersion | None:
@@ -115,6 +104,12 @@ def _is_behind(content: Content) -> bool:
     return bool(content.unlogged) or content.cut is not None or content.size != content.logged_size
 
 
+def _is_uploaded_elsewhere(file: File) -> bool:
+    """Whether the object will appear under a name that the file has no more: nothing else may tell which that is."""
+    upload = file.content.upload
+    return file.linked and upload is not None and upload.key != file.path_key
+
+
 def _capture_content(content: Content, room: int) -> tuple[ContentRecord, list[Extent]]:
     upload = content.upload
     referred = _referable(content)
@@ -133,7 +128,7 @@ def _capture_content(content: Content, room: int) -> tuple[ContentRecord, list[E
                 for _, part in sorted(upload.parts.items())
             ),
         )
-        if upload and upload.parts and not upload.is_moved
+        if upload and upload.parts
         else None,
     )
     ranges = [Extent(start, start + len(data)) for start, data in written]
@@ -153,7 +148,7 @@ def _to_carry(content: Content) -> ExtentSet:
 
 def _referable(content: Content) -> list[Extent]:
     """Return the unlogged ranges that parts in the bucket hold as they are."""
-    if content.upload is None or content.upload.is_moved:
+    if content.upload is None:
         return []
     return [
         extent

@@ -30,15 +30,7 @@ import trio
 
 from backends.base import KIB, MIB, Metadata
 from backends.errors import StorageError
-from fusefs.capture import (
-    Capture,
-    bytes_to_carry,
-    capture,
-    is_behind,
-    leave_moved_upload,
-    note_captured,
-    stored_version,
-)
+from fusefs.capture import Capture, bytes_to_carry, capture, is_behind, note_captured, stored_version
 from fusefs.change_log import LOG_KEY, Publication
 from fusefs.content import Version
 from fusefs.inodes import Directory, File, Inode
@@ -385,7 +377,6 @@ class Committer:
     def _to_tell(self) -> Iterator[Inode]:
         """Yield what the next batch has to tell of, if there is room for it."""
         for inode in self._unlogged:
-            leave_moved_upload(inode)
             if self._is_worth_telling(inode) and (inode not in self._ahead or is_behind(inode)):
                 yield inode
 

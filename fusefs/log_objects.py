@@ -131,8 +131,7 @@ def _names(replayed: Replayed) -> Iterable[str]:
     """Return the keys under which the inode's objects may be."""
     keys = dict.fromkeys(_keys_of(replayed, reversed(replayed.paths)))
     keys |= dict.fromkeys(version.key for version in replayed.versions)
-    if replayed.upload is not None:
-        keys[replayed.upload.key] = None
+    keys |= dict.fromkeys(sorted(replayed.upload_keys))
     return [key for key in keys if not key.startswith(CONFLICTS_PREFIX)]  # nobody removes those
 
 

@@ -29,9 +29,8 @@ class OpenUpload:
     parts: dict[int, SentPart] = field(default_factory=dict)
     #: Those that the log refers to: until it has their bytes, the bucket has to keep them.
     logged: set[int] = field(default_factory=set)
-    #: Whether the file has another name by now. Then the log cannot refer to parts any more: another file may get the
-    #: old name, and the upload could not be completed there.
-    is_moved: bool = False
+    #: Which key the file had by its name when the log was last told of the upload; "" if it was not.
+    told_under: str = ""
 
 
 @dataclass(eq=False, slots=True)

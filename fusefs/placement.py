@@ -8,6 +8,9 @@ is gone from the bucket and the bytes are not.
 Of a directory that was renamed before everything below it was known, not all objects have an owner yet. It has a
 source, the prefix below which they are, and whatever is there belongs to it, known or not.
 
+An upload cannot follow a rename: its object appears under the name that the file had when it began, and is copied from
+there. Until that is done the name is the file's in the bucket, as if the object were there already.
+
 Everything is synchronous, and decided anew before each publication: between two of them the tree may have changed.
 """
 
@@ -56,7 +59,10 @@ class Deletions:
 
 
 class Placement:
-    """The known objects of a bucket, by key; `place`, `vacate` and `forget_leftover` are the only changes."""
+    """The known objects of a bucket, by key; `place`, `vacate` and `forget_leftover` are the only changes.
+
+    `expect` and `expect_no_more` say where there will be one.
+    """
 
     def __init__(self, root: Directory, log: ChangeLog, *, mount_id: str) -> None:
         self._root = root
@@ -65,7 +71,9 @@ class Placement:
         self._owners: dict[str, Inode] = {}
         self._leftovers: dict[str, Version] = {}
         self._sources: dict[str, Directory] = {}
-        #: How many of all three lie below a prefix, for each prefix of a key.
+        #: Whose uploads are under way, by the key that their objects will have. They are few.
+        self._expected: dict[str, Inode] = {}
+        #: How many owned and left objects, and sources, lie below a prefix, for each prefix of a key.
         self._below: Counter[str] = Counter()
         self._recorders: list[Deletions] = []
 
@@ -145,6 +153,26 @@ class Placement:
         """Return whether what a listing of `directory` finds under a key, or a prefix, is below another directory."""
         return bool(self._sources) and self.moving_from(key) is not directory.moving_with
 
+    def expect(self, inode: Inode, key: str) -> None:
+        """Note that an upload has begun, or may begin, which makes an object of `inode` under `key`."""
+        self._expected[key] = inode
+
+    def expect_no_more(self, inode: Inode) -> None:
+        """Note that no upload of `inode` is under way any more."""
+        for key in [key for key, uploaded in self._expected.items() if uploaded is inode]:
+            del self._expected[key]
+
+    def may_expect(self, inode: Inode, key: str) -> bool:
+        """Return whether no upload of another inode is bound to `key`."""
+        return self._expected.get(key, inode) is inode
+
+    def next_key(self, inode: Inode) -> str | None:
+        """Return where the inode's object appears next: at its target, or first where its upload is bound to."""
+        target = self.target(inode)
+        if target is None:
+            return None
+        return next((key for key, uploaded in self._expected.items() if uploaded is inode), target)
+
     def target(self, inode: Inode) -> str | None:
         """Return the key that the inode's object should have; None if there should be no object."""
         if inode.number == ROOT_NUMBER:
@@ -171,17 +199,24 @@ class Placement:
     def obstacle(self, inode: Inode, target: str) -> Inode | None:
         """Return the inode whose object has to leave before that of `inode` can go to `target`.
 
-        It is there, or has the name of a directory on the way there: where a store keeps a file system below, it
-        takes nothing below an object. What stays beside the directory is in nobody's way; its own object may be.
+        It is there, or will be, or has the name of a directory on the way there: where a store keeps a file system
+        below, it takes nothing below an object. What stays beside the directory is in nobody's way; its own object may
+        be.
         """
-        owner = self._owners.get(target)
-        if owner is not None and owner is not inode and self.target(owner) is not None:
-            return owner
-        for key in directories_of(target):
-            owner = self._owners.get(key)
-            if owner is not None and self.target(owner) not in (None, key):
+        for owner in self._owners_of(target):
+            if owner is not inode and self.target(owner) is not None:
                 return owner
+        for key in directories_of(target):
+            for owner in self._owners_of(key):
+                if self.target(owner) not in (None, key):
+                    return owner
         return None
+
+    def _owners_of(self, key: str) -> Iterator[Inode]:
+        """Yield whose object is under a key, and whose will be."""
+        for owners in (self._owners, self._expected):
+            if key in owners:
+                yield owners[key]
 
     def has_leftover_above(self, target: str) -> bool:
         """Return whether an object that belongs to nobody has the name of a directory on the way to `target`."""
@@ -195,11 +230,10 @@ class Placement:
         (SeaweedFS), no object can take the name of a directory before.
         """
         prefix = f"{target}/"
-        is_marked = prefix in self._owners or prefix in self._leftovers
-        if target.endswith("/") or not (is_marked or self._below[prefix]) or self._is_wanted(prefix):
+        if target.endswith("/") or not self.knows_below(prefix) or self._is_wanted(prefix):
             return None
-        departing: list[Inode] = [inode for key, inode in self._owners.items() if key.startswith(prefix)]
-        return departing + [directory for key, directory in self._sources.items() if key.startswith(prefix)]
+        departing = (*self._owners.items(), *self._expected.items(), *self._sources.items())
+        return [inode for key, inode in departing if key.startswith(prefix)]
 
     def is_leftover(self, version: Version) -> bool:
         """Return whether the bucket has this version still, for nobody."""
@@ -212,12 +246,18 @@ class Placement:
         return IfMatch(version.etag) if version is not None else CREATE_ONLY
 
     def is_departing(self, key: str) -> bool:
-        """Return whether we know of an object under a key where the tree has no entry: it was deleted or moved."""
-        return key in self._owners or key in self._leftovers
+        """Return whether we know of an object under a key where the tree has no entry: it was deleted or moved.
+
+        Or will be there, when the upload has ended of a file that was moved.
+        """
+        return key in self._owners or key in self._leftovers or key in self._expected
 
     def knows_below(self, prefix: str) -> bool:
         """Return whether we know of objects with this prefix; they depart where the tree has no such directory."""
-        return bool(self._below[prefix]) or prefix in self._owners or prefix in self._leftovers
+        return self._has_below(prefix) or prefix in self._owners or prefix in self._leftovers
+
+    def _has_below(self, prefix: str) -> bool:
+        return bool(self._below[prefix]) or any(key.startswith(prefix) for key in self._expected)
 
     @contextmanager
     def recorded_deletions(self, prefix: str) -> Iterator[Deletions]:
@@ -238,7 +278,7 @@ class Placement:
         return (
             version
             for version in self._leftovers.values()
-            if not (version.key.endswith("/") and self._below[version.key])
+            if not (version.key.endswith("/") and self._has_below(version.key))
             and not self._is_wanted(version.key)
         )
 

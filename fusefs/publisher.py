@@ -213,7 +213,11 @@ class Publisher:
     def written(self, file: File) -> None:
         """Note that content was written; parts that are full by now begin their way up."""
         self.changed(file)
-        self._uploads.advance(file, self._placement.target(file))
+        key = self._placement.target(file)
+        if key is not None and not self._placement.may_expect(file, key):
+            key = None  # another file had the name when its upload began
+        if self._uploads.advance(file, key) and key is not None:
+            self._placement.expect(file, key)
 
     def closed(self, file: File) -> None:
         """Note that the last handle that could write is gone: what is pending is due soon."""
@@ -246,6 +250,7 @@ class Publisher:
             return
         self._leave_xattrs(inode, but=None)
         self._placement.vacate(inode)
+        self._placement.expect_no_more(inode)
         if isinstance(inode, File):
             inode.content.detach()
             if not inode.handles:
@@ -498,20 +503,23 @@ class Publisher:
         if self._turns.source_awaited(inode) is not None:
             self._turns.waiting_for_source[inode] = None
             return
-        target = self._placement.target(inode)
+        target = self._placement.next_key(inode)
         directory = self._turns.new_directory_above(inode)
         if directory is not None:
             self._turns.waiting_below.setdefault(directory, []).append(inode)
             return
         if (
             inode in self._turns.running
-            or self._turns.is_busy(self._turns.keys_of(inode, target).union(directories_of(target or "")))
+            or self._turns.is_busy(self._turns.keys_of(inode, target) | self._keys_above(inode, target))
             or (isinstance(inode, Directory) and self._turns.is_busy_below(inode))
         ):
             self._turns.parked.append(inode)
             return
         if target is not None and self._turns.waits_for_name(target):
             self._turns.parked.append(inode)
+            for departing in self._placement.departing_from(target) or []:
+                if not self._placement.is_elsewhere(departing):
+                    self._hurry(departing)
             if inode.version is not None and self._turns.waits_for_itself(inode):
                 self._take_detour(nursery, inode)
             return
@@ -527,6 +535,21 @@ class Publisher:
         else:
             self._begin_or_wait(nursery, inode, target)
 
+    def _keys_above(self, inode: Inode, target: str | None) -> set[str]:
+        """Return the keys on the way to the target that nobody may be working on: of objects with directories' names.
+
+        Where an object appears under a name that its inode has no more, also markers: one of them may be another
+        directory's by now, and new.
+        """
+        keys = set(directories_of(target or ""))
+        return keys if target == self._placement.target(inode) else keys.union([f"{key}/" for key in keys])
+
+    def _hurry(self, inode: Inode) -> None:
+        """Let an inode be due now, because another one needs the key that its object has, or its upload."""
+        self._schedule(inode, trio.current_time())
+        if not self._placement.is_elsewhere(inode):
+            self._ask_for(inode)  # or else it would wait for its file to be closed
+
     def _begin_or_wait(self, nursery: trio.Nursery, inode: Inode, target: str) -> None:
         obstacle = self._placement.obstacle(inode, target)
         if obstacle is None:
@@ -537,7 +560,7 @@ class Publisher:
         if self._turns.waits_for_itself(inode):
             self._take_detour(nursery, obstacle)
         else:
-            self._schedule(obstacle, trio.current_time())
+            self._hurry(obstacle)
 
     def _take_detour(self, nursery: trio.Nursery, inode: Inode) -> None:
         """Let an inode's object wait elsewhere, so that a circle is none any more."""
@@ -561,6 +584,8 @@ class Publisher:
         inode.state.asked_for = False
         self._asked_for.discard(inode)
         self._turns.running[inode] = self._turns.keys_of(inode, target)
+        if target is not None and has_to_go_up(inode):
+            self._placement.expect(inode, target)
         nursery.start_soon(self._attempt, inode, target)
 
     def _let_go_below(self, directory: Inode) -> None:
@@ -569,6 +594,8 @@ class Publisher:
     def _finished(self, inode: Inode) -> None:
         """Let everybody look again who waits for the inode, or for a key that it had."""
         del self._turns.running[inode]
+        if not (inode.state.in_doubt or (isinstance(inode, File) and self._uploads.is_under_way(inode))):
+            self._placement.expect_no_more(inode)
         if self._placement.target(inode) is None:
             self.released(inode)
         self._attempt_ended(inode)
@@ -623,6 +650,14 @@ class Publisher:
                 with self._publishing(inode, target) as publication:
                     version, publication.has_attributes = await self._carry_out(inode, target)
             except (PreconditionFailed, NotFound, StaleFile) as error:
+                if self._has_only_passed(inode, target):
+                    _log.warning(
+                        "%r was put there by somebody else; what was to be %r goes up again",
+                        target,
+                        inode.path_key,
+                    )
+                    self._placement.forget(target)
+                    raise MovedMeanwhile(f"somebody else has {target!r} now") from error
                 await self._keep_both(inode, target, error)
             else:
                 self._note_success(inode, version, changes if publication.has_attributes else None)
@@ -637,6 +672,11 @@ class Publisher:
             self._note_failure(inode, target, error, published_before)
         finally:
             self._finished(inode)
+
+    def _has_only_passed(self, inode: Inode, target: str) -> bool:
+        """Return whether a name is not the inode's any more, and never had an object of it."""
+        is_its_own = target in (self._placement.target(inode), self._placement.detour(inode))
+        return inode.linked and not is_its_own and (inode.version is None or inode.version.key != target)
 
     def _changes_to_come(self, inode: Inode) -> int:
         """Return how many changes the bucket will have after an attempt that begins now."""

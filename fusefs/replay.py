@@ -60,6 +60,8 @@ class Replayed:
     #: The last that was said of its size, bytes and upload; None if it is nothing but attributes and names.
     size: int | None = None
     upload: UploadReference | None = None
+    #: Where objects of it are, or will be, that were uploaded: it may have had other names by then.
+    upload_keys: set[str] = field(default_factory=set)
     #: Since when the log refers to that upload.
     upload_since: Position | None = None
     #: The versions that there were when the log last referred to an upload: that has become none of them.
@@ -132,6 +134,7 @@ class Replayed:
         self.upload = content.upload
         if content.upload is not None:
             self.before_upload = frozenset(self.versions)
+            self.upload_keys.add(content.upload.key)
         ranges = [Extent(start, start + len(data)) for start, data in content.written]
         self._changes.append(
             _Change(

@@ -65,7 +65,7 @@ class Turns:
         """Return the directory whose source has to end before the inode's object is written, if there is one."""
         if not inode.linked or not self._placement.moving:
             return None
-        return inode.moving_with or self._placement.moving_from(self._placement.target(inode) or "")
+        return inode.moving_with or self._placement.moving_from(self._placement.next_key(inode) or "")
 
     def new_directory_above(self, inode: Inode) -> Directory | None:
         """Return a directory above whose object is new and due; one that cannot be written is not waited for."""
@@ -118,8 +118,8 @@ class Turns:
     def _obstacle(self, inode: Inode) -> Inode | None:
         if isinstance(inode, Alias) and self.has_to_wait_for_first(inode):
             return inode.of
-        target = self._placement.target(inode)
-        return self._placement.obstacle(inode, target) if target is not None else None
+        key = self._placement.next_key(inode)
+        return self._placement.obstacle(inode, key) if key is not None else None
 
     def waits_for_itself(self, inode: Inode) -> bool:
         """Return whether the inode whose object is in the way waits for another, and so on in a circle."""
@@ -135,11 +135,11 @@ class Turns:
         return False
 
     def _waited_for_by(self, inode: Inode) -> list[Inode]:
-        target = self._placement.target(inode)
-        if target is None:
+        key = self._placement.next_key(inode)
+        if key is None:
             return []
         obstacle = self._obstacle(inode)
-        departing = self._placement.departing_from(target) or []
+        departing = self._placement.departing_from(key) or []
         waiting = departing if obstacle is None else [obstacle, *departing]
         directory = self.new_directory_above(inode)
         return waiting if directory is None else [directory, *waiting]

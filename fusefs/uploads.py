@@ -182,16 +182,28 @@ class _Stream:
                 content.hold_writers()
             await self._send_rest(writer)
             self._end_flush()  # the next commit finds the parts there
+            if self._is_left_behind() and not self._is_told():
+                self._log.changed(self._file)
             await self._log.commit()
             # The bytes of a single PUT are in memory from now on: nothing may wait for the log any more.
             if not writer.sent and content.size < writer.next_part_size:
                 await self._feed(writer, content.size)
             if self._fed == content.size and not content.unsent and not self._log.is_behind(self._file):
-                if content.upload is None or not content.upload.logged:  # which names the key, too
+                if not (writer.sent and self._is_left_behind() and self._is_told()):
                     _check_name(self._file, self.key)
                 return
             self._check_not_cut()
             await self._send_again(writer)
+
+    def _is_left_behind(self) -> bool:
+        """Return whether the file has another name by now than the one under which its object will appear."""
+        is_name = not self.key.startswith(RESERVED_PREFIX)
+        return is_name and self._file.linked and self._file.path_key != self.key
+
+    def _is_told(self) -> bool:
+        """Return whether the log, if there is one, says of the file as it is named now where its object will appear."""
+        upload = self._content.upload
+        return not self._log.is_kept or (upload is not None and upload.told_under == self._file.path_key)
 
     def _check_not_cut(self) -> None:
         if self._fed > self._content.size:
@@ -244,10 +256,12 @@ class _Stream:
     # What the log may refer to
 
     def _note_stored(self, upload: MultipartUpload, sent: WrittenPart, stored: Part) -> None:
+        self.moved_at = trio.current_time()
+        if self.key.startswith(RESERVED_PREFIX):
+            return  # the file's own object is another one
         content = self._content
         if content.upload is None:
             content.upload = OpenUpload(upload.key, upload.upload_id)
-        self.moved_at = trio.current_time()
         content.upload.parts[sent.number] = SentPart(sent.number, stored.etag, sent.start, sent.end)
 
     async def _withdraw(self, numbers: Iterable[int]) -> None:
@@ -277,10 +291,7 @@ class _Stream:
             self._content.upload = None
             return
         try:
-            if upload.is_moved:
-                await self._log.commit()  # which gives it all of them
-            else:
-                await self._withdraw(list(upload.parts))
+            await self._withdraw(list(upload.parts))
         except BaseException as error:
             _log.warning("the log needs upload %s of %r, which is not aborted", upload.upload_id, self.key)
             writer.leave()
@@ -314,13 +325,19 @@ class Uploads:
         #: Files whose upload is being finished: no other may take what is unsent of them.
         self._finishing: set[File] = set()
 
-    def advance(self, file: File, target: str | None) -> None:
-        """Let parts go up that are full by now, towards the key that the file has."""
+    def advance(self, file: File, key: str | None) -> bool:
+        """Let parts go up that are full by now; return whether with them an upload begins, to `key`."""
         stream = self._streams.get(file)
         if stream is not None:
             stream.advance()
-        elif target is not None and self._may_begin_stream(file):
-            self._begin_stream(file, target, {**metadata_of(file), **self._log.mark(file)})
+        elif key is not None and self._may_begin_stream(file):
+            self._begin_stream(file, key, {**metadata_of(file), **self._log.mark(file)})
+            return True
+        return False
+
+    def is_under_way(self, file: File) -> bool:
+        """Return whether an upload of the file has begun which has not been finished, nor given up."""
+        return file in self._streams
 
     def last_moved_at(self, file: File) -> float:
         """Return when a part of a file that is being written was last begun or stored; minus infinity if none was."""
@@ -341,7 +358,8 @@ class Uploads:
         """Make the object under `target` equal to the file; its content has the new version as its base then.
 
         Returns the version and its metadata, which is older than `metadata` where parts went up before that was known.
-        Raises what the store raises, and `StaleFile` if clean bytes cannot be read from the base any more.
+        Raises what the store raises, `StaleFile` if clean bytes cannot be read from the base any more, and
+        `MovedMeanwhile` where `target` is a name that the file has lost, unless the log knows that it is there.
         """
         with self._alone_with(file) as content:
             cuts = restarts = 0
@@ -414,6 +432,7 @@ class Uploads:
             if stream.key == target and stream.usable:
                 return stream
             await stream.give_up()
+        _check_name(file, target)
         await _stage_all(file.content)
         file.content.give_back()
         return self._begin_stream(file, target, metadata)
@@ -482,9 +501,11 @@ class Uploads:
 def _check_name(file: File, key: str) -> None:
     """Raise `MovedMeanwhile` if an object would appear where the log may not tell of the file.
 
-    Renames do not wait for its batches. Below the reserved prefix a recovery looks for all that is ours.
+    Renames do not wait for its batches. Below the reserved prefix a recovery looks for all that is ours, and each
+    record tells under which key the bucket has the file.
     """
-    if not key.startswith(RESERVED_PREFIX) and not (file.linked and file.path_key == key):
+    known = [file.path_key, file.version.key if file.version is not None else None]
+    if not key.startswith(RESERVED_PREFIX) and not (file.linked and key in known):
         raise MovedMeanwhile(f"{key!r} is not the name of its file any more")
 
 

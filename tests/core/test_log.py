@@ -180,8 +180,12 @@ COMPLETING: Final = (Verb.PUT, Verb.COPY, Verb.COMPLETE)
 async def test_nothing_is_published_under_a_name_that_the_log_never_had(
     size: int, autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    """Something is due, its batch waits for its turn, and before that comes it is renamed, or removed."""
+    """Something is due, its batch waits for its turn, and before that comes it is renamed, or removed.
+
+    An upload cannot have another name any more. When its object appears, the log says under which.
+    """
     storage = FaultyStorage(SmallPartsStorage())
+    is_upload = size > PART
     async with (
         open_tree(storage, tmp_path, options(publishes=True)) as tree,
         trio.open_nursery() as nursery,
@@ -199,10 +203,17 @@ async def test_nothing_is_published_under_a_name_that_the_log_never_had(
         await tree.rename("temp", "final")
         await tree.rename("temp-link", "link")
         await tree.unlink("removed")
+        completion = storage.hold(Verb.COMPLETE, key="temp")
         gate.open()
+        if is_upload:
+            await completion.reached.wait()
+            log = await stored(storage, ours=True)
+            assert any(b'"upload":{"key":"temp"' in log[key] for key in log if key.startswith(JOURNAL_PREFIX))
+            completion.open()
         await tree.publish_all()
         keys = {request.key for request in storage.calls if request.verb in COMPLETING}
-        assert keys.isdisjoint({"temp", "temp-link", "removed"})
+        assert keys.isdisjoint({"temp-link", "removed"})
+        assert ("temp" in keys) == is_upload
         assert (await stored(storage)).keys() == {"other", "final", "link"}
 
 
@@ -482,7 +493,7 @@ async def test_what_came_and_went_leaves_no_log(autojump_clock: MockClock, tmp_p
 
 
 async def test_a_new_file_under_the_old_name_of_a_stream(autojump_clock: MockClock, tmp_path: Path) -> None:
-    """As a log is rotated: renamed while it is open and goes up, and another begun that is in the bucket first."""
+    """As a log is rotated: renamed while it is open and goes up, and another begun that needs its name."""
     storage = SmallPartsStorage()
     data = RANDOM.randbytes(20 * PART)
     async with open_tree(storage, tmp_path / "1", options(publishes=True)) as tree:
@@ -496,7 +507,7 @@ async def test_a_new_file_under_the_old_name_of_a_stream(autojump_clock: MockClo
         await tree.rename("log", "log.1")
         await tree.write_file("log", b"new")
         await trio.sleep(5)
-        assert (await stored(storage)).keys() == {"log"}
+        assert await stored(storage) == {"log": b"new", "log.1": data}
     async with open_tree(storage, tmp_path / "2", options(publishes=True)) as tree:
         assert await tree.read_file("log.1") == data
         assert await tree.read_file("log") == b"new"

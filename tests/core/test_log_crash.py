@@ -367,6 +367,52 @@ async def stream_over_most(history: History) -> None:
     await history.commit()
 
 
+async def rename_a_stream(history: History) -> None:
+    """As rsync and others do; and the temporary name is used again, while the first upload is bound to it still."""
+    for number in range(2):
+        handle = await history.create(".temporary")
+        await history.write(handle, 0, _BYTES[number * PART : (number + 6) * PART])
+        await trio.sleep(0.01)
+        if number:
+            await history.fsync(handle)
+        await history.rename(".temporary", f"config{number}")
+        await history.write(handle, PART, NEW)
+        await history.close(handle)
+    await history.commit()
+
+
+async def rename_a_stream_that_ends(history: History) -> None:
+    """The upload is about to be completed, and the file gets one name after the other meanwhile."""
+    handle = await history.create(".temporary")
+    await history.write(handle, 0, _BYTES[: 6 * PART])
+    await history.close(handle)
+    await trio.sleep(0.06)
+    await history.rename(".temporary", "between")
+    await trio.sleep(0.02)
+    await history.rename("between", "config0")
+    await history.commit()
+    await history.symlink(".temporary", b"target")
+    await history.commit()
+
+
+async def rename_a_directory_above_a_stream(history: History) -> None:
+    """Its old name becomes that of a file."""
+    await history.mkdir("d")
+    handle = await history.create("d/big")
+    await history.write(handle, 0, _BYTES[: 6 * PART])
+    await trio.sleep(0.06)
+    await history.fsync(handle)
+    await history.rename("d", "e")
+    other = await history.create("d")
+    await history.write(other, 0, SMALL)
+    await history.fsync(other)
+    await history.close(other)
+    await trio.sleep(1)
+    await history.write(handle, 6 * PART, NEW)
+    await history.commit()
+    await history.close(handle)
+
+
 async def change_attributes_of_a_stream(history: History) -> None:
     handle = await history.create("big")
     for number in range(4):
@@ -432,6 +478,9 @@ SCENARIOS: Final = {
     "stream over most of what is published": Scenario({"file": LARGE[: 3 * PART + 2_000]}, stream_over_most),
     "rotate a stream": Scenario({"log": LARGE, "log.1": SMALL}, rotate_a_stream),
     "change attributes of a stream": Scenario({}, change_attributes_of_a_stream),
+    "rename a stream": Scenario({"config0": LARGE}, rename_a_stream),
+    "rename a stream that ends": Scenario({"config0": SMALL}, rename_a_stream_that_ends),
+    "rename a directory above a stream": Scenario({}, rename_a_directory_above_a_stream),
 }
 
 

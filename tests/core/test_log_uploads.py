@@ -163,6 +163,9 @@ STREAMS: Final = [
     "rotate a stream",
     "stream over what is published",
     "change attributes of a stream",
+    "rename a stream",
+    "rename a stream that ends",
+    "rename a directory above a stream",
 ]
 
 

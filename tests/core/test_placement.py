@@ -131,3 +131,40 @@ async def test_a_marker_is_deleted_after_all_that_lies_below_it(
         assert [version.key for version in placement.deletable()] == ["d/open"]
         placement.forget("d/open")
         assert [version.key for version in placement.deletable()] == ["d/"]
+
+
+async def test_an_upload_takes_the_name_that_its_file_has_lost(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """As if the object were there: nobody else comes there, or below, and no listing shows it."""
+    storage = MemoryStorage()
+    for key in ("d/", "d/file", "other"):
+        await storage.put(key, b"")
+    async with open_tree(storage, tmp_path) as tree:
+        placement = tree.placement
+        file, other, directory = await tree.find("d/file"), await tree.find("other"), await tree.find("d")
+        placement.forget("d/file")
+        placement.expect(file, "d/file")
+        assert placement.next_key(file) == "d/file"
+        assert placement.may_expect(file, "d/file")
+        assert not placement.may_expect(other, "d/file")
+        assert not placement.is_departing("d/file")
+
+        await tree.rename("d/file", "new")
+        assert (placement.target(file), placement.next_key(file)) == ("new", "d/file")
+        assert placement.is_departing("d/file")
+        assert placement.obstacle(other, "d/file") is file
+        assert placement.obstacle(other, "d/file/below") is file
+        assert placement.obstacle(file, "d/file") is None
+
+        marker = directory.version
+        await tree.rmdir("d")
+        assert marker is not None
+        assert placement.knows_below("d/")
+        assert placement.departing_from("d") == [file]
+        assert marker not in placement.deletable(), "it goes after all that is below it"
+
+        placement.expect_no_more(file)
+        assert placement.next_key(file) == "new"
+        assert not placement.is_departing("d/file")
+        assert placement.obstacle(other, "d/file") is None

@@ -36,6 +36,8 @@ RECOVERED: Final = (
     "stream",
     "cut a stream",
     "stream over what is published",
+    "rename a stream",
+    "rename a directory above a stream",
 )
 
 

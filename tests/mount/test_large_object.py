@@ -104,3 +104,35 @@ def test_what_a_stream_has_sent_is_not_sent_to_the_log(
     assert sum(request.body_size for request in proxy.requests) <= 1.1 * GIB
     assert bucket.sizes()["stream"] == GIB
     assert bucket.read_range("stream", GIB - len(PIECE), len(PIECE)) == PIECE
+
+
+@pytest.mark.parametrize("order", ["fsync, rename, close", "close, rename"])
+def test_what_is_written_under_a_temporary_name_is_sent_once(
+    order: str, new_mount: NewMount, proxy: RecordingProxy, bucket: Bucket
+) -> None:
+    """A large new file that is renamed before it is in the bucket goes up once: its object is under the old name first,
+    and the store copies it.
+    """
+    bucket.put("f", b"before")
+    # The parts that are full when fsync comes are sent then; a commit before that would carry what is not.
+    mount = new_mount(None, "--endpoint", proxy.endpoint, "--commit-interval", "60 s").mount()
+    temporary, final = mount.path / ".f.tmp", mount.path / "f"
+    assert final.read_bytes() == b"before"
+    proxy.requests.clear()
+    with temporary.open("wb", buffering=0) as file:
+        for _ in range(66):
+            file.write(PIECE[:MIB])
+        for step in order.split(", "):
+            match step:
+                case "fsync":
+                    os.fsync(file.fileno())
+                case "rename":
+                    temporary.rename(final)
+                case _:
+                    file.close()
+    mount.umount()
+    received = sum(request.body_size for request in proxy.requests)
+    print(f"{order}: {received / MIB:.2f} MiB in {len(proxy.requests)} requests")
+    assert received <= 71 * MIB
+    assert bucket.sizes() == {"f": 66 * MIB}
+    assert bucket.read_range("f", 0, 66 * MIB) == PIECE + PIECE[: 2 * MIB]
