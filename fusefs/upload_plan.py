@@ -6,14 +6,14 @@ that is too short to be a part, or would be after its neighbours took from it, c
 finds the clean ranges to copy such that the fewest bytes go up and, among equals, in the fewest parts.
 
 Of the clean ranges only the longest are looked at, as many as 10,000 parts could copy, so the time is bounded however
-fragmented a file is. Where it still needs more parts, the shortest of these are uploaded with their neighbours.
+fragmented a file is. Where it still needs more parts, the shortest of these are uploaded with their neighbours: how
+many is found in a few trials.
 
 A file with nothing to copy is cut as a stream is: its part k holds the bytes that `PartSizes` gives to part k.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
@@ -112,13 +112,24 @@ def _patch(clean: Sequence[Extent], size: int, sizes: PartSizes) -> tuple[Piece,
         copies = _choose_copies(sorted(candidates[:count]), size, limits)
         return tuple(_parts_around(copies, size, sizes)) if copies else _stream(size, sizes)
 
-    def is_too_many(count: int) -> bool:
-        return len(parts_copying(count)) > limits.max_part_number
-
+    most = limits.max_part_number
     parts = parts_copying(len(candidates))
-    if len(parts) <= limits.max_part_number:
+    if len(parts) <= most:
         return parts
-    return parts_copying(bisect_left(range(len(candidates)), True, key=is_too_many) - 1)
+    fitting, few = _stream(size, sizes), 0
+    too_long, many = len(parts), len(candidates)
+    trials = 0
+    while many - few > 1:
+        # The number of parts rises nearly evenly; where it does not, halving the range ends the search.
+        trials += 1
+        share = (most - len(fitting)) / (too_long - len(fitting)) if trials % 3 else 1 / 2
+        middle = few + 1 + int(share * (many - few - 2))
+        parts = parts_copying(middle)
+        if len(parts) <= most:
+            fitting, few = parts, middle
+        else:
+            too_long, many = len(parts), middle
+    return fitting
 
 
 class _Chain(NamedTuple):
@@ -140,6 +151,10 @@ _REACH: Final = 3
 """How far a chain may leap, in clean ranges. Leaving out three in a row is never best: the one in the middle could be
 copied whole, because the uploads beside it are long enough with the ranges that are left out beyond."""
 
+_ALWAYS_COPIED: Final = 3
+"""How many minimum parts a clean range has that no chain leaps over. The uploads beside it lack at most one each; if
+they take that from it, less goes up than all of it, and what is left is still a part and takes nothing from others."""
+
 
 def _choose_copies(sources: Sequence[Extent], size: int, limits: Limits) -> list[Extent]:
     """Return the ranges to copy, each inside one of `sources`, such that the fewest bytes go up.
@@ -151,7 +166,10 @@ def _choose_copies(sources: Sequence[Extent], size: int, limits: Limits) -> list
     for source in sources:
         at_least = 1 if source.end == size else minimum
         chains = (_extended(chain, source, minimum) for frontier in frontiers[-_REACH:] for chain in frontier)
-        frontiers.append(_undominated(chain for chain in chains if source.end - chain.start >= at_least))
+        frontier = _undominated(chain for chain in chains if source.end - chain.start >= at_least)
+        frontiers = (
+            [frontier] if source.length >= _ALWAYS_COPIED * minimum else [*frontiers[-_REACH:], frontier]
+        )
     last = min(
         (chain for frontier in frontiers[-_REACH:] for chain in frontier),
         key=lambda chain: (chain.uploaded + size - chain.source.end, chain.parts + (chain.source.end < size)),
@@ -179,8 +197,11 @@ def _extended(chain: _Chain, source: Extent, minimum: int) -> _Chain:
 
 
 def _undominated(chains: Iterable[_Chain]) -> list[_Chain]:
+    found = list(chains)
+    if len(found) < 2:
+        return found
     kept: list[_Chain] = []
-    for chain in sorted(chains, key=lambda chain: chain[:3]):
+    for chain in sorted(found, key=lambda chain: chain[:3]):
         if not kept or chain.start < kept[-1].start:
             kept.append(chain)
     return kept
@@ -222,6 +243,8 @@ def _upload_pieces(start: int, end: int, sizes: PartSizes) -> Iterator[Extent]:
 
 def _copy_pieces(copied: Extent, largest: int) -> Iterator[Extent]:
     """Cut into the fewest pieces of nearly the same length, so that the last one is not too short for a part."""
-    count = -(-copied.length // largest)
-    bounds = [copied.start + copied.length * index // count for index in range(count + 1)] if count else []
+    pieces = -(-copied.length // largest)
+    if pieces <= 1:
+        return iter([copied] * pieces)
+    bounds = [copied.start + copied.length * index // pieces for index in range(pieces + 1)]
     return map(Extent, bounds, bounds[1:])

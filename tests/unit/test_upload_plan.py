@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 from itertools import groupby
+from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from backends.base import GIB, KIB, MIB, S3_LIMITS, TIB, Limits
 from backends.errors import EntityTooLarge
 from backends.part_sizes import PartSizes
+from fusefs import upload_plan
 from fusefs.extents import ExtentSet
 from fusefs.upload_plan import CopyRange, Multipart, SinglePut, UploadRange, plan
 
@@ -214,6 +217,28 @@ def test_a_hundred_thousand_changes_are_planned() -> None:
     parts = parts_of(size, dirty, size)
     assert_legal(parts, size, dirty)
     assert len(parts) > 9_900
+
+
+@pytest.mark.parametrize("step", [12 * MIB, 20 * MIB, 40 * MIB])
+def test_each_clean_range_is_looked_at_a_few_times(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However far a file is from fitting into 10,000 parts: nothing else runs while it is planned."""
+    looks = 0
+    extended = upload_plan._extended
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return extended(*arguments)
+
+    monkeypatch.setattr(upload_plan, "_extended", counted)
+    random = Random(step)
+    starts = [step * index + random.randrange(step - 4 * MIB) for index in range(10_000)]
+    size = 10_000 * step
+    dirty = ExtentSet((start, start + 4 * KIB) for start in starts)
+    parts = parts_of(size, dirty, size)
+    assert_legal(parts, size, dirty)
+    assert len(parts) >= 9_999
+    assert looks <= 10 * len(dirty)
 
 
 def test_the_largest_object_is_planned() -> None:
