@@ -148,7 +148,6 @@ async def test_an_upload_takes_the_name_that_its_file_has_lost(
         assert placement.next_key(file) == "d/file"
         assert placement.may_expect(file, "d/file")
         assert not placement.may_expect(other, "d/file")
-        assert not placement.is_departing("d/file")
 
         await tree.rename("d/file", "new")
         assert (placement.target(file), placement.next_key(file)) == ("new", "d/file")
