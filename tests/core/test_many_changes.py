@@ -72,6 +72,7 @@ async def test_a_rename_of_many_files_goes_in_bounded_batches(
         await inner.put(f"d/{name}", name.encode())
     async with open_tree(storage, tmp_path / "1", options()) as tree:
         await tree.rename("d", "moved")
+        await wait_all_tasks_blocked()  # until all that is below is known
         await tree.log.commit()
         assert max(log_puts(storage)) < HEADS * HEAD_SIZE
         assert sum(await records(inner)) == FILES + 1
@@ -146,6 +147,7 @@ async def test_a_directory_that_is_renamed_again_and_again(
     storage = FaultyStorage(inner)
     async with open_tree(storage, tmp_path / "1", options()) as tree, trio.open_nursery() as nursery:
         await tree.rename("a", "b")
+        await wait_all_tasks_blocked()  # until all that is below is known
         committed = trio.Event()
 
         async def commit() -> None:
