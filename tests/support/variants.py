@@ -8,7 +8,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -53,6 +53,14 @@ class Variant:
     has_outages: bool = False
 
 
+SMALL_PARTS: Final = Variant(
+    about="parts of 8 KiB, cache and log of 64 KiB: streams, patches, eviction, writers that wait",
+    on_s3=False,
+    mount={"cache_size": "64 KiB", "log_size": "64 KiB", "read_ahead": "16 KiB"},
+    program="tests.support.small_parts_mount",
+    max_size=300_000,
+)
+
 VARIANTS: Final[Mapping[str, Variant]] = MappingProxyType(
     {
         "directory": Variant(about="a bucket in a directory", on_s3=False),
@@ -61,20 +69,14 @@ VARIANTS: Final[Mapping[str, Variant]] = MappingProxyType(
             about="bytes are compared after every tenth step, so that changes meet what is only in the bucket",
             steps_per_comparison=10,
         ),
-        "small-parts": Variant(
-            about="parts of 8 KiB, cache and log of 64 KiB: streams, patches, eviction, writers that wait",
-            on_s3=False,
-            mount={"cache_size": "64 KiB", "log_size": "64 KiB", "read_ahead": "16 KiB"},
-            program="tests.support.small_parts_mount",
-            max_size=300_000,
-        ),
-        "small-parts-unread": Variant(
+        "small-parts": SMALL_PARTS,
+        "small-parts-unread": replace(
+            SMALL_PARTS,
             about="the same, and bytes are compared after every tenth step",
-            on_s3=False,
-            mount={"cache_size": "64 KiB", "log_size": "64 KiB", "read_ahead": "16 KiB"},
-            program="tests.support.small_parts_mount",
-            max_size=300_000,
             steps_per_comparison=10,
+        ),
+        "small-parts-unreliable": replace(
+            SMALL_PARTS, about="the same, and calls and answers are lost by chance", fault_share=0.05
         ),
         "local-log": Variant(
             about="ack_after_upload = false", flags=("--no-ack-after-upload",), has_local_log=True
@@ -123,7 +125,8 @@ def open_arena(variant: Variant, place: Path, server: SeaweedFS, *, seed: int = 
             flags += ["--endpoint", endpoint, "--multipart-part-size", "5 MiB"]
         else:
             (place / "bucket").mkdir()
-            objects, url, environment = DirectoryObjects(place / "bucket"), f"file://{place / 'bucket'}", {}
+            objects, url = DirectoryObjects(place / "bucket"), f"file://{place / 'bucket'}"
+            environment = {"FAULT_SHARE": str(variant.fault_share)}
         stack.callback(objects.clear)
         mount = Mount(place / "mount", url, *flags, environment=environment, program=variant.program)
         stack.callback(mount.discard)
