@@ -347,13 +347,14 @@ class Directory(Inode):
         self.listed_at = None
         self.distrusted += 1
 
-    def unveil(self, name: bytes) -> None:
-        """Give the file beside a directory that is gone its own name, if there is such a file."""
+    def unveil(self, name: bytes) -> Child | None:
+        """Give the file beside a directory that is gone its own name, if there is such a file, and return it."""
         beside = name_of_file_beside(segment_of(name))
         child = self.children.get(beside) if beside is not None else None
         if beside is not None and child is not None:
             self.detach(beside)
             self.attach(name, child)
+        return child
 
     def has_file_beside(self, name: bytes) -> bool:
         """Return whether an object has the same key as the directory `name`, but for the slash."""

@@ -17,7 +17,7 @@ from backends.base import ObjectStorage
 from backends.errors import NotFound
 from fusefs.errors import NoSuchEntry
 from fusefs.inodes import Alias, Directory, File, Inode, InodeTable, Links, is_joined
-from fusefs.keys import name_of
+from fusefs.keys import name_of, name_of_file_beside
 from fusefs.link_lists import read_list
 from fusefs.listings import Listings
 from fusefs.placement import Placement
@@ -71,12 +71,15 @@ class LinkedNames:
         """Return the entry under a key, if there is one."""
         directory = self._placement.moving_from(key) or self._root
         entry: Inode = directory
-        for segment in key.removeprefix(directory.bucket_prefix).split("/"):
-            name = name_of(segment)
-            if not isinstance(entry, Directory) or name is None:
+        segments = key.removeprefix(directory.bucket_prefix).split("/")
+        for depth, segment in enumerate(segments, 1):
+            if not isinstance(entry, Directory):
                 return None
             try:
                 await self._listings.ensure_listed(entry)
+                name = _name_in(entry, segment, is_object=depth == len(segments))
+                if name is None:
+                    return None
                 entry = await self._resolver.resolve(entry, name)
             except (NoSuchEntry, NotFound):
                 return None
@@ -116,6 +119,12 @@ class LinkedNames:
         self._inodes.drop(entry)
         if isinstance(entry, File):
             entry.content.discard()
+
+
+def _name_in(directory: Directory, segment: str, *, is_object: bool) -> bytes | None:
+    """Return the name of a directory, or that of an object, which another one has where there is a directory, too."""
+    beside = name_of_file_beside(segment) if is_object else None
+    return beside if beside in directory.children else name_of(segment)
 
 
 def _has_list(entry: Inode, links: Links) -> bool:

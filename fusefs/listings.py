@@ -274,7 +274,7 @@ class Listings:
                 self._merge_beside(merge, name, child)
             elif known is not None:
                 self._replace(directory, name, None)
-                directory.unveil(name)
+                self.unveil(directory, name)
                 self._merge_object(merge, name, child)
         merge.tell_what_is_beside()
         if merge.unnamed:
@@ -377,6 +377,12 @@ class Listings:
             )
             alias.parent = None
         self._publisher.let_go_of_name(alias)
+
+    def unveil(self, directory: Directory, name: bytes) -> None:
+        """Give the file beside a directory that is gone its own name; a log that tells of it has to tell that, too."""
+        child = directory.unveil(name)
+        if isinstance(child, Inode) and self._publisher.needs(child):
+            self._publisher.changed(child)
 
     def drop_if_unused(self, inode: Inode) -> None:
         """Let an inode go that has no name, no handle and no reference from the kernel."""

@@ -408,7 +408,7 @@ class Namespace:
         if swapped is not None:
             directory.attach(name, swapped)
         else:
-            directory.unveil(name)
+            self._listings.unveil(directory, name)
             if other is not None:
                 self._note_unlinked(other, now_ns)
         for moved in (inode, swapped) if swapped is not None else (inode,):
@@ -421,7 +421,7 @@ class Namespace:
 
     def _remove(self, directory: Directory, name: bytes, inode: Inode, now_ns: int) -> None:
         directory.detach(name)
-        directory.unveil(name)
+        self._listings.unveil(directory, name)
         self._note_unlinked(inode, now_ns)
         self._note_children_changed(directory, now_ns)
 

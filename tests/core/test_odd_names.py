@@ -15,7 +15,7 @@ from backends.memory import MemoryStorage
 from fusefs.errors import CrossesReserved, EntryExists
 from fusefs.filesystem import RENAME_EXCHANGE, AttributeChanges
 from fusefs.inodes import Directory
-from tests.core.tree import CALLER, Tree, open_tree, stored, stored_metadata
+from tests.core.tree import CALLER, Tree, TreeOptions, open_tree, stored, stored_metadata
 from tests.support.faulty import FaultyStorage
 
 REVALIDATE = 61.0
@@ -277,3 +277,93 @@ async def test_a_directory_that_follows_a_file_has_nothing_beside_it(
         await trio.sleep(REVALIDATE)
         assert await tree.names() == ["x"]
         storage.heal()
+
+
+# Objects beside directories, with several names
+
+
+async def text(tree: Tree, name: str) -> bytes:
+    return await read(tree, tree.root, name.encode())
+
+
+async def write(tree: Tree, name: str, data: bytes) -> None:
+    handle = await tree.open(name, os.O_WRONLY | os.O_TRUNC)
+    await tree.write(handle, 0, data)
+    await tree.close(handle)
+
+
+async def test_a_file_beside_a_directory_is_linked(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """It is one file under all its names, in the next mount too, whichever is looked up first."""
+    storage = await filled("x", "x/x", "x/x/a")
+    others = {"x/x": b"x/x", "x/x/a": b"x/x/a"}
+    async with open_tree(storage, tmp_path / "1") as tree:
+        await tree.link("%file-x", "y")
+        await tree.publish_all()
+    assert await stored(storage) == {"x": b"x", "y": b"x", **others}
+    for number, (first, second) in enumerate([("y", "%file-x"), ("%file-x", "y")], 2):
+        async with open_tree(storage, tmp_path / f"{number}") as tree:
+            await write(tree, first, first.encode())
+            await tree.publish_all()
+            assert await text(tree, second) == first.encode()
+            assert (await tree.find(second)).link_count == 2
+            assert await stored(storage) == {"x": first.encode(), "y": first.encode(), **others}
+    async with open_tree(storage, tmp_path / "4") as tree:
+        await tree.link("x/%file-x", "z")
+        await tree.publish_all()
+    async with open_tree(storage, tmp_path / "5") as tree:
+        await write(tree, "z", b"z")
+        assert await tree.read_file("x/%file-x") == b"z"
+
+
+async def test_names_of_such_a_file_go_one_by_one(autojump_clock: MockClock, tmp_path: Path) -> None:
+    for number, gone in enumerate(("y", "%file-x")):
+        storage = await filled("x", "x/a")
+        async with open_tree(storage, tmp_path / f"{number}") as tree:
+            await tree.link("%file-x", "y")
+            await tree.publish_all()
+            await tree.unlink(gone)
+            await tree.publish_all()
+            left = "x" if gone == "y" else "y"
+            assert await stored(storage) == {left: b"x", "x/a": b"x/a"}
+            assert (await tree.find("%file-x" if gone == "y" else "y")).link_count == 1
+
+
+async def test_renames_over_and_of_such_a_file(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """Its name is none that anything can get; what it leaves for another takes the place of what is there."""
+    storage = await filled("x", "x/a", "y", "z")
+    async with open_tree(storage, tmp_path) as tree:
+        for call in (tree.rename("y", "%file-x"), tree.link("y", "%file-x"), tree.rename("x/a", "%file-x")):
+            with pytest.raises(CrossesReserved):
+                await call
+        await tree.link("%file-x", "linked")
+        await tree.rename("%file-x", "y")
+        await tree.publish_all()
+        assert await stored(storage) == {"x/a": b"x/a", "y": b"x", "linked": b"x", "z": b"z"}
+        await tree.rename("z", "y")
+        await tree.publish_all()
+        assert await stored(storage) == {"x/a": b"x/a", "y": b"z", "linked": b"x"}
+        assert (await tree.find("linked")).link_count == 1
+
+
+@pytest.mark.parametrize("is_linked", [False, True], ids=["one name", "two names"])
+@pytest.mark.parametrize("end", ["removed", "renamed"])
+async def test_a_crash_after_its_directory_has_gone(
+    end: str, is_linked: bool, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """The file has its own name then, and the log says so."""
+    storage = await filled("x", "x/a")
+    options = TreeOptions(logged=True)
+    async with open_tree(storage, tmp_path / "1", options) as tree:
+        if is_linked:
+            await tree.link("%file-x", "y")
+        await write(tree, "%file-x", b"changed")
+        await tree.log.commit()
+        await tree.unlink("x/a")
+        await (tree.rmdir("x") if end == "removed" else tree.rename("x", "moved"))
+        await tree.log.commit()
+    async with open_tree(storage, tmp_path / "2", options) as tree:
+        names = ["moved"] * (end == "renamed") + ["x"] + ["y"] * is_linked
+        assert await tree.names() == names
+        assert await text(tree, "x") == b"changed"
+        await tree.publish_all()
+        assert await tree.names() == names
