@@ -4,18 +4,23 @@
     mortal.die_at(7, Death.CALL_LOST)       # the seventh call from now on never arrives, nor does any after it
     mortal.die_at(7, Death.ANSWER_LOST)     # it takes effect, nobody hears of that, and it is the last
     mortal.die_at(3, Death.OVERTAKEN)       # the third batch of the log never arrives; one behind it is the last call
+    mortal.die_at(2, Death.HALF_DONE)       # the second deletion of many keys takes every other one, and is the last
+
+Where a mount has several stores, they share its `Life`: calls of all of them count, and with one all are dead.
 
 A call that never comes back waits for ever, as it would for a process that is gone; the test cancels the mount.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from enum import Enum
+from typing import Final
 
 import trio
 
-from backends.base import ObjectStorage
+from backends.base import NO_ETAGS, ObjectStorage
+from backends.errors import StorageError
 from backends.intercepted import InterceptedStorage, Request, T, Verb
 from fusefs.journal_format import JOURNAL_PREFIX
 
@@ -29,52 +34,100 @@ class Death(Enum):
     CALL_LOST = "call lost"
     ANSWER_LOST = "answer lost"
     OVERTAKEN = "overtaken"
+    HALF_DONE = "half done"
 
 
-class MortalStorage(InterceptedStorage):
-    """One mount's way to the store; the next mount has another one."""
+class Life:
+    """The life of one mount, and which call ends it."""
 
-    def __init__(self, inner: ObjectStorage) -> None:
-        super().__init__(inner)
+    def __init__(self) -> None:
         self.dead = trio.Event()
         self._calls_left = 0
-        self._death: Death | None = None
-        self._overtaking = False
+        self.death: Death | None = None
+        self.overtaking = False
 
     def die_at(self, call: int, death: Death) -> None:
-        """Let the `call`-th call from now on be the last; only batches of the log count where one is overtaken."""
-        self._calls_left, self._death = call, death
+        """Let the `call`-th call from now on be the last; of some deaths only calls count that can die it."""
+        self._calls_left, self.death = call, death
 
-    def die(self) -> None:
-        """Let nothing reach the store from now on."""
-        self.dead.set()
-
-    async def _carry_out(self, request: Request, send: Callable[[], Awaitable[T]]) -> T:
-        if self.dead.is_set():
-            await trio.sleep_forever()
-        is_last = self._counts(request)
-        if is_last and self._death is Death.OVERTAKEN:
-            self._overtaking = True
-            await trio.sleep(OUTWAITED_SECONDS)
-            self.dead.set()
-        elif is_last and self._death is Death.CALL_LOST:
-            self.dead.set()
-        if self.dead.is_set():
-            await trio.sleep_forever()
-        try:
-            return await send()
-        finally:
-            if is_last or (self._overtaking and _is_batch(request)):
-                self.dead.set()
-            if self.dead.is_set():
-                await trio.sleep_forever()
-
-    def _counts(self, request: Request) -> bool:
-        if self._death is None or (self._death is Death.OVERTAKEN and not _is_batch(request)):
+    def is_last(self, request: Request) -> bool:
+        """Count a call, and return whether it is the one."""
+        if not _CAN_DIE[self.death](request):
             return False
         self._calls_left -= 1
         return self._calls_left == 0
 
 
+class MortalStorage(InterceptedStorage):
+    """One mount's way to a store; the next mount has another one."""
+
+    def __init__(self, inner: ObjectStorage, life: Life | None = None) -> None:
+        super().__init__(inner)
+        self._life = life or Life()
+
+    @property
+    def dead(self) -> trio.Event:
+        return self._life.dead
+
+    def die_at(self, call: int, death: Death) -> None:
+        """As `Life`."""
+        self._life.die_at(call, death)
+
+    def die(self) -> None:
+        """Let nothing reach the store from now on."""
+        self.dead.set()
+
+    async def delete_many(
+        self, keys: Iterable[str], *, if_match: Mapping[str, str] = NO_ETAGS
+    ) -> Mapping[str, StorageError]:
+        wanted = list(keys)
+
+        def send(is_last: bool) -> Awaitable[Mapping[str, StorageError]]:
+            is_halved = is_last and self._life.death is Death.HALF_DONE
+            return self._inner.delete_many(wanted[::2] if is_halved else wanted, if_match=if_match)
+
+        return await self._until_death(Request(Verb.DELETE_MANY, wanted[0] if wanted else ""), send)
+
+    async def _carry_out(self, request: Request, send: Callable[[], Awaitable[T]]) -> T:
+        return await self._until_death(request, lambda is_last: send())
+
+    async def _until_death(self, request: Request, send: Callable[[bool], Awaitable[T]]) -> T:
+        life = self._life
+        if self.dead.is_set():
+            await trio.sleep_forever()
+        is_last = life.is_last(request)
+        if is_last and life.death is Death.OVERTAKEN:
+            life.overtaking = True
+            await trio.sleep(OUTWAITED_SECONDS)
+            self.dead.set()
+        elif is_last and life.death is Death.CALL_LOST:
+            self.dead.set()
+        if self.dead.is_set():
+            await trio.sleep_forever()
+        try:
+            return await send(is_last)
+        finally:
+            if is_last or (life.overtaking and _is_batch(request)):
+                self.dead.set()
+            if self.dead.is_set():
+                await trio.sleep_forever()
+
+
 def _is_batch(request: Request) -> bool:
     return request.verb is Verb.PUT and request.key.startswith(JOURNAL_PREFIX)
+
+
+READING: Final = {
+    *(Verb.PROBE, Verb.HEAD, Verb.GET_RANGE),
+    *(Verb.LIST_PREFIX, Verb.LIST_MULTIPART_UPLOADS),
+}
+
+_CAN_DIE: Final[Mapping[Death | None, Callable[[Request], bool]]] = {
+    None: lambda request: False,
+    Death.CALL_LOST: lambda request: True,
+    # What reads leaves nothing behind, whether it arrives or not.
+    Death.ANSWER_LOST: lambda request: request.verb not in READING,
+    Death.OVERTAKEN: _is_batch,
+    Death.HALF_DONE: lambda request: request.verb is Verb.DELETE_MANY,
+}
+"""Which calls count."""

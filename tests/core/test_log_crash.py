@@ -31,12 +31,13 @@ from fusefs.keys import RESERVED_PREFIX
 from fusefs.link_lists import LISTS_PREFIX
 from fusefs.placement import ROOT_MARKER
 from fusefs.publisher import PublishOptions
+from fusefs.stored_lease import LEASE_KEY
 from tests.core.history import Entry, History, State, state_of
 from tests.core.logs import batches, log_objects
 from tests.core.mortal import Death, MortalStorage
 from tests.core.refusing import Refusals, RefusingStorage
 from tests.core.small_parts import PART, SmallPartsStorage, tree_options
-from tests.core.tree import TreeOptions, open_tree, stored
+from tests.core.tree import Tree, TreeOptions, open_tree, stored
 
 pytestmark = pytest.mark.usefixtures("small_parts")
 
@@ -623,14 +624,24 @@ async def look(history: History) -> None:
 async def check(storage: SmallPartsStorage, history: History, where: Path) -> None:
     """The next mount shows a state that is allowed, publishes it, and leaves nothing else behind."""
     async with open_tree(storage, where, OPTIONS) as tree:
-        history.attend(tree)
-        await look(history)
-        for key, upload_id in history.uploads:  # as a mount does that finds the notes of the one before
-            with suppress(UploadNotFound):
-                await storage.resume_multipart(key, upload_id).abort()
-        await tree.publish_all()
-        await trio.sleep(QUIET_SECONDS)
-        await look(history)
+        await settle(storage, history, tree)
+    await check_bucket(storage, history, where)
+
+
+async def settle(storage: SmallPartsStorage, history: History, tree: Tree) -> None:
+    """Let a mount that has just begun show a state that is allowed, and publish it."""
+    history.attend(tree)
+    await look(history)
+    for key, upload_id in history.uploads:  # as a mount does that finds the notes of the one before
+        with suppress(UploadNotFound):
+            await storage.resume_multipart(key, upload_id).abort()
+    await tree.publish_all()
+    await trio.sleep(QUIET_SECONDS)
+    await look(history)
+
+
+async def check_bucket(storage: SmallPartsStorage, history: History, where: Path) -> None:
+    """The bucket has the last state, and nothing else."""
     left = await left_in(storage)
     lists = [key for key in left if key.startswith(LISTS_PREFIX)]
     groups = {
@@ -649,7 +660,7 @@ async def left_in(storage: SmallPartsStorage) -> list[str]:
     """Return what there is in the bucket that nobody needs when everything is published."""
     uploads = [f"upload {upload.key}" for upload in await storage.list_multipart_uploads()]
     ours = [key for key in await stored(storage, ours=True) if key.startswith(RESERVED_PREFIX)]
-    kept = {ROOT_MARKER, *await log_objects(storage)} - set(await batches(storage))
+    kept = {ROOT_MARKER, LEASE_KEY, *await log_objects(storage)} - set(await batches(storage))
     return uploads + [key for key in ours if key not in kept and not key.startswith(OBJECTS_PREFIX)]
 
 

@@ -45,6 +45,7 @@ from fusefs.restoration import Restoration
 from fusefs.stage import Stage
 from fusefs.stage_budget import MAX_CLEAN, StageBudget
 from fusefs.start_progress import StartProgress, tell_nobody
+from fusefs.term import Term
 from fusefs.tree_index import TreeIndex
 from fusefs.uploads import Uploads
 from fusefs.xattr_calls import XattrCalls
@@ -97,6 +98,8 @@ class TreeOptions:
     patience_seconds: float = 300.0
     #: The right to write; without one, nobody else wants it.
     lease: Lease | None = None
+    #: The lease and the log as a mount has them, in place of all that is said here of either.
+    term: Term | None = None
     defaults: Defaults = field(default_factory=lambda: Defaults(uid=CALLER.uid, gid=CALLER.gid))
 
 
@@ -337,9 +340,11 @@ def _build(
 
 async def _begin_log(
     storage: ObjectStorage, options: TreeOptions, budget: StageBudget
-) -> tuple[OldLog, ChangeLog, LogRoom | None]:
+) -> tuple[list[OldLog], ChangeLog, LogRoom | None]:
+    if options.term is not None:
+        return options.term.old, options.term.committer, options.term.log_room
     if not options.logged:
-        return OldLog(reader=LogReader(storage)), NoLog(), None
+        return [], NoLog(), None
     storage = options.log_storage or storage
     reader = LogReader(storage)
     lease = options.lease or NoLease(await reader.last_epoch() + 1)
@@ -362,7 +367,7 @@ async def _begin_log(
         max_log_bytes=options.max_log_bytes,
         is_on_disk=options.log_storage is not None,
     )
-    return old, committer, LogRoom(on_disk, budget, journal) if on_disk is not None else None
+    return [old], committer, LogRoom(on_disk, budget, journal) if on_disk is not None else None
 
 
 def _log_begins(lease: Lease) -> int:
@@ -372,10 +377,10 @@ def _log_begins(lease: Lease) -> int:
     return min([log.since_epoch for log in lease.previous.logs], default=lease.previous.epoch + 1)
 
 
-async def _recover(tree: Tree, old: OldLog, log: Committer, options: TreeOptions) -> None:
+async def _recover(tree: Tree, old: list[OldLog], log: Committer, options: TreeOptions) -> None:
     progress = StartProgress(tell_nobody, trio.current_time)
     recovery = Recovery(tree.storage, tree.sources, options.defaults, progress)
-    recovered = await recovery.read([old])
+    recovered = await recovery.read(old)
     restoration = Restoration(tree.root, tree.namespace, tree.inodes, tree.placement, tree.publisher, log)
     await restoration.restore(recovered)
 

@@ -155,6 +155,63 @@ def test_a_log_on_the_local_disk(new_mount: NewMount, bucket: Bucket) -> None:
     assert (elsewhere.path / "file").read_bytes() == b"bytes"
 
 
+def test_a_daemon_with_a_log_on_the_local_disk_is_killed_again_and_again(
+    new_mount: NewMount, bucket: Bucket
+) -> None:
+    """Whenever that is: what was acknowledged is there when it is mounted with the same disk, and nowhere else."""
+    mount, elsewhere = new_mount(None, "--no-ack-after-upload", "--log-size", "64 KiB"), new_mount()
+    for life in range(1, 4):
+        mount.mount()
+        with _appender(mount.path / "file") as appender:
+            assert appender.stdout is not None
+            acknowledged = 0
+            while acknowledged < life * 100:
+                acknowledged = int(appender.stdout.readline())
+            mount.kill()
+            for line in appender.stdout:  # what it had told before it met the end of the mount
+                acknowledged = int(line)
+        refused = elsewhere.run(elsewhere.mount_command())
+        assert refused.returncode == 1
+        assert f"{socket.gethostname()}:{mount.cache_dir}/log/" in refused.stderr.splitlines()[-1]
+        mount.mount()
+        there = (mount.path / "file").read_text().splitlines()
+        assert there == [f"{number}" for number in range(1, len(there) + 1)]
+        assert len(there) >= acknowledged
+        mount.kill()
+    mount.mount()
+    whole = (mount.path / "file").read_bytes()
+    assert whole.splitlines()[: len(there)] == [line.encode() for line in there]
+    mount.umount()
+    assert bucket.read("file") == whole
+    elsewhere.mount()
+    assert (elsewhere.path / "file").read_bytes() == whole
+
+
+@contextlib.contextmanager
+def _appender(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that appends numbered lines, tells the number of each when its fsync has returned, and ends with an
+    error.
+    """
+    program = f"""if True:
+        import os
+        file = os.open({str(path)!r}, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        number = os.read(file, 1 << 24).count(b"\\n")
+        while True:
+            number += 1
+            try:
+                os.write(file, b"%d\\n" % number)
+                os.fsync(file)
+            except OSError:
+                os._exit(0)
+            print(number, flush=True)
+    """
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def test_one_mount_at_a_time(new_mount: NewMount) -> None:
     """A prefix has one default mount at a time. Another one is refused as long as the first is alive; where that was
     lost, it waits for `lease_term` without a sign of life. A mount of the same host and cache directory takes over at

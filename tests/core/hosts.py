@@ -1,0 +1,189 @@
+"""Hosts that mount one bucket one after the other as a mount does: with lease, and log in the bucket or on a disk.
+
+    prefix = Prefix(storage, tmp_path)
+    await prefix.live("a", history, act, options, call=7, death=Death.CALL_LOST, flags=DISK)
+    async with prefix.mounted("b", options) as tree: ...
+
+Every call of a mount counts, at the bucket and at the log on its disk, from the first look for the lease until that
+is given back. A host has a disk of its own, which outlives its mounts; between two mounts of one host no time passes,
+since each knows that the one before is dead, and others wait for the end of its term.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, ParamSpec
+
+import pytest
+import trio
+
+from backends.base import GIB, ObjectStorage
+from backends.directory import DirectoryStorage
+from backends.directory_files import translate
+from backends.intercepted import InterceptedStorage, Request, T
+from backends.metered import MeteredStorage
+from fusefs.config import Config
+from fusefs.keys import RESERVED_PREFIX
+from fusefs.lease_record import LeaseRecord
+from fusefs.stage_budget import StageBudget
+from fusefs.start_progress import StartProgress, tell_nobody
+from fusefs.stores import OpenStore
+from fusefs.term import open_term
+from tests.core.history import History
+from tests.core.leases import record_in
+from tests.core.mortal import READING, Death, Life, MortalStorage
+from tests.core.small_parts import SmallPartsStorage
+from tests.core.test_log_crash import PATIENCE_SECONDS
+from tests.core.tree import Tree, TreeOptions, open_tree
+
+_P = ParamSpec("_P")
+
+DISK: Final[Mapping[str, object]] = {"ack_after_upload": False}
+BUCKET: Final[Mapping[str, object]] = {}
+
+RENEWED_SECONDS: Final = 6.0
+"""Within which the lease is renewed, or a log of which nothing is needed is emptied and the lease says so."""
+
+NEVER: Final = 1_000_000
+"""A call that no mount lives long enough to make."""
+
+
+class PromptDirectory(DirectoryStorage):
+    """The store in a directory with no threads: while it writes, no time passes on trio's clock."""
+
+    async def _run(self, call: Callable[_P, T], *args: _P.args, **kwargs: _P.kwargs) -> T:
+        await trio.lowlevel.checkpoint()
+        try:
+            return call(*args, **kwargs)
+        except OSError as error:
+            raise translate(error, self._root) from error
+
+
+class SlowStorage(InterceptedStorage):
+    """Takes so long for each object of a file that the lease is renewed meanwhile."""
+
+    async def _carry_out(self, request: Request, send: Callable[[], Awaitable[T]]) -> T:
+        if request.verb not in READING and not request.key.startswith(RESERVED_PREFIX):
+            await trio.sleep(RENEWED_SECONDS)
+        return await send()
+
+
+@dataclass
+class Prefix:
+    """A bucket, and the disks of all its hosts."""
+
+    storage: SmallPartsStorage
+    directory: Path
+    patch: pytest.MonkeyPatch
+    #: What is between a mount and the bucket, and between it and the store on its disk.
+    over_bucket: Callable[[ObjectStorage], ObjectStorage] = lambda bucket: bucket
+    over_disk: Callable[[ObjectStorage], ObjectStorage] = lambda disk: disk
+    #: Of each host, which mounts have died there.
+    _dead: dict[str, list[str]] = field(default_factory=dict)
+    _mounts: int = 0
+
+    @asynccontextmanager
+    async def mounted(
+        self, host: str, options: TreeOptions, life: Life | None = None, flags: Mapping[str, object] = BUCKET
+    ) -> AsyncIterator[Tree]:
+        """Mount at a host for the block. Raises `MountError`."""
+        self._mounts += 1
+        mount_id = f"{host}-{self._mounts}"
+        known_dead = tuple(self._dead.setdefault(host, []))
+        self._dead[host].append(mount_id)
+        life = life or Life()
+        config = Config.from_sources(
+            url="s3://bucket",
+            mountpoint=self.directory / "mnt",
+            flags={"cache_dir": str(self.directory / host), **flags},
+            environment={},
+        )
+        self.patch.setattr("fusefs.disk_log.open_local", functools.partial(self._open_disk, life))
+        way = MortalStorage(self.over_bucket(self.storage), life)
+        meter = MeteredStorage(way)
+        async with open_term(
+            config,
+            OpenStore(meter, meter),
+            mount_id=mount_id,
+            known_dead=known_dead,
+            budget=StageBudget(GIB),
+            progress=StartProgress(tell_nobody, trio.current_time),
+        ) as term:
+            assert term is not None
+            options = replace(options, term=term, mount_id=mount_id)
+            async with open_tree(way, self.directory / mount_id, options) as tree:
+                yield tree
+
+    def twin(self, directory: Path) -> Prefix:
+        """Return another bucket, and other disks, that have what these have at this moment."""
+        for host in self._dead:
+            shutil.copytree(self.directory / host, directory / host)
+        return replace(
+            self,
+            storage=self.storage.twin(),
+            directory=directory,
+            _dead={host: list(dead) for host, dead in self._dead.items()},
+        )
+
+    async def live(
+        self,
+        host: str,
+        history: History,
+        act: Callable[[History], Coroutine[Any, Any, None]],
+        options: TreeOptions,
+        *,
+        call: int = NEVER,
+        death: Death = Death.CALL_LOST,
+        flags: Mapping[str, object] = BUCKET,
+    ) -> bool:
+        """Let a mount die at a call; return whether it did before it had nothing more to do and ended well."""
+        life = Life()
+        life.die_at(call, death)
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_end_with, life, scope)
+                async with self.mounted(host, options, life, flags) as tree:
+                    history.attend(tree)
+                    with trio.fail_after(PATIENCE_SECONDS):
+                        await act(history)
+                        await tree.publish_all()
+                        await trio.sleep(RENEWED_SECONDS)
+                nursery.cancel_scope.cancel()
+        uploads = await self.storage.list_multipart_uploads()
+        history.uploads += [(upload.key, upload.upload_id) for upload in uploads]
+        return life.dead.is_set()
+
+    async def lose(
+        self,
+        host: str,
+        history: History,
+        act: Callable[[History], Coroutine[Any, Any, None]],
+        options: TreeOptions,
+        flags: Mapping[str, object] = BUCKET,
+    ) -> None:
+        """Let a mount die when the log has all that was done."""
+        life = Life()
+        with trio.CancelScope() as scope:
+            async with self.mounted(host, options, life, flags) as tree:
+                history.attend(tree)
+                await act(history)
+                await history.commit()
+                life.dead.set()
+                scope.cancel()
+
+    def _open_disk(self, life: Life, directory: Path) -> ObjectStorage:
+        return MortalStorage(self.over_disk(PromptDirectory(directory)), life)
+
+    async def lease(self) -> LeaseRecord:
+        """Return what the lease says."""
+        return await record_in(self.storage)
+
+
+async def _end_with(life: Life, scope: trio.CancelScope) -> None:
+    await life.dead.wait()
+    scope.cancel()

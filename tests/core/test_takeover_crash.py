@@ -1,0 +1,87 @@
+"""The loss of a mount that takes over: at every call, from the first look for the lease until it is given back.
+
+The mount before died with a lease that is not given back, and with everything in its log. Whoever takes over waits for
+the end of its term, ends its log with a seal, recovers, publishes, empties the old log, and tells the lease that there
+is none any more. Wherever it dies in that, the next one finds the same tree; in the end the bucket is that tree, no
+log is left, and the lease names none.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from random import Random
+from typing import Final
+
+import pytest
+from trio.testing import MockClock
+
+from fusefs.publisher import PublishOptions
+from tests.core.history import History, State
+from tests.core.hosts import BUCKET, Prefix, SlowStorage
+from tests.core.mortal import Death
+from tests.core.test_log_crash import OPTIONS, SCENARIOS, bucket, check_bucket, look, settle
+
+pytestmark = pytest.mark.usefixtures("small_parts")
+
+LONG: Final = 1e9
+LOG_ALONE: Final = replace(OPTIONS, publish=PublishOptions(delay_seconds=LONG, interval_seconds=LONG))
+#: Of one kind each: bytes alone, names, directories, several names, parts of uploads.
+TAKEN_OVER: Final = (
+    "change in place",
+    "replace by rename",
+    "rename a directory",
+    "hard link",
+    "rotate a stream",
+)
+
+
+async def crashed(
+    name: str, where: Path, patch: pytest.MonkeyPatch, flags: Mapping[str, object] = BUCKET
+) -> tuple[Prefix, State]:
+    """Return a prefix as a mount of host `a` leaves it that was lost when the log had all of a scenario."""
+    storage, history = await bucket(SCENARIOS[name])
+    prefix = Prefix(storage, where, patch, over_bucket=SlowStorage)
+    await prefix.lose("a", history, SCENARIOS[name].act, LOG_ALONE, flags)
+    return prefix, history.states[-1]
+
+
+async def check(prefix: Prefix, history: History, host: str, flags: Mapping[str, object] = BUCKET) -> None:
+    """The next mount shows a state that is allowed, publishes it, and leaves nothing else behind."""
+    async with prefix.mounted(host, OPTIONS, flags=flags) as tree:
+        await settle(prefix.storage, history, tree)
+    await check_bucket(prefix.storage, history, prefix.directory / "look")
+    lease = await prefix.lease()
+    assert (lease.released, lease.logs) == (True, ())
+
+
+@pytest.mark.parametrize("death", [Death.CALL_LOST, Death.ANSWER_LOST, Death.HALF_DONE])
+@pytest.mark.parametrize("name", TAKEN_OVER)
+async def test_a_takeover_may_die_at_every_call(
+    name: str,
+    death: Death,
+    tmp_path: Path,
+    autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And so may the one after it, at any call of its own."""
+    caplog.set_level(logging.CRITICAL)
+    random = Random(name)
+    lost, state = await crashed(name, tmp_path / "lost", monkeypatch)
+    for call in count(1):
+        prefix, history = lost.twin(tmp_path / f"{call}"), History({})
+        history.resume(state)
+        has_died = await prefix.live("b", history, look, OPTIONS, call=call, death=death)
+        next_call = random.randint(1, 40)
+        try:
+            await prefix.live("c", history, look, OPTIONS, call=next_call, death=death)
+            await check(prefix, history, "d")
+        except BaseException as error:
+            error.add_note(f"the takeover has died at call {call}, the one after it at call {next_call}")
+            raise
+        if not has_died:
+            return
