@@ -32,6 +32,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -441,21 +442,43 @@ class Content:
         return data.ljust(end - start, b"\0")
 
     async def _read_past_stage(self, offset: int, end: int) -> bytes:
-        """Return bytes of a pinned content where the local disk has no room for those that are missing."""
+        """Return bytes of a pinned content where the local disk has no room for those that are missing.
+
+        They are in memory once: it may be a whole part. Fewer are returned where the file was cut meanwhile.
+        """
+        data = BytesIO()  # which gives its bytes away without a copy
+        base, fetched = self.base, ExtentSet()
         while True:
-            base = self.base
-            fetched: list[tuple[int, bytes]] = []
-            for gap in list(self.present.gaps(offset, max(offset, min(end, self.base_limit)))):
+            if self.base != base:
+                base, fetched = self.base, ExtentSet()
+            piece = self._first_missing(offset, end, fetched)
+            if piece is not None:
                 async with self._sources.fetch_limiter:
-                    fetched.append((gap.start, await self._get(_Fetch(gap.start, gap.end), base)))
-            staged = self._staged(offset, min(end, self.size)) if self.base == base else None
-            if staged is not None:
-                break
-        data = bytearray(staged)
-        for start, missing in fetched:
-            for gap in self.present.gaps(start, max(start, min(start + len(missing), self.base_limit))):
-                data[gap.start - offset : gap.end - offset] = missing[gap.start - start : gap.end - start]
-        return bytes(data)
+                    found = await self._get(_Fetch(*piece), base)
+                data.seek(piece.start - offset)
+                data.write(found)
+                fetched.add(*piece)
+            elif self._copy_staged(offset, end, data):
+                data.truncate(max(0, self.size - offset))
+                return data.getvalue()
+
+    def _first_missing(self, start: int, end: int, fetched: ExtentSet) -> Extent | None:
+        """Return what one GET is to bring of what is neither staged nor fetched; None if there is nothing."""
+        for gap in self.present.gaps(start, max(start, min(end, self.base_limit))):
+            for missing in fetched.gaps(*gap):
+                return Extent(missing.start, min(missing.end, missing.start + FETCH_SIZE))
+        return None
+
+    def _copy_staged(self, offset: int, end: int, data: BytesIO) -> bool:
+        """Put what is staged into `data`, which begins at `offset`; False where the disk has damaged some of it."""
+        for extent in self.present.intersect(offset, min(end, self.size)):
+            for start in range(extent.start, extent.end, FETCH_SIZE):
+                staged = self._staged(start, min(start + FETCH_SIZE, extent.end))
+                if staged is None:
+                    return False
+                data.seek(start - offset)
+                data.write(staged)
+        return True
 
     async def fetch(self, start: int, end: int) -> None:
         """Stage what is missing of a range; several GETs at once where it is long. Raises as `read`."""

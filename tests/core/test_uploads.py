@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,7 +16,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from backends.base import KIB, Capabilities, Limits, ObjectStorage
+from backends.base import KIB, MIB, Capabilities, Limits, ObjectStorage
 from backends.errors import AccessDenied, StorageError, Unavailable, UploadNotFound
 from backends.intercepted import InterceptedStorage, Request, T, Verb
 from fusefs import committer, content
@@ -25,6 +26,7 @@ from fusefs.filesystem import AttributeChanges
 from fusefs.journal_format import JOURNAL_PREFIX
 from fusefs.object_writer import CONFLICTS_PREFIX
 from fusefs.publisher import PublishOptions
+from fusefs.stage import StageFile
 from fusefs.uploads import RESTARTS
 from tests.core.small_disk import limit_disk
 from tests.core.small_parts import LIMITS, PART, SmallPartsStorage, tree_options
@@ -707,6 +709,82 @@ async def test_a_base_that_goes_while_ours_is_being_kept(
         assert zeros[0] >= len(OURS)
         assert all(copy[start : start + KIB] == bytes(KIB) for start in zeros)
         assert len(copy) == len(ours)
+
+
+async def test_a_file_that_is_being_kept_cannot_be_changed(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Neither cut nor written: what would come of it were in neither of the two objects."""
+    faulty = new_store()
+    async with half_ours(faulty, tmp_path) as tree, trio.open_nursery() as nursery:
+        number = (await tree.find("new")).number
+        handle = await tree.open("new")
+        going_up = faulty.hold(Verb.UPLOAD_PART, key=f"{CONFLICTS_PREFIX}new.mount-{number}-1")
+        nursery.start_soon(tree.publish_all)
+        await going_up.reached.wait()
+        with pytest.raises(StaleFile):
+            await tree.filesystem.setattr(number, AttributeChanges(size=PART))
+        with pytest.raises(StaleFile):
+            await tree.write(handle, 0, NEW)
+        going_up.open()
+        await tree.publish_all()
+        assert kept(await stored(faulty, ours=True)) == [OURS + BASE[len(OURS) :]]
+
+
+async def with_full_disk(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, directory: Path, size: int
+) -> tuple[Content, bytes]:
+    """Return the content of a file that is in the bucket, and for which the local disk has no room."""
+    data = Random(3).randbytes(size)
+    await tree.storage.put("large", data)
+    content = (await tree.find_file("large")).content
+    limit_disk(monkeypatch, directory / "stage", 0)
+    return content, data
+
+
+async def test_a_part_that_the_disk_has_no_room_for_is_in_memory_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    size = 4 * MIB
+    async with open_tree(SmallPartsStorage(), tmp_path, tree_options()) as tree:
+        content, data = await with_full_disk(tree, monkeypatch, tmp_path, size)
+        tracemalloc.start()
+        try:
+            with content.pinned():
+                obtained = await content.obtain(0, size)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert obtained == data
+        assert peak < 1.5 * size
+
+
+async def test_a_file_that_changes_while_it_is_read_past_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """What was written is in what is read, and nothing of what was cut off."""
+    faulty = new_store()
+    size = 8 * PART
+    write = StageFile.write
+    async with open_tree(faulty, tmp_path, tree_options()) as tree, trio.open_nursery() as nursery:
+        content, data = await with_full_disk(tree, monkeypatch, tmp_path, size)
+        handle = await tree.open("large")
+        obtained = []
+
+        async def obtain() -> None:
+            with content.pinned():
+                obtained.append(await content.obtain(PART, size))
+
+        gate = faulty.hold(Verb.GET_RANGE, call=10)  # those that were to be staged have come first
+        nursery.start_soon(obtain)
+        with trio.fail_after(60):
+            await gate.reached.wait()
+        monkeypatch.setattr(StageFile, "write", write)
+        await tree.write(handle, PART + 100, NEW)
+        await tree.filesystem.setattr((await tree.find("large")).number, AttributeChanges(size=2 * PART))
+        gate.open()
+        await tree.filesystem.fsync(handle)
+        await tree.close(handle)
+    now = data[: PART + 100] + NEW + data[PART + 100 + len(NEW) : 2 * PART]
+    assert obtained == [now[PART:] + bytes(6 * PART)]
 
 
 async def test_what_is_nowhere_any_more_is_zeros(
