@@ -526,10 +526,9 @@ class Differential(RuleBasedStateMachine):
         wait_until(lambda: self._is_stale(writer), "a conflict with somebody else")
         kept = self._wait_for_conflict()
         found, expected = self.arena.objects.read(kept), self.twins.plain_bytes(writer)
-        # What was not on the local disk when the base went is zeros.
         ours = slice(start, start + len(data))
-        rest = [found[: ours.start], found[ours.stop :]], [expected[: ours.start], expected[ours.stop :]]
-        are_kept = all(not one or one == other or not any(one) for one, other in zip(*rest, strict=True))
+        # What was not on the local disk when the base went is zeros.
+        are_kept = all(one in (other, 0) for one, other in zip(found, expected, strict=False))
         if len(found) != len(expected) or found[ours] != expected[ours] or not are_kept:
             raise Difference(f"{kept} has not the bytes that were written to {writer.path}")
         return True
@@ -596,8 +595,12 @@ class Differential(RuleBasedStateMachine):
         conflicts = self.arena.new_conflicts()
         if conflicts:
             raise Difference(f"there are conflicts with nobody: {conflicts}")
-        if self.arena.objects.unfinished_uploads():
-            raise Difference(f"uploads were left behind: {self.arena.objects.unfinished_uploads()}")
+        uploads = self.arena.objects.unfinished_uploads()
+        if self.arena.weather is not None:
+            # A mount that could not get to know the store in time may leave one of its trials.
+            uploads = [upload for upload in uploads if "/.fusefs/probe/" not in upload[0]]
+        if uploads:
+            raise Difference(f"uploads were left behind: {uploads}")
 
     def _expected_objects(self) -> dict[str, bytes]:
         expected = {f"{self.name}/": b""}
