@@ -95,10 +95,10 @@ class LinkedNames:
             else:
                 inode.links = None
             return
-        self._inodes.renumber(inode, links.number)
         for other in others:
             if _has_list(other, links) and _are_one(inode, other):
                 self._make_alias(inode, links, other)
+        self._inodes.renumber(inode, links.number)  # which one of those may have had, by the index
 
     def _make_alias(self, inode: Inode, links: Links, entry: Inode) -> None:
         """Let an entry, which nobody but us has seen, be a further name of an inode."""

@@ -213,3 +213,26 @@ async def test_what_cannot_be_linked(autojump_clock: MockClock, tmp_path: Path) 
         with pytest.raises(NoSuchEntry):
             await tree.filesystem.link(file.number, tree.root.number, b"new")
         await tree.close(handle)
+
+
+@pytest.mark.parametrize("again", range(5))
+@pytest.mark.parametrize("pause", [0, 70])
+@pytest.mark.parametrize("first", ["d/copy", "d/file"])
+async def test_its_number_is_the_same_in_the_next_mount(
+    again: int, pause: float, first: str, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Whichever of its names the index tells of, and whichever is looked up first; which task is first, is chance."""
+    storage, options = MemoryStorage(), TreeOptions(index=True, logged=True)
+    async with open_tree(storage, tmp_path / "before", options) as tree:
+        await tree.mkdir("d")
+        await tree.write_file("d/file", b"bytes")
+        await trio.sleep(pause)
+        await tree.link("d/file", "d/copy")
+        await trio.sleep(pause)
+        number = (await tree.find("d/file")).number
+        await tree.publish_all()
+        await tree.end()
+    async with open_tree(storage, tmp_path / "after", options) as tree:
+        await tree.names("d")
+        assert (await tree.find(first)).number == number
+        assert (await tree.find("d/file")).number == (await tree.find("d/copy")).number
