@@ -96,6 +96,12 @@ class InodeLoader:
         if not is_directory or "mode" in (info.metadata or {}):
             found = self.attributes_of(info, directory=is_directory)
             inode.attributes = replace(found, mode=before.kind | stat.S_IMODE(found.mode))
+        if is_directory:  # what happens inside is told by no object
+            inode.attributes = replace(
+                inode.attributes,
+                mtime_ns=max(inode.attributes.mtime_ns, before.mtime_ns),
+                ctime_ns=max(inode.attributes.ctime_ns, before.ctime_ns),
+            )
         inode.stored_at_ns = info.last_modified_ns if is_directory else inode.stored_at_ns
         return Version(key, info.etag, info.size)
 
