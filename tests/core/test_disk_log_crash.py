@@ -140,5 +140,5 @@ async def test_every_call_of_the_disk_may_fail(
         await check(prefix, history, "a")
         assert fault.disk is not None
         if fault.disk.faults_left:
-            assert call > 8
+            assert call > 4
             return

@@ -16,6 +16,7 @@ import trio.lowlevel
 import trio.testing
 from trio.testing import MockClock
 
+import fusefs
 from backends.intercepted import InterceptedStorage, Request, T, Verb
 from backends.memory import MemoryStorage
 from fusefs.attributes import to_metadata
@@ -123,7 +124,11 @@ async def test_what_was_used_takes_no_more_than_what_was_looked_at(
 
 def _bytes_of_the_tree() -> int:
     """Return what is traced of `fusefs`, but for the objects' metadata, which the bucket has in memory."""
-    filters = [tracemalloc.Filter(True, "*/fusefs/*"), tracemalloc.Filter(False, "*/fusefs/attributes.py")]
+    package = Path(fusefs.__file__).parent
+    filters = [
+        tracemalloc.Filter(True, f"{package}/*"),
+        tracemalloc.Filter(False, f"{package}/attributes.py"),
+    ]
     traces = tracemalloc.take_snapshot().filter_traces(filters)
     return sum(each.size for each in traces.statistics("filename"))
 

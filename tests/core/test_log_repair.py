@@ -123,14 +123,16 @@ _POSITIONS: Final = [Position(epoch, sequence) for epoch in (1, 2, 3) for sequen
 
 @st.composite
 def _logs(draw: st.DrawFn) -> dict[str, bytes]:
-    """Some batches of three terms, with holes, halves of commits and cutoffs of every kind."""
+    """Some batches of three terms, with holes, halves of commits and cutoffs of every kind; no term takes one back."""
     log = {}
+    needed: dict[int, Position] = {}
     acknowledged: dict[int, int] = {}  # of each epoch, up to the first hole
     for position in _POSITIONS:
         known = draw(st.integers(0, acknowledged.setdefault(position.epoch, 0)))
         if draw(st.integers(0, 5)):
             flags = CONTINUED if draw(st.integers(0, 4)) == 0 else 0
             cutoff = draw(st.sampled_from([Position(1, 1), Position(position.epoch, 1), position]))
+            cutoff = needed[position.epoch] = max(cutoff, needed.get(position.epoch, cutoff))
             records = SOMETHING * draw(st.integers(0, 2))
             batch = Batch(position=position, cutoff=cutoff, acknowledged=known, flags=flags, records=records)
             log[batch_key(position)] = encode(batch)
