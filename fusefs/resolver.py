@@ -125,6 +125,9 @@ class Resolver:
             inode.stored_at_ns = stored_at_ns
 
     async def _reload(self, inode: Inode) -> None:
+        if inode.state.is_behind:
+            inode.is_doubtful = False  # it was changed here since, and what the bucket has is to be replaced
+            return
         version = await self._loader.reload(inode)
         if version is not None and inode.linked and isinstance(inode, Directory):
             stored_at_ns = inode.stored_at_ns

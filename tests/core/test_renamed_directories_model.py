@@ -38,9 +38,9 @@ NAMES: Final = ("a", "b", "c")
 SHALLOW: Final = tuple(f"{first}/{second}" for first in NAMES for second in NAMES)
 PATHS: Final = (*NAMES, *SHALLOW, *(f"{path}/{name}" for path in SHALLOW for name in NAMES))
 MOUNTS: Final = 6
-WALKS: Final = 60
+WALKS: Final = 20
 #: Walks in which a mount begins after every call that changes the bucket, and their steps.
-WATCHED: Final = 12
+WATCHED: Final = 5
 WATCHED_STEPS: Final = 60
 
 

@@ -92,3 +92,17 @@ async def test_a_file_that_is_open_is_one_version_or_stale(autojump_clock: MockC
             with pytest.raises((NoSuchInode, StaleFile)):
                 await tree.filesystem.open(number, os.O_RDONLY, CALLER)
         assert (await tree.read_file("replaced"))[:3] == b"new"
+
+
+async def test_what_is_changed_here_meanwhile_is_not_taken_back(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """A listing has made attributes doubtful, and before anybody asked the bucket they were changed here."""
+    async with open_tree(MemoryStorage(), tmp_path) as tree:
+        await tree.write_file("f", b"bytes")
+        await tree.publish_all()
+        inode = await tree.find("f")
+        inode.is_doubtful = True
+        await tree.filesystem.setattr(inode.number, AttributeChanges(mode=0o600))
+        changed = inode.attributes
+        assert (await tree.find("f")).attributes == changed

@@ -16,7 +16,7 @@ from tests.support.variants import VARIANTS, open_arena
 @pytest.mark.parametrize(("variant", "seed"), [("directory", 4), ("s3", 5), ("small-parts", 6)])
 def test_same_as_a_plain_directory(variant: str, seed: int, s3_server: SeaweedFS, tmp_path: Path) -> None:
     with open_arena(VARIANTS[variant], tmp_path, s3_server, seed=seed) as arena:
-        run(arena, random_seed=seed, runs=4, steps=40)
+        run(arena, random_seed=seed, runs=3, steps=40)
 
 
 def _file(content: bytes | None, *, links: int = 1) -> Entry:

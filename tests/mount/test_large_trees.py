@@ -20,7 +20,7 @@ from tests.support.seaweedfs import SeaweedFS
 
 FILES = 1_200
 
-MANY = 29_500
+MANY = 9_500
 """Not a multiple of a page, after which there would be one more to ask for."""
 
 HOLD_SECONDS = 60.0
@@ -83,7 +83,7 @@ def test_attributes_after_a_remount_cost_no_request_for_each(mount: Mount, bucke
 def test_a_directory_of_many_keys(new_mount: NewMount, bucket: Bucket, s3_server: SeaweedFS) -> None:
     """Its first entries come while the second page is held back; it costs its pages, and little memory for each name.
 
-    Some 30,000 keys and not 100,000, which a busy machine takes minutes to make; `scripts/bench` lists those.
+    Some 10,000 keys and not 100,000, which a busy machine takes minutes to make; `scripts/bench` lists those.
     """
     put_many(s3_server.endpoint, s3_server.bucket, f"{bucket.prefix}d/", MANY)
     pages: list[ReceivedRequest] = []
