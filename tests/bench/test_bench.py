@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -177,6 +178,13 @@ def test_limits_are_those_of_one_client(s3_server: SeaweedFS) -> None:
     figures = [*limits.commits(), *limits.streams()]
     assert [figure.span.requests.count for figure in figures] == [TINY.commits, 1, 1, TINY.random_reads]
     assert all(figure.value > 0 for figure in figures)
+
+
+def test_a_request_that_is_counted_late_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = b'SeaweedFS_s3_in_flight_requests{type="PUT"} %d\nSeaweedFS_s3_request_total{type="PUT"} %d\n'
+    readings = iter([text % (1, 2), text % (1, 2), text % (0, 2), text % (0, 3)])
+    monkeypatch.setattr("urllib.request.urlopen", lambda _url, timeout: io.BytesIO(next(readings)))
+    assert server_counter("http://metrics", lambda: 0)().count == 3
 
 
 def test_requests_are_summed_over_kinds() -> None:

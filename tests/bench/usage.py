@@ -8,11 +8,14 @@ import urllib.request
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _SAMPLE: Final = re.compile(r"^(SeaweedFS_s3_\w+)(?:\{.*\})? (\S+)$", re.MULTILINE)
 _RESET_PEAK: Final = "5"
+_IN_FLIGHT: Final = "SeaweedFS_s3_in_flight_requests"
+_READINGS_UNTIL_IDLE: Final = 100
+"""A reading takes milliseconds; where a mount never rests, what it is doing belongs to neither side."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,13 +46,28 @@ def uncounted() -> Requests:
 
 
 def server_counter(metrics_url: str, log_puts: Callable[[], int]) -> RequestCounter:
-    """Return what reads the counters of a SeaweedFS: they cost the way of a request nothing."""
+    """Return what reads the counters of a SeaweedFS: they cost the way of a request nothing.
+
+    The server counts a request after it has answered it, so that the last ones are waited for until none is in
+    flight. Its gauge is read after its counters may have been, so that they are read once more then.
+    """
+
+    def text() -> str:
+        with urllib.request.urlopen(metrics_url, timeout=10) as answer:
+            return cast("bytes", answer.read()).decode()
 
     def read() -> Requests:
-        with urllib.request.urlopen(metrics_url, timeout=10) as answer:
-            return replace(parse_metrics(answer.read().decode()), log_puts=log_puts())
+        for _ in range(_READINGS_UNTIL_IDLE):
+            if not in_flight(text()):
+                break
+        return replace(parse_metrics(text()), log_puts=log_puts())
 
     return read
+
+
+def in_flight(text: str) -> int:
+    """Return how many requests the server has begun and not counted yet."""
+    return int(sum(float(value) for name, value in _SAMPLE.findall(text) if name == _IN_FLIGHT))
 
 
 def parse_metrics(text: str) -> Requests:
