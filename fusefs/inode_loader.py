@@ -96,9 +96,8 @@ class InodeLoader:
         if not is_directory or "mode" in (info.metadata or {}):
             found = self.attributes_of(info, directory=is_directory)
             inode.attributes = replace(found, mode=before.kind | stat.S_IMODE(found.mode))
-        if (
-            is_directory and not inode.stored_at_ns
-        ):  # it is ours, and what happens inside is told by no object
+        if is_directory and not inode.stored_at_ns:
+            # This mount wrote it, and what has happened inside since is told by no object.
             inode.attributes = replace(
                 inode.attributes,
                 mtime_ns=max(inode.attributes.mtime_ns, before.mtime_ns),

@@ -106,3 +106,16 @@ async def test_what_is_changed_here_meanwhile_is_not_taken_back(
         await tree.filesystem.setattr(inode.number, AttributeChanges(mode=0o600))
         changed = inode.attributes
         assert (await tree.find("f")).attributes == changed
+
+
+async def test_times_of_a_directory_do_not_go_back(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """What happened inside has moved them since its marker was written, and no object tells of that."""
+    async with open_tree(MemoryStorage(), tmp_path) as tree:
+        await tree.mkdir("d")
+        await tree.publish_all()
+        await tree.write_file("d/f", b"bytes")
+        directory = await tree.find("d")
+        moved = directory.attributes
+        directory.is_doubtful = True
+        assert (await tree.find("d")).attributes == moved
+        assert not directory.is_doubtful
