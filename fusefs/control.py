@@ -71,10 +71,17 @@ class ControlServer:
         self._drain = drain
         self._progress = progress
         self._status = status
+        self.is_serving = False
         self._ended = trio.Event()
         self._error: str | None = None
         self._followers = 0
         self._all_told = trio.Event()
+
+    def is_taken(self) -> bool:
+        """Return whether another daemon answers there: one that is ending, or that begins as well."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(STATUS_SECONDS)
+            return connection.connect_ex(str(self._path)) == 0
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer clients until cancelled. Raises `MountError` where there cannot be a socket."""
@@ -88,6 +95,7 @@ class ControlServer:
             except OSError as error:
                 raise MountError(f"{self._path.parent} cannot hold a socket: {error.strerror}") from error
             try:
+                self.is_serving = True
                 task_status.started()
                 await trio.serve_listeners(self._answer, [trio.SocketListener(listener)])
             finally:

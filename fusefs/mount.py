@@ -156,11 +156,15 @@ class _Front:
 
     @asynccontextmanager
     async def answering(self) -> AsyncIterator[ControlServer]:
-        """Answer on the socket for the block. Raises `MountError` where there cannot be one."""
+        """Answer on the socket for the block. Raises `MountError` where there cannot be one.
+
+        Where somebody else does, the socket is left to them until it is certain that this mount is to be there.
+        """
         path = socket_path(self._config.mount.mountpoint)
         server = ControlServer(path, drain=self._drain, progress=self._progress, status=self._status)
         async with trio.open_nursery() as nursery:
-            await nursery.start(server.serve)
+            if not server.is_taken():
+                await nursery.start(server.serve)
             yield server
             nursery.cancel_scope.cancel()
 
@@ -229,6 +233,8 @@ class _Session:
             self._mount()
             try:
                 async with trio.open_nursery() as nursery:
+                    if not self._control.is_serving:
+                        await nursery.start(self._control.serve)
                     nursery.start_soon(self._stop_on_signal, signals, nursery)
                     nursery.start_soon(self._announce, on_ready)
                     if self._operations.enable_writeback_cache and not self._config.mount.read_only:

@@ -272,6 +272,24 @@ def test_who_starts_a_mount_sees_what_it_waits_for(flags: tuple[str, ...], new_m
     second.wait_for_end()
 
 
+def test_a_second_start_leaves_the_socket_to_the_first(new_mount: NewMount) -> None:
+    """Both wait for the lease, and whichever gives up, the other one says how it stands."""
+    lost, mount = new_mount().mount("--lease-term", "1 h"), new_mount()
+    lost.kill()
+    with started(mount, "--foreground") as first:
+        assert first.stderr is not None
+        assert "waiting for the lease" in first.stderr.readline()
+        with started(mount, "--foreground") as second:
+            assert second.stderr is not None
+            assert "waiting for the lease" in second.stderr.readline()
+            second.send_signal(signal.SIGINT)
+        status = mount.run([sys.executable, "-m", "fusefs", "status", str(mount.path)])
+        assert (status.returncode, status.stderr) == (0, "")
+        assert f"process {first.pid}," in status.stdout
+        first.send_signal(signal.SIGINT)
+    mount.wait_for_end()
+
+
 @IN_BOTH_WAYS
 def test_who_starts_a_mount_sees_what_it_recovers(flags: tuple[str, ...], new_mount: NewMount) -> None:
     """On standard error, which is left by a mount in the background as soon as it is there."""
