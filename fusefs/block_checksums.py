@@ -10,15 +10,16 @@ written in part, what remains of it could not be checked any more, so it has to 
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Mapping
 from typing import Final
+
+from zlib_ng import zlib_ng
 
 from backends.base import KIB, Data
 from fusefs.extents import Extent
 
 BLOCK_SIZE: Final = 128 * KIB
-"""What is checked together: as much as a random read is rounded to, and a tenth of a millisecond."""
+"""What is checked together: as much as a random read is rounded to."""
 
 
 class BlockChecksums:
@@ -59,7 +60,7 @@ class BlockChecksums:
         view = memoryview(data)
         for number in whole_blocks(start, start + len(view), file_size):
             block = _extent(number, file_size)
-            self._checksums[number] = zlib.crc32(view[block.start - start : block.end - start])
+            self._checksums[number] = zlib_ng.crc32(view[block.start - start : block.end - start])
             self._unproved.discard(number)
 
     def forget(self, start: int, end: int) -> list[Extent]:
@@ -92,7 +93,7 @@ class BlockChecksums:
             if expected is None:
                 continue
             block = _extent(number, file_size)
-            if zlib.crc32(view[block.start - start : block.end - start]) == expected:
+            if zlib_ng.crc32(view[block.start - start : block.end - start]) == expected:
                 self._unproved.discard(number)
             else:
                 wrong.append(block)

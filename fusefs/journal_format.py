@@ -32,10 +32,11 @@ import json
 import os
 import re
 import struct
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
+
+from zlib_ng import zlib_ng
 
 from backends.base import Data
 from fusefs.extents import Extent
@@ -217,7 +218,7 @@ def encode(batch: Batch) -> bytes:
         len(batch.records),
         length,
     )
-    return b"".join([header, _CHECKSUM.pack(zlib.crc32(header)), *body])
+    return b"".join([header, _CHECKSUM.pack(zlib_ng.crc32(header)), *body])
 
 
 def decode(data: Data, expected: Position) -> Batch:
@@ -232,7 +233,7 @@ def decode(data: Data, expected: Position) -> Batch:
         raise DamagedBatch(f"it begins with {magic!r}, not with {MAGIC!r}")
     header = view[: form.size]
     _, epoch, sequence, cut_epoch, cut_sequence, *acknowledged, flags, count, length = form.unpack(header)
-    if _CHECKSUM.unpack(view[form.size : header_end]) != (zlib.crc32(header),):
+    if _CHECKSUM.unpack(view[form.size : header_end]) != (zlib_ng.crc32(header),):
         raise DamagedBatch("its header does not have the checksum that it names")
     position = Position(epoch, sequence)
     if position != expected:
@@ -268,9 +269,9 @@ def _encode_record(position: Position, index: int, record: Record) -> list[Data]
 def _checksum(
     position: Position, index: int, head_length: int, data_length: int, pieces: Iterable[Data]
 ) -> int:
-    crc = zlib.crc32(_RECORD_CONTEXT.pack(*position, index, head_length, data_length))
+    crc = zlib_ng.crc32(_RECORD_CONTEXT.pack(*position, index, head_length, data_length))
     for piece in pieces:
-        crc = zlib.crc32(piece, crc)
+        crc = zlib_ng.crc32(piece, crc)
     return crc
 
 
