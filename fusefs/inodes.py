@@ -121,12 +121,9 @@ class Inode:
     @property
     def moving_with(self) -> Directory | None:
         """The nearest directory on the way from here to the root, itself included, that has a source."""
-        node: Inode | None = self
-        while node is not None:
-            if isinstance(node, Directory) and node.source is not None:
-                return node
-            node = node.parent
-        return None
+        if isinstance(self, Directory) and self.source is not None:
+            return self
+        return next((directory for directory in self.above() if directory.source is not None), None)
 
     @property
     def path(self) -> list[bytes]:
@@ -138,6 +135,13 @@ class Inode:
             node = node.parent
         names.reverse()
         return names
+
+    def above(self) -> Iterator[Directory]:
+        """Yield the directory that holds the entry, the one above that, and so on up to the root."""
+        directory = self.parent
+        while directory is not None:
+            yield directory
+            directory = directory.parent
 
     def with_all_below(self) -> Iterator[Inode]:
         """Yield the inode and all below it, each before what is below it; in a loop: a key has room for 512 levels."""

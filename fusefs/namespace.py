@@ -373,11 +373,9 @@ class Namespace:
             _check_empty(other)
 
     @staticmethod
-    def _check_not_below(inode: Inode, directory: Directory | None) -> None:
-        while directory is not None:
-            if directory is inode:
-                raise InvalidArgument("a directory cannot be moved below itself")
-            directory = directory.parent
+    def _check_not_below(inode: Inode, directory: Directory) -> None:
+        if any(above is inode for above in (directory, *directory.above())):
+            raise InvalidArgument("a directory cannot be moved below itself")
 
     def _check_keys_below(self, inode: Inode, new_directory: Directory, new_name: bytes) -> None:
         """Raise `NameTooLong` if something below a directory would have too long a key in its new place."""

@@ -81,7 +81,7 @@ class RenamedDirectories:
         """
         if not isinstance(inode, Directory):
             return []
-        parts = [inode, *(part for part in self._placement.moving if _is_below(part, inode))]
+        parts = [inode, *(part for part in self._placement.moving if inode in part.above())]
         return [
             part for part in parts if not (self._can_follow(part, inode, new_prefix) or is_known_below(part))
         ]
@@ -127,11 +127,3 @@ class RenamedDirectories:
         self._publisher.source_failed(directory, error)
         with trio.move_on_after(RETRY_SECONDS):
             await self._publisher.wait_until_hurried()
-
-
-def _is_below(directory: Directory, other: Directory) -> bool:
-    """Return whether a directory is below another one."""
-    above: Directory | None = directory.parent
-    while above is not None and above is not other:
-        above = above.parent
-    return above is not None

@@ -69,12 +69,10 @@ class Turns:
 
     def new_directory_above(self, inode: Inode) -> Directory | None:
         """Return a directory above whose object is new and due; one that cannot be written is not waited for."""
-        directory = inode.parent
-        while directory is not None:
+        for directory in inode.above():
             is_due = directory in self.queued or directory in self.running
             if is_due and self._is_new_directory(directory):
                 return directory
-            directory = directory.parent
         return None
 
     def is_under_way(self, inode: Inode) -> bool:
