@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Final, NamedTuple
 
 from backends.base import CREATE_ONLY, OVERWRITE, IfMatch, Limits, Metadata, ObjectStorage, PutMode
 from backends.errors import NotFound, PreconditionFailed
-from fusefs import extended_attributes
 from fusefs.attributes import to_metadata
 from fusefs.change_log import ChangeLog
 from fusefs.content import Version
 from fusefs.inodes import Alias, Directory, File, Inode, Symlink
 from fusefs.keys import RESERVED_PREFIX
 from fusefs.object_copy import copy_object
-from fusefs.placement import UNSEEN
+from fusefs.sidecars import Sidecars
 from fusefs.uploads import Uploads
 
 CONFLICTS_PREFIX: Final = f"{RESERVED_PREFIX}conflicts/"
@@ -39,18 +37,19 @@ def has_to_go_up(inode: Inode) -> bool:
 class ObjectWriter:
     """The requests that make an object equal to its inode. Each raises what the store raises."""
 
-    def __init__(self, storage: ObjectStorage, uploads: Uploads, log: ChangeLog, *, mount_id: str) -> None:
+    def __init__(
+        self, storage: ObjectStorage, uploads: Uploads, log: ChangeLog, sidecars: Sidecars, *, mount_id: str
+    ) -> None:
         self._log = log
         self._storage = storage
         self._uploads = uploads
+        self._sidecars = sidecars
         self._mount_id = mount_id
-        #: Objects with extended attributes that are known to be in the bucket, and their ETags where these are known.
-        self._kept_xattrs: dict[str, str] = {}
         self.conflicts = 0
 
     async def write(self, inode: Inode, target: str, *, mode: PutMode, metadata: Metadata) -> Written:
         """Make the object under `target` equal to the inode: an upload, or a copy where the bytes are there already."""
-        await self._keep_xattrs(inode.subject)
+        await self._sidecars.keep_xattrs(inode.subject)
         match inode:
             case Alias():
                 return await self._copy_of(inode, target, mode, metadata)
@@ -90,7 +89,7 @@ class ObjectWriter:
         Raises `PreconditionFailed` where it changes each time that it is looked at.
         """
         metadata = {**to_metadata(directory.attributes), **self._log.mark(directory)}
-        await self._keep_xattrs(directory)
+        await self._sidecars.keep_xattrs(directory)
         for _ in range(MARKER_ATTEMPTS):
             try:
                 return await self._write_marker(target, metadata)
@@ -131,7 +130,7 @@ class ObjectWriter:
         key = conflict_key(target, suffix, self._storage.limits)
         inode.share_xattrs()  # what is kept stays for ever, and so do they
         metadata = to_metadata(inode.attributes)
-        await self._keep_xattrs(inode)
+        await self._sidecars.keep_xattrs(inode)
         if isinstance(inode, Symlink):
             etag = await self._storage.put(key, inode.target, metadata=metadata, mode=CREATE_ONLY)
             return Version(key, etag, len(inode.target))
@@ -150,22 +149,6 @@ class ObjectWriter:
         if isinstance(inode, File):
             inode.content.rebase(version)
         return version
-
-    def forget_xattrs(self, key: str) -> Version:
-        """Return an object with extended attributes that nobody refers to any more."""
-        return Version(key, self._kept_xattrs.pop(key, UNSEEN), 0)
-
-    async def _keep_xattrs(self, inode: Inode) -> None:
-        """Store the extended attributes to which the metadata of the inode's object is going to refer."""
-        text = inode.attributes.xattrs
-        key = extended_attributes.object_key(text)
-        if key is None or key in self._kept_xattrs or extended_attributes.is_reference(text):
-            return
-        inode.note_stored_xattrs()
-        etag = UNSEEN
-        with suppress(PreconditionFailed):  # it is there, and its key says which bytes it has
-            etag = await self._storage.put(key, text.encode(), mode=CREATE_ONLY)
-        self._kept_xattrs[key] = etag
 
 
 def conflict_key(target: str, suffix: str, limits: Limits) -> str:

@@ -53,10 +53,11 @@ from fusefs.change_log import ChangeLog, Publication, without_mark
 from fusefs.content import Version
 from fusefs.errors import FilesystemError, LeaseLapsed, StaleFile
 from fusefs.inodes import Alias, Directory, File, Inode
-from fusefs.link_lists import metadata_of, write_list
+from fusefs.link_lists import metadata_of
 from fusefs.moves import Moves
 from fusefs.object_writer import ObjectWriter, has_to_go_up
 from fusefs.placement import Placement, directories_of
+from fusefs.sidecars import Sidecars
 from fusefs.sweeper import Sweeper
 from fusefs.timetable import Timetable
 from fusefs.turns import Turns
@@ -121,7 +122,8 @@ class Publisher:
         self._placement = placement
         self._uploads = uploads
         self._options = options
-        self._writer = ObjectWriter(storage, uploads, log, mount_id=mount_id)
+        self._sidecars = Sidecars(storage, placement, log)
+        self._writer = ObjectWriter(storage, uploads, log, self._sidecars, mount_id=mount_id)
         self._sweeper = Sweeper(storage, placement, log, options.workers, self._look_again)
 
         self._pending: dict[Inode, None] = {}
@@ -229,7 +231,7 @@ class Publisher:
         """Note that the inode has lost its name; its object goes unless open handles still read from it."""
         inode.state.changes += 1
         self._log.changed(inode)
-        self._leave_list(inode.subject)  # in the same batch of the log
+        self._sidecars.leave_list(inode.subject)  # in the same batch of the log
         self._look_again_at(inode)
         if isinstance(inode, Directory) and inode.source is not None:
             self.source_ended(inode)
@@ -244,11 +246,11 @@ class Publisher:
             self._uploads.abandon(inode)
         if inode in self._turns.running:
             return  # `_finished` comes back here
-        self._leave_list(inode)
+        self._sidecars.leave_list(inode)
         if inode.state.in_doubt:
             self._schedule(inode, trio.current_time())  # there may be an object that we do not know of
             return
-        self._leave_xattrs(inode, but=None)
+        self._sidecars.leave_xattrs(inode, but=None)
         self._placement.vacate(inode)
         self._placement.expect_no_more(inode)
         if isinstance(inode, File):
@@ -711,7 +713,7 @@ class Publisher:
         inode.state.storing = (target, metadata)
         condition = self._placement.condition(target)
         written = await self._writer.write(inode, target, mode=condition, metadata=metadata)
-        await self._list_names(inode.subject)
+        await self._sidecars.list_names(inode.subject)
         return written.version, without_mark(written.metadata) == without_mark(metadata)
 
     def _note_success(self, inode: Inode, version: Version, changes: int | None) -> None:
@@ -730,32 +732,10 @@ class Publisher:
             self._schedule(inode, self._due_time(inode))
         else:
             self._settle(inode)
-            self._leave_xattrs(inode, but=extended_attributes.own_key(inode.attributes.xattrs))
+            self._sidecars.leave_xattrs(inode, but=extended_attributes.own_key(inode.attributes.xattrs))
 
     def _is_pending(self, inode: Inode) -> bool:
         return inode.state.is_behind or self._placement.is_elsewhere(inode)
-
-    async def _list_names(self, inode: Inode) -> None:
-        """Let the bucket say which names an inode has, if it has several; if it has no more than one, nothing."""
-        links = inode.links
-        if links is None:
-            return
-        names = tuple(
-            target for each in (inode, *links.aliases) if (target := self._placement.target(each)) is not None
-        )
-        if not links.aliases:
-            self._leave_list(inode)
-        elif names != links.names:
-            links.listed = await write_list(self._storage, links.number, names)
-            links.names = names
-            self._placement.forget(links.listed.key)
-            self._leave_list(inode)  # all but one name may have gone meanwhile
-
-    def _leave_list(self, inode: Inode) -> None:
-        links = inode.links
-        if links is not None and links.listed is not None and not links.aliases:
-            self._placement.leave(links.listed)
-            links.listed, links.names = None, ()
 
     def _note_failure(
         self, inode: Inode, target: str | None, error: Exception, published_before: int
@@ -907,20 +887,6 @@ class Publisher:
         self._log.changed(heir)
         self.changed(inode)
         return True
-
-    def _leave_xattrs(self, inode: Inode, *, but: str | None) -> None:
-        """Delete the objects with extended attributes that were the inode's alone, but for one that still is.
-
-        Without a log, others may be about to write what refers to them.
-        """
-        if not self._log.is_kept:
-            return
-        if extended_attributes.is_reference(inode.attributes.xattrs):
-            inode.note_stored_xattrs()
-        for key in inode.stored_xattrs:
-            if key != but:
-                self._placement.leave(self._writer.forget_xattrs(key))
-        inode.stored_xattrs = tuple(key for key in inode.stored_xattrs if key == but)
 
     def _take_out(self, alias: Alias) -> None:
         """Let a name have what the bucket has there."""
