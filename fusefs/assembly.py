@@ -134,7 +134,9 @@ async def open_tree(
             mount_id=mount_id,
         )
         index = TreeIndex(storage, nursery.start_soon, defaults, others_write=term is None)
-        index_writer = IndexWriter(index, inodes, placement, publisher, root, defaults, shared=options.shared)
+        index_writer = IndexWriter(
+            index, inodes, placement, publisher.changes, root, defaults, shared=options.shared
+        )
         namespace = Namespace(
             storage,
             sources,
@@ -174,7 +176,9 @@ async def open_tree(
             if term is not None:
                 nursery.start_soon(term.committer.run)
                 recovered = await Recovery(storage, sources, defaults, progress).read(term.old)
-                restoration = Restoration(root, namespace, inodes, placement, publisher, term.committer)
+                restoration = Restoration(
+                    root, namespace, inodes, placement, publisher.changes, term.committer
+                )
                 await restoration.restore(recovered)
         except StorageError as error:
             raise MountError(f"{config.store.url}: {error}") from error
@@ -186,7 +190,7 @@ async def open_tree(
             # Only now: what was restored is in the log already.
             stage.leave_room(term.log_room.is_left_after)
         nursery.start_soon(publisher.run)
-        nursery.start_soon(Packer(inodes, placement, publisher).run)
+        nursery.start_soon(Packer(inodes, placement, publisher.changes).run)
         if not options.read_only:
             nursery.start_soon(index_writer.run)
         try:

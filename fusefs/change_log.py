@@ -150,3 +150,10 @@ class NoLog:
 
     async def wait_for_room(self) -> None:
         pass
+
+
+async def commit_all_of(log: ChangeLog, inode: Inode) -> None:
+    """Return when the log has the inode as it is now: it may change again while a commit is on its way."""
+    await log.commit()
+    while log.is_behind(inode):
+        await log.commit()

@@ -106,6 +106,7 @@ class Filesystem:
         self._namespace = namespace
         self._inodes = inodes
         self._publisher = publisher
+        self._changes = publisher.changes
         self._log = log
         self._budget = budget
         self._clock = clock
@@ -248,7 +249,7 @@ class Filesystem:
         if given or changes == AttributeChanges():
             inode.attributes = replace(inode.attributes.changed(now_ns), **given)
         if given and inode.linked:
-            self._publisher.touched(inode)
+            self._changes.touched(inode)
 
     def _set_owner_and_mode(self, inode: Inode, changes: AttributeChanges, now_ns: int) -> None:
         if changes.mode is None and changes.uid is None and changes.gid is None:
@@ -263,7 +264,7 @@ class Filesystem:
         inode.attributes = attributes
         if inode.linked:
             inode.state.attributes_changed = True
-            self._publisher.changed(inode)
+            self._changes.changed(inode)
 
     # Files
 
@@ -309,7 +310,7 @@ class Filesystem:
         await self._stage(file, offset, data)
         if not self._options.kernel_keeps_times:
             file.attributes = file.attributes.changed(self._clock.realtime_ns(), contents=True)
-        self._publisher.written(file)
+        self._changes.written(file)
         return len(data)
 
     async def _stage(self, file: File, offset: int, data: Data) -> None:
@@ -372,9 +373,9 @@ class Filesystem:
         file.handles -= 1
         file.writers -= opened.writable
         if file.writers == 0 and file.linked:
-            self._publisher.closed(file)
+            self._changes.closed(file)
         if file.handles == 0 and not file.linked:
-            self._publisher.released(file)
+            self._changes.released(file)
         self._namespace.drop_if_unused(file)
 
     async def fsync(self, handle: int) -> None:
@@ -508,16 +509,16 @@ class Filesystem:
         with self._telling(file):
             file.content.truncate(size)
         file.attributes = file.attributes.changed(now_ns, contents=True)
-        self._publisher.written(file)
+        self._changes.written(file)
 
     @contextmanager
     def _telling(self, file: File) -> Iterator[None]:
-        """Tell the publisher what the block has changed before it fails, by whatever: what nobody knows of is lost."""
+        """Note what the block has changed before it fails, by whatever: what nobody knows of is lost."""
         try:
             yield
         except BaseException:
             if file.content.changed:
-                self._publisher.changed(file)
+                self._changes.changed(file)
             raise
 
     @staticmethod

@@ -13,13 +13,13 @@ from typing import Final
 import trio
 
 from fusefs.attributes import Defaults
+from fusefs.changes import Changes
 from fusefs.index_format import Block, encode_block
 from fusefs.inode_packing import entry_of
 from fusefs.inodes import Directory, InodeTable
 from fusefs.keys import name_of
 from fusefs.listed import ListedDirectory, ListedEntry, ListedObject
 from fusefs.placement import Placement
-from fusefs.publisher import Publisher
 from fusefs.tree_index import TreeIndex, shard_of
 
 INTERVAL_SECONDS: Final = 60.0
@@ -46,7 +46,7 @@ class IndexWriter:
         index: TreeIndex,
         inodes: InodeTable,
         placement: Placement,
-        publisher: Publisher,
+        changes: Changes,
         root: Directory,
         defaults: Defaults,
         *,
@@ -55,7 +55,7 @@ class IndexWriter:
         self._index = index
         self._inodes = inodes
         self._placement = placement
-        self._publisher = publisher
+        self._changes = changes
         self._root = root
         self._defaults = defaults
         self._shared = shared
@@ -126,7 +126,7 @@ class IndexWriter:
         child = directory.children.get(name)
         if isinstance(child, ListedEntry):
             return None if child.number is None else child
-        if child is None or self._publisher.is_unpublished(child):
+        if child is None or self._changes.is_unpublished(child):
             return None
         return entry_of(child, self._placement)
 

@@ -17,10 +17,10 @@ from typing import Final
 
 import trio
 
+from fusefs.changes import Changes
 from fusefs.inodes import Alias, Directory, File, Inode, InodeTable, Symlink, is_joined
 from fusefs.listed import ListedDirectory, ListedEntry, ListedObject, Remembered, nothing_but
 from fusefs.placement import Placement
-from fusefs.publisher import Publisher
 
 INTERVAL_SECONDS: Final = 10.0
 """Between two times that every inode is looked at: a few thousand files a second are used meanwhile, at most."""
@@ -35,10 +35,10 @@ YIELD_AFTER: Final = 200
 class Packer:
     """Packs what could not be packed when the kernel forgot it."""
 
-    def __init__(self, inodes: InodeTable, placement: Placement, publisher: Publisher) -> None:
+    def __init__(self, inodes: InodeTable, placement: Placement, changes: Changes) -> None:
         self._inodes = inodes
         self._placement = placement
-        self._publisher = publisher
+        self._changes = changes
 
     async def run(self) -> None:
         """Look at every inode, again and again."""
@@ -53,7 +53,7 @@ class Packer:
         for first in range(0, len(inodes), YIELD_AFTER):
             began = time.perf_counter()
             for inode in inodes[first : first + YIELD_AFTER]:
-                pack(inode, self._inodes, self._placement, self._publisher)
+                pack(inode, self._inodes, self._placement, self._changes)
             took += time.perf_counter() - began
             await trio.lowlevel.checkpoint()
         return took
@@ -72,10 +72,10 @@ def entry_of(inode: Inode, placement: Placement) -> ListedEntry | None:
         return None  # a time that is beyond what can be written down
 
 
-def pack(inode: Inode, inodes: InodeTable, placement: Placement, publisher: Publisher) -> None:
+def pack(inode: Inode, inodes: InodeTable, placement: Placement, changes: Changes) -> None:
     """Put what is known of an inode in its place in the tree, if nobody needs it and nothing is lost by that."""
     directory, name = inode.parent, inode.name
-    if directory is None or inodes.are_kept or _is_needed(inode) or publisher.needs(inode):
+    if directory is None or inodes.are_kept or _is_needed(inode) or changes.needs(inode):
         return
     if inode.state.published_at >= directory.listing_since:
         return  # an inode that was published later than a listing began is not taken for what that says of it

@@ -37,7 +37,7 @@ NUMBER_BITS: Final = 63
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class PublishState:
-    """Where an inode stands between the tree and the bucket; `publisher` and its `uploads` alone change it."""
+    """Where an inode stands between the tree and the bucket; only `publisher` and what it is made of change it."""
 
     #: Rises with every change of content, attributes or name.
     changes: int = 0
@@ -53,10 +53,6 @@ class PublishState:
     failure: Exception | None = None
     #: Attempts that ended, well or not; whoever waits for one looks at this to see a new one.
     attempts: int = 0
-    #: Since when the bucket lacks something of the inode, on trio's clock.
-    pending_since: float = -math.inf
-    #: Whether somebody waits for the next attempt.
-    asked_for: bool = False
     #: When the last attempt that succeeded ended, on trio's clock.
     published_at: float = -math.inf
     #: Woken after every attempt.

@@ -18,6 +18,7 @@ import trio
 
 from backends.base import ListPage, ObjectInfo, ObjectStorage
 from backends.errors import StorageError
+from fusefs.changes import Changes
 from fusefs.content import Spawn
 from fusefs.directory_listing import DirectoryListing
 from fusefs.directory_names import DirectoryNames, ListingRun, PagesAhead
@@ -34,7 +35,6 @@ from fusefs.inodes import (
 from fusefs.keys import name_of_file_beside, segment_of
 from fusefs.listed import ListedDirectory, ListedObject
 from fusefs.placement import Deletions, Placement
-from fusefs.publisher import Publisher
 from fusefs.tree_index import NO_MEMORIES, Memories, TreeIndex
 
 _SECOND: Final = 1_000_000_000
@@ -77,7 +77,7 @@ class Listings:
         storage: ObjectStorage,
         spawn: Spawn,
         placement: Placement,
-        publisher: Publisher,
+        changes: Changes,
         inodes: InodeTable,
         index: TreeIndex | None,
         *,
@@ -87,7 +87,7 @@ class Listings:
         self._storage = storage
         self._spawn = spawn
         self._placement = placement
-        self._publisher = publisher
+        self._changes = changes
         self._inodes = inodes
         self._index = index
         self._others_write = others_write
@@ -295,7 +295,7 @@ class Listings:
 
     def _compare_marker(self, directory: Directory, marker: ObjectInfo | None, started: float) -> None:
         """Look whether the directory's own marker is what was known of it; the parent's listing does not tell."""
-        is_ours = self._publisher.is_unpublished(directory) or directory.state.published_at >= started
+        is_ours = self._changes.is_unpublished(directory) or directory.state.published_at >= started
         if directory.number == ROOT_NUMBER or is_ours:
             return
         if marker is None and directory.version is not None:
@@ -329,7 +329,7 @@ class Listings:
         )
 
     def _is_newer(self, inode: Inode, started: float) -> bool:
-        if self._publisher.is_unpublished(inode) or inode.state.published_at >= started:
+        if self._changes.is_unpublished(inode) or inode.state.published_at >= started:
             return True
         if isinstance(inode, Directory):
             return False
@@ -363,7 +363,7 @@ class Listings:
                 self._let_go_of_name(alias)
             lost.links = None  # or the list of those names would go with it
         for lost in reversed(gone):
-            self._publisher.lost(lost)
+            self._changes.lost(lost)
             self.drop_if_unused(lost)
 
     def _let_go_of_name(self, alias: Alias) -> None:
@@ -376,19 +376,19 @@ class Listings:
                 name, ListedObject.pack(size=version.size, stored_at_ns=stored_at_ns, etag=version.etag)
             )
             alias.parent = None
-        self._publisher.let_go_of_name(alias)
+        self._changes.let_go_of_name(alias)
 
     def unveil(self, directory: Directory, name: bytes) -> None:
         """Give the file beside a directory that is gone its own name; a log that tells of it has to tell that, too."""
         child = directory.unveil(name)
-        if isinstance(child, Inode) and self._publisher.needs(child):
-            self._publisher.changed(child)
+        if isinstance(child, Inode) and self._changes.needs(child):
+            self._changes.changed(child)
 
     def drop_if_unused(self, inode: Inode) -> None:
         """Let an inode go that has no name, no handle and no reference from the kernel."""
         if inode.linked or inode.handles or inode.lookups:
             return
-        self._publisher.released(inode)
+        self._changes.released(inode)
         self._inodes.drop(inode)
 
 

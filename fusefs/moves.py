@@ -1,6 +1,6 @@
 """Directories that have another name, until it was noted of all below them that they have another path.
 
-A rename notes the directory alone, so that it takes no longer for many files than for few. Publisher and log have a
+A rename notes the directory alone, so that it takes no longer for many files than for few. Publish queue and log have a
 list of their own, and take what is below the directories when they next have to know of it. What has left a directory
 before that, or has come, was noted by itself.
 """

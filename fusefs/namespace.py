@@ -97,7 +97,7 @@ class Namespace:
         self._storage = storage
         self._sources = sources
         self._placement = placement
-        self._publisher = publisher
+        self._changes = publisher.changes
         self._inodes = inodes
         self._options = options
         self._loader = InodeLoader(
@@ -106,7 +106,7 @@ class Namespace:
         self._resolver = Resolver(self._loader, placement, inodes)
         self._small_files = SmallFiles(sources, self._resolver, _numbers_in)
         self._listings = Listings(
-            storage, sources.spawn, placement, publisher, inodes, index, others_write=options.shared
+            storage, sources.spawn, placement, self._changes, inodes, index, others_write=options.shared
         )
         self._walks = Walks(
             sources.spawn,
@@ -233,7 +233,7 @@ class Namespace:
         directory.attach(name, inode)
         self._inodes.add(inode)
         self._note_children_changed(directory, now_ns)
-        self._publisher.changed(inode)
+        self._changes.changed(inode)
 
     def link(self, inode: Inode, directory: Directory, name: bytes, now_ns: int) -> None:
         """Give an inode a further name. Raises as `add`, and `NoSuchEntry` for an inode without a name."""
@@ -250,7 +250,7 @@ class Namespace:
         inode.share_xattrs()  # somebody else may make a file of its own of each name
         inode.attributes = inode.attributes.changed(now_ns)
         self._note_children_changed(directory, now_ns)
-        self._publisher.changed(inode)
+        self._changes.changed(inode)
 
     async def unlink(self, directory: Directory, name: bytes, now_ns: int) -> Inode:
         """Remove the entry of anything but a directory; return its inode. Raises `NoSuchEntry`, `IsADirectory`."""
@@ -324,7 +324,7 @@ class Namespace:
     def drop_if_unused(self, inode: Inode) -> None:
         """Let an inode go that has no handle and no reference from the kernel: for good, if it has no name either."""
         self._listings.drop_if_unused(inode)
-        pack(inode, self._inodes, self._placement, self._publisher)
+        pack(inode, self._inodes, self._placement, self._changes)
 
     async def _lookup_if_any(self, directory: Directory, name: bytes) -> Inode | None:
         try:
@@ -426,19 +426,19 @@ class Namespace:
     def _note_children_changed(self, directory: Directory, now_ns: int) -> None:
         directory.attributes = directory.attributes.changed(now_ns, contents=True)
         if not directory.children and directory.version is None and directory.number != ROOT_NUMBER:
-            self._publisher.changed(directory)  # a common prefix of nothing is gone: it needs a marker now
+            self._changes.changed(directory)  # a common prefix of nothing is gone: it needs a marker now
 
     def _note_unlinked(self, entry: Inode, now_ns: int) -> None:
         """Note that an entry is detached; its inode may have other names."""
         inode, gone = entry.subject, entry.lose_name()
         inode.attributes = inode.attributes.changed(now_ns)
-        self._publisher.unlinked(gone)
+        self._changes.unlinked(gone)
         if gone is not inode:
-            self._publisher.changed(inode)
+            self._changes.changed(inode)
 
     def _note_moved(self, inode: Inode, now_ns: int) -> None:
         inode.subject.attributes = inode.subject.attributes.changed(now_ns)
-        self._publisher.moved(inode)
+        self._changes.moved(inode)
         if isinstance(inode, Directory):
             for directory in inode.with_directories_below():
                 directory.is_indexed = False  # but under the prefix that it had
@@ -462,7 +462,7 @@ class Namespace:
             raise NoSuchInode(f"{version.key!r} is another file by now")
 
     def _has_own(self, file: File) -> bool:
-        return self._publisher.is_unpublished(file) or file.writers > 0
+        return self._changes.is_unpublished(file) or file.writers > 0
 
     def _is_listed_now(self, directory: Directory) -> bool:
         return self._listings.is_listed(directory, max_age_seconds=self._options.revalidate_seconds)

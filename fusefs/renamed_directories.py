@@ -21,7 +21,8 @@ from fusefs.content import Spawn
 from fusefs.inodes import Directory, Inode
 from fusefs.keys import segment_of
 from fusefs.placement import Placement
-from fusefs.publisher import RETRY_SECONDS, Publisher
+from fusefs.publish_queue import RETRY_SECONDS
+from fusefs.publisher import Publisher
 from fusefs.subtrees import Subtrees, is_known_below
 
 _log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class RenamedDirectories:
         self._subtrees = subtrees
         self._placement = placement
         self._publisher = publisher
+        self._changes = publisher.changes
         self._max_key_length = max_key_length
         self._finding: set[Directory] = set()
 
@@ -68,7 +70,7 @@ class RenamedDirectories:
     def go_on(self, directory: Directory) -> None:
         """Have all below a directory that has a source found, unless it is where the source is."""
         if self._is_at_home(directory):
-            self._publisher.source_ended(directory)
+            self._changes.source_ended(directory)
         elif directory not in self._finding:
             self._finding.add(directory)
             self._spawn(self._find, directory)
@@ -110,9 +112,9 @@ class RenamedDirectories:
                 continue
             if directory.source is not None and is_known_below(directory):
                 is_at_home = self._is_at_home(directory)
-                self._publisher.source_ended(directory)
+                self._changes.source_ended(directory)
                 if not is_at_home:
-                    self._publisher.moved(directory)
+                    self._changes.moved(directory)
         self._finding.discard(directory)
 
     async def _pause_after(self, error: Exception, directory: Directory) -> None:

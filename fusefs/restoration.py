@@ -15,13 +15,13 @@ from contextlib import suppress
 from typing import Final
 
 from backends.errors import InvalidKey
+from fusefs.changes import Changes
 from fusefs.committer import Committer
 from fusefs.errors import NoSuchEntry
 from fusefs.inodes import Directory, InodeTable
 from fusefs.listed import UNKNOWN_DIRECTORY
 from fusefs.namespace import Namespace
 from fusefs.placement import Placement
-from fusefs.publisher import Publisher
 from fusefs.recovery import Recovered, RecoveredInode
 
 _log = logging.getLogger(__name__)
@@ -36,14 +36,14 @@ class Restoration:
         namespace: Namespace,
         inodes: InodeTable,
         placement: Placement,
-        publisher: Publisher,
+        changes: Changes,
         committer: Committer,
     ) -> None:
         self._root: Final = root
         self._namespace: Final = namespace
         self._inodes: Final = inodes
         self._placement: Final = placement
-        self._publisher: Final = publisher
+        self._changes: Final = changes
         self._committer: Final = committer
 
     async def restore(self, recovered: Recovered) -> None:
@@ -91,7 +91,7 @@ class Restoration:
                 child = self._namespace.new_prefix()
                 directory.attach(name, child)
                 self._inodes.add(child)
-                self._publisher.changed(child)
+                self._changes.changed(child)
             directory = child
         return directory
 
@@ -106,5 +106,5 @@ class Restoration:
             inode.attributes, inode.log_id = found.inode.attributes, found.inode.log_id
             if found.version is not None:
                 self._placement.place(inode, found.version)
-        self._publisher.changed(inode)
+        self._changes.changed(inode)
         self._committer.recovered(inode, recovered.first)

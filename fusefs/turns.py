@@ -1,8 +1,13 @@
-"""Whose turn it is to be published: what an inode that is due has to wait for.
+"""Whose turn it is to be published: what an inode that is due has to wait for, and what begins if it has not.
 
-It waits for a key that another inode's object has, or on which somebody works; for a name that a directory still has
-in the bucket; for the object of a new directory above it; and a further name of a file for the first one. Who waits for
-others, and they for it, is in a circle that has to be broken.
+What may not go wrong is the order in which keys change hands. An inode waits for a key that another inode's object has,
+or on which somebody works; for a name that a directory still has in the bucket; for the object of a new directory above
+it; and a further name of a file for the first one. Who waits for others, and they for it, is in a circle, which is
+broken by moving one object out of the way. A key is written before the one that it replaces is deleted, so at no moment
+is a file under neither name.
+
+A new directory's object is written before anything below it, and by itself: SeaweedFS, asked for `d/` and `d/file` at
+once, confirms both and loses one now and then.
 
 What is below a directory that has a source, and what would go below the source, waits until the directory has none.
 So all of it that nobody has looked at is below the source, and nothing else, however often a mount is lost meanwhile.
@@ -10,32 +15,136 @@ So all of it that nobody has looked at is below the source, and nothing else, ho
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Container
+from typing import NamedTuple
 
-from fusefs.inodes import ROOT_NUMBER, Alias, Directory, Inode
+from fusefs.inodes import ROOT_NUMBER, Alias, Directory, File, Inode
 from fusefs.link_lists import list_key
-from fusefs.placement import Placement
+from fusefs.placement import Placement, directories_of
+from fusefs.publish_queue import PublishQueue
 from fusefs.sweeper import Sweeper
+from fusefs.uploads import Uploads
+
+
+class Turn(NamedTuple):
+    """An attempt that may begin."""
+
+    inode: Inode
+    #: Where its object goes; None: nowhere, because nobody needs one any more.
+    target: str | None
 
 
 class Turns:
-    """Who is due or on its way; all questions are answered as things are now."""
+    """Decides about who is due; all questions are answered as things are now."""
 
-    def __init__(self, placement: Placement, sweeper: Sweeper, pending: Container[Inode]) -> None:
+    def __init__(
+        self,
+        placement: Placement,
+        uploads: Uploads,
+        sweeper: Sweeper,
+        queue: PublishQueue,
+        *,
+        interval_seconds: float,
+    ) -> None:
         self._placement = placement
+        self._uploads = uploads
         self._sweeper = sweeper
-        self._pending = pending
-        #: Those that are due, and not on their way.
-        self.queued: set[Inode] = set()
-        #: Of those: who was looked at, and has to wait for something that will end.
-        self.parked: list[Inode] = []
-        #: Those that are on their way, and the keys that nobody else may change meanwhile.
-        self.running: dict[Inode, set[str]] = {}
-        #: Those that are due and wait for the end of a source.
-        self.waiting_for_source: dict[Inode, None] = {}
-        #: Those that are due and wait for the object of a new directory, by that.
-        self.waiting_below: dict[Inode, list[Inode]] = {}
+        self._queue = queue
+        self._interval_seconds = interval_seconds
+
+    def look_at(self, inode: Inode) -> Turn | None:
+        """Return which attempt begins now that an inode is due: its own, one that is in its way, or none.
+
+        If it has to wait it is set aside, or scheduled anew, and whoever it waits for has to hurry.
+        """
+        if inode not in self._queue:  # it was settled meanwhile
+            self._queue.end_turn(inode)
+            return None
+        if self.source_awaited(inode) is not None:
+            self._queue.wait_for_source(inode)
+            return None
+        directory = self.new_directory_above(inode)
+        if directory is not None:
+            self._queue.wait_below(directory, inode)
+            return None
+        target = self._placement.next_key(inode)
+        if self._is_kept_back(inode, target):
+            self._queue.park(inode)
+            return None
+        if target is not None and self._waits_for_name(target):
+            self._queue.park(inode)
+            return self._clear_name(inode, target)
+        if self._queue.put_off(inode, self._can_wait_until(inode)):
+            return None
+        if isinstance(inode, Alias) and target is not None and self._has_to_wait_for_first(inode):
+            self._wait_for_first(inode)
+            return None
+        obstacle = self._placement.obstacle(inode, target) if target is not None else None
+        if obstacle is not None:
+            self._queue.park(inode)
+            return self._clear_key(inode, obstacle)
+        self._queue.end_turn(inode)
+        return Turn(inode, target)
+
+    def _clear_name(self, inode: Inode, target: str) -> Turn | None:
+        """Let the name of a directory that has gone be free soon, where an object is to have it."""
+        for departing in self._placement.departing_from(target) or []:
+            if not self._placement.is_elsewhere(departing):
+                self._hurry(departing)
+        return self._detour(inode) if inode.version is not None and self._waits_for_itself(inode) else None
+
+    def _clear_key(self, inode: Inode, obstacle: Inode) -> Turn | None:
+        """Let the key be free soon that the object of another inode has."""
+        if self._waits_for_itself(inode):
+            return self._detour(obstacle)
+        self._hurry(obstacle)
+        return None
+
+    def _detour(self, inode: Inode) -> Turn | None:
+        """Return an attempt that lets an inode's object wait elsewhere, so that a circle is none any more."""
+        if self.source_awaited(inode) is not None:
+            return None  # that will end, and then the circle can be broken
+        detour = self._placement.detour(inode)
+        if inode in self._queue.running or self._is_busy(self.keys_of(inode, detour)):
+            return None
+        return Turn(inode, detour)
+
+    def _hurry(self, inode: Inode) -> None:
+        """Let an inode be due now, because another one needs the key that its object has, or its upload."""
+        self._queue.schedule_now(inode)
+        if not self._placement.is_elsewhere(inode):
+            self._queue.ask_for(inode)  # or else it would wait for its file to be closed
+
+    def _wait_for_first(self, alias: Alias) -> None:
+        """Let an alias wait until its inode has been published; that of an open file may take its time."""
+        is_asked_for = self._queue.is_asked_for(alias)
+        if is_asked_for or not self._queue.put_off(alias, self._can_wait_until(alias.of)):
+            self._queue.park(alias)
+            self._queue.ask_for(alias.of)
+
+    def _can_wait_until(self, inode: Inode) -> float:
+        """Return until when a due inode can wait: a file that was opened again since then is being rewritten.
+
+        One that goes up as a stream is not to be ended for the interval's sake: what is written behind it would be a
+        change of the object then, with all before it copied, again and again.
+        """
+        if not isinstance(inode, File) or not inode.writers:
+            return -math.inf
+        if self._queue.is_asked_for(inode) or self._placement.is_elsewhere(inode):
+            return -math.inf
+        since = max(self._queue.pending_since(inode), self._uploads.last_moved_at(inode))
+        return since + self._interval_seconds
+
+    # What it waits for
+
+    def _is_kept_back(self, inode: Inode, target: str | None) -> bool:
+        """Return whether an attempt or a deletion is under way that the inode's would meet."""
+        return (
+            inode in self._queue.running
+            or self._is_busy(self.keys_of(inode, target) | self._keys_above(inode, target))
+            or self._is_busy_below(inode)
+        )
 
     def keys_of(self, inode: Inode, target: str | None) -> set[str]:
         """Return the keys that nobody else may change while the inode is on its way to `target`."""
@@ -47,18 +156,27 @@ class Turns:
             keys.add(list_key(inode.subject.links.number))
         return keys
 
-    def is_busy(self, keys: set[str]) -> bool:
+    def _keys_above(self, inode: Inode, target: str | None) -> set[str]:
+        """Return the keys on the way to the target that nobody may be working on: of objects with directories' names.
+
+        Where an object appears under a name that its inode has no more, also markers: one of them may be another
+        directory's by now, and new.
+        """
+        keys = set(directories_of(target or ""))
+        return keys if target == self._placement.target(inode) else keys.union([f"{key}/" for key in keys])
+
+    def _is_busy(self, keys: set[str]) -> bool:
         """Return whether somebody works on one of these keys."""
         return not self._sweeper.busy.isdisjoint(keys) or any(
-            not busy.isdisjoint(keys) for busy in self.running.values()
+            not busy.isdisjoint(keys) for busy in self._queue.running.values()
         )
 
-    def is_busy_below(self, directory: Directory) -> bool:
+    def _is_busy_below(self, inode: Inode) -> bool:
         """Return whether an object below a new directory's is on its way."""
-        prefix = self._placement.target(directory)
-        if prefix is None or not self._is_new_directory(directory):
+        prefix = self._placement.target(inode) if self._is_new_directory(inode) else None
+        if prefix is None:
             return False
-        busy = self._sweeper.busy.union(*self.running.values())
+        busy = self._sweeper.busy.union(self._queue.busy_keys)
         return any(key.startswith(prefix) for key in busy)
 
     def source_awaited(self, inode: Inode) -> Directory | None:
@@ -70,14 +188,14 @@ class Turns:
     def new_directory_above(self, inode: Inode) -> Directory | None:
         """Return a directory above whose object is new and due; one that cannot be written is not waited for."""
         for directory in inode.above():
-            is_due = directory in self.queued or directory in self.running
+            is_due = directory in self._queue.due or directory in self._queue.running
             if is_due and self._is_new_directory(directory):
                 return directory
         return None
 
     def is_under_way(self, inode: Inode) -> bool:
         """Return whether an attempt is on its way that the inode may fail with: its own or a new directory's above."""
-        return inode in self.running or self.new_directory_above(inode) in self.running
+        return inode in self._queue.running or self.new_directory_above(inode) in self._queue.running
 
     def _is_new_directory(self, inode: Inode) -> bool:
         return (
@@ -86,7 +204,7 @@ class Turns:
             and (inode.version is None or self._placement.is_elsewhere(inode))
         )
 
-    def waits_for_name(self, target: str) -> bool:
+    def _waits_for_name(self, target: str) -> bool:
         """Return whether a name is still leaving the bucket that cannot be a directory's and a file's there.
 
         That of a directory, all of it, where a file comes; that of an object that belongs to nobody, where something
@@ -101,25 +219,25 @@ class Turns:
             return False
         return all(inode.state.failure is None for inode in departing)
 
-    def has_to_wait_for_first(self, alias: Alias) -> bool:
+    def _has_to_wait_for_first(self, alias: Alias) -> bool:
         """Return whether there is no object yet that an alias could be made a copy of, or no newer one.
 
         One that is about to move is not copied, but on a detour it may be waiting for the alias.
         """
         inode = alias.of
-        if inode in self._pending and alias.reflected_changes <= alias.state.published_changes:
+        if inode in self._queue and alias.reflected_changes <= alias.state.published_changes:
             return True
         if inode.version is None:
             return True
         return self._placement.is_elsewhere(inode) and inode.version.key != self._placement.detour(inode)
 
     def _obstacle(self, inode: Inode) -> Inode | None:
-        if isinstance(inode, Alias) and self.has_to_wait_for_first(inode):
+        if isinstance(inode, Alias) and self._has_to_wait_for_first(inode):
             return inode.of
         key = self._placement.next_key(inode)
         return self._placement.obstacle(inode, key) if key is not None else None
 
-    def waits_for_itself(self, inode: Inode) -> bool:
+    def _waits_for_itself(self, inode: Inode) -> bool:
         """Return whether the inode whose object is in the way waits for another, and so on in a circle."""
         seen: set[Inode] = set()
         waiting = self._waited_for_by(inode)
@@ -148,12 +266,12 @@ class Turns:
         With `below` also those, and again who waits for them, that wait for the object of a new directory.
         """
         waiting: defaultdict[Inode | None, list[Inode]] = defaultdict(list)
-        for parked in self.parked:
+        for parked in self._queue.parked:
             waiting[self._obstacle(parked)].append(parked)
         found = [*inodes]
         seen = {*inodes}
         for blocking in found:
-            new = [*waiting[blocking], *(self.waiting_below.get(blocking, []) if below else [])]
+            new = [*waiting[blocking], *(self._queue.waiting_below.get(blocking, []) if below else [])]
             found += [each for each in dict.fromkeys(new) if each not in seen]
             seen.update(new)
         return found[len(inodes) :]

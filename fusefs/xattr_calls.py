@@ -40,6 +40,7 @@ class XattrCalls:
         self._storage = storage
         self._inodes = inodes
         self._publisher = publisher
+        self._changes = publisher.changes
         self._clock = clock
         self._check_writable = check_writable
         self._shared = shared
@@ -114,7 +115,7 @@ class XattrCalls:
             inode.share_xattrs()
         if inode.linked:
             inode.state.attributes_changed = True
-            self._publisher.changed(inode)
+            self._changes.changed(inode)
         if self._shared and not (isinstance(inode, File) and inode.writers):
             await self._publisher.publish(inode)
 

@@ -20,7 +20,7 @@ from fusefs.burst import MAX_SECONDS, QUIET_SECONDS
 from fusefs.errors import StaleFile
 from fusefs.filesystem import RENAME_EXCHANGE, AttributeChanges
 from fusefs.object_writer import CONFLICTS_PREFIX
-from fusefs.publisher import RETRY_SECONDS
+from fusefs.publish_queue import RETRY_SECONDS
 from tests.core.small_parts import PART, SmallPartsStorage, tree_options
 from tests.core.tree import Tree, TreeOptions, open_tree, stored, stored_metadata
 from tests.support.faulty import FaultyStorage
@@ -513,17 +513,17 @@ async def test_nothing_is_kept_of_what_was_published(autojump_clock: MockClock, 
         await tree.unlink("other")
         await tree.publish_all()
         await trio.sleep(60)
-        publisher = tree.publisher
+        queue = tree.publisher._queue
         for kept in (
-            publisher._pending,
-            publisher._turns.queued,
-            publisher._turns.parked,
-            publisher._turns.running,
-            publisher._turns.waiting_below,
-            publisher._due,
+            queue,
+            queue.due,
+            queue.parked,
+            queue.running,
+            queue.waiting_below,
+            queue.ready,
         ):
             assert not kept
-        assert publisher._timetable.next_due() == math.inf
+        assert queue._timetable.next_due() == math.inf
         assert not tree.placement._owners
         assert not tree.placement._leftovers
         assert len(tree.inodes) == 1

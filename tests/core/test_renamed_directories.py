@@ -21,7 +21,7 @@ from fusefs.errors import DirectoryNotEmpty, NameTooLong, NoSuchEntry
 from fusefs.filesystem import RENAME_EXCHANGE
 from fusefs.inodes import Directory
 from fusefs.placement import DETOURS_PREFIX
-from fusefs.publisher import RETRY_SECONDS
+from fusefs.publish_queue import RETRY_SECONDS
 from tests.core.tree import Tree, TreeOptions, open_tree, stored
 from tests.support.faulty import FaultyStorage, Gate
 

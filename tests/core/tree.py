@@ -328,12 +328,18 @@ def _build(
         sources=sources,
         index_writer=(
             IndexWriter(
-                index, inodes, placement, publisher, root, options.defaults, shared=options.filesystem.shared
+                index,
+                inodes,
+                placement,
+                publisher.changes,
+                root,
+                options.defaults,
+                shared=options.filesystem.shared,
             )
             if index is not None and not options.filesystem.read_only
             else None
         ),
-        packer=Packer(inodes, placement, publisher),
+        packer=Packer(inodes, placement, publisher.changes),
         log=log,
     )
 
@@ -381,7 +387,9 @@ async def _recover(tree: Tree, old: list[OldLog], log: Committer, options: TreeO
     progress = StartProgress(tell_nobody, trio.current_time)
     recovery = Recovery(tree.storage, tree.sources, options.defaults, progress)
     recovered = await recovery.read(old)
-    restoration = Restoration(tree.root, tree.namespace, tree.inodes, tree.placement, tree.publisher, log)
+    restoration = Restoration(
+        tree.root, tree.namespace, tree.inodes, tree.placement, tree.publisher.changes, log
+    )
     await restoration.restore(recovered)
 
 
