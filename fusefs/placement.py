@@ -163,8 +163,11 @@ class Placement:
             del self._expected[key]
 
     def may_expect(self, inode: Inode, key: str) -> bool:
-        """Return whether no upload of another inode is bound to `key`."""
-        return self._expected.get(key, inode) is inode
+        """Return whether an upload of an inode may begin that is bound to `key`.
+
+        Not where another inode's is, and not below a source: what a listing finds there is the directory's.
+        """
+        return self._expected.get(key, inode) is inode and self.moving_from(key) is None
 
     def next_key(self, inode: Inode) -> str | None:
         """Return where the inode's object appears next: at its target, or first where its upload is bound to."""

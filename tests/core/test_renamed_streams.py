@@ -145,6 +145,23 @@ async def test_the_old_name_is_used_again(
         await assert_only(faulty, {"d/first": BYTES, TEMPORARY: OTHER, "d/third": OTHER})
 
 
+async def test_the_name_is_still_that_of_something_in_a_renamed_directory(
+    faulty: FaultyStorage, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """What is found there is the directory's, as it is where no upload has begun."""
+    await faulty.put("old/file", b"there before")
+    gate = faulty.hold(Verb.LIST_PREFIX, key="old/")
+    async with open_tree(faulty, tmp_path, LOGGED) as tree:
+        await tree.rename("old", "new")
+        await tree.mkdir("old")
+        handle = await begin(tree, "old/file")
+        gate.open()
+        await tree.close(handle)
+        await tree.publish_all()
+        assert await tree.read_file("new/file") == b"there before"
+        await assert_only(faulty, {"new/file": b"there before", "old/file": BYTES})
+
+
 @pytest.mark.parametrize("logged", [True, False], ids=["logged", "no log"])
 async def test_what_somebody_else_puts_under_the_old_name_stays(
     logged: bool,
