@@ -82,7 +82,7 @@ class Changes:
         self.changed(file)
         key = self._placement.target(file)
         if key is not None and not self._placement.may_expect(file, key):
-            key = None  # another file had the name when its upload began
+            key = None  # it is somebody else's for now
         if self._uploads.advance(file, key) and key is not None:
             self._placement.expect(file, key)
 
@@ -133,6 +133,13 @@ class Changes:
             self._placement.forget(inode.version.key)
         self._log.changed(inode)
         self.settle(inode)
+
+    def joined(self, entry: Inode, alias: Alias) -> None:
+        """Note that an entry turned out to be a further name of another inode: an alias has taken its place."""
+        if self._log.tells_of(entry):  # and a recovery would find it beside the alias
+            self._log.changed(entry)
+            self.changed(alias)
+        self.settle(entry)
 
     def let_go_of_name(self, alias: Alias) -> None:
         """Note that an alias is none any more, and its object a file of its own: it is not to be removed for that."""

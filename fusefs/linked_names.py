@@ -15,6 +15,7 @@ from functools import partial
 
 from backends.base import ObjectStorage
 from backends.errors import NotFound
+from fusefs.changes import Changes
 from fusefs.errors import NoSuchEntry
 from fusefs.inodes import Alias, Directory, File, Inode, InodeTable, Links, is_joined
 from fusefs.keys import name_of, name_of_file_beside
@@ -32,12 +33,14 @@ class LinkedNames:
         self,
         storage: ObjectStorage,
         placement: Placement,
+        changes: Changes,
         inodes: InodeTable,
         listings: Listings,
         resolver: Resolver,
     ) -> None:
         self._storage = storage
         self._placement = placement
+        self._changes = changes
         self._inodes = inodes
         self._listings = listings
         self._resolver = resolver
@@ -117,6 +120,7 @@ class LinkedNames:
         alias.stored_at_ns = stored_at_ns
         directory.is_indexed = is_indexed
         self._inodes.drop(entry)
+        self._changes.joined(entry, alias)
         if isinstance(entry, File):
             entry.content.discard()
 

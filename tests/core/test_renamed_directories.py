@@ -10,7 +10,7 @@ from typing import Final
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from backends.errors import AccessDenied, InvalidKey, Unavailable
 from backends.intercepted import Request, Verb
@@ -341,6 +341,35 @@ async def test_moved_into_the_place_of_one_that_is_away(autojump_clock: MockCloc
         "old/sub/stall/s": b"old/sub/stall/s",
         "old/sub/x": b"old/sub/x",
     }
+
+
+async def test_names_of_one_file_that_the_log_has_told_of_before_they_were_known_to_be(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """A recovery does not find both what each of them was taken for, and what it is."""
+    storage = FaultyStorage(MemoryStorage())
+    async with open_tree(storage, tmp_path / "1", LOGGED) as tree:
+        await tree.mkdir("old")
+        await tree.write_file("old/a", b"one file")
+        await tree.link("old/a", "old/b")
+        await ended(tree)
+    async with open_tree(storage, tmp_path / "2", LOGGED) as tree:
+        gate = storage.hold(Verb.GET_RANGE)  # of what says that they are one
+        await tree.rename("old", "new")
+        await wait_all_tasks_blocked()
+        await tree.log.commit()
+        gate.open()
+        deleting = [storage.hold(verb, times=math.inf) for verb in (Verb.DELETE, Verb.DELETE_MANY)]
+        await trio.sleep(REVALIDATE)
+        assert set(await stored(storage)) == {"new/", "new/a", "new/b", "old/", "old/a", "old/b"}
+        await tree.log.commit()
+    for each in deleting:
+        each.open()
+    async with open_tree(storage, tmp_path / "3", LOGGED) as tree:
+        assert (await tree.find("new/a")) is (await tree.find("new/b"))
+        await tree.write_file("new/a", b"changed")
+        await ended(tree)
+    assert await stored(storage) == {"new/": b"", "new/a": b"changed", "new/b": b"changed"}
 
 
 @pytest.mark.parametrize("first", ["new/b", "c"])
