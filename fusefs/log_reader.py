@@ -10,13 +10,14 @@ a last commit that says that nothing is needed any more, not even itself.
 Each batch says up to where its writer had acknowledged the log by then. What was acknowledged was there. Where it is
 missing, and no commit says that it is not needed, somebody else has removed it, and the log is damaged.
 
-There is one decision which batches count, for mounts (`find`) and for whoever asks how a log stands (`survey`). Terms
-are looked at from the last to the first, and none that a later one says is not needed: whatever is left of that, it
-harms nobody. A writer that still lives may delete meanwhile what it does not need; then it is looked at again.
+There is one decision which batches count, for mounts (`find_logs`) and for whoever asks how a log stands
+(`survey_logs`). It is made for all stores together: terms are looked at from the last to the first, wherever their logs
+are, and none that a later one says is not needed: whatever is left of that, it harms nobody. A writer that still lives
+may delete meanwhile what it does not need; then it is looked at again.
 
-Nothing is written but seals, and those by `find` alone. They stay when the rest of their logs is deleted: a writer that
-was paused so that its clock stood still may believe for a while that it is still the only one. Its next batch has to
-find its place occupied then, however long it has slept; so a term that has written nothing gets a seal, too.
+Nothing is written but seals, and those by `find_logs` alone. They stay when the rest of their logs is deleted: a writer
+that was paused so that its clock stood still may believe for a while that it is still the only one. Its next batch has
+to find its place occupied then, however long it has slept; so a term that has written nothing gets a seal, too.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 from backends.base import CREATE_ONLY, ObjectStorage, iterate_pages
 from backends.errors import NotFound, PreconditionFailed
@@ -55,6 +56,9 @@ KEPT_SEALS: Final = 16
 LOOKS: Final = 10
 """How often a term is looked at of which batches are gone when they are to be read, or should be there and are not."""
 
+Terms: TypeAlias = dict[int, dict[int, int]]
+"""The sizes of batches, by epoch and sequence."""
+
 
 @dataclass(kw_only=True)
 class OldLog:
@@ -71,6 +75,77 @@ class OldLog:
     #: Bytes of the batches of the terms that were looked at.
     sizes: dict[Position, int] = field(default_factory=dict)
 
+    def add(self, term: OldLog) -> None:
+        """Add what there is of one term, which is before those that are here."""
+        self.keys = list(dict.fromkeys(self.keys + term.keys))
+        self.positions = term.positions + self.positions
+        self.seals += term.seals
+        self.sizes |= term.sizes
+        self.cutoff = max(self.cutoff, term.cutoff)
+
+
+@dataclass(frozen=True, slots=True)
+class LogPart:
+    """What one store has of a log: that of the terms from `since_epoch` on."""
+
+    reader: LogReader
+    since_epoch: int = 1
+
+
+async def find_logs(parts: Sequence[LogPart], *, before_epoch: int, empty_too: bool = False) -> list[OldLog]:
+    """Seal the logs of the terms before `before_epoch`, and return which batches count, of each part.
+
+    With `empty_too`, those of which there is nothing, too: their writers may still believe that they may write.
+    Raises `LogDamaged`, and what the stores raise.
+    """
+
+    async def look(part: LogPart, epoch: int) -> OldLog:
+        return await part.reader.end(epoch)
+
+    return await _decide(parts, look, before_epoch, empty_too=empty_too)
+
+
+async def survey_logs(parts: Sequence[LogPart], *, before: Position = EVERYWHERE) -> list[OldLog]:
+    """Return what `find_logs` would, if there were nothing from `before` on, and write nothing. Raises the same."""
+
+    async def look(part: LogPart, epoch: int) -> OldLog:
+        log, _ = await part.reader.look(epoch, before)
+        return log
+
+    return await _decide(parts, look, before.epoch + 1)
+
+
+async def _decide(
+    parts: Sequence[LogPart],
+    look: Callable[[LogPart, int], Awaitable[OldLog]],
+    before_epoch: int,
+    *,
+    empty_too: bool = False,
+) -> list[OldLog]:
+    """Return what counts, of each part, of the terms before `before_epoch`, each of which `look` looks at."""
+    listed = [await part.reader.listed() for part in parts]
+    for part, (log, terms) in zip(parts, listed, strict=True):
+        ended = range(max(part.since_epoch, before_epoch - KEPT_SEALS), before_epoch) if empty_too else ()
+        for begin in [Position(epoch, 1) for epoch in ended if epoch not in terms]:
+            if await part.reader.seal(begin):
+                log.seals.append(batch_key(begin))
+            else:  # the first batch has arrived by now
+                terms[begin.epoch] = {}
+    cutoff = NOWHERE
+    for epoch in sorted({epoch for _, terms in listed for epoch in terms}, reverse=True):
+        for part, (log, terms) in zip(parts, listed, strict=True):
+            if epoch in terms and max(part.since_epoch, cutoff.epoch) <= epoch < before_epoch:
+                log.add(await look(part, epoch))
+            elif epoch in terms:  # not looked at: what is no seal among these harms nobody
+                bare = [sequence for sequence, size in terms[epoch].items() if size in SEAL_SIZES]
+                log.seals += [batch_key(Position(epoch, sequence)) for sequence in bare]
+        cutoff = max([cutoff, *(log.cutoff for log, _ in listed)])
+    for log, _ in listed:
+        log.positions = [position for position in log.positions if position >= cutoff]
+        log.seals = sorted(log.seals)[-KEPT_SEALS:]
+        log.keys = [key for key in log.keys if key not in log.seals]
+    return [log for log, _ in listed]
+
 
 async def batches(logs: Sequence[OldLog]) -> AsyncIterator[Batch]:
     """Yield the batches that count, of logs in several stores. Raises `LogDamaged`."""
@@ -80,8 +155,7 @@ async def batches(logs: Sequence[OldLog]) -> AsyncIterator[Batch]:
 
 def places(logs: Sequence[OldLog]) -> list[tuple[Position, LogReader]]:
     """Return which batches count, in order, and who reads each."""
-    cutoff = max((log.cutoff for log in logs), default=NOWHERE)
-    found = [(position, log.reader) for log in logs for position in log.positions if position >= cutoff]
+    found = [(position, log.reader) for log in logs for position in log.positions]
     return sorted(found, key=lambda place: place[0])
 
 
@@ -114,23 +188,10 @@ class LogReader:
         keys = [key for key, _ in await self._objects(JOURNAL_PREFIX)]
         return sorted(filter(None, map(position_of, keys)))
 
-    async def find(self, *, since_epoch: int, before_epoch: int, empty_too: bool = False) -> OldLog:
-        """Seal the logs of the terms from `since_epoch` to `before_epoch`, and return which batches count.
-
-        With `empty_too`, those of which there is nothing, too: their writers may still believe that they may write.
-        Raises `LogDamaged`, and what the store raises.
-        """
-        ended = range(max(since_epoch, before_epoch - KEPT_SEALS), before_epoch) if empty_too else ()
-        return await self._decide(self._sealed, since_epoch, before_epoch, ended)
-
-    async def survey(self, *, since_epoch: int = 1, before: Position = EVERYWHERE) -> OldLog:
-        """Return what `find` would, if there were nothing from `before` on, and write nothing. Raises as `find`."""
-
-        async def look(epoch: int) -> OldLog:
-            log, _ = await self._look(epoch, before)
-            return log
-
-        return await self._decide(look, since_epoch, before.epoch + 1)
+    async def listed(self) -> tuple[OldLog, Terms]:
+        """Return every batch that is there, as a log of which nothing counts yet, and by term."""
+        objects = await self._objects(JOURNAL_PREFIX)
+        return OldLog(reader=self, keys=[key for key, _ in objects]), _by_term(objects)
 
     async def read(self, position: Position) -> Batch:
         """Return one batch that counts. Raises `BatchDamaged`, and what the store raises."""
@@ -156,55 +217,21 @@ class LogReader:
         objects = [(info.key, info.size) async for page in pages for info in page.objects]
         return [(key, size) for key, size in objects if position_of(key) is not None]
 
-    async def _decide(
-        self,
-        look: Callable[[int], Awaitable[OldLog]],
-        since_epoch: int,
-        before_epoch: int,
-        ended: Iterable[int] = (),
-    ) -> OldLog:
-        """Return what counts of some terms, each of which `look` looks at, and those that have `ended` in any case."""
-        objects = await self._objects(JOURNAL_PREFIX)
-        found = OldLog(reader=self, keys=[key for key, _ in objects])
-        terms = _by_term(objects)
-        for epoch in ended:
-            if epoch not in terms:
-                begin = Position(epoch, 1)
-                if await self._seal(begin):
-                    found.seals.append(batch_key(begin))
-                else:  # the first batch has arrived by now
-                    terms[epoch] = {}
-        for epoch in sorted(terms, reverse=True):
-            if max(since_epoch, found.cutoff.epoch) <= epoch < before_epoch:
-                log = await look(epoch)
-                found.keys = list(dict.fromkeys(found.keys + log.keys))
-                found.positions = log.positions + found.positions
-                found.seals += log.seals
-                found.sizes |= log.sizes
-                found.cutoff = max(found.cutoff, log.cutoff)
-            else:  # not looked at: what is no seal among these harms nobody
-                bare = [sequence for sequence, size in terms[epoch].items() if size in SEAL_SIZES]
-                found.seals += [batch_key(Position(epoch, sequence)) for sequence in bare]
-        found.positions = [position for position in found.positions if position >= found.cutoff]
-        found.seals = sorted(found.seals)[-KEPT_SEALS:]
-        found.keys = [key for key in found.keys if key not in found.seals]
-        return found
-
-    async def _sealed(self, epoch: int) -> OldLog:
-        """Return what counts of a term that has ended for good.
+    async def end(self, epoch: int) -> OldLog:
+        """End a term for good, and return what counts of it. Raises `LogDamaged`, and what the store raises.
 
         For that the place behind the batches is occupied, so that a writer that still lives finds its term ended. Where
         that writer was quicker, what it has written is looked at as well.
         """
         while True:
-            log, end = await self._look(epoch, EVERYWHERE)
+            log, end = await self.look(epoch)
             if end is None:
                 return log
-            if await self._seal(end):
+            if await self.seal(end):
                 log.seals.append(batch_key(end))
                 return log
 
-    async def _seal(self, end: Position) -> bool:
+    async def seal(self, end: Position) -> bool:
         """End the log of a term at a place, and return True; False if somebody has put something there before."""
         try:
             await self.storage.put(batch_key(end), encode(seal_at(end)), mode=CREATE_ONLY)
@@ -212,8 +239,8 @@ class LogReader:
             return False
         return True
 
-    async def _look(self, epoch: int, before: Position) -> tuple[OldLog, Position | None]:
-        """Return what counts of a term, and where its seal has to be; None if it has one.
+    async def look(self, epoch: int, before: Position = EVERYWHERE) -> tuple[OldLog, Position | None]:
+        """Return what counts of a term, and where its seal has to be; None if it has one. Raises as `end`.
 
         What is missing may have arrived, or be no longer needed, since its part of the listing was made: the same has
         to be missing twice.
@@ -298,9 +325,8 @@ def seal_at(end: Position) -> Batch:
     return Batch(position=end, cutoff=end, acknowledged=end.sequence - 1, flags=SEAL)
 
 
-def _by_term(objects: Iterable[tuple[str, int]]) -> dict[int, dict[int, int]]:
-    """Return the sizes of batches by epoch and sequence."""
-    terms: dict[int, dict[int, int]] = {}
+def _by_term(objects: Iterable[tuple[str, int]]) -> Terms:
+    terms: Terms = {}
     for key, size in objects:
         position = position_of(key)
         if position is not None:

@@ -1,7 +1,7 @@
 """What can be saved of a log that is damaged, and making a mount possible again.
 
 A mount reads no log of which it cannot read all that counts. Here the first batch is found that it would stop at: which
-batches count is decided as for a mount (`LogReader.survey`), and then anew as if there were nothing from the damaged
+batches count is decided as for a mount (`survey_logs`), and then anew as if there were nothing from the damaged
 one on, until all that counts can be read. That can be applied. What is behind it cannot, because a batch means
 something only after all before it; so it is set aside, under `.fusefs/damaged/`, for whoever can mend it, and the log
 is sealed before it. Nothing is deleted, and nothing changed before somebody says so.
@@ -26,7 +26,7 @@ from fusefs.errors import BatchDamaged
 from fusefs.journal_format import JOURNAL_PREFIX, Position, batch_key, encode
 from fusefs.keys import RESERVED_PREFIX
 from fusefs.log_objects import LogObjects
-from fusefs.log_reader import EVERYWHERE, NOWHERE, LogReader, places, seal_at
+from fusefs.log_reader import EVERYWHERE, NOWHERE, LogPart, LogReader, places, seal_at, survey_logs
 from fusefs.log_uploads import LogUploads, needed_upload
 from fusefs.replay import Replay
 
@@ -64,14 +64,6 @@ class Diagnosis:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class LogPart:
-    """What one store has of a log: that of the terms from `since_epoch` on."""
-
-    reader: LogReader
-    since_epoch: int = 1
-
-
 class LogRepair:
     """The log of a prefix in `storage`, all of whose `parts` are given. Nobody may be writing it."""
 
@@ -85,12 +77,7 @@ class LogRepair:
         while True:
             before = EVERYWHERE if damage is None else Position(*damage.position)
             try:
-                counting = places(
-                    [
-                        await part.reader.survey(since_epoch=part.since_epoch, before=before)
-                        for part in self._parts
-                    ]
-                )
+                counting = places(await survey_logs(self._parts, before=before))
                 replay = Replay(None)
                 for position, reader in counting:
                     replay.apply(await reader.read(position))

@@ -30,8 +30,8 @@ from fusefs.journal import Journal
 from fusefs.lease import Lease, NoLease
 from fusefs.lease_acquisition import Claim, acquire, at_hand, check_supported, first_untold, waiting_message
 from fusefs.lease_record import Identity, LeaseRecord
-from fusefs.log_reader import LogReader, OldLog
-from fusefs.log_repair import DAMAGED_PREFIX, LogPart, set_aside
+from fusefs.log_reader import LogPart, LogReader, OldLog, find_logs
+from fusefs.log_repair import DAMAGED_PREFIX, set_aside
 from fusefs.log_room import LogRoom
 from fusefs.options import BucketStore
 from fusefs.stage_budget import StageBudget
@@ -115,14 +115,11 @@ async def open_term(
         ) as lease:
             with _as_mount_error(config):
                 await _set_aside_given_up(lease, readers[on_disk.place], found_leased[on_disk.place], on_disk)
-                old = [
-                    await readers[place].find(
-                        since_epoch=since_epoch,
-                        before_epoch=lease.epoch,
-                        empty_too=lease.previous is not None,
-                    )
+                parts = [
+                    LogPart(readers[place], since_epoch)
                     for place, since_epoch in _old_places(lease.previous, places, found_leased)
                 ]
+                old = await find_logs(parts, before_epoch=lease.epoch, empty_too=lease.previous is not None)
             older = [(log.reader.storage, log.keys) for log in old]
             journal = Journal(
                 readers[own_place].storage,

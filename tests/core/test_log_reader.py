@@ -29,7 +29,7 @@ from fusefs.journal_format import (
     decode,
     encode,
 )
-from fusefs.log_reader import LOOKS, LogReader, OldLog, batches, places
+from fusefs.log_reader import LOOKS, LogPart, LogReader, OldLog, batches, find_logs, places
 from tests.support.faulty import FaultyStorage, Gate
 
 SOMETHING: Final = (LeftoverRecord(StoredVersion("key", "etag", 1)),)
@@ -42,13 +42,21 @@ async def put(
     *,
     flags: int = 0,
     records: tuple[Record, ...] = SOMETHING,
+    acknowledged: int = 0,
 ) -> None:
-    batch = Batch(position=Position(*position), cutoff=Position(*cutoff), flags=flags, records=records)
+    batch = Batch(
+        position=Position(*position),
+        cutoff=Position(*cutoff),
+        acknowledged=acknowledged,
+        flags=flags,
+        records=records,
+    )
     await storage.put(batch_key(batch.position), encode(batch), mode=CREATE_ONLY)
 
 
 async def find(storage: ObjectStorage, before_epoch: int = 9) -> OldLog:
-    return await LogReader(storage).find(since_epoch=1, before_epoch=before_epoch)
+    (log,) = await find_logs([LogPart(LogReader(storage))], before_epoch=before_epoch)
+    return log
 
 
 def counting(*logs: OldLog) -> list[tuple[int, int]]:
@@ -176,6 +184,20 @@ async def test_the_last_term_says_what_is_needed_of_those_before() -> None:
     assert counting(await find(storage)) == [(1, 2), (1, 3), (3, 1)]
     await put(storage, (5, 1), (5, 1))
     assert counting(await find(storage)) == [(5, 1)]
+
+
+async def test_a_later_term_in_another_store_says_so_too() -> None:
+    """What is left of the log that it was deleting when it died is not taken for a damaged one."""
+    bucket, disk = MemoryStorage(), MemoryStorage()
+    for number in (2, 4):
+        await put(disk, (1, number), acknowledged=number - 1)
+    await put(disk, (1, 6), (1, 6), flags=SEAL, records=(), acknowledged=5)
+    await put(bucket, (2, 1), (2, 1))
+    parts = [LogPart(LogReader(bucket)), LogPart(LogReader(disk))]
+    found = await find_logs(parts, before_epoch=9)
+    assert counting(*found) == [(2, 1)]
+    assert found[1].keys == [batch_key(Position(1, number)) for number in (2, 4)]
+    assert found[1].seals == [batch_key(Position(1, 6))]
 
 
 async def test_a_term_that_has_lost_its_first_batch() -> None:

@@ -24,7 +24,7 @@ from fusefs.journal_format import (
     batch_key,
     encode,
 )
-from fusefs.log_reader import LogReader, batches
+from fusefs.log_reader import LogPart, LogReader, batches, find_logs
 from fusefs.log_repair import DAMAGED_PREFIX, LogRepair
 from fusefs.publisher import PublishOptions
 from tests.core.tree import TreeOptions, open_tree
@@ -110,8 +110,8 @@ async def test_half_of_a_commit_is_set_aside_too(tmp_path: Path) -> None:
 
 async def applied(storage: MemoryStorage) -> list[Batch]:
     """Return what a mount would apply. Raises `LogDamaged`."""
-    found = await LogReader(storage).find(since_epoch=1, before_epoch=9)
-    return [batch async for batch in batches([found])]
+    found = await find_logs([LogPart(LogReader(storage))], before_epoch=9)
+    return [batch async for batch in batches(found)]
 
 
 async def objects(storage: MemoryStorage) -> dict[str, bytes]:

@@ -26,7 +26,7 @@ from fusefs.journal_format import (
     batch_key,
     encode,
 )
-from fusefs.log_reader import LogReader, OldLog, places
+from fusefs.log_reader import LogPart, LogReader, OldLog, find_logs, places, survey_logs
 from fusefs.log_repair import DAMAGED_PREFIX, LogRepair
 from fusefs.publisher import PublishOptions
 from tests.core.tree import TreeOptions, open_tree, stored
@@ -113,7 +113,8 @@ async def storage_of(there: dict[int, Batch]) -> MemoryStorage:
 
 
 async def find(storage: MemoryStorage | FaultyStorage) -> OldLog:
-    return await LogReader(storage).find(since_epoch=1, before_epoch=9)
+    (log,) = await find_logs([LogPart(LogReader(storage))], before_epoch=9)
+    return log
 
 
 @given(seed=st.integers(0, 2**32), steps=st.integers(1, 60))
@@ -132,7 +133,8 @@ async def test_what_somebody_else_removes_is_told(seed: int, steps: int, is_seal
     writer = Writer(Random(seed))
     writer.live(steps)
     storage = await storage_of(writer.stored)
-    found = await (find(storage) if is_sealed else LogReader(storage).survey())
+    parts = [LogPart(LogReader(storage))]
+    (found,) = await (find_logs(parts, before_epoch=9) if is_sealed else survey_logs(parts))
     newest = writer.stored[max(writer.stored)].acknowledged if writer.stored else 0
     for position in found.positions:
         before_seal = [number for number in writer.stored if number <= found.positions[-1].sequence]

@@ -14,7 +14,7 @@ from trio.testing import MockClock
 from backends.base import KIB, RangeResult
 from backends.memory import MemoryStorage
 from fusefs.attributes import Defaults
-from fusefs.log_reader import LogReader
+from fusefs.log_reader import LogPart, LogReader, find_logs
 from fusefs.publisher import PublishOptions
 from fusefs.quantities import brief_size
 from fusefs.recovery import Recovery
@@ -69,10 +69,10 @@ async def test_a_recovery_says_how_far_it_is(tmp_path: Path, autojump_clock: Moc
     told: list[tuple[float, str]] = []
     progress = StartProgress(lambda line: told.append((trio.current_time(), line)), trio.current_time)
     sizes = [*(await log_objects(storage)).values()]
-    old = await LogReader(storage).find(since_epoch=1, before_epoch=2)
+    old = await find_logs([LogPart(LogReader(storage))], before_epoch=2)
     began = trio.current_time()
     async with open_tree(storage, tmp_path / "next", replace(options, logged=False)) as tree:
-        recovered = await Recovery(storage, tree.sources, Defaults(uid=0, gid=0), progress).read([old])
+        recovered = await Recovery(storage, tree.sources, Defaults(uid=0, gid=0), progress).read(old)
     assert len(recovered.inodes) == FILES + 1
     assert [(time - began, line) for time, line in told[:-1]] == [
         (

@@ -35,7 +35,7 @@ from fusefs.journal import Journal
 from fusefs.kept_content import KeptContent, keep_all
 from fusefs.keys import RESERVED_PREFIX
 from fusefs.lease import Lease, NoLease
-from fusefs.log_reader import LogReader, OldLog
+from fusefs.log_reader import LogPart, LogReader, OldLog, find_logs
 from fusefs.log_room import LogRoom
 from fusefs.namespace import Namespace, NamespaceOptions
 from fusefs.placement import Placement
@@ -354,8 +354,8 @@ async def _begin_log(
     storage = options.log_storage or storage
     reader = LogReader(storage)
     lease = options.lease or NoLease(await reader.last_epoch() + 1)
-    old = await reader.find(
-        since_epoch=_log_begins(lease),
+    (old,) = await find_logs(
+        [LogPart(reader, _log_begins(lease))],
         before_epoch=lease.epoch,
         empty_too=lease.previous is not None,
     )
