@@ -292,17 +292,24 @@ async def _print_diagnosis(config: Config, set_aside: bool) -> bool:
     try:
         await store.storage.probe(read_only=not set_aside)
         async with old_log_parts(config, store.storage) as parts:
-            repair = LogRepair(store.storage, parts)
             if not set_aside:
-                found = await repair.diagnose()
+                found = await LogRepair(store.storage, parts).diagnose()
                 click.echo(found)
-                return not found.lost
-            async with alone_for("fusefs recover", config, store, StartProgress(_tell, trio.current_time)):
-                found = await repair.diagnose()
-                click.echo(found)
-                if found.lost:
-                    await repair.set_aside(found)
-                    click.echo("what cannot be read is in .fusefs/damaged/ now, and a mount applies the rest")
+                return found.is_whole
+        # All logs are within reach; what there is of them may be another matter once nobody writes them.
+        async with (
+            alone_for("fusefs recover", config, store, StartProgress(_tell, trio.current_time)) as lease,
+            old_log_parts(config, store.storage, lease) as parts,
+        ):
+            repair = LogRepair(store.storage, parts)
+            found = await repair.diagnose()
+            click.echo(found)
+            if not found.is_whole:
+                await repair.set_aside(found)
+                done = (
+                    "what cannot be read is in .fusefs/damaged/" if found.lost else "the log ends before that"
+                )
+                click.echo(f"{done} now, and a mount applies the rest")
             return True
     finally:
         await store.storage.aclose()

@@ -542,10 +542,11 @@ class Committer:
             await self._journal.finish(self._nursery)
             if self._journal.is_empty:
                 self._cutoff = Position(self._epoch, self._journal.last_sequence)
+                if self._journal.last_sequence:
+                    self._lease.acknowledged(self._journal.last_sequence, is_needed=False)
 
     async def remove(self) -> None:
-        """Empty the log, and leave nothing of it: nothing is committed any more. Raises what the store raises."""
-        await self.finish()
+        """Delete what `finish` has left, when no lease tells of it: nothing is committed any more. Raises nothing."""
         if self.is_empty:
             await self._journal.remove()
 
@@ -554,6 +555,7 @@ class Committer:
             await self._journal.acknowledged(sequence)
         except Exception:
             return  # a later batch will name a cutoff, too; who waits for this one has the error
+        self._lease.acknowledged(sequence)
         if cutoff > self._cutoff:
             self._cutoff = cutoff
         if self._journal.count_before(self._cutoff) >= TRIM_BATCHES:

@@ -9,8 +9,9 @@ may be in the store already, and counts only when there is no gap. Whoever waits
 
 Each batch says which ones before it are not needed any more (its cutoff), so that they can be deleted in any order:
 a reader leaves out what is before the last cutoff. When nothing is needed, a last batch says so (`finish`), and the
-others are deleted. That one stays until there are others, or the term has ended: it says where the log goes on, so that
-whoever takes over can occupy just that place.
+others are deleted. That one stays until there are others, or the lease says that the term has ended: it says where the
+log goes on, so that whoever takes over can occupy just that place. So the last commit is always there; the lease tells
+which one that is (`Lease.acknowledged`), and whoever does not find it knows that somebody else has removed it.
 """
 
 from __future__ import annotations
@@ -248,12 +249,30 @@ class Journal:
         """Delete the batches of earlier terms."""
         left = []
         for store, keys in self._older:
-            failed = await _delete(store, keys)
+            failed = await _delete(store, keys) if await self._is_told_in(store) else keys
             if failed:
                 left.append((store, failed))
         self._older = left
         if not left:
             self.alone.set()
+
+    async def _is_told_in(self, store: ObjectStorage) -> bool:
+        """Return whether a store has a batch of this term that says that nothing before it is needed, or needs none.
+
+        A term without a lease is told of nowhere but in its log, which another mount may not see: that would miss what
+        the lease of an earlier term says to be in this store.
+        """
+        if store is self._storage or self._flags & LEASED:
+            return True
+        begin = Position(self._epoch, 1)
+        try:
+            await store.put(batch_key(begin), encode(Batch(position=begin, cutoff=begin)), mode=CREATE_ONLY)
+        except PreconditionFailed:
+            pass  # told before
+        except StorageError as failure:
+            _log.warning("the log is not trimmed: %s", failure)
+            return False
+        return True
 
     async def _store(self, position: Position, data: bytes) -> None:
         is_in_doubt = False

@@ -82,15 +82,24 @@ class Lease(abc.ABC):
         """Say that what the logs of earlier terms held is in the bucket; the next renewal forgets where they are."""
 
     @abc.abstractmethod
+    def acknowledged(self, sequence: int, *, is_needed: bool = True) -> None:
+        """Say that the log of this term is in the store up to a commit; the next renewal tells it.
+
+        It must stay so until the lease is given back: what trims the log leaves its last commit. `is_needed` is False
+        where nothing of the log is needed any more.
+        """
+
+    @abc.abstractmethod
     async def run(self) -> None:
         """Renew it until it is lost or given back."""
 
     @abc.abstractmethod
-    async def release(self, *, clean: bool = True) -> None:
+    async def release(self, *, clean: bool = True) -> bool:
         """Give it back, so that the next mount does not wait; it is not held from now on, whatever becomes of it.
 
-        `clean` says that everything is published, so that no log is needed any more. Raises nothing that the store
-        raises: a lease that cannot be given back ends with its term. Whoever may be cancelled meanwhile shields it.
+        `clean` says that everything is published, so that no log is needed any more. Returns whether it is certain that
+        the lease says so now: before that, what is left of the log must stay. Raises nothing that the store raises: a
+        lease that cannot be given back ends with its term. Whoever may be cancelled meanwhile shields it.
         """
 
     @abc.abstractmethod
@@ -135,11 +144,17 @@ class NoLease(Lease):
     def recovered(self) -> None:
         """There is nobody to tell."""
 
+    def acknowledged(self, sequence: int, *, is_needed: bool = True) -> None:
+        """There is nobody to tell."""
+
     async def run(self) -> None:
         await trio.sleep_forever()
 
-    async def release(self, *, clean: bool = True) -> None:
+    async def release(self, *, clean: bool = True) -> bool:
+        """As `Lease`; the one that there is stays, and whoever reads it must see that what it tells of was removed."""
         await trio.lowlevel.checkpoint()
+        told = () if self._previous is None else self._previous.logs
+        return clean and all(log.end is None for log in told)
 
     def statistics(self) -> LeaseStatistics:
         return LeaseStatistics(

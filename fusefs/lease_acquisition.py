@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -103,7 +103,9 @@ def at_hand(logs: Iterable[LogPlace], places: Mapping[str, str]) -> tuple[LogPla
         here = _place_of(log, places)
         if here is None:
             raise MountError(_out_of_reach(log, places))
-        found.setdefault(here, LogPlace(here, log.since_epoch, places[here]))
+        known = found.setdefault(here, replace(log, place=here, disk=places[here]))
+        if log.end is not None and (known.end is None or log.end.epoch > known.end.epoch):
+            found[here] = replace(known, end=log.end)
     return tuple(found.values())
 
 

@@ -6,7 +6,9 @@ that even two copies of one process (a virtual machine's snapshot that was start
 
 `logs` are the places where acknowledged changes may be that are not published yet: the holder's own log and those
 of terms before it that nobody has recovered. A term that ends by a crash leaves its log in the list, the next one
-adds its own, and a clean end empties it, so that no crash, not even one during recovery, makes a log forgotten.
+adds its own, and a clean end empties it, so that no crash, not even one during recovery, makes a log forgotten. Each
+says up to where it was acknowledged when the record was made, so that a log is not taken for whole whose end, or all of
+which, somebody has removed.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import json
 import math
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final, TypeAlias
 
 from fusefs.errors import LeaseDamaged
@@ -26,7 +28,7 @@ FORMAT_VERSION: Final = 1
 # No holder of this format has a term outside `MIN_TERM_SECONDS` and `MAX_TERM_SECONDS`, so nobody has to watch a record
 # for longer, whatever it says.
 
-_MAX_EPOCH: Final = 2**63 - 1
+_MAX_COUNT: Final = 2**63 - 1
 
 _Document: TypeAlias = Mapping[str, object]
 
@@ -44,6 +46,16 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
+class LogEnd:
+    """Up to where a log was acknowledged: the commit with this place in it, and all before, were in the store."""
+
+    epoch: int
+    sequence: int
+    #: Whether it told of anything that was needed: a log of which nothing is may be removed, and nobody misses it.
+    is_needed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class LogPlace:
     """Where a log is, of which term and all later ones: as the mount that keeps it names it, "" for the prefix itself.
 
@@ -56,6 +68,8 @@ class LogPlace:
     #: What a log on a local disk says of itself, by which it is known whatever its host is called now (see
     #: `fusefs.disk_log`); "" for one in the prefix, and where an earlier version has written the lease.
     disk: str = ""
+    #: None where nothing was acknowledged yet, or an earlier version has written the lease.
+    end: LogEnd | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +139,11 @@ def with_log(logs: tuple[LogPlace, ...], own: LogPlace) -> tuple[LogPlace, ...]:
     return (*logs, own)
 
 
+def with_end(logs: tuple[LogPlace, ...], place: str, end: LogEnd | None) -> tuple[LogPlace, ...]:
+    """Return the places of logs, with the end that the one at `place` has now; None is the one that it had."""
+    return tuple(replace(log, end=end) if end is not None and log.place == place else log for log in logs)
+
+
 def printable(text: str) -> str:
     """Return what a record says as a part of a message of one line."""
     return "".join(character if character.isprintable() else "?" for character in text)
@@ -132,7 +151,12 @@ def printable(text: str) -> str:
 
 def _told(log: LogPlace) -> _Document:
     disk = {"disk": log.disk} if log.disk else {}
-    return {"place": log.place, "since_epoch": log.since_epoch, **disk}
+    end = {"acknowledged": _told_end(log.end)} if log.end is not None else {}
+    return {"place": log.place, "since_epoch": log.since_epoch, **disk, **end}
+
+
+def _told_end(end: LogEnd) -> _Document:
+    return {"epoch": end.epoch, "sequence": end.sequence, "needed": end.is_needed}
 
 
 def _record(document: _Document) -> LeaseRecord:
@@ -140,8 +164,12 @@ def _record(document: _Document) -> LeaseRecord:
     term = document["term_seconds"]
     if not isinstance(logs, list) or not isinstance(term, int | float) or not math.isfinite(term):
         raise TypeError
+    epoch = _count(document, "epoch")
+    places = tuple(map(_log_place, logs))
+    if any(log.end is not None and log.end.epoch > epoch for log in places):
+        raise ValueError("acknowledged")
     return LeaseRecord(
-        epoch=_epoch(document, "epoch"),
+        epoch=epoch,
         identity=Identity(
             holder=_text(document, "holder"),
             host=_text(document, "host"),
@@ -152,7 +180,7 @@ def _record(document: _Document) -> LeaseRecord:
         term_seconds=term,
         beat=_number(document, "beat"),
         mark=_text(document, "mark"),
-        logs=tuple(map(_log_place, logs)),
+        logs=places,
         released=_flag(document, "released"),
     )
 
@@ -162,7 +190,13 @@ def _log_place(value: object) -> LogPlace:
     disk = _text(document, "disk") if "disk" in document else ""
     if not disk and "disk" in document:
         raise ValueError("disk")
-    return LogPlace(_text(document, "place"), _epoch(document, "since_epoch"), disk)
+    end = _log_end(document["acknowledged"]) if "acknowledged" in document else None
+    return LogPlace(_text(document, "place"), _count(document, "since_epoch"), disk, end)
+
+
+def _log_end(value: object) -> LogEnd:
+    document = _object(value)
+    return LogEnd(_count(document, "epoch"), _count(document, "sequence"), _flag(document, "needed"))
 
 
 def _object(value: object) -> _Document:
@@ -185,9 +219,10 @@ def _number(document: _Document, name: str) -> int:
     return value
 
 
-def _epoch(document: _Document, name: str) -> int:
+def _count(document: _Document, name: str) -> int:
+    """Return the number of a term, or of a batch in one."""
     value = _number(document, name)
-    if not 1 <= value <= _MAX_EPOCH:
+    if not 1 <= value <= _MAX_COUNT:
         raise ValueError(name)
     return value
 

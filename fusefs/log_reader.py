@@ -8,7 +8,10 @@ before and behind it, are left out. So is what is behind a seal: it arrived afte
 a last commit that says that nothing is needed any more, not even itself.
 
 Each batch says up to where its writer had acknowledged the log by then. What was acknowledged was there. Where it is
-missing, and no commit says that it is not needed, somebody else has removed it, and the log is damaged.
+missing, and no commit says that it is not needed, somebody else has removed it, and the log is damaged. The lease says
+the same, and is there when the last batches are not, or none. A writer never removes its last commit before its lease
+says that it has no log. So the log has to reach the one that the lease tells of, unless a later term has begun one of
+its own, or a seal before it says that somebody goes on without the rest.
 
 There is one decision which batches count, for mounts (`find_logs`) and for whoever asks how a log stands
 (`survey_logs`). It is made for all stores together: terms are looked at from the last to the first, wherever their logs
@@ -43,6 +46,8 @@ from fusefs.journal_format import (
     epoch_prefix,
     position_of,
 )
+from fusefs.lease_record import LogEnd
+from fusefs.stored_lease import LEASE_KEY
 
 NOWHERE: Final = Position(0, 0)
 """Before every batch."""
@@ -90,6 +95,8 @@ class LogPart:
 
     reader: LogReader
     since_epoch: int = 1
+    #: Up to where it was acknowledged, as the lease tells.
+    told: LogEnd | None = None
 
 
 async def find_logs(parts: Sequence[LogPart], *, before_epoch: int, empty_too: bool = False) -> list[OldLog]:
@@ -100,7 +107,7 @@ async def find_logs(parts: Sequence[LogPart], *, before_epoch: int, empty_too: b
     """
 
     async def look(part: LogPart, epoch: int) -> OldLog:
-        return await part.reader.end(epoch)
+        return await part.reader.end(epoch, _told_of(part, epoch))
 
     return await _decide(parts, look, before_epoch, empty_too=empty_too)
 
@@ -109,7 +116,7 @@ async def survey_logs(parts: Sequence[LogPart], *, before: Position = EVERYWHERE
     """Return what `find_logs` would, if there were nothing from `before` on, and write nothing. Raises the same."""
 
     async def look(part: LogPart, epoch: int) -> OldLog:
-        log, _ = await part.reader.look(epoch, before)
+        log, _ = await part.reader.look(epoch, _told_of(part, epoch), before)
         return log
 
     return await _decide(parts, look, before.epoch + 1)
@@ -125,6 +132,8 @@ async def _decide(
     """Return what counts, of each part, of the terms before `before_epoch`, each of which `look` looks at."""
     listed = [await part.reader.listed() for part in parts]
     for part, (log, terms) in zip(parts, listed, strict=True):
+        if part.told is not None:  # nothing may be there, and should
+            terms.setdefault(part.told.epoch, {})
         ended = range(max(part.since_epoch, before_epoch - KEPT_SEALS), before_epoch) if empty_too else ()
         for begin in [Position(epoch, 1) for epoch in ended if epoch not in terms]:
             if await part.reader.seal(begin):
@@ -145,6 +154,10 @@ async def _decide(
         log.seals = sorted(log.seals)[-KEPT_SEALS:]
         log.keys = [key for key in log.keys if key not in log.seals]
     return [log for log, _ in listed]
+
+
+def _told_of(part: LogPart, epoch: int) -> LogEnd | None:
+    return part.told if part.told is not None and part.told.epoch == epoch else None
 
 
 async def batches(logs: Sequence[OldLog]) -> AsyncIterator[Batch]:
@@ -217,14 +230,16 @@ class LogReader:
         objects = [(info.key, info.size) async for page in pages for info in page.objects]
         return [(key, size) for key, size in objects if position_of(key) is not None]
 
-    async def end(self, epoch: int) -> OldLog:
-        """End a term for good, and return what counts of it. Raises `LogDamaged`, and what the store raises.
+    async def end(self, epoch: int, told: LogEnd | None = None) -> OldLog:
+        """End a term for good, and return what counts of it; `told` is its end as the lease tells.
+
+        Raises `LogDamaged`, and what the store raises.
 
         For that the place behind the batches is occupied, so that a writer that still lives finds its term ended. Where
         that writer was quicker, what it has written is looked at as well.
         """
         while True:
-            log, end = await self.look(epoch)
+            log, end = await self.look(epoch, told)
             if end is None:
                 return log
             if await self.seal(end):
@@ -239,7 +254,9 @@ class LogReader:
             return False
         return True
 
-    async def look(self, epoch: int, before: Position = EVERYWHERE) -> tuple[OldLog, Position | None]:
+    async def look(
+        self, epoch: int, told: LogEnd | None = None, before: Position = EVERYWHERE
+    ) -> tuple[OldLog, Position | None]:
         """Return what counts of a term, and where its seal has to be; None if it has one. Raises as `end`.
 
         What is missing may have arrived, or be no longer needed, since its part of the listing was made: the same has
@@ -248,7 +265,7 @@ class LogReader:
         missing: Position | None = None
         for _ in range(LOOKS):
             try:
-                return await self._look_once(epoch, before)
+                return await self._look_once(epoch, told, before)
             except NotFound as error:
                 gone: Exception = error
             except BatchRemoved as error:
@@ -257,7 +274,9 @@ class LogReader:
                 missing, gone = Position(*error.position), error
         raise LogDamaged(f"the store lists batches of epoch {epoch} that are not there: {gone}") from gone
 
-    async def _look_once(self, epoch: int, before: Position) -> tuple[OldLog, Position | None]:
+    async def _look_once(
+        self, epoch: int, told: LogEnd | None, before: Position
+    ) -> tuple[OldLog, Position | None]:
         objects = await self._objects(epoch_prefix(epoch))
         sizes = {
             sequence: size
@@ -285,10 +304,14 @@ class LogReader:
                     log.positions = [Position(epoch, each) for each in run if each <= counted]
                 log.cutoff, end = last.cutoff, run[-1] + 1
                 break
-        tells_of_something = any(sizes[each] not in SEAL_SIZES for each in there)
-        if tells_of_something and before is EVERYWHERE:  # else it is not known whether that is still needed
-            for witness in filter(None, (newest, seal)):
-                self._check_whole(there, counted, witness)
+        if before is EVERYWHERE:
+            tells_of_something = any(sizes[each] not in SEAL_SIZES for each in there)
+            is_cut = seal is not None and told is not None and seal.position.sequence <= told.sequence
+            if told is not None and not is_cut and (told.is_needed or tells_of_something):
+                self._check_end(there, counted, told)
+            if tells_of_something:  # else it is not known whether that is still needed
+                for witness in filter(None, (newest, seal)):
+                    self._check_whole(there, counted, witness)
         return log, Position(epoch, end) if seal is None else None
 
     def _check_whole(self, there: Sequence[int], counted: int, witness: Batch) -> None:
@@ -296,9 +319,22 @@ class LogReader:
         present = frozenset(there)
         for sequence in range(counted + 1, witness.acknowledged + 1):
             if sequence not in present:
-                lost = Position(witness.position.epoch, sequence)
-                why = f"somebody has removed it, of which {batch_key(witness.position)!r} says that it was there"
-                raise BatchRemoved(batch_key(lost), lost, why, self.where)
+                raise self._removed(Position(witness.position.epoch, sequence), batch_key(witness.position))
+
+    def _check_end(self, there: Sequence[int], counted: int, told: LogEnd) -> None:
+        """Raise `BatchRemoved` unless what counts reaches the commit that the lease tells of."""
+        if counted >= told.sequence:
+            return
+        present = frozenset(there)
+        lost = told.sequence
+        if counted or lost in present:  # else it is not known which of those before it were needed
+            missing = (each for each in range(counted + 1, lost) if each not in present)
+            lost = next(missing, lost)
+        raise self._removed(Position(told.epoch, lost), LEASE_KEY)
+
+    def _removed(self, lost: Position, witness_key: str) -> BatchRemoved:
+        why = f"somebody has removed it, of which {witness_key!r} says that it was there"
+        return BatchRemoved(batch_key(lost), lost, why, self.where)
 
     async def _first_seal(self, epoch: int, sizes: Mapping[int, int]) -> Batch | None:
         """Return what has ended the log of a term: what arrived behind that does not count."""

@@ -46,8 +46,9 @@ class Diagnosis:
     damage: str = ""
     #: All that there are behind those, the damaged one among them if it is there at all, and who reads each.
     behind: tuple[tuple[Position, LogReader], ...] = ()
-    #: Where the log has to end so that a mount can read it, and who reads that; None if it is whole.
-    end: tuple[Position, LogReader] | None = None
+    #: Where the log has to end so that a mount can read it, and who reads that; none if it is whole. All but the first
+    #: are of later terms, of which the lease says that there is something.
+    ends: tuple[tuple[Position, LogReader], ...] = ()
 
     @property
     def lost(self) -> tuple[Position, ...]:
@@ -56,12 +57,23 @@ class Diagnosis:
 
     def __str__(self) -> str:
         """Return one line."""
-        if not self.lost:
+        if self.is_whole:
             return f"the log is whole: {self.readable} batches"
+        saved = f"{self.damage}. {self.readable} batches before it can be applied"
+        if not self.lost:
+            return (
+                f"{saved}, and nothing is behind it; --set-aside gives up what was removed, and the next mount goes on"
+                " without that"
+            )
         return (
-            f"{self.damage}. {self.readable} batches before it can be applied, {len(self.lost)} from there on cannot;"
+            f"{saved}, {len(self.lost)} from there on cannot;"
             " --set-aside puts these away, and the next mount goes on without them"
         )
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a mount can read it."""
+        return not self.damage
 
 
 class LogRepair:
@@ -93,7 +105,7 @@ class LogRepair:
             readable=len(counting),
             damage=f"{damage.shown} cannot be applied: {damage.why}",
             behind=tuple(behind),
-            end=self._end(counting, behind, damage),
+            ends=tuple(self._ends(counting, behind, damage)),
         )
 
     async def _behind(self, last: Position) -> list[tuple[Position, LogReader]]:
@@ -105,6 +117,23 @@ class LogRepair:
             if position > max(last, Position(part.since_epoch, 0))
         ]
         return sorted(behind, key=lambda place: place[0])
+
+    def _ends(
+        self, counting: _Places, behind: _Places, damage: BatchDamaged
+    ) -> list[tuple[Position, LogReader]]:
+        """Return where the log has to end, and then the ends of later terms, of which the lease tells, and which go."""
+        end, reader = self._end(counting, behind, damage)
+        told = [
+            (Position(part.told.epoch, part.told.sequence), part.reader)
+            for part in self._parts
+            if part.told is not None
+        ]
+        later = [
+            (position, other)
+            for position, other in told
+            if position >= end and (position.epoch, other) != (end.epoch, reader)
+        ]
+        return [(end, reader), *later]
 
     def _end(self, counting: _Places, behind: _Places, damage: BatchDamaged) -> tuple[Position, LogReader]:
         """Return where the log has to end, and in which store: behind what counts or, if nothing does, before all."""
@@ -133,8 +162,7 @@ class LogRepair:
         """Move what is lost out of the log, the last first, and let the log end there. Raises what the store raises."""
         for position, reader in reversed(found.behind):
             await set_aside(reader.storage, position)
-        if found.end is not None:
-            end, reader = found.end
+        for end, reader in reversed(found.ends):
             await reader.storage.put(batch_key(end), encode(seal_at(end)), mode=CREATE_ONLY)
 
 

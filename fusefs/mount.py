@@ -380,12 +380,12 @@ class _Session:
             await self._index_writer.save(is_final=True)
 
     async def _finish_log(self) -> None:
-        """Let the log have what the bucket lacks, or remove it."""
+        """Let the log have what the bucket lacks, or empty it; what that leaves goes when the lease is given back."""
         if self._committer is None:
             return
         try:
             await self._committer.commit()
-            await self._committer.remove()
+            await self._committer.finish()
         except Exception as failure:
             _log.error("the log could not be finished: %s", failure)
 

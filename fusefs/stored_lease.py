@@ -24,7 +24,7 @@ from backends.errors import NotFound, PreconditionFailed, StorageError
 from fusefs.errors import LeaseDamaged
 from fusefs.keys import RESERVED_PREFIX
 from fusefs.lease import Lease, LeaseStatistics
-from fusefs.lease_record import LeaseRecord, LogPlace, new_mark
+from fusefs.lease_record import LeaseRecord, LogEnd, LogPlace, new_mark, with_end
 
 _log = logging.getLogger(__name__)
 
@@ -116,6 +116,8 @@ class StoredLease(Lease):
         #: When the first of the requests was made that may have taken effect without an answer.
         self._in_doubt_since: float | None = None
         self._logs = taken.record.logs
+        #: Of this term's own log.
+        self._end: LogEnd | None = None
         self._is_failing = False
         # What the log was told: since when renewals fail, and that it has lapsed.
         self._trouble_since: float | None = None
@@ -172,6 +174,10 @@ class StoredLease(Lease):
     def recovered(self) -> None:
         self._logs = (self._log,)
 
+    def acknowledged(self, sequence: int, *, is_needed: bool = True) -> None:
+        if self._end is None or sequence >= self._end.sequence:
+            self._end = LogEnd(self.epoch, sequence, is_needed)
+
     async def run(self) -> None:
         while not self._stopped.is_set():
             with trio.move_on_after(self._pause_seconds()):
@@ -204,7 +210,8 @@ class StoredLease(Lease):
         self._beat += 1
         if self._in_doubt_since is None:
             self._mark, self._in_doubt_since = new_mark(), asked_at
-        return replace(self._record, beat=self._beat, mark=self._mark, logs=self._logs)
+        logs = with_end(self._logs, self._log.place, self._end)
+        return replace(self._record, beat=self._beat, mark=self._mark, logs=logs)
 
     async def _put(self, record: LeaseRecord) -> str:
         return await self._storage.put(LEASE_KEY, record.encode(), mode=IfMatch(self._etag))
@@ -270,10 +277,10 @@ class StoredLease(Lease):
         self._renewed.set()
         self._renewed = trio.Event()
 
-    async def release(self, *, clean: bool = True) -> None:
+    async def release(self, *, clean: bool = True) -> bool:
         async with self._turn:
             if self._stopped.is_set():
-                return
+                return False
             # Before the request: once that has arrived, others do not wait.
             self._stop("it was given back")
             try:
@@ -284,6 +291,8 @@ class StoredLease(Lease):
                     self._term,
                     error,
                 )
+                return False
+            return clean
 
     async def _give_back(self, clean: bool) -> None:
         record = replace(self._next_record(self._now()), released=True)

@@ -29,7 +29,7 @@ from fusefs.errors import MountError
 from fusefs.journal import Journal
 from fusefs.lease import Lease, NoLease
 from fusefs.lease_acquisition import Claim, acquire, at_hand, check_supported, first_untold, waiting_message
-from fusefs.lease_record import Identity, LeaseRecord
+from fusefs.lease_record import Identity, LeaseRecord, LogPlace
 from fusefs.log_reader import LogPart, LogReader, OldLog, find_logs
 from fusefs.log_repair import DAMAGED_PREFIX, set_aside
 from fusefs.log_room import LogRoom
@@ -115,11 +115,11 @@ async def open_term(
         ) as lease:
             with _as_mount_error(config):
                 await _set_aside_given_up(lease, readers[on_disk.place], found_leased[on_disk.place], on_disk)
-                parts = [
-                    LogPart(readers[place], since_epoch)
-                    for place, since_epoch in _old_places(lease.previous, places, found_leased)
-                ]
-                old = await find_logs(parts, before_epoch=lease.epoch, empty_too=lease.previous is not None)
+                old = await find_logs(
+                    _old_parts(lease.previous, readers, places, found_leased),
+                    before_epoch=lease.epoch,
+                    empty_too=lease.previous is not None,
+                )
             older = [(log.reader.storage, log.keys) for log in old]
             journal = Journal(
                 readers[own_place].storage,
@@ -142,7 +142,8 @@ async def open_term(
                     yield Term(lease=lease, committer=committer, log_room=log_room, old=old)
                 finally:
                     with trio.CancelScope(shield=True, deadline=trio.current_time() + RELEASE_SECONDS):
-                        await lease.release(clean=committer.is_empty)
+                        if await lease.release(clean=committer.is_empty):
+                            await committer.remove()
                     nursery.cancel_scope.cancel()
 
 
@@ -163,23 +164,30 @@ async def _beside(
 @asynccontextmanager
 async def alone_for(
     what: str, config: Config, store: OpenStore, progress: StartProgress
-) -> AsyncIterator[None]:
+) -> AsyncIterator[Lease]:
     """Keep every mount of the prefix away for the block; what is in logs stays to be recovered. Raises `MountError`."""
     async with hold_lease(config, store, identity(uuid.uuid4().hex[:12], what), progress) as lease:
         try:
-            yield
+            yield lease
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + RELEASE_SECONDS):
                 await lease.release(clean=False)
 
 
 @asynccontextmanager
-async def old_log_parts(config: Config, storage: ObjectStorage) -> AsyncIterator[list[LogPart]]:
+async def old_log_parts(
+    config: Config, storage: ObjectStorage, lease: Lease | None = None
+) -> AsyncIterator[list[LogPart]]:
     """Open the logs for the block that a mount here would read: in the prefix, and on the disk if there is one.
 
-    Raises `MountError` where the lease names one that is elsewhere, or cannot be read, and what the store raises.
+    Which these are is what `lease` has found when it was taken, or else what the one says that is there. Raises
+    `MountError` where that names one that is elsewhere, or cannot be read, and what the store raises.
     """
-    found = await look(storage)
+    if lease is not None:
+        previous = lease.previous
+    else:
+        found = await look(storage)
+        previous = found.record if found is not None else None
     async with AsyncExitStack() as stack:
         readers, disks = {IN_BUCKET: LogReader(storage)}, {IN_BUCKET: ""}
         found_leased = {}
@@ -187,11 +195,7 @@ async def old_log_parts(config: Config, storage: ObjectStorage) -> AsyncIterator
             on_disk = await stack.enter_async_context(open_disk_log(config))
             readers[on_disk.place], disks[on_disk.place] = _reader_of(on_disk), on_disk.disk
             found_leased[on_disk.place] = await readers[on_disk.place].last_leased_epoch()
-        previous = found.record if found is not None else None
-        yield [
-            LogPart(readers[place], since_epoch)
-            for place, since_epoch in _old_places(previous, disks, found_leased)
-        ]
+        yield _old_parts(previous, readers, disks, found_leased)
 
 
 def _reader_of(log: DiskLog) -> LogReader:
@@ -274,20 +278,24 @@ def _as_mount_error(config: Config) -> Iterator[None]:
         raise MountError(f"{config.store.url}: {error}") from error
 
 
-def _old_places(
-    previous: LeaseRecord | None, places: Mapping[str, str], found_leased: Mapping[str, int]
-) -> list[tuple[str, int]]:
-    """Return where earlier terms have kept logs, and from which term on; where no lease tells, all that there are.
+def _old_parts(
+    previous: LeaseRecord | None,
+    readers: Mapping[str, LogReader],
+    places: Mapping[str, str],
+    found_leased: Mapping[str, int],
+) -> list[LogPart]:
+    """Return what earlier terms have left of logs in each of `places`; where no lease tells, all that there is.
 
     Of terms without a lease, which are later than the one that it tells of, there may be a log in every place.
 
     Raises `MountError` for a log that is in none of them; where the lease was taken, that was looked at before.
     """
     if previous is None:
-        return [(place, 1) for place in places]
-    told = {log.place: log.since_epoch for log in at_hand(previous.logs, places)}
-    untold = {place: first_untold(previous, found_leased.get(place, 0)) for place in places}
-    return [(place, told.get(place, untold[place])) for place in places]
+        return [LogPart(readers[place]) for place in places]
+    told = {log.place: log for log in at_hand(previous.logs, places)}
+    untold = {place: LogPlace(place, first_untold(previous, found_leased.get(place, 0))) for place in places}
+    logs = [told.get(place, untold[place]) for place in places]
+    return [LogPart(readers[log.place], log.since_epoch, log.end) for log in logs]
 
 
 async def _set_aside_given_up(lease: Lease, reader: LogReader, leased_epoch: int, disk: DiskLog) -> None:

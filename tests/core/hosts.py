@@ -27,13 +27,15 @@ from backends.directory import DirectoryStorage
 from backends.directory_files import translate
 from backends.intercepted import InterceptedStorage, Request, T
 from backends.metered import MeteredStorage
+from fusefs.committer import Committer
 from fusefs.config import Config
 from fusefs.keys import RESERVED_PREFIX
 from fusefs.lease_record import LeaseRecord
+from fusefs.log_reader import LogPart
 from fusefs.stage_budget import StageBudget
 from fusefs.start_progress import StartProgress, tell_nobody
 from fusefs.stores import OpenStore
-from fusefs.term import open_term
+from fusefs.term import old_log_parts, open_term
 from tests.core.history import History
 from tests.core.leases import record_in
 from tests.core.mortal import READING, Death, Life, MortalStorage
@@ -87,6 +89,15 @@ class Prefix:
     _dead: dict[str, list[str]] = field(default_factory=dict)
     _mounts: int = 0
 
+    def config(self, host: str, flags: Mapping[str, object] = BUCKET) -> Config:
+        """What a mount of a host is told."""
+        return Config.from_sources(
+            url="s3://bucket",
+            mountpoint=self.directory / "mnt",
+            flags={"cache_dir": str(self.directory / host), **flags},
+            environment={},
+        )
+
     @asynccontextmanager
     async def mounted(
         self, host: str, options: TreeOptions, life: Life | None = None, flags: Mapping[str, object] = BUCKET
@@ -97,17 +108,11 @@ class Prefix:
         known_dead = tuple(self._dead.setdefault(host, []))
         self._dead[host].append(mount_id)
         life = life or Life()
-        config = Config.from_sources(
-            url="s3://bucket",
-            mountpoint=self.directory / "mnt",
-            flags={"cache_dir": str(self.directory / host), **flags},
-            environment={},
-        )
         self.patch.setattr("fusefs.disk_log.open_local", functools.partial(self._open_disk, life))
         way = MortalStorage(self.over_bucket(self.storage), life)
         meter = MeteredStorage(way)
         async with open_term(
-            config,
+            self.config(host, flags),
             OpenStore(meter, meter),
             mount_id=mount_id,
             known_dead=known_dead,
@@ -118,6 +123,15 @@ class Prefix:
             options = replace(options, term=term, mount_id=mount_id)
             async with open_tree(way, self.directory / mount_id, options) as tree:
                 yield tree
+
+    @asynccontextmanager
+    async def log_parts(
+        self, host: str, flags: Mapping[str, object] = BUCKET
+    ) -> AsyncIterator[list[LogPart]]:
+        """Open the logs for the block that a mount of a host would read."""
+        self.patch.setattr("fusefs.disk_log.open_local", functools.partial(self._open_disk, Life()))
+        async with old_log_parts(self.config(host, flags), self.storage) as parts:
+            yield parts
 
     def twin(self, directory: Path) -> Prefix:
         """Return another bucket, and other disks, that have what these have at this moment."""
@@ -140,8 +154,12 @@ class Prefix:
         call: int = NEVER,
         death: Death = Death.CALL_LOST,
         flags: Mapping[str, object] = BUCKET,
+        resting_seconds: float = RENEWED_SECONDS,
     ) -> bool:
-        """Let a mount die at a call; return whether it did before it had nothing more to do and ended well."""
+        """Let a mount die at a call; return whether it did before it had nothing more to do and ended well.
+
+        Before it ends, it has nothing to do for `resting_seconds`.
+        """
         life = Life()
         life.die_at(call, death)
         with trio.CancelScope() as scope:
@@ -152,7 +170,9 @@ class Prefix:
                     with trio.fail_after(PATIENCE_SECONDS):
                         await act(history)
                         await tree.publish_all()
-                        await trio.sleep(RENEWED_SECONDS)
+                        await trio.sleep(resting_seconds)
+                        if isinstance(tree.log, Committer):
+                            await tree.log.finish()  # as a mount does
                 nursery.cancel_scope.cancel()
         uploads = await self.storage.list_multipart_uploads()
         history.uploads += [(upload.key, upload.upload_id) for upload in uploads]

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 import trio
@@ -22,6 +23,7 @@ from fusefs.clock import boottime
 from fusefs.errors import LeaseHeld, LeaseLapsed, LeaseLost
 from fusefs.lease import Lease, NoLease
 from fusefs.lease_acquisition import acquire
+from fusefs.lease_record import LogEnd, LogPlace
 from fusefs.stored_lease import (
     LEASE_KEY,
     MARGIN_SHARE,
@@ -335,6 +337,56 @@ async def test_giving_it_back(clean: bool, autojump_clock: MockClock) -> None:
     assert trio.current_time() == TERM / 2
     await lease.release()
     assert (await record_in(storage)).identity.holder == "b"
+
+
+async def test_how_far_the_log_is_acknowledged(autojump_clock: MockClock) -> None:
+    """Each renewal tells it, with no request more; so does the next holder until it has something to tell itself."""
+    storage = FaultyStorage(MemoryStorage())
+    lease = await take(storage, "a")
+    async with running(lease):
+        for sequence in (3, 2):
+            lease.acknowledged(sequence)
+        assert (await record_in(storage)).logs == (LogPlace("", 1),)
+        await trio.sleep(RENEWAL_SHARE * TERM + 1)
+        assert (await record_in(storage)).logs == (LogPlace("", 1, end=LogEnd(1, 3)),)
+        lease.acknowledged(4, is_needed=False)
+        await trio.sleep(RENEWAL_SHARE * TERM)
+        assert (await record_in(storage)).logs == (LogPlace("", 1, end=LogEnd(1, 4, is_needed=False)),)
+        assert len(storage.calls_of(Verb.PUT)) == 3
+        lease.acknowledged(5)
+        assert not await lease.release(clean=False)
+    crashed = await take(storage, "b")
+    assert (await record_in(storage)).logs == (LogPlace("", 1, end=LogEnd(1, 5)),)
+    async with running(crashed):
+        await trio.sleep(RENEWAL_SHARE * TERM + 1)
+        assert (await record_in(storage)).logs == (LogPlace("", 1, end=LogEnd(1, 5)),)
+        crashed.acknowledged(1)
+        await trio.sleep(RENEWAL_SHARE * TERM)
+        assert (await record_in(storage)).logs == (LogPlace("", 1, end=LogEnd(2, 1)),)
+    lease = await take(storage, "c", log="s3://fast", known_dead={"b"})
+    lease.acknowledged(2)
+    lease.recovered()
+    async with running(lease):
+        await trio.sleep(RENEWAL_SHARE * TERM + 1)
+        assert (await record_in(storage)).logs == (LogPlace("s3://fast", 3, end=LogEnd(3, 2)),)
+        assert await lease.release()
+    assert (await record_in(storage)).logs == ()
+
+
+async def test_whether_it_says_that_there_is_no_log_any_more(autojump_clock: MockClock) -> None:
+    """Where that is not certain, what is left of the log must stay."""
+    storage = FaultyStorage(MemoryStorage())
+    lease = await take(storage, "a")
+    storage.fail(Unavailable, verb=Verb.PUT, answer_lost=True)
+    assert not await lease.release()
+    lost = await take(storage, "b")
+    await take(storage, "c", known_dead={"b"})
+    assert not await lost.release()
+    for end, is_certain in ((None, True), (LogEnd(1, 1), False)):
+        told = replace(await record_in(storage), logs=(LogPlace("", 1, end=end),))
+        assert await NoLease(1, previous=told).release() is is_certain
+        assert not await NoLease(1, previous=told).release(clean=False)
+    assert await NoLease(1).release()
 
 
 async def test_run_ends_when_it_is_given_back(autojump_clock: MockClock) -> None:

@@ -15,7 +15,7 @@ from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs.errors import LeaseDamaged, LeaseHeld, MountError
 from fusefs.lease_acquisition import acquire, at_hand, check_supported, waiting_message
-from fusefs.lease_record import LeaseRecord, LogPlace
+from fusefs.lease_record import LeaseRecord, LogEnd, LogPlace
 from fusefs.stored_lease import LEASE_KEY, StoredLease
 from tests.core.leases import TERM, WallClock, claim, record_in, take
 from tests.support.faulty import FaultyStorage
@@ -390,6 +390,18 @@ PLACES = {"": "", "here:/log": "d1"}
         ((), ()),
         ((LogPlace("", 3),), (LogPlace("", 3),)),
         ((LogPlace("here:/log", 3, "d1"),), (LogPlace("here:/log", 3, "d1"),)),
+        (
+            (LogPlace("there:/log", 3, "d1", LogEnd(3, 7)),),
+            (LogPlace("here:/log", 3, "d1", LogEnd(3, 7)),),
+        ),
+        (
+            (LogPlace("here:/log", 3, end=LogEnd(3, 7)), LogPlace("there:/log", 5, "d1", LogEnd(6, 1))),
+            (LogPlace("here:/log", 3, "d1", LogEnd(6, 1)),),
+        ),
+        (
+            (LogPlace("here:/log", 3, end=LogEnd(3, 7)), LogPlace("there:/log", 5, "d1")),
+            (LogPlace("here:/log", 3, "d1", LogEnd(3, 7)),),
+        ),
         ((LogPlace("there:/log", 3, "d1"),), (LogPlace("here:/log", 3, "d1"),)),
         # Of an earlier version.
         ((LogPlace("here:/log", 3),), (LogPlace("here:/log", 3, "d1"),)),

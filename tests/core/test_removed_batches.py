@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
@@ -26,7 +26,8 @@ from fusefs.journal_format import (
     batch_key,
     encode,
 )
-from fusefs.log_reader import LogPart, LogReader, OldLog, find_logs, places, survey_logs
+from fusefs.lease_record import LogEnd
+from fusefs.log_reader import LogPart, LogReader, OldLog, find_logs, survey_logs
 from fusefs.log_repair import DAMAGED_PREFIX, LogRepair
 from fusefs.publisher import PublishOptions
 from tests.core.tree import TreeOptions, open_tree, stored
@@ -53,12 +54,18 @@ class Writer:
     _needed_from: int = 1
     #: Of the last acknowledged commit.
     _trimmable: int = 1
+    #: What the lease says, if it was renewed since there was anything to tell, and what a renewal would tell.
+    told: LogEnd | None = None
+    _end: LogEnd | None = None
 
     def live(self, steps: int) -> None:
         for _ in range(steps):
             self.rng.choice(
-                [self._append, self._append, self._arrive, self._arrive, self._trim, self._empty]
+                [self._append, self._append, self._arrive, self._arrive, self._trim, self._empty, self._renew]
             )()
+
+    def _renew(self) -> None:
+        self.told = self._end
 
     def _append(self) -> None:
         if len(self._in_flight) < IN_FLIGHT:
@@ -88,6 +95,7 @@ class Writer:
                 batch = self._appended[self._acknowledged - 1]
                 if not batch.is_continued:
                     self._trimmable = batch.cutoff.sequence
+                    self._end = LogEnd(EPOCH, self._acknowledged)
 
     def _trim(self) -> None:
         for number in [each for each in self.stored if each < self._trimmable]:
@@ -103,6 +111,8 @@ class Writer:
             for number in self.rng.sample(sorted(self.stored), len(self.stored)):
                 if number != closing and self.rng.random() < 0.9:
                     del self.stored[number]
+            if self.stored.keys() == {closing}:
+                self._end = LogEnd(EPOCH, closing, is_needed=False)
 
 
 async def storage_of(there: dict[int, Batch]) -> MemoryStorage:
@@ -112,19 +122,26 @@ async def storage_of(there: dict[int, Batch]) -> MemoryStorage:
     return storage
 
 
-async def find(storage: MemoryStorage | FaultyStorage) -> OldLog:
-    (log,) = await find_logs([LogPart(LogReader(storage))], before_epoch=9)
+async def find(storage: MemoryStorage | FaultyStorage, told: LogEnd | None = None) -> OldLog:
+    (log,) = await find_logs([LogPart(LogReader(storage), told=told)], before_epoch=9)
+    return log
+
+
+async def survey(storage: MemoryStorage, told: LogEnd | None = None) -> OldLog:
+    (log,) = await survey_logs([LogPart(LogReader(storage), told=told)])
     return log
 
 
 @given(seed=st.integers(0, 2**32), steps=st.integers(1, 60))
 async def test_no_writer_is_taken_for_somebody_else(seed: int, steps: int) -> None:
-    """Whatever it has removed itself, and whenever it dies; nor is the seal that follows a witness against it."""
+    """Whatever it has removed itself, and whenever it dies; nor are the seal that follows, and the lease, witnesses
+    against it."""
     writer = Writer(Random(seed))
     writer.live(steps)
     storage = await storage_of(writer.stored)
-    first = places([await find(storage)])
-    assert [place[0] for place in places([await find(storage)])] == [place[0] for place in first]
+    positions = (await survey(storage, writer.told)).positions
+    for _ in range(2):
+        assert (await find(storage, writer.told)).positions == positions
 
 
 @given(seed=st.integers(0, 2**32), steps=st.integers(5, 60), is_sealed=st.booleans())
@@ -133,8 +150,7 @@ async def test_what_somebody_else_removes_is_told(seed: int, steps: int, is_seal
     writer = Writer(Random(seed))
     writer.live(steps)
     storage = await storage_of(writer.stored)
-    parts = [LogPart(LogReader(storage))]
-    (found,) = await (find_logs(parts, before_epoch=9) if is_sealed else survey_logs(parts))
+    found = await (find(storage) if is_sealed else survey(storage))
     newest = writer.stored[max(writer.stored)].acknowledged if writer.stored else 0
     for position in found.positions:
         before_seal = [number for number in writer.stored if number <= found.positions[-1].sequence]
@@ -145,6 +161,39 @@ async def test_what_somebody_else_removes_is_told(seed: int, steps: int, is_seal
             with pytest.raises(BatchRemoved):
                 await find(storage)
             await storage.put(batch_key(position), data)
+
+
+@given(seed=st.integers(0, 2**32), steps=st.integers(5, 60), is_sealed=st.booleans(), data=st.data())
+async def test_what_the_lease_tells_of_is_missed(
+    seed: int, steps: int, is_sealed: bool, data: st.DataObject
+) -> None:
+    """However much of the end is removed, all that there is and its seal included."""
+    writer = Writer(Random(seed))
+    writer.live(steps)
+    told = writer.told
+    assume(told is not None)
+    assert told is not None
+    storage = await storage_of(writer.stored)
+    positions = (await (find(storage, told) if is_sealed else survey(storage, told))).positions
+    counting = [position for position in positions if position.sequence <= told.sequence]
+    first = data.draw(st.sampled_from(counting)) if counting else Position(EPOCH, told.sequence)
+    for number in range(first.sequence, max(writer.stored) + 2):
+        await storage.delete(batch_key(Position(EPOCH, number)))
+    if not counting or (first == counting[0] and not told.is_needed):
+        return  # nothing is missing, or what is was not told
+    there = await stored(storage, ours=True)
+    for _ in range(2):
+        with pytest.raises(BatchRemoved, match="somebody has removed it, of which"):
+            await find(storage, told)
+    assert await stored(storage, ours=True) == there
+    repair = LogRepair(storage, [LogPart(LogReader(storage), told=told)])
+    found = await repair.diagnose()
+    assert not found.is_whole
+    assert await stored(storage, ours=True) == there
+    await repair.set_aside(found)
+    again = await repair.diagnose()
+    assert (again.is_whole, again.readable) == (True, found.readable)
+    assert len((await find(storage, told)).positions) == found.readable
 
 
 async def test_a_batch_that_arrives_while_it_is_looked_for() -> None:

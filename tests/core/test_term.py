@@ -31,7 +31,7 @@ from fusefs.errors import MountError
 from fusefs.inodes import Directory
 from fusefs.journal_format import JOURNAL_PREFIX, SEAL_SIZES, Position, batch_key
 from fusefs.lease_acquisition import waiting_message
-from fusefs.lease_record import LeaseRecord, LogPlace
+from fusefs.lease_record import LeaseRecord, LogEnd, LogPlace
 from fusefs.log_reader import LogPart, places
 from fusefs.log_repair import DAMAGED_PREFIX, Diagnosis, LogRepair
 from fusefs.stage_budget import StageBudget
@@ -232,23 +232,25 @@ async def test_a_disk_on_a_host_of_another_name(tmp_path: Path, monkeypatch: pyt
     named(monkeypatch, "after")
     assert await bucket.confirm("host", "b", **DISK) == [(1, 1)]
     identity = bucket.identity("host").read_text().strip()
-    assert (await bucket.record()).logs == (LogPlace(f"after:{bucket.disk('host')}", 1, identity),)
+    assert (await bucket.record()).logs == (
+        LogPlace(f"after:{bucket.disk('host')}", 1, identity, LogEnd(2, 1)),
+    )
     (tmp_path / "host").rename(tmp_path / "elsewhere")
     async with bucket.term("elsewhere", **UNLEASED) as term:
         assert counting(term) == [(1, 1), (2, 1)]
     async with bucket.term("elsewhere") as term:
         assert counting(term) == [(1, 1), (2, 1)]
         assert (await bucket.record()).logs == (
-            LogPlace(f"after:{bucket.disk('elsewhere')}", 1, identity),
+            LogPlace(f"after:{bucket.disk('elsewhere')}", 1, identity, LogEnd(2, 1)),
             LogPlace("", 3),
         )
 
 
-async def without_identity(storage: ObjectStorage) -> None:
+async def as_before(storage: ObjectStorage) -> None:
     """Make the lease what an earlier version would have written."""
     document = json.loads((await storage.get_range(LEASE_KEY)).data)
     for log in document["logs"]:
-        del log["disk"]
+        del log["disk"], log["acknowledged"]
     await storage.put(LEASE_KEY, json.dumps(document).encode())
 
 
@@ -260,7 +262,7 @@ async def test_a_lease_of_an_earlier_version(
     bucket = Bucket(tmp_path)
     named(monkeypatch, "host")
     await bucket.confirm("host", "a", **DISK)
-    await without_identity(bucket.store.storage)
+    await as_before(bucket.store.storage)
     if not has_file:
         bucket.identity("host").unlink()
     assert f"is in the log at host:{bucket.disk('host')}: mount it there" in await bucket.refusal("elsewhere")
@@ -269,7 +271,9 @@ async def test_a_lease_of_an_earlier_version(
     named(monkeypatch, "host")
     assert await bucket.confirm("host", "b", **DISK) == [(1, 1)]
     identity = bucket.identity("host").read_text().strip()
-    assert (await bucket.record()).logs == (LogPlace(f"host:{bucket.disk('host')}", 1, identity),)
+    assert (await bucket.record()).logs == (
+        LogPlace(f"host:{bucket.disk('host')}", 1, identity, LogEnd(2, 1)),
+    )
 
 
 @pytest.mark.parametrize("flags", [{}, DISK, UNLEASED], ids=str)

@@ -14,23 +14,26 @@ from fusefs.errors import LeaseDamaged
 from fusefs.lease_record import (
     Identity,
     LeaseRecord,
+    LogEnd,
     LogPlace,
+    with_end,
     with_log,
 )
 from fusefs.options import MAX_TERM_SECONDS, MIN_TERM_SECONDS
 
 TEXTS = st.text(max_size=20)
 EPOCHS = st.integers(1, 2**63 - 1)
+ENDS = st.builds(LogEnd, EPOCHS, EPOCHS, st.booleans())
 IDENTITIES = st.builds(Identity, holder=TEXTS, host=TEXTS, pid=st.integers(), mountpoint=TEXTS)
 RECORDS = st.builds(
     LeaseRecord,
-    epoch=EPOCHS,
+    epoch=st.just(2**63 - 1),
     identity=IDENTITIES,
     since=TEXTS,
     term_seconds=st.floats(allow_nan=False, allow_infinity=False),
     beat=st.integers(),
     mark=TEXTS,
-    logs=st.lists(st.builds(LogPlace, TEXTS, EPOCHS, TEXTS), max_size=3).map(tuple),
+    logs=st.lists(st.builds(LogPlace, TEXTS, EPOCHS, TEXTS, st.none() | ENDS), max_size=3).map(tuple),
     released=st.booleans(),
 )
 RECORD = LeaseRecord(
@@ -40,7 +43,7 @@ RECORD = LeaseRecord(
     term_seconds=30.0,
     beat=9,
     mark="71c0",
-    logs=(LogPlace("", 3), LogPlace("db1:/cache", 3, "c0de")),
+    logs=(LogPlace("", 3), LogPlace("db1:/cache", 3, "c0de", LogEnd(3, 17))),
 )
 
 
@@ -61,7 +64,9 @@ def test_people_can_read_it() -> None:
         ' "mountpoint": "/srv/data",\n "since": "2026-01-02 03:04:05 UTC",\n "term_seconds": 30.0,\n "beat": 9,\n'
         ' "mark": "71c0",\n'
         ' "logs": [\n  {\n   "place": "",\n   "since_epoch": 3\n  },\n'
-        '  {\n   "place": "db1:/cache",\n   "since_epoch": 3,\n   "disk": "c0de"\n  }\n ],\n "released": false\n}\n'
+        '  {\n   "place": "db1:/cache",\n   "since_epoch": 3,\n   "disk": "c0de",\n'
+        '   "acknowledged": {\n    "epoch": 3,\n    "sequence": 17,\n    "needed": true\n   }\n'
+        '  }\n ],\n "released": false\n}\n'
     )
     assert RECORD.holder_shown == "/srv/data on host db1 (process 12, since 2026-01-02 03:04:05 UTC)"
 
@@ -86,6 +91,17 @@ def test_people_can_read_it() -> None:
         lambda document: document["logs"][1].update(disk=""),
         lambda document: document["logs"][1].update(disk=None),
         lambda document: document["logs"][1].update(disk=7),
+        lambda document: document["logs"][0].update(acknowledged=None),
+        lambda document: document["logs"][0].update(acknowledged=17),
+        lambda document: document["logs"][0].update(acknowledged={}),
+        lambda document: document["logs"][1]["acknowledged"].pop("needed"),
+        lambda document: document["logs"][1]["acknowledged"].update(needed=1),
+        lambda document: document["logs"][1]["acknowledged"].update(epoch=0),
+        lambda document: document["logs"][1]["acknowledged"].update(epoch=4),
+        lambda document: document["logs"][1]["acknowledged"].update(sequence=0),
+        lambda document: document["logs"][1]["acknowledged"].update(sequence=2**63),
+        lambda document: document["logs"][1]["acknowledged"].update(sequence=17.0),
+        lambda document: document["logs"][1]["acknowledged"].update(sequence="17"),
         lambda document: document.update(version="1"),
     ],
 )
@@ -115,10 +131,10 @@ def test_another_version_is_refused_whatever_else_it_says() -> None:
         LeaseRecord.decode(b'{"version": 2}')
 
 
-def test_a_log_on_a_disk_may_have_no_identity() -> None:
+def test_a_log_may_have_no_identity_and_no_end() -> None:
     """Earlier versions wrote none; and what they wrote is the same when it is written again."""
     document = json.loads(RECORD.encode())
-    del document["logs"][1]["disk"]
+    del document["logs"][1]["disk"], document["logs"][1]["acknowledged"]
     record = LeaseRecord.decode(json.dumps(document).encode())
     assert record.logs == (LogPlace("", 3), LogPlace("db1:/cache", 3))
     assert json.loads(record.encode()) == document
@@ -143,3 +159,9 @@ def test_places_of_logs_are_named_once_each() -> None:
     logs = with_log((), LogPlace("", 4))
     assert with_log(logs, LogPlace("", 5)) == logs == (LogPlace("", 4),)
     assert with_log(logs, LogPlace("s3://fast/log", 6)) == (LogPlace("", 4), LogPlace("s3://fast/log", 6))
+
+
+def test_a_log_has_the_end_that_was_told_last() -> None:
+    logs = (LogPlace("", 4, end=LogEnd(5, 9)), LogPlace("db1:/cache", 6))
+    assert with_end(logs, "", None) == logs
+    assert with_end(logs, "", LogEnd(7, 1)) == (LogPlace("", 4, end=LogEnd(7, 1)), logs[1])
