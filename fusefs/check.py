@@ -1,6 +1,7 @@
 """Looks through a bucket, changing nothing, for what a mount does not show as it is and for what mounts have left.
 
 One listing of everything, in bounded memory; attributes are looked at only when asked for, with a HEAD for each object.
+Of a log in the bucket is looked at what a mount decides by which batches count; `fusefs recover` reads it all.
 What a mount that is running now has under way (an upload, an unlinked file that is open) is found like what a dead
 one has left: the bucket does not tell them apart.
 """
@@ -19,14 +20,18 @@ from backends.base import Metadata, ObjectInfo, ObjectStorage, iterate_pages
 from backends.errors import NotFound
 from fusefs import extended_attributes
 from fusefs.attributes import kind_of, unreadable
+from fusefs.errors import BatchDamaged, LeaseDamaged, LogDamaged
 from fusefs.journal_format import position_of
 from fusefs.keys import RESERVED_PREFIX, name_of, name_of_file_beside
+from fusefs.lease_acquisition import first_untold
+from fusefs.lease_record import LeaseRecord
 from fusefs.link_lists import LISTS_PREFIX
 from fusefs.listed import MAX_SYMLINK_SIZE
+from fusefs.log_reader import LOOKS, LogPart, LogReader, survey_logs
 from fusefs.log_repair import DAMAGED_PREFIX
 from fusefs.object_writer import CONFLICTS_PREFIX
 from fusefs.placement import DETOURS_PREFIX, ORPHANS_PREFIX, ROOT_MARKER
-from fusefs.stored_lease import DISK_KEY, LEASE_KEY
+from fusefs.stored_lease import DISK_KEY, LEASE_KEY, FoundLease, look
 from fusefs.tree_index import CRASH_KEY, INDEX_PREFIX
 from fusefs.upload_notes import NOTES_PREFIX
 
@@ -91,7 +96,7 @@ _IN_ITS_PLACE: Final = re.compile(
 
 
 async def findings(storage: ObjectStorage, *, attributes: bool = False) -> AsyncIterator[Finding]:
-    """Yield what there is to say, in the order of keys, and of unfinished uploads at the end."""
+    """Yield what there is to say, in the order of keys; of the log and of unfinished uploads at the end."""
     inspector = _Inspector()
     xattrs = _Xattrs()
     async for page in iterate_pages(storage):
@@ -103,6 +108,9 @@ async def findings(storage: ObjectStorage, *, attributes: bool = False) -> Async
                     yield finding
     for finding in xattrs.findings() if attributes else ():
         yield finding
+    damage = await _damage_of_log(storage) if inspector.has_terms else None
+    if damage is not None:
+        yield damage
     for upload in await storage.list_multipart_uploads():
         begun = datetime.fromtimestamp(upload.initiated_ns // 1_000_000_000, UTC)
         yield Finding(
@@ -118,8 +126,11 @@ class _Inspector:
     def __init__(self) -> None:
         #: Objects whose keys are beginnings of the last one; those that are directories' names come before it.
         self._beginnings: list[str] = []
+        #: Whether there is anything of a mount that is, or was, the only writer.
+        self.has_terms = False
 
     def look_at(self, info: ObjectInfo) -> Iterator[Finding]:
+        self.has_terms |= info.key == LEASE_KEY or position_of(info.key) is not None
         if info.key.startswith(RESERVED_PREFIX):
             finding = _look_at_reserved(info.key)
             if finding is not None:
@@ -172,6 +183,53 @@ def _look_at_names(key: str) -> Iterator[Finding]:
     elif any(name.startswith(b"%key-") for name in names):
         path = b"/".join(names).decode(errors="backslashreplace")
         yield Finding(Kind.ESCAPED, key, f"it cannot be a path, and is shown as {path!r}")
+
+
+async def _damage_of_log(storage: ObjectStorage) -> Finding | None:
+    """Return what keeps a mount from the log, if all of that is in the bucket; one may write and end it meanwhile."""
+    for _ in range(LOOKS):
+        try:
+            before = await look(storage)
+            part = _part_in_bucket(storage, before.record if before is not None else None)
+            damage = await _damage_of(part) if part is not None else None
+            if damage is None or _is_same_term(before, await look(storage)):
+                return damage
+        except LeaseDamaged as error:
+            return Finding(Kind.DAMAGED, LEASE_KEY, str(error))
+        except LogDamaged:
+            pass  # it is deleted as quickly as we look
+    return None
+
+
+async def _damage_of(part: LogPart) -> Finding | None:
+    try:
+        await survey_logs([part])
+    except BatchDamaged as error:
+        return Finding(
+            Kind.DAMAGED, error.key, f"{error.why}; `fusefs recover` tells what can be saved of the log"
+        )
+    return None
+
+
+def _part_in_bucket(storage: ObjectStorage, told: LeaseRecord | None) -> LogPart | None:
+    """Return which part of the log is in the bucket, None if one elsewhere may say what of that is needed."""
+    if told is None:
+        return LogPart(LogReader(storage))
+    if any(log.place for log in told.logs):
+        return None
+    return next(
+        (LogPart(LogReader(storage), log.since_epoch, log.end) for log in told.logs),
+        LogPart(LogReader(storage), first_untold(told, 0)),
+    )
+
+
+def _is_same_term(before: FoundLease | None, after: FoundLease | None) -> bool:
+    """Return whether nobody has begun or ended a term between."""
+    if before is None or after is None:
+        return before is after
+    return before.etag == after.etag or (
+        before.record.epoch == after.record.epoch and not after.record.released
+    )
 
 
 class _Xattrs:

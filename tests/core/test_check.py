@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
+import trio
 
 from backends.base import ObjectStorage
+from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from backends.metered import MeteredStorage
 from fusefs.attributes import fresh, to_metadata
 from fusefs.check import findings
+from fusefs.journal_format import Batch, LeftoverRecord, Position, StoredVersion, batch_key, encode
+from fusefs.lease_record import Identity, LeaseRecord, LogEnd, LogPlace
+from fusefs.stored_lease import LEASE_KEY
+from tests.support.faulty import FaultyStorage
 
 
 async def lines(storage: ObjectStorage, *, attributes: bool = False) -> list[str]:
@@ -25,6 +32,28 @@ async def filled(*keys: str) -> MemoryStorage:
     return storage
 
 
+async def put_batch(storage: MemoryStorage, epoch: int, sequence: int) -> None:
+    position = Position(epoch, sequence)
+    records = (LeftoverRecord(StoredVersion("key", "etag", 1)),)
+    await storage.put(
+        batch_key(position), encode(Batch(position=position, cutoff=Position(epoch, 1), records=records))
+    )
+
+
+async def put_lease(storage: MemoryStorage, **changes: Any) -> None:
+    """Let there be a lease of the third term."""
+    record = LeaseRecord(
+        epoch=3,
+        identity=Identity(holder="a", host="host", pid=7, mountpoint="/mnt"),
+        since="2026-01-02 03:04:05 UTC",
+        term_seconds=30.0,
+        beat=1,
+        mark="71c0",
+        **{"logs": (LogPlace("", 3, end=LogEnd(3, 2)),), **changes},
+    )
+    await storage.put(LEASE_KEY, record.encode())
+
+
 async def test_a_bucket_that_a_mount_shows_as_it_is() -> None:
     """Escaped names of ours included, and what is ours and in its place."""
     keys = [
@@ -35,16 +64,96 @@ async def test_a_bucket_that_a_mount_shows_as_it_is() -> None:
         "d/e/f",
         "%bytes-%FF",
         ".fusefs/root",
-        ".fusefs/lease",
         ".fusefs/disk",
         ".fusefs/index/3f",
         ".fusefs/index/crash",
-        ".fusefs/journal/0000000000000001/00000000000000ff",
         ".fusefs/links/0000000000000001",
     ]
     storage = await filled(*keys)
+    await put_lease(storage)
+    for sequence in (1, 2):
+        await put_batch(storage, 3, sequence)
     assert await lines(storage) == []
     assert await lines(storage, attributes=True) == []
+
+
+LAST = ".fusefs/journal/0000000000000003/0000000000000002"
+
+
+@pytest.mark.parametrize(
+    ("batches", "changes", "line"),
+    [
+        (
+            (1,),
+            {},
+            f"damaged '{LAST}': somebody has removed it, of which '.fusefs/lease' says that it was there;"
+            " `fusefs recover` tells what can be saved of the log",
+        ),
+        (
+            (),
+            {},
+            f"damaged '{LAST}': somebody has removed it, of which '.fusefs/lease' says that it was there;"
+            " `fusefs recover` tells what can be saved of the log",
+        ),
+        ((), {"logs": (LogPlace("", 3, end=LogEnd(3, 2, is_needed=False)),)}, None),
+        ((), {"logs": (LogPlace("", 3),)}, None),
+        ((), {"logs": (), "released": True}, None),
+        # What is on the disk may say that nothing of it is needed.
+        ((), {"logs": (LogPlace("", 3, end=LogEnd(3, 2)), LogPlace("a:/log", 3, "d1"))}, None),
+    ],
+)
+async def test_a_log_that_is_shorter_than_the_lease_says(
+    batches: tuple[int, ...], changes: dict[str, Any], line: str | None
+) -> None:
+    storage = MemoryStorage()
+    await put_lease(storage, **changes)
+    for sequence in batches:
+        await put_batch(storage, 3, sequence)
+    assert await lines(storage) == ([] if line is None else [line])
+
+
+@pytest.mark.parametrize(
+    ("key", "data", "line"),
+    [
+        (
+            LAST,
+            b"",
+            f"damaged '{LAST}': it has 0 bytes, and a header has 68; `fusefs recover` tells",
+        ),
+        (
+            LEASE_KEY,
+            b"",
+            f"damaged '{LEASE_KEY}': the object {LEASE_KEY} says who writes this prefix",
+        ),
+    ],
+)
+async def test_what_stops_every_mount(key: str, data: bytes, line: str) -> None:
+    storage = MemoryStorage()
+    await put_lease(storage)
+    await put_batch(storage, 3, 1)
+    await storage.put(key, data)
+    (found,) = await lines(storage)
+    assert found.startswith(line)
+
+
+async def test_a_mount_that_ends_meanwhile() -> None:
+    """It removes its log when it has given the lease back: that is no damage."""
+    storage = MemoryStorage()
+    await put_lease(storage)
+    for sequence in (1, 2):
+        await put_batch(storage, 3, sequence)
+    faulty = FaultyStorage(storage)
+    gate = faulty.hold(Verb.LIST_PREFIX, call=2)
+
+    async def end() -> None:
+        await gate.reached.wait()
+        await put_lease(storage, logs=(), released=True)
+        await storage.delete_many([batch_key(Position(3, sequence)) for sequence in (1, 2)])
+        gate.open()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(end)
+        assert await lines(faulty) == []
 
 
 @pytest.mark.parametrize(
