@@ -100,8 +100,9 @@ async def test_a_log_that_is_shorter_than_the_lease_says(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """No mount goes on with it, however often it is tried, with a lease or without; `fusefs recover` tells what can be
-    saved, and then a mount has that.
+    """The last batches of a log are missed as well, or all of them, up to the one of which the lease tells: with each
+    renewal, three times in `lease_term`, it says what is confirmed. Nobody misses those of a log of which nothing was
+    needed then.
     """
     prefix, history = await new_prefix(tmp_path, monkeypatch)
     await prefix.lose("a", history, confirm, LOG_ALONE, flags)
