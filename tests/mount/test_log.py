@@ -406,6 +406,37 @@ def test_a_damaged_log_stops_the_mount(new_mount: NewMount, bucket: Bucket, tmp_
     assert bucket.sizes()[key.replace("/journal/", "/damaged/")] > 0
 
 
+def test_a_log_whose_end_is_removed(new_mount: NewMount, bucket: Bucket) -> None:
+    """Nothing in the log tells of that, and the lease does."""
+    mount = new_mount().mount(*UNPUBLISHED)
+    with (mount.path / "file").open("wb", buffering=0) as file:
+        for _ in range(2):
+            file.write(b"bytes")
+            os.fsync(file.fileno())
+        wait_until(lambda: b'"sequence": 2,' in bucket.read(".fusefs/lease"), "the lease to tell of it")
+        mount.kill()
+        with contextlib.suppress(OSError):
+            file.close()
+    key = max(key for key in bucket.sizes(housekeeping=True) if key.startswith(".fusefs/journal/"))
+    bucket.delete(key)
+    refused = mount.run(mount.mount_command())
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
+    assert (
+        f"{key}': somebody has removed it, of which '.fusefs/lease' says that it was there" in refused.stderr
+    )
+    check, recover = (
+        [sys.executable, "-m", "fusefs", name, mount.url, *mount.flags] for name in ("check", "recover")
+    )
+    for command in (check, recover):
+        told = mount.run(command)
+        assert told.returncode == 1
+        (line,) = [line for line in told.stdout.splitlines() if key in line]
+        assert "somebody has removed it" in line
+    assert mount.run([*recover, "--set-aside"]).returncode == 0
+    mount.mount()
+    assert (mount.path / "file").read_bytes() == b"bytes"
+
+
 def test_a_damaged_log_on_the_local_disk(new_mount: NewMount) -> None:
     """It is told of, and set aside, where the disk is; elsewhere there is one line that says where that is."""
     mount, elsewhere = new_mount(None, "--no-ack-after-upload", *UNPUBLISHED).mount(), new_mount()
