@@ -306,6 +306,7 @@ class LogReader:
                 break
         if before is EVERYWHERE:
             tells_of_something = any(sizes[each] not in SEAL_SIZES for each in there)
+            # Who ended the term before that knew, and goes on without the rest.
             is_cut = seal is not None and told is not None and seal.position.sequence <= told.sequence
             if told is not None and not is_cut and (told.is_needed or tells_of_something):
                 self._check_end(there, counted, told)

@@ -142,6 +142,7 @@ async def open_term(
                     yield Term(lease=lease, committer=committer, log_room=log_room, old=old)
                 finally:
                     with trio.CancelScope(shield=True, deadline=trio.current_time() + RELEASE_SECONDS):
+                        # In this order: whoever begins when we have died in between would miss what the lease tells of.
                         if await lease.release(clean=committer.is_empty):
                             await committer.remove()
                     nursery.cancel_scope.cancel()
