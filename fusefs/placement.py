@@ -285,6 +285,17 @@ class Placement:
             and not self._is_wanted(version.key)
         )
 
+    def mismarked(self) -> list[Directory]:
+        """Return the directories without a marker under whose key that of another one was left: it would be theirs."""
+        markers = (key for key in self._leftovers if key.endswith("/"))
+        return [
+            directory
+            for directory in map(self._wanting, markers)
+            if isinstance(directory, Directory)
+            and directory.version is None
+            and not directory.state.is_behind
+        ]
+
     def _abandon(self, version: Version | None, inode: Inode, *, waits: bool) -> None:
         if version is not None and self._owners.get(version.key) is inode:
             del self._owners[version.key]
@@ -306,12 +317,15 @@ class Placement:
             end = key.rfind("/", 0, end)
 
     def _is_wanted(self, key: str) -> bool:
-        """Return whether the tree has an inode whose target is `key`."""
+        return self._wanting(key) is not None
+
+    def _wanting(self, key: str) -> Inode | None:
+        """Return the inode of the tree whose target is `key`."""
         node: object = self._root
         for segment in key.removesuffix("/").split("/"):
             name = name_of(segment)
             node = node.children.get(name) if isinstance(node, Directory) and name is not None else None
-        return isinstance(node, Inode) and self.target(node) == key
+        return node if isinstance(node, Inode) and self.target(node) == key else None
 
 
 def _is_here(file: File) -> bool:

@@ -105,6 +105,8 @@ class Publisher:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._shorten_log)
             while True:
+                if not self._sweeper.busy:  # as long as it is, what is left over is not looked through
+                    self._mark()
                 if self._queue.advance():
                     self._begin_attempts(nursery)
                 self._sweeper.start(nursery, self._queue.busy_keys)
@@ -138,6 +140,13 @@ class Publisher:
                 self._placement.expect_no_more(inode)
             if self._placement.target(inode) is None:
                 self.changes.released(inode)
+
+    def _mark(self) -> bool:
+        """Let directories have a marker that would be seen with another one's; return whether there are any."""
+        directories = self._placement.mismarked()
+        for directory in directories:
+            self.changes.changed(directory)
+        return bool(directories)
 
     async def _shorten_log(self) -> None:
         """Publish what a log is kept for that has become too long; what has failed is told again, and has its time."""
@@ -208,7 +217,7 @@ class Publisher:
         while True:
             goals = await self._publish_pending(open_files=open_files)
             has_more = moving - {*self._placement.moving}
-            if not has_more:
+            if not (has_more or self._mark()):
                 break
             moving -= has_more  # more is known to be pending, now that all below these is known
         while not self._sweeper.is_done(deletions_failed):

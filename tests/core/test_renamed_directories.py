@@ -308,6 +308,23 @@ async def test_two_are_swapped(crashes: bool, autojump_clock: MockClock, tmp_pat
     assert await stored(storage) == expected
 
 
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_directory_without_a_marker_comes_to_where_another_one_had_one(
+    known: bool, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """The marker that was left there is not taken for its own."""
+    storage = await filled("a/s/f", "b/s/f")
+    await storage.put("a/s/", b"", metadata={"mode": str(0o40700)})
+    async with open_tree(storage, tmp_path / "1", LOGGED) as tree:
+        if known:
+            await snapshot(tree)
+        await tree.rename("a", "b", RENAME_EXCHANGE)
+        await ended(tree)
+    async with open_tree(storage, tmp_path / "2", LOGGED) as tree:
+        modes = [(await tree.find(path)).attributes.mode for path in ("a/s", "b/s")]
+    assert [oct(mode) for mode in modes] == ["0o40755", "0o40700"]
+
+
 async def test_moved_into_the_place_of_one_that_is_away(autojump_clock: MockClock, tmp_path: Path) -> None:
     """What is under its own key again, but below a source, is not shown twice, nor forgotten."""
     storage = await filled("old/f", "old/g", "old/sub/x", "old/stall/s", "old/sub/stall/s")
