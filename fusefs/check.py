@@ -25,7 +25,7 @@ from fusefs.journal_format import position_of
 from fusefs.keys import RESERVED_PREFIX, name_of, name_of_file_beside
 from fusefs.lease_acquisition import first_untold
 from fusefs.lease_record import LeaseRecord
-from fusefs.link_lists import LISTS_PREFIX
+from fusefs.link_lists import LISTS_PREFIX, NUMBER_DIGITS
 from fusefs.listed import MAX_SYMLINK_SIZE
 from fusefs.log_reader import LOOKS, LogPart, LogReader, survey_logs
 from fusefs.log_repair import DAMAGED_PREFIX
@@ -87,7 +87,7 @@ _IN_ITS_PLACE: Final = re.compile(
         [
             *map(re.escape, (ROOT_MARKER, LEASE_KEY, DISK_KEY, CRASH_KEY)),
             re.escape(INDEX_PREFIX) + "[0-9a-f]{2}",
-            re.escape(LISTS_PREFIX) + "[0-9a-f]{16}",
+            re.escape(LISTS_PREFIX) + f"[0-9a-f]{{16,{NUMBER_DIGITS}}}",
             re.escape(extended_attributes.OBJECTS_PREFIX) + "([0-9a-f]{32}|[0-9a-f]{64})",
         ]
     )

@@ -227,7 +227,7 @@ class Alias(Inode):
 class Links:
     """What there is to know of an inode with several names."""
 
-    #: Under which the names are listed in the bucket; the inode's number when that began.
+    #: Under which the names are listed in the bucket (`fusefs.link_lists`).
     number: int
     aliases: list[Alias] = field(default_factory=list)
     #: Whether the others of the names that the bucket has are known.

@@ -4,11 +4,15 @@ Each name is an object of its own, and all say in their metadata (`LINK_KEY`) wh
 of the inode's names if both say so: the object names the list, and the list the key. So an object that somebody else
 puts under a name is a file of its own, and so is a copy that somebody makes with all its metadata; neither is written
 when the inode is.
+
+The number of a list is that of the inode when the list was begun, behind as many random bits: a mount gives a file
+whose number nobody has kept one by its key, and so the same to a later file under that key.
 """
 
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
@@ -25,8 +29,21 @@ LINK_KEY: Final = "fusefs-links"
 
 LISTS_PREFIX: Final = f"{RESERVED_PREFIX}links/"
 
+NUMBER_DIGITS: Final = 32
+"""Of a list's number; those of earlier versions have half as many."""
+
 ATTEMPTS: Final = 3
 """Of one list, where another host or a deletion of ours comes between."""
+
+
+def new_list_number(inode_number: int) -> int:
+    """Return the number of a new list of an inode's names."""
+    return secrets.randbits(64) << 64 | inode_number
+
+
+def inode_number(list_number: int) -> int:
+    """Return which number the inode of a list had when that was begun."""
+    return list_number % (1 << 64)
 
 
 def list_key(number: int) -> str:
@@ -38,7 +55,7 @@ def list_of(metadata: Metadata) -> int | None:
     """Return the number of the list that an object's metadata names."""
     text = metadata.get(LINK_KEY, "")
     try:
-        return int(text, 16) if len(text) <= 16 else None
+        return int(text, 16) if len(text) <= NUMBER_DIGITS else None
     except ValueError:
         return None
 

@@ -19,7 +19,7 @@ from fusefs.changes import Changes
 from fusefs.errors import NoSuchEntry
 from fusefs.inodes import Alias, Directory, File, Inode, InodeTable, Links, is_joined
 from fusefs.keys import name_of, name_of_file_beside
-from fusefs.link_lists import read_list
+from fusefs.link_lists import inode_number, read_list
 from fusefs.listings import Listings
 from fusefs.placement import Placement
 from fusefs.resolver import Resolver
@@ -101,7 +101,9 @@ class LinkedNames:
         for other in others:
             if _has_list(other, links) and _are_one(inode, other):
                 self._make_alias(inode, links, other)
-        self._inodes.renumber(inode, links.number)  # which one of those may have had, by the index
+        self._inodes.renumber(
+            inode, inode_number(links.number)
+        )  # which one of those may have had, by the index
 
     def _make_alias(self, inode: Inode, links: Links, entry: Inode) -> None:
         """Let an entry, which nobody but us has seen, be a further name of an inode."""

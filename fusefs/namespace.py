@@ -46,6 +46,7 @@ from fusefs.inodes import (
     is_joined,
     number_of_key,
 )
+from fusefs.link_lists import new_list_number
 from fusefs.linked_names import LinkedNames
 from fusefs.listed import ListedDirectory, ListedEntry, kind_of
 from fusefs.listings import Listings
@@ -245,7 +246,7 @@ class Namespace:
             raise NoSuchEntry(f"inode {inode.number} was removed")
         self._check_free(directory, name)
         if inode.links is None:
-            inode.links = Links(number=inode.number)
+            inode.links = Links(number=new_list_number(inode.number))
         alias = Alias(number=self._inodes.new_number(), attributes=inode.attributes, of=inode)
         inode.links.aliases.append(alias)
         directory.attach(name, alias)

@@ -34,7 +34,7 @@ from fusefs.errors import MountError
 from fusefs.extents import ExtentSet
 from fusefs.inodes import Alias, Directory, File, Inode, Links, Special, Symlink
 from fusefs.journal_format import InodeRecord, Position, StoredVersion
-from fusefs.link_lists import list_key
+from fusefs.link_lists import list_key, new_list_number
 from fusefs.log_objects import LOG_ID, LogObjects, OwnObject, is_directory, key_of, version_of
 from fusefs.log_reader import NOWHERE, OldLog, batches, places
 from fusefs.log_uploads import LogUploads, needed_upload
@@ -246,7 +246,7 @@ class Recovery:
         if record.path is None or of is None:
             return
         if of.links is None:
-            of.links = Links(number=max(replayed.lists, default=of.number))
+            of.links = Links(number=max(replayed.lists, default=None) or new_list_number(of.number))
         alias = Alias(number=record.number, attributes=of.attributes, of=of, log_id=record.log_id)
         of.links.aliases.append(alias)
         version = found[0].version if found else _lost(replayed)

@@ -71,6 +71,27 @@ async def test_a_later_mount_knows_all_names(index: bool, autojump_clock: MockCl
         )
 
 
+async def test_a_later_file_of_a_name_that_one_of_several_had(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """By its name it has the inode number that the other one had when that got a second name."""
+    storage = MemoryStorage()
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.write_file("name", b"first")
+        await tree.publish_all()
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.link("name", "first-2")
+        await tree.rename("name", "first-1")
+        await tree.write_file("name", b"second")
+        await tree.publish_all()
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.link("name", "second-2")
+        await tree.publish_all()
+    async with open_tree(storage, tmp_path) as tree:
+        for one, other in (("name", "second-2"), ("first-1", "first-2")):
+            assert await tree.find(one) is await tree.find(other)
+
+
 @pytest.mark.parametrize("changed", ["a", "b"])
 async def test_what_somebody_else_changes_is_a_file_of_its_own(
     changed: str, autojump_clock: MockClock, tmp_path: Path
