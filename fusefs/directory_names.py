@@ -112,6 +112,10 @@ class DirectoryNames:
             if self._run.is_over:
                 self._add_the_rest(self._run)
                 self._run = None
+        return self.known(start, count)
+
+    def known(self, start: int, count: int) -> list[bytes]:
+        """Return up to `count` names from place `start` on, as many as have come already."""
         return self.so_far[start : start + count]
 
     def _add_the_rest(self, run: ListingRun) -> None:

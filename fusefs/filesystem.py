@@ -35,6 +35,7 @@ from fusefs.errors import (
     StaleFile,
 )
 from fusefs.inodes import Directory, File, Inode, InodeTable, Symlink
+from fusefs.look_ahead import MAX_WINDOW
 from fusefs.namespace import Namespace, Outline
 from fusefs.open_files import Handles, OpenDirectory, OpenFile
 from fusefs.prefetch import SequentialDetector
@@ -406,12 +407,12 @@ class Filesystem:
         directory = opened.directory
         if start == 0:
             opened.names = await self._namespace.names(directory)
-        elif directory.lookups_within != opened.lookups_seen:
-            opened.is_detailed = True
+        elif directory.lookups_within != opened.lookups_seen and opened.ahead is None:
+            opened.ahead = self._namespace.attributes_ahead(directory)
         opened.lookups_seen = directory.lookups_within
         while names := await opened.names.take(start, count):
-            if opened.is_detailed:
-                await self._namespace.resolve_ahead(directory, names)
+            if opened.ahead is not None:
+                await opened.ahead.resolve(names, opened.names.known(start + len(names), MAX_WINDOW))
             entries = list(self._namespace.outlines(directory, names, start))
             if entries:
                 return entries
@@ -429,7 +430,9 @@ class Filesystem:
         self._referred_to(inode)
 
     async def releasedir(self, handle: int) -> None:
-        self._handles.remove(handle, OpenDirectory)
+        opened = self._handles.remove(handle, OpenDirectory)
+        if opened.ahead is not None:
+            opened.ahead.stop()
 
     async def fsyncdir(self, handle: int) -> None:
         """Return when every change of names made until now is durable.

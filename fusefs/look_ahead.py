@@ -9,7 +9,8 @@ so that single files out of a large directory are not paid for with the attribut
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Final
 
 MAX_WINDOW: Final = 128
@@ -17,6 +18,9 @@ MAX_WINDOW: Final = 128
 
 GROWTH: Final = 4
 """What a window is multiplied by each time that it is used up; the first has as many entries."""
+
+FILLED_UP: Final = 4
+"""How often a window is filled up while it is gone through."""
 
 MAX_GAP: Final = 2 * MAX_WINDOW
 """How far behind the one before a lookup may come and still go on: those between were answered from memory."""
@@ -33,6 +37,9 @@ class _Order:
         self._names = names
         self._key = key
         self._last = -1
+        #: Where the window has ended when it grew last, and from where on it is filled up.
+        self.end = -1
+        self.fill_from = -1
 
     def follow(self, name: bytes) -> int | None:
         """Return the position of a name if it comes soon after the one before; None after a jump."""
@@ -45,8 +52,8 @@ class _Order:
         gap, self._last = position - self._last, position
         return position if 0 < gap <= MAX_GAP else None
 
-    def after(self, position: int) -> Sequence[bytes]:
-        return self._names[position + 1 : position + 1 + MAX_GAP]
+    def after(self, position: int) -> Iterator[tuple[int, bytes]]:
+        return enumerate(self._names[position + 1 : position + 1 + MAX_GAP], position + 1)
 
 
 class LookAhead:
@@ -59,16 +66,29 @@ class LookAhead:
         self._orders = [_Order(names, None)]
         self._window = 0
 
-    def next_after(self, name: bytes, is_wanted: Callable[[bytes], bool]) -> list[bytes]:
-        """Note the lookup of `name`, and return the names to be looked up with it, those that are wanted of them."""
+    def next_after(self, name: bytes, is_wanted: Callable[[bytes], bool]) -> list[bytes] | None:
+        """Note the lookup of `name`, and return the names to be looked up next, those that are wanted of them.
+
+        The window grows when it has been gone through, however many of its entries were waited for one by one, and
+        is filled up meanwhile. None: those that were returned last are enough for now.
+        """
         found = [(order, position) for order in self._orders if (position := order.follow(name)) is not None]
         if not found:
             self._window = 0
             self._try_numbers(name)
             return []
-        self._window = min(GROWTH * max(1, self._window), MAX_WINDOW)
         order, position = found[0]
-        return [after for after in order.after(position) if is_wanted(after)][: self._window]
+        is_used_up = not self._window or position > order.end
+        if is_used_up:
+            self._window = min(GROWTH * max(1, self._window), MAX_WINDOW)
+        elif position < order.fill_from:
+            return None
+        order.fill_from = position + self._window // FILLED_UP
+        wanted = ((place, after) for place, after in order.after(position) if is_wanted(after))
+        following = list(islice(wanted, self._window))
+        if is_used_up:
+            order.end = following[-1][0] if following else position
+        return [after for _, after in following]
 
     def _try_numbers(self, name: bytes) -> None:
         if len(self._orders) == 1 and FEWEST_SORTED < len(self._names) <= MOST_SORTED:

@@ -17,6 +17,7 @@ from backends.base import ObjectStorage
 from backends.errors import NotFound
 from fusefs import keys
 from fusefs.attributes import Attributes, Defaults
+from fusefs.attributes_ahead import AttributesAhead, RollingWindow
 from fusefs.content import Content, ContentSources, Version
 from fusefs.directory_names import DirectoryNames
 from fusefs.errors import (
@@ -105,6 +106,7 @@ class Namespace:
             storage, sources, defaults=options.defaults, mounted_at_ns=options.mounted_at_ns
         )
         self._resolver = Resolver(self._loader, placement, inodes)
+        self._ahead = AttributesAhead(sources.spawn, self._resolver)
         self._small_files = SmallFiles(sources, self._resolver, _numbers_in)
         self._listings = Listings(
             storage, sources.spawn, placement, self._changes, inodes, index, others_write=options.shared
@@ -153,7 +155,7 @@ class Namespace:
         if name not in directory.children:
             raise NoSuchEntry(f"{name!r} does not exist")
         while True:
-            entry = await self._resolver.look_up(directory, name)
+            entry = await self._ahead.look_up(directory, name)
             if is_joined(entry):
                 return entry
             await self._names.join(entry)
@@ -188,9 +190,9 @@ class Namespace:
                 is_known = is_current and not inode.is_doubtful and is_joined(inode)
                 yield name, inode if is_known else Outline(inode.number, inode.attributes.kind), position
 
-    async def resolve_ahead(self, directory: Directory, names: Iterable[bytes]) -> None:
-        """Find out what is not known of the entries yet, several at once, as far as that succeeds."""
-        await self._resolver.resolve_ahead(directory, names)
+    def attributes_ahead(self, directory: Directory) -> RollingWindow:
+        """Return what finds out, ahead of one reader, what is not known of the entries yet."""
+        return self._ahead.window(directory)
 
     def opened(self, file: File, *, fetch_ahead_bytes: int) -> None:
         """Note that a file was opened for reading; small ones that come next are fetched, as many bytes at most."""

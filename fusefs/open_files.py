@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -33,12 +34,28 @@ class Names(Protocol):
     async def take(self, start: int, count: int) -> list[bytes]:
         """Return up to `count` names from place `start` on; none means the end."""
 
+    def known(self, start: int, count: int) -> list[bytes]:
+        """Return those of them that have come already."""
+
+
+class Ahead(Protocol):
+    """What fetches attributes ahead of a reader."""
+
+    async def resolve(self, names: Sequence[bytes], following: Iterable[bytes]) -> None:
+        """Return when those of `names` are there; those that follow are on their way then."""
+
+    def stop(self) -> None:
+        """End what is under way."""
+
 
 class _NoNames:
     """Where nothing has been read yet; a reader begins at place 0, where the names are taken."""
 
     async def take(self, start: int, count: int) -> list[bytes]:
         await trio.lowlevel.checkpoint()
+        return []
+
+    def known(self, start: int, count: int) -> list[bytes]:
         return []
 
 
@@ -50,8 +67,8 @@ class OpenDirectory:
     names: Names = field(default_factory=_NoNames)
     #: `Directory.lookups_within` at the last read.
     lookups_seen: int = 0
-    #: Whether entries were looked up between two reads: attributes are wanted.
-    is_detailed: bool = False
+    #: What fetches attributes; None as long as no entry was looked up between two reads.
+    ahead: Ahead | None = None
 
 
 _Handle = TypeVar("_Handle", OpenFile, OpenDirectory)

@@ -49,32 +49,12 @@ class Resolver:
                 work = partial(self._resolve_now, directory, name, child)
             await self._resolving.run((directory, name), work)
 
-    async def look_up(self, directory: Directory, name: bytes) -> Inode:
-        """Resolve an entry, and with it those that will be looked up next. Raises `NoSuchEntry`."""
-        if directory.look_ahead is not None and _costs_a_request(directory.children.get(name)):
-            following = directory.look_ahead.next_after(
-                name, lambda after: _costs_a_request(directory.children.get(after))
-            )
-            failures = await self.resolve_ahead(directory, [name, *following])
-            if name in failures:
-                raise failures[name]
-        return await self.resolve(directory, name)
-
     async def resolve_many(self, directory: Directory, names: Iterable[bytes]) -> None:
         """Resolve those of the names that still exist, several at once. Raises what the store raises."""
-        for failure in (await self.resolve_ahead(directory, names)).values():
-            raise failure
-
-    async def resolve_ahead(self, directory: Directory, names: Iterable[bytes]) -> dict[bytes, Exception]:
-        """Resolve those of the names that still exist, several at once; return what failed."""
-        unresolved = []
-        for name in names:
-            child = directory.children.get(name)
-            if _costs_a_request(child):
-                unresolved.append(name)
-            elif isinstance(child, ListedEntry):
-                self._remember(directory, name, child)
-        failures: dict[bytes, Exception] = {}
+        names = list(names)
+        self.recall(directory, names)
+        unresolved = [name for name in names if costs_a_request(directory, name)]
+        failures: list[Exception] = []
         waiting = iter(unresolved)
 
         async def resolve_waiting() -> None:
@@ -84,12 +64,20 @@ class Resolver:
                 except NoSuchEntry:
                     continue
                 except Exception as error:
-                    failures[name] = error
+                    failures.append(error)
 
         async with trio.open_nursery() as nursery:
             for _ in unresolved[:RESOLVE_TASKS]:
                 nursery.start_soon(resolve_waiting)
-        return failures
+        for failure in failures:
+            raise failure
+
+    def recall(self, directory: Directory, names: Iterable[bytes]) -> None:
+        """Make inodes of those entries of which everything is remembered."""
+        for name in names:
+            child = directory.children.get(name)
+            if isinstance(child, ListedEntry) and not _costs_a_request(child):
+                self._remember(directory, name, child)
 
     def _remember(self, directory: Directory, name: bytes, child: ListedEntry) -> bool:
         """Make the inode of an entry of which everything is remembered; return whether that is so."""
@@ -136,6 +124,11 @@ class Resolver:
         inode.is_doubtful = False
         if inode.parent is not None:
             inode.parent.is_indexed = False
+
+
+def costs_a_request(directory: Directory, name: bytes) -> bool:
+    """Return whether to resolve an entry takes a request; False where there is none."""
+    return _costs_a_request(directory.children.get(name))
 
 
 def _costs_a_request(child: Child | None) -> bool:

@@ -485,7 +485,8 @@ async def test_a_head_that_fails_is_the_error_of_whoever_wants_to_know(
     async with open_tree(storage, tmp_path) as tree:
         assert await tree.names() == ["a", "b", "c"]
         storage.fail(Unavailable, verb=Verb.HEAD, key="b", times=2)
-        await tree.find("a")  # and the others ahead
+        await tree.find("a")
+        await trio.testing.wait_all_tasks_blocked()  # the others come ahead
         with pytest.raises(Unavailable):
             await tree.find("b")
         await tree.find("c")

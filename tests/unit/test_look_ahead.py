@@ -24,7 +24,7 @@ def look_up(ahead: LookAhead, names: list[bytes]) -> list[int]:
 
     for name in names:
         if name not in known:
-            following = ahead.next_after(name, is_unknown)
+            following = ahead.next_after(name, is_unknown) or []
             known |= {name, *following}
             gained.append(len(following))
     return gained
@@ -35,6 +35,18 @@ def test_in_order_of_the_listing() -> None:
     assert gained[:3] == [4, 16, 64]
     assert max(gained) == MAX_WINDOW
     assert len(gained) == 11
+
+
+def test_a_reader_that_waits_for_each_gets_no_more_than_one_that_finds_them() -> None:
+    """What is under way is wanted still; the window grows when it has been gone through, and is filled up before."""
+    ahead = LookAhead(SMALL, number_of)
+    ends = [
+        SMALL.index(following[-1]) - place if (following := ahead.next_after(name, lambda _: True)) else 0
+        for place, name in enumerate(SMALL[:200])
+    ]
+    assert ends[:6] == [4, 4, 4, 4, 4, 16]
+    assert [place for place, end in enumerate(ends) if end][5:12] == [5, 9, 13, 17, 21, 22, 38]
+    assert max(ends) == MAX_WINDOW
 
 
 def test_in_order_of_numbers_where_programs_sort_by_them() -> None:
