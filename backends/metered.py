@@ -8,7 +8,7 @@ deletions, a long list of uploads) is counted once.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -99,7 +99,9 @@ class MeteredStorage(InterceptedStorage):
         super().__init__(inner)
         self._clock: Final = clock
         self._observer: Final = observer
-        self._meters: dict[Verb, _Meter] = {} if counted_with is None else counted_with._meters
+        self._meters: defaultdict[Verb, _Meter] = (
+            defaultdict(_Meter) if counted_with is None else counted_with._meters
+        )
 
     def statistics(self) -> StorageStatistics:
         """Return the counts of this moment."""
@@ -110,7 +112,7 @@ class MeteredStorage(InterceptedStorage):
     async def _carry_out(self, request: Request, send: Callable[[], Awaitable[T]]) -> T:
         if self._observer is not None:
             self._observer(request)
-        meter = self._meters.setdefault(request.verb, _Meter())
+        meter = self._meters[request.verb]
         meter.requests += 1
         began = self._clock()
         try:

@@ -32,6 +32,7 @@ from backends.s3_errors import Request, translate
 from backends.s3_list_answers import read_at_once
 from backends.s3_options import S3Options
 from backends.s3_quick import QuickClient, Route, Unreadable, is_plain, serves
+from backends.s3_threads import Threads
 from backends.s3_values import Checksum, content_md5, quote_etag, unquote_etag
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class Bucket:
         self.options = options
         self._client_factory = client_factory
         self._is_quick = quick and serves(options)
-        self._limiter = trio.CapacityLimiter(options.max_connections)
+        self._threads = Threads(options.max_connections)
         self._common = {"Bucket": options.bucket}
         if options.requester_pays:
             self._common["RequestPayer"] = "requester"
@@ -183,7 +184,7 @@ class Bucket:
     async def _run(self, work: Callable[[], T]) -> T:
         if self._closed:
             raise StorageError("the store was closed")
-        return await trio.to_thread.run_sync(work, limiter=self._limiter)
+        return await self._threads.run(work)
 
     async def current_etag(self, key: str) -> str | None:
         """Return the ETag of the object under `key`, or None if there is no object."""
@@ -224,10 +225,9 @@ class Bucket:
             await trio.lowlevel.checkpoint()
             return
         self._closed = True
-        # With all tokens in hand no call is under way; those that are cannot be cancelled either.
+        # The calls that are under way cannot be cancelled either.
         with trio.CancelScope(shield=True):
-            for number in range(self.options.max_connections):
-                await self._limiter.acquire_on_behalf_of((self, number))
+            await self._threads.wait_until_idle()
             self._quick_client = None
             if self._client is not None:
                 await trio.to_thread.run_sync(self._client.close)

@@ -112,7 +112,8 @@ class InodeLoader:
             target = (await self._storage.get_range(version.key, if_match=version.etag)).data
             return Symlink(number=number, attributes=attributes, target=target)
         if attributes.kind in (stat.S_IFREG, stat.S_IFLNK):
-            attributes = replace(attributes, mode=stat.S_IFREG | stat.S_IMODE(attributes.mode))
+            if attributes.kind != stat.S_IFREG:
+                attributes = replace(attributes, mode=stat.S_IFREG | stat.S_IMODE(attributes.mode))
             content = Content(self._sources, base=version)
             return File(number=number, attributes=attributes, content=content)
         return Special(number=number, attributes=attributes)

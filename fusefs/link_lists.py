@@ -53,9 +53,11 @@ def list_key(number: int) -> str:
 
 def list_of(metadata: Metadata) -> int | None:
     """Return the number of the list that an object's metadata names."""
-    text = metadata.get(LINK_KEY, "")
+    text = metadata.get(LINK_KEY)
+    if not text or len(text) > NUMBER_DIGITS:
+        return None
     try:
-        return int(text, 16) if len(text) <= NUMBER_DIGITS else None
+        return int(text, 16)
     except ValueError:
         return None
 

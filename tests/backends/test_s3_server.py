@@ -360,6 +360,7 @@ class Gate:
 
     def __init__(self) -> None:
         self.entered = trio.Event()
+        self._token = trio.lowlevel.current_trio_token()
         self.waiting = 0
         self.most = 0
         self._open = threading.Event()
@@ -372,7 +373,7 @@ class Gate:
         with self._lock:
             self.waiting += 1
             self.most = max(self.most, self.waiting)
-        trio.from_thread.run_sync(self.entered.set)
+        trio.from_thread.run_sync(self.entered.set, trio_token=self._token)
         self._open.wait()
         with self._lock:
             self.waiting -= 1
