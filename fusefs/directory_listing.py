@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import itemgetter
 
 from backends.base import ListPage, ObjectInfo
 from fusefs import keys
@@ -30,7 +31,7 @@ class DirectoryListing:
             is_reserved = not self.prefix and common == keys.RESERVED_PREFIX
             if not is_reserved and (name := self._name(common)) is not None:
                 entries.append((name, UNKNOWN_DIRECTORY))
-        entries.sort(key=lambda entry: (entry[0], isinstance(entry[1], ListedDirectory)))
+        entries.sort(key=itemgetter(0))  # which is stable
         return entries
 
     def take_nameless(self) -> Iterator[str]:

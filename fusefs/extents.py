@@ -12,7 +12,10 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+_NONE: Final[list[int]] = []
+"""What sets have into which nothing was put; nobody changes it. A file has five sets, and most of them stay empty."""
 
 
 class Extent(NamedTuple):
@@ -32,8 +35,7 @@ class ExtentSet:
     __slots__ = ("_ends", "_starts", "_total")
 
     def __init__(self, extents: Iterable[tuple[int, int]] = ()) -> None:
-        self._starts: list[int] = []
-        self._ends: list[int] = []
+        self._starts = self._ends = _NONE
         self._total = 0
         for start, end in extents:
             self.add(start, end)
@@ -133,6 +135,8 @@ class ExtentSet:
         return bisect_right(self._ends, start), bisect_left(self._starts, end)
 
     def _replace(self, first: int, beyond: int, starts: list[int], ends: list[int]) -> None:
+        if self._starts is _NONE:
+            self._starts, self._ends = [], []
         self._total += sum(ends) - sum(starts)
         self._total -= sum(self._ends[first:beyond]) - sum(self._starts[first:beyond])
         self._starts[first:beyond] = starts

@@ -156,7 +156,7 @@ def _unpack(payload: bytes) -> bytes:
 
 
 def _check(name: bytes, entry: ListedEntry) -> None:
-    number, mode = entry.checked().number, entry.mode
+    number, mode = entry.checked()
     if not name or name in (b".", b"..") or b"/" in name or b"\0" in name or number is None:
         raise DamagedIndex(f"{name!r} is no entry")
     if not ROOT_NUMBER < number < 1 << NUMBER_BITS:

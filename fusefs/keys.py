@@ -106,8 +106,8 @@ def name_of(segment: str) -> bytes | None:
         name = _unquoted(segment[len(_BYTES) :].encode())
         if _is_name(name) and segment_of(name) == segment:
             return name
-    elif not segment.startswith(_MARKS) and _is_name(segment.encode()):
-        return segment.encode()
+    elif not segment.startswith(_MARKS) and _is_name(name := segment.encode()):
+        return name
     name = _quoted_segment(segment)
     return name if len(name) <= MAX_NAME_LENGTH else None
 
@@ -128,7 +128,8 @@ def _segment_of_file_beside(name: bytes) -> str | None:
 
 
 def _is_name(name: bytes) -> bool:
-    return name not in (b"", b".", b"..") and not {0, ord("/")} & set(name) and len(name) <= MAX_NAME_LENGTH
+    is_plain = b"/" not in name and b"\0" not in name
+    return is_plain and name not in (b"", b".", b"..") and len(name) <= MAX_NAME_LENGTH
 
 
 def _quoted_bytes(name: bytes) -> str:

@@ -126,16 +126,16 @@ class ListedEntry(bytes):
         number = other.number
         return self if number is None else type(self)(self + _pack_remembered(nothing_but(number)))
 
-    def checked(self: _Entry) -> _Entry:
-        """Return this entry if it is one. Raises `struct.error` and `UnicodeDecodeError`."""
-        _HEAD.unpack_from(self)
+    def checked(self) -> tuple[int | None, int]:
+        """Return number and mode, if it is an entry. Raises `struct.error` and `UnicodeDecodeError`."""
         start = self._head_end
-        if len(self) != start:
-            _REMEMBERED.unpack_from(self, start)
-        if self.mode:
+        self[_HEAD.size : start].decode()
+        if len(self) == start:
+            return None, 0
+        number, mode, *_ = _REMEMBERED.unpack_from(self, start)
+        if mode:
             _unpack_tail(self[start + _REMEMBERED.size :])
-        self.etag  # noqa: B018
-        return self
+        return number, mode
 
     @property
     def _head_end(self) -> int:
@@ -168,14 +168,19 @@ UNKNOWN_DIRECTORY: Final = ListedDirectory.pack(size=0, stored_at_ns=0, etag="")
 """A common prefix of which nothing else is known."""
 
 
-def kind_of(entry: ListedEntry) -> int:
-    """Return the type bits of the mode that the entry must have, or 0 where its metadata would have to be read."""
+def outline_of(entry: ListedEntry) -> tuple[int | None, int]:
+    """Return the inode number, if it is known, and the type bits of the mode that the entry must have.
+
+    The latter are 0 where its metadata would have to be read. It is one call, for a hundred thousand entries.
+    """
+    size, _, etag_length = _HEAD.unpack_from(entry)
+    start = _HEAD.size + etag_length
+    number, mode = _NUMBER_AND_MODE.unpack_from(entry, start) if len(entry) != start else (None, 0)
     if isinstance(entry, ListedDirectory):
-        return stat.S_IFDIR
-    mode = entry.mode
+        return number, stat.S_IFDIR
     if mode:
-        return stat.S_IFMT(mode)
-    return stat.S_IFREG if entry.size > MAX_SYMLINK_SIZE else 0
+        return number, stat.S_IFMT(mode)
+    return number, stat.S_IFREG if size > MAX_SYMLINK_SIZE else 0
 
 
 def _pack_remembered(remembered: Remembered) -> bytes:

@@ -49,7 +49,7 @@ from fusefs.inodes import (
 )
 from fusefs.link_lists import new_list_number
 from fusefs.linked_names import LinkedNames
-from fusefs.listed import ListedDirectory, ListedEntry, kind_of
+from fusefs.listed import ListedDirectory, ListedEntry, outline_of
 from fusefs.listings import Listings
 from fusefs.look_ahead import LookAhead
 from fusefs.placement import ROOT_MARKER, Placement
@@ -184,7 +184,8 @@ class Namespace:
         for position, name in enumerate(names, start + 1):
             child = children.get(name)
             if isinstance(child, ListedEntry):
-                yield name, Outline(_number_of(prefix, name, child), kind_of(child)), position
+                number, kind = outline_of(child)
+                yield name, Outline(number or _number_of_key(prefix, name, child), kind), position
             elif child is not None:
                 inode = child.subject
                 is_known = is_current and not inode.is_doubtful and is_joined(inode)
@@ -496,9 +497,10 @@ def _number_of(prefix: str, name: bytes, child: Child) -> int:
     """Return the number that an entry has or, if nobody has looked at it, would get."""
     if isinstance(child, Inode):
         return child.subject.number
-    number = child.number
-    if number is not None:
-        return number
+    return child.number or _number_of_key(prefix, name, child)
+
+
+def _number_of_key(prefix: str, name: bytes, child: ListedEntry) -> int:
     slash = "/" if isinstance(child, ListedDirectory) else ""
     return number_of_key(f"{prefix}{keys.segment_of(name)}{slash}")
 

@@ -74,6 +74,9 @@ class Memories:
         memory = self._entries.get(name)
         if not isinstance(memory, ListedObject):
             return listed
+        if self._same_defaults and memory.startswith(listed):
+            self.believed += 1
+            return memory  # all that the listing says, to the time, and what is remembered
         if not self._agrees(memory, listed):
             return listed.with_number_of(memory)
         self.believed += 1

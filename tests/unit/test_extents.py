@@ -123,3 +123,11 @@ def test_a_set_differs_from_other_things_and_has_no_hash() -> None:
 
 def test_it_says_what_it_holds() -> None:
     assert repr(ExtentSet([(3, 5)])) == "ExtentSet([(3, 5)])"
+
+
+def test_what_is_put_into_one_set_is_in_no_other() -> None:
+    """Sets that nothing was put into share what they are made of."""
+    one, other = ExtentSet(), ExtentSet()
+    one.add(1, 2)
+    other.remove(0, 9)
+    assert (list(one), list(other), list(ExtentSet())) == ([Extent(1, 2)], [], [])

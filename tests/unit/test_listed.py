@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fusefs.attributes import Attributes
 from fusefs.extended_attributes import encode, object_key
-from fusefs.listed import ListedDirectory, ListedObject, Remembered, kind_of
+from fusefs.listed import ListedDirectory, ListedObject, Remembered, outline_of
 
 ids = st.integers(0, 2**32 - 1)
 times = st.integers(-(2**63), 2**63 - 1)
@@ -40,7 +40,7 @@ def test_everything_comes_back(size: int, stored_at_ns: int, etag: str, known: R
         known,
     )
     assert entry.number == (known.number if known is not None else None)
-    assert entry.checked() is entry
+    assert entry.checked() == (entry.number, entry.mode)
 
 
 @given(remembered)
@@ -86,4 +86,12 @@ def test_an_entry_is_small() -> None:
 )
 def test_the_kind_that_a_listing_tells(entry: ListedObject | ListedDirectory, kind: int) -> None:
     """A link has a target of up to 4,095 bytes, and a fifo is empty: only the metadata says that it is one."""
-    assert kind_of(entry) == kind
+    assert outline_of(entry) == (None, kind)
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFREG])
+def test_the_kind_that_is_remembered(kind: int) -> None:
+    known = Remembered(7, Attributes(mode=kind | 0o600, uid=0, gid=0, atime_ns=0, mtime_ns=0, ctime_ns=0))
+    entry = ListedObject.pack(size=1, stored_at_ns=0, etag="e", remembered=known)
+    assert outline_of(entry) == (7, kind)
+    assert outline_of(ListedObject.pack(size=1, stored_at_ns=0, etag="e").with_number_of(entry)) == (7, 0)
