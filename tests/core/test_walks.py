@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-import pytest
 import trio
 import trio.testing
 
@@ -19,7 +18,7 @@ from tests.support.faulty import FaultyStorage
 
 REVALIDATE = TreeOptions().revalidate_seconds + 1
 
-pytestmark = pytest.mark.usefixtures("autojump_clock")
+Clock = trio.testing.MockClock
 
 
 async def filled(directories: int, files: int) -> FaultyStorage:
@@ -49,7 +48,9 @@ async def walk(tree: Tree, storage: FaultyStorage, *, read: bool) -> list[int]:
     return waited
 
 
-async def test_who_walks_through_a_tree_finds_the_next_directories_listed(tmp_path: Path) -> None:
+async def test_who_walks_through_a_tree_finds_the_next_directories_listed(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
     storage = await filled(20, 2)
     async with open_tree(storage, tmp_path) as tree:
         waited = await walk(tree, storage, read=False)
@@ -58,7 +59,7 @@ async def test_who_walks_through_a_tree_finds_the_next_directories_listed(tmp_pa
     assert asked(storage, Verb.GET_RANGE) == [], "no file for who reads names alone"
 
 
-async def test_who_walks_through_a_warm_tree_asks_for_nothing(tmp_path: Path) -> None:
+async def test_who_walks_through_a_warm_tree_asks_for_nothing(autojump_clock: Clock, tmp_path: Path) -> None:
     """On a tree that it knows, a default mount asks the bucket for nothing when names are looked up, those that there
     are not included, nor when directories are read: what `git status` does costs no request. Once a listing is older
     than `revalidate_interval`, whoever reads the directory gets a new one.
@@ -87,7 +88,7 @@ async def status(tree: Tree) -> None:
         await trio.testing.wait_all_tasks_blocked()
 
 
-async def test_who_reads_all_files_on_the_way_finds_them_there(tmp_path: Path) -> None:
+async def test_who_reads_all_files_on_the_way_finds_them_there(autojump_clock: Clock, tmp_path: Path) -> None:
     storage = await filled(20, 6)
     async with open_tree(storage, tmp_path) as tree:
         waited = await walk(tree, storage, read=True)
@@ -95,7 +96,9 @@ async def test_who_reads_all_files_on_the_way_finds_them_there(tmp_path: Path) -
     assert len(asked(storage, Verb.GET_RANGE)) == len(set(asked(storage, Verb.GET_RANGE))) == 120
 
 
-async def test_the_reader_of_single_directories_pays_for_no_others(tmp_path: Path) -> None:
+async def test_the_reader_of_single_directories_pays_for_no_others(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
     storage = await filled(300, 1)
     async with open_tree(storage, tmp_path) as tree:
         for name in ("d130", "d07", "d244"):
@@ -104,7 +107,9 @@ async def test_the_reader_of_single_directories_pays_for_no_others(tmp_path: Pat
     assert asked(storage, Verb.LIST_PREFIX) == ["", "d130/", "d07/", "d244/"]
 
 
-async def test_a_listing_that_fails_is_nobodys_until_the_directory_is_read(tmp_path: Path) -> None:
+async def test_a_listing_that_fails_is_nobodys_until_the_directory_is_read(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
     storage = await filled(2 + LISTED_ON_TRUST, 1)
     async with open_tree(storage, tmp_path) as tree:
         await tree.names("d00")
@@ -115,7 +120,9 @@ async def test_a_listing_that_fails_is_nobodys_until_the_directory_is_read(tmp_p
         assert await tree.names("d03") == ["f0"]
 
 
-async def test_the_first_directory_below_is_listed_when_the_one_above_is_read(tmp_path: Path) -> None:
+async def test_the_first_directory_below_is_listed_when_the_one_above_is_read(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
     storage = FaultyStorage(MemoryStorage())
     for number in range(20):
         await storage.put(f"d{number:02}/below/file", b"content")
@@ -132,7 +139,9 @@ async def test_the_first_directory_below_is_listed_when_the_one_above_is_read(tm
     assert len(asked(storage, Verb.LIST_PREFIX)) == 41
 
 
-async def test_who_begins_to_read_a_directory_on_the_way_finds_its_first_files(tmp_path: Path) -> None:
+async def test_who_begins_to_read_a_directory_on_the_way_finds_its_first_files(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
     """Also where nobody could know that it would be read: it is the only one in its directory."""
     storage = await filled(4, 6)
     for file in range(6):
@@ -147,7 +156,9 @@ async def test_who_begins_to_read_a_directory_on_the_way_finds_its_first_files(t
         assert [request for request in storage.calls[before:] if request.verb is Verb.GET_RANGE] == []
 
 
-async def test_who_reads_names_alone_from_now_on_pays_for_the_files_of_one_directory(tmp_path: Path) -> None:
+async def test_who_reads_names_alone_from_now_on_pays_for_the_files_of_one_directory(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
     storage = await filled(4, 6)
     for directory in range(5):
         for file in range(6):
