@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import pytest
 import trio
 import trio.testing
 
@@ -19,7 +18,7 @@ from fusefs.small_files import PATIENCE_SECONDS
 from tests.core.tree import TreeOptions, open_tree
 from tests.support.faulty import FaultyStorage
 
-pytestmark = pytest.mark.usefixtures("autojump_clock")
+Clock = trio.testing.MockClock
 
 
 async def filled(objects: dict[str, bytes]) -> FaultyStorage:
@@ -38,7 +37,9 @@ def gets(storage: FaultyStorage) -> list[str]:
     return [request.key for request in storage.calls_of(Verb.GET_RANGE)]
 
 
-async def test_who_reads_one_file_after_the_other_finds_the_next_ones_there(tmp_path: Path) -> None:
+async def test_who_reads_one_file_after_the_other_finds_the_next_ones_there(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
     objects = small(100)
     storage = await filled(objects)
     async with open_tree(storage, tmp_path) as tree:
@@ -52,7 +53,7 @@ async def test_who_reads_one_file_after_the_other_finds_the_next_ones_there(tmp_
         assert sorted(gets(storage)) == sorted(objects), "each is fetched once"
 
 
-async def test_the_reader_of_single_files_pays_for_no_others(tmp_path: Path) -> None:
+async def test_the_reader_of_single_files_pays_for_no_others(autojump_clock: Clock, tmp_path: Path) -> None:
     storage = await filled(small(100))
     async with open_tree(storage, tmp_path) as tree:
         for number in (50, 3, 77):
@@ -61,7 +62,9 @@ async def test_the_reader_of_single_files_pays_for_no_others(tmp_path: Path) -> 
         assert gets(storage) == ["d/50", "d/3", "d/77"]
 
 
-async def test_large_files_and_those_being_written_are_not_fetched(tmp_path: Path) -> None:
+async def test_large_files_and_those_being_written_are_not_fetched(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
     objects = {**small(6), "d/3": bytes(MAX_SIZE + 1), "d/6": b""}
     storage = await filled(objects)
     async with open_tree(storage, tmp_path) as tree:
@@ -75,7 +78,7 @@ async def test_large_files_and_those_being_written_are_not_fetched(tmp_path: Pat
         assert await tree.read_file("d/4") == b"mine 4"
 
 
-async def test_without_read_ahead_nothing_is_fetched_ahead(tmp_path: Path) -> None:
+async def test_without_read_ahead_nothing_is_fetched_ahead(autojump_clock: Clock, tmp_path: Path) -> None:
     storage = await filled(small(20))
     options = TreeOptions(filesystem=FilesystemOptions(read_ahead=0))
     async with open_tree(storage, tmp_path, options) as tree:
@@ -85,7 +88,9 @@ async def test_without_read_ahead_nothing_is_fetched_ahead(tmp_path: Path) -> No
         assert len(gets(storage)) == 5
 
 
-async def test_what_is_fetched_and_not_read_is_bounded_in_bytes(tmp_path: Path) -> None:
+async def test_what_is_fetched_and_not_read_is_bounded_in_bytes(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
     storage = await filled({f"d/{number}": bytes(100 * KIB) for number in range(50)})
     options = TreeOptions(filesystem=FilesystemOptions(read_ahead=500 * KIB))
     async with open_tree(storage, tmp_path, options) as tree:
@@ -95,7 +100,7 @@ async def test_what_is_fetched_and_not_read_is_bounded_in_bytes(tmp_path: Path) 
         assert len(gets(storage)) <= 2 + 6
 
 
-async def test_a_failure_is_nobodys_until_the_file_is_read(tmp_path: Path) -> None:
+async def test_a_failure_is_nobodys_until_the_file_is_read(autojump_clock: Clock, tmp_path: Path) -> None:
     storage = await filled(small(10))
     async with open_tree(storage, tmp_path) as tree:
         await tree.read_file("d/0")
@@ -106,7 +111,7 @@ async def test_a_failure_is_nobodys_until_the_file_is_read(tmp_path: Path) -> No
         assert gets(storage).count("d/5") == 2
 
 
-async def test_a_store_that_does_not_answer_is_soon_left_alone(tmp_path: Path) -> None:
+async def test_a_store_that_does_not_answer_is_soon_left_alone(autojump_clock: Clock, tmp_path: Path) -> None:
     """Nothing waits for it, and the connections are free for those who do."""
     storage = await filled(small(10))
     async with open_tree(storage, tmp_path) as tree:
@@ -119,7 +124,9 @@ async def test_a_store_that_does_not_answer_is_soon_left_alone(tmp_path: Path) -
         assert trio.current_time() - began < PATIENCE_SECONDS + 1
 
 
-async def test_a_file_that_was_changed_since_is_not_served_as_it_was(tmp_path: Path) -> None:
+async def test_a_file_that_was_changed_since_is_not_served_as_it_was(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
     """What was listed is asked for, and no other version; the directory is listed again as ever."""
     storage = await filled(small(10))
     options = TreeOptions(revalidate_seconds=1.0)
@@ -134,7 +141,7 @@ async def test_a_file_that_was_changed_since_is_not_served_as_it_was(tmp_path: P
         assert await tree.read_file("d/2") == b"theirs"
 
 
-async def test_what_others_have_added_is_fetched_ahead_too(tmp_path: Path) -> None:
+async def test_what_others_have_added_is_fetched_ahead_too(autojump_clock: Clock, tmp_path: Path) -> None:
     storage = await filled(small(2))
     options = TreeOptions(revalidate_seconds=1.0)
     async with open_tree(storage, tmp_path, options) as tree:
