@@ -52,7 +52,10 @@ class ChangeLog(Protocol):
         """Note an object that is to be deleted; `waits` if that may not happen before the log knows."""
 
     def gone(self, version: Version) -> None:
-        """Note that such an object is there no more, or is somebody's again."""
+        """Note that such an object is there no more."""
+
+    def in_use(self, version: Version) -> None:
+        """Note that such an object is somebody's again, or one that looks the same: it is not to be deleted."""
 
     def publishing(self, inode: Inode) -> AbstractContextManager[Publication]:
         """Say that the block publishes the inode as it is now, but for what it says itself, or raises."""
@@ -112,6 +115,9 @@ class NoLog:
         pass
 
     def gone(self, version: Version) -> None:
+        pass
+
+    def in_use(self, version: Version) -> None:
         pass
 
     def publishing(self, inode: Inode) -> AbstractContextManager[Publication]:

@@ -35,7 +35,7 @@ from fusefs.change_log import LOG_KEY, Publication
 from fusefs.content import Version
 from fusefs.inodes import Directory, File, Inode
 from fusefs.journal import Journal, JournalStatistics
-from fusefs.journal_format import CONTINUED, LeftoverRecord, Position, Record, StoredVersion
+from fusefs.journal_format import CONTINUED, InUseRecord, LeftoverRecord, Position, Record, StoredVersion
 from fusefs.keys import RESERVED_PREFIX
 from fusefs.lease import Lease
 from fusefs.moves import Moves
@@ -113,6 +113,8 @@ class Committer:
         #: Directories with another name: what is below them belongs to `_unlogged`, by the time of the next capture.
         self._moves = Moves()
         self._unlogged_leftovers: dict[StoredVersion, bool] = {}
+        #: Objects of which the log says that they are to be deleted, and that are not: the next batch says so.
+        self._in_use: dict[StoredVersion, None] = {}
         #: Of both: what batches since the last commit have told as it is, and will count with the next one.
         self._ahead: set[_Needing] = set()
         #: Whether the last batch counts only with a further one.
@@ -185,6 +187,14 @@ class Committer:
         assert stored is not None
         self._unlogged_leftovers.pop(stored, None)
         self._forget_need(stored)
+
+    def in_use(self, version: Version) -> None:
+        """As `ChangeLog`. Told again, a deletion may be in the log longer than whoever has the object now."""
+        stored = stored_version(version)
+        assert stored is not None
+        if stored in self._needed:
+            self._in_use[stored] = None
+        self.gone(version)
 
     def recovered(self, inode: Inode, position: Position) -> None:
         """Note that batches of earlier terms, from `position` on, tell of the inode."""
@@ -444,9 +454,11 @@ class Committer:
         cutoff = self._cutoff_before(position)
         records: tuple[Record, ...] = (
             *(each.record for each in captured),
+            *(InUseRecord(version) for version in self._in_use),
             *(LeftoverRecord(version) for version in leftovers),
         )
         sequence = self._journal.append(nursery, records, cutoff=cutoff, flags=flags)
+        self._in_use.clear()
         for each in captured:
             each.inode.is_in_log = each.inode.linked
             each.inode.told_at = position

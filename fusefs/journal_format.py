@@ -156,7 +156,14 @@ class LeftoverRecord:
     version: StoredVersion
 
 
-Record: TypeAlias = InodeRecord | LeftoverRecord
+@dataclass(frozen=True, slots=True)
+class InUseRecord:
+    """An object that an earlier record wants to be deleted, and that belongs to somebody since then."""
+
+    version: StoredVersion
+
+
+Record: TypeAlias = InodeRecord | LeftoverRecord | InUseRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,8 +265,10 @@ def _encode_record(position: Position, index: int, record: Record) -> list[Data]
         if record.content is not None:
             data = [written.data for written in record.content.written]
         described = _describe_inode(record)
-    else:
+    elif isinstance(record, LeftoverRecord):
         described = {"leftover": _describe_version(record.version)}
+    else:
+        described = {"in-use": _describe_version(record.version)}
     head = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
     length = sum(len(piece) for piece in data)
     crc = _checksum(position, index, len(head), length, [head, *data])
@@ -343,6 +352,8 @@ def _describe_content(content: ContentRecord) -> dict[str, Any]:
 def _read_record(described: Mapping[str, Any], data: memoryview) -> Record:
     if "leftover" in described:
         return LeftoverRecord(_read_version(described["leftover"]))
+    if "in-use" in described:
+        return InUseRecord(_read_version(described["in-use"]))
     content = described.get("content")
     target = described.get("target")
     version = described.get("version")

@@ -85,7 +85,7 @@ class Placement:
             previous.version = None  # its object was overwritten
         if previous is None and version.key not in self._leftovers:
             self._count(version.key, 1)
-        self._drop_leftover(version.key)
+        self._drop_leftover(version.key, is_in_use=self._leftovers.get(version.key) == version)
         self._owners[version.key] = inode
         inode.version = version
         inode.stored_at_ns = 0
@@ -112,12 +112,12 @@ class Placement:
         owner = self._owners.pop(key, None)
         if owner is not None:
             owner.version = None
-        self._drop_leftover(key)
+        self._drop_leftover(key, is_in_use=True)
 
     def forget_leftover(self, version: Version) -> None:
         """Note that a leftover was deleted, or turned out to be somebody else's."""
         if self._leftovers.get(version.key) == version:
-            self._drop_leftover(version.key)
+            self._drop_leftover(version.key, is_in_use=False)
             self._count(version.key, -1)
             for recorder in self._recorders:
                 recorder.note(version.key)
@@ -302,9 +302,12 @@ class Placement:
             self._leftovers[version.key] = version
             self._log.left_over(version, waits=waits)
 
-    def _drop_leftover(self, key: str) -> None:
+    def _drop_leftover(self, key: str, *, is_in_use: bool) -> None:
+        """Note that a leftover is none any more; `is_in_use` if what looks the same may be somebody's now."""
         leftover = self._leftovers.pop(key, None)
-        if leftover is not None:
+        if leftover is not None and is_in_use:
+            self._log.in_use(leftover)
+        elif leftover is not None:
             self._log.gone(leftover)
 
     def _count(self, key: str, change: int) -> None:

@@ -18,6 +18,7 @@ from fusefs.journal_format import (
     Batch,
     ContentRecord,
     InodeRecord,
+    InUseRecord,
     LeftoverRecord,
     Position,
     StoredVersion,
@@ -172,6 +173,9 @@ class Replay:
         for record in batch.records:
             if isinstance(record, LeftoverRecord):
                 self.leftovers[record.version] = None
+                continue
+            if isinstance(record, InUseRecord):
+                self.leftovers.pop(record.version, None)
                 continue
             known = self.inodes.get(record.log_id)
             if known is None:

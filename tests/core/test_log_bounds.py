@@ -339,3 +339,37 @@ async def test_a_mount_that_writes_lists_nothing(tmp_path: Path, autojump_clock:
         assert storage.calls_of(Verb.LIST_PREFIX) == []
         deletions = storage.calls_of(Verb.DELETE_MANY)
         assert len(deletions) < 30
+
+
+async def test_what_was_to_be_deleted_and_is_somebodys_again(
+    autojump_clock: MockClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A log that is long, for the sake of another file, says again that it is to be deleted, and then for longer than
+    whose it is: bytes and ETag are the same.
+    """
+    caplog.set_level(logging.CRITICAL)
+    inner = MemoryStorage()
+    storage = FaultyStorage(inner)
+    async with open_tree(storage, tmp_path / "1", replace(LOGGED, max_log_bytes=KIB)) as tree:
+        await tree.write_file("file", b"same")
+        await tree.publish_all()
+        storage.fail(AccessDenied, verb=Verb.PUT, key="refused", times=math.inf)
+        await tree.write_file("refused", b"kept")
+        storage.fail(AccessDenied, verb=Verb.DELETE, key="file", times=math.inf)
+        await tree.unlink("file")
+        await tree.log.commit()
+        await trio.sleep(1)
+        gate = storage.hold(Verb.PUT, key="file")
+        await tree.write_file("file", b"same")
+        for number in range(20):
+            await tree.write_file(f"other{number}", bytes(KIB))
+            await tree.log.commit()
+            await trio.sleep(1)
+        gate.open()
+        await trio.sleep(1)
+        await tree.write_file("last", b"")
+        await tree.log.commit()
+    async with open_tree(inner, tmp_path / "2", LOGGED) as tree:
+        assert await tree.read_file("file") == b"same"
+        await tree.publish_all()
+    assert (await stored(inner))["file"] == b"same"

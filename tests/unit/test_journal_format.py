@@ -17,6 +17,7 @@ from fusefs.journal_format import (
     ContentRecord,
     DamagedBatch,
     InodeRecord,
+    InUseRecord,
     LeftoverRecord,
     Position,
     StoredPart,
@@ -69,7 +70,9 @@ BATCHES: Final = st.builds(
     position=POSITIONS,
     cutoff=POSITIONS,
     acknowledged=NUMBERS,
-    records=st.lists(INODES | st.builds(LeftoverRecord, VERSIONS), max_size=4).map(tuple),
+    records=st.lists(
+        INODES | st.builds(LeftoverRecord, VERSIONS) | st.builds(InUseRecord, VERSIONS), max_size=4
+    ).map(tuple),
     flags=st.sampled_from([0, CONTINUED, SEAL]),
 )
 
