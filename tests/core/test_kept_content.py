@@ -10,6 +10,7 @@ from random import Random
 from typing import Final
 
 import pytest
+from trio.testing import MockClock
 
 from backends.base import KIB, MIB
 from backends.intercepted import Verb
@@ -25,8 +26,6 @@ from tests.core.tree import TreeOptions, open_tree, stored
 from tests.support.faulty import FaultyStorage
 
 BODY: Final = Random(0).randbytes(3 * MIB + 1_000)
-
-pytestmark = pytest.mark.usefixtures("autojump_clock")
 
 
 @pytest.fixture
@@ -53,7 +52,9 @@ def kept_files(directory: Path) -> list[Path]:
     return sorted((directory / "kept").iterdir(), key=lambda path: path.stat().st_mtime_ns)
 
 
-async def test_what_was_read_is_there_after_a_remount(faulty: FaultyStorage, tmp_path: Path) -> None:
+async def test_what_was_read_is_there_after_a_remount(
+    autojump_clock: MockClock, faulty: FaultyStorage, tmp_path: Path
+) -> None:
     """As often as it is mounted again, and whether it is read or not."""
     assert await read_in_a_mount(faulty, tmp_path) == BODY
     assert fetched(faulty) > 0
@@ -65,7 +66,9 @@ async def test_what_was_read_is_there_after_a_remount(faulty: FaultyStorage, tmp
     assert fetched(faulty) == 0
 
 
-async def test_what_was_written_is_there_after_a_remount(faulty: FaultyStorage, tmp_path: Path) -> None:
+async def test_what_was_written_is_there_after_a_remount(
+    autojump_clock: MockClock, faulty: FaultyStorage, tmp_path: Path
+) -> None:
     """Once it was published; what was cut off or replaced is not."""
     async with open_tree(faulty, tmp_path) as tree:
         await tree.write_file("new", BODY)
@@ -81,7 +84,9 @@ async def test_what_was_written_is_there_after_a_remount(faulty: FaultyStorage, 
     assert fetched(faulty) == 0
 
 
-async def test_only_what_is_missing_is_fetched(faulty: FaultyStorage, tmp_path: Path) -> None:
+async def test_only_what_is_missing_is_fetched(
+    autojump_clock: MockClock, faulty: FaultyStorage, tmp_path: Path
+) -> None:
     async with open_tree(faulty, tmp_path) as tree:
         handle = await tree.open("file", os.O_RDONLY)
         await tree.filesystem.read(handle, 2 * MIB, 10)
@@ -96,7 +101,9 @@ async def test_only_what_is_missing_is_fetched(faulty: FaultyStorage, tmp_path: 
         await tree.close(handle)
 
 
-async def test_what_was_not_published_is_not_kept(faulty: FaultyStorage, tmp_path: Path) -> None:
+async def test_what_was_not_published_is_not_kept(
+    autojump_clock: MockClock, faulty: FaultyStorage, tmp_path: Path
+) -> None:
     async with open_tree(faulty, tmp_path) as tree:
         assert await tree.read_file("file") == BODY
         handle = await tree.open("file")
@@ -105,7 +112,9 @@ async def test_what_was_not_published_is_not_kept(faulty: FaultyStorage, tmp_pat
     assert await read_in_a_mount(faulty, tmp_path) == BODY
 
 
-async def test_a_mount_that_fails_keeps_nothing(faulty: FaultyStorage, tmp_path: Path) -> None:
+async def test_a_mount_that_fails_keeps_nothing(
+    autojump_clock: MockClock, faulty: FaultyStorage, tmp_path: Path
+) -> None:
     async def fail() -> None:
         async with open_tree(faulty, tmp_path) as tree:
             await tree.read_file("file")
@@ -117,7 +126,7 @@ async def test_a_mount_that_fails_keeps_nothing(faulty: FaultyStorage, tmp_path:
 
 
 async def test_another_version_is_fetched(
-    faulty: FaultyStorage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    autojump_clock: MockClock, faulty: FaultyStorage, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     await read_in_a_mount(faulty, tmp_path)
     await faulty.put("file", BODY[::-1])
@@ -178,6 +187,7 @@ def replace_by_something_huge(path: Path) -> None:
 )
 @pytest.mark.parametrize("how", ["read", "write", "overwrite a part"])
 async def test_what_was_damaged_is_fetched_again_and_reported_once(
+    autojump_clock: MockClock,
     faulty: FaultyStorage,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -206,7 +216,7 @@ async def test_what_was_damaged_is_fetched_again_and_reported_once(
 
 
 async def test_the_file_of_another_object_is_not_served(
-    faulty: FaultyStorage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    autojump_clock: MockClock, faulty: FaultyStorage, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     await faulty.put("other", BODY[::-1])
     async with open_tree(faulty, tmp_path) as tree:
@@ -222,7 +232,7 @@ async def test_the_file_of_another_object_is_not_served(
 
 
 async def test_what_is_damaged_during_the_mount_is_fetched_again_and_reported_once(
-    faulty: FaultyStorage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    autojump_clock: MockClock, faulty: FaultyStorage, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_tree(faulty, tmp_path) as tree:
         handle = await tree.open("file", os.O_RDONLY)
@@ -237,7 +247,9 @@ async def test_what_is_damaged_during_the_mount_is_fetched_again_and_reported_on
     assert "damaged" in caplog.text
 
 
-async def test_damage_does_not_reach_the_bucket(faulty: FaultyStorage, tmp_path: Path) -> None:
+async def test_damage_does_not_reach_the_bucket(
+    autojump_clock: MockClock, faulty: FaultyStorage, tmp_path: Path
+) -> None:
     """Clean bytes beside changed ones go up with them."""
     async with open_tree(faulty, tmp_path) as tree:
         assert await tree.read_file("file") == BODY
@@ -253,7 +265,7 @@ async def test_damage_does_not_reach_the_bucket(faulty: FaultyStorage, tmp_path:
 
 
 async def test_what_nobody_else_has_is_an_error_when_it_is_damaged(
-    faulty: FaultyStorage, tmp_path: Path
+    autojump_clock: MockClock, faulty: FaultyStorage, tmp_path: Path
 ) -> None:
     """The object of a file that is removed while it is open may go as soon as all of it was read."""
     async with open_tree(faulty, tmp_path) as tree:
@@ -271,7 +283,7 @@ async def test_what_nobody_else_has_is_an_error_when_it_is_damaged(
 
 
 async def test_an_object_stays_as_long_as_what_was_kept_of_it_is_not_proved(
-    faulty: FaultyStorage, tmp_path: Path
+    autojump_clock: MockClock, faulty: FaultyStorage, tmp_path: Path
 ) -> None:
     await read_in_a_mount(faulty, tmp_path)
     change_a_block(kept_files(tmp_path)[0])
@@ -289,7 +301,9 @@ async def test_an_object_stays_as_long_as_what_was_kept_of_it_is_not_proved(
 # Bounds
 
 
-async def test_kept_files_give_way_first_and_the_oldest_of_them_at_first(tmp_path: Path) -> None:
+async def test_kept_files_give_way_first_and_the_oldest_of_them_at_first(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
     storage = MemoryStorage()
     bodies = {f"file-{number}": Random(number).randbytes(2 * MIB) for number in range(6)}
     for path, body in bodies.items():
@@ -313,14 +327,18 @@ async def test_kept_files_give_way_first_and_the_oldest_of_them_at_first(tmp_pat
     assert used <= 13 * MIB + 7 * 4 * KIB
 
 
-async def test_a_smaller_cache_begins_by_removing(faulty: FaultyStorage, tmp_path: Path) -> None:
+async def test_a_smaller_cache_begins_by_removing(
+    autojump_clock: MockClock, faulty: FaultyStorage, tmp_path: Path
+) -> None:
     await read_in_a_mount(faulty, tmp_path)
     async with open_tree(faulty, tmp_path, TreeOptions(cache_size=2 * MIB)) as tree:
         assert kept_files(tmp_path) == []
         assert tree.sources.budget.total == 0
 
 
-async def test_the_number_of_kept_files_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_number_of_kept_files_is_bounded(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kept_content, "MAX_FILES", 5)
     storage = MemoryStorage()
     async with open_tree(storage, tmp_path) as tree:
@@ -334,7 +352,7 @@ async def test_the_number_of_kept_files_is_bounded(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize("has_holes", [True, False])
 async def test_the_end_of_a_mount_does_not_read_for_long(
-    has_holes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: MockClock, has_holes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it has fetched has its checksums already; what it has written is kept as far as there is time."""
     monkeypatch.setattr(kept_content, "PATIENCE_SECONDS", 0)
@@ -349,7 +367,9 @@ async def test_the_end_of_a_mount_does_not_read_for_long(
     assert len(kept_files(tmp_path)) == 1
 
 
-async def test_files_that_are_not_ours_are_left_alone(faulty: FaultyStorage, tmp_path: Path) -> None:
+async def test_files_that_are_not_ours_are_left_alone(
+    autojump_clock: MockClock, faulty: FaultyStorage, tmp_path: Path
+) -> None:
     (tmp_path / "kept" / "directory").mkdir(parents=True)
     (tmp_path / "kept" / "link").symlink_to(tmp_path / "nowhere")
     assert await read_in_a_mount(faulty, tmp_path) == BODY
@@ -357,7 +377,7 @@ async def test_files_that_are_not_ours_are_left_alone(faulty: FaultyStorage, tmp
 
 
 async def test_a_place_that_cannot_be_used_costs_only_the_cache(
-    faulty: FaultyStorage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    autojump_clock: MockClock, faulty: FaultyStorage, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "kept").write_bytes(b"")
     assert await read_in_a_mount(faulty, tmp_path) == BODY
@@ -368,7 +388,9 @@ async def test_a_place_that_cannot_be_used_costs_only_the_cache(
 # Several mounts
 
 
-async def test_of_two_mounts_one_gets_what_was_kept(faulty: FaultyStorage, tmp_path: Path) -> None:
+async def test_of_two_mounts_one_gets_what_was_kept(
+    autojump_clock: MockClock, faulty: FaultyStorage, tmp_path: Path
+) -> None:
     """And each leaves what it has, in the same place, to whoever comes next."""
     await read_in_a_mount(faulty, tmp_path)
     fetched(faulty)
