@@ -67,7 +67,8 @@ class LogUploads:
             return
         replaced = next((each.version for each in found if each.version.key == upload.key), None)
         mode = IfMatch(replaced.etag) if replaced is not None else await self._make_way(upload.key, replayed)
-        completed = await self._complete(replayed, upload, replaced, mode)
+        base = found[0].version if found else None
+        completed = await self._complete(replayed, upload, base, mode)
         others = [each for each in self._found[replayed] if each.version.key != upload.key]
         self._found[replayed] = [completed, *others]
 
@@ -83,7 +84,7 @@ class LogUploads:
         return any(each.upload_id == upload.upload_id for each in begun)
 
     async def _complete(
-        self, replayed: Replayed, upload: UploadReference, replaced: Version | None, mode: PutMode
+        self, replayed: Replayed, upload: UploadReference, base: Version | None, mode: PutMode
     ) -> OwnObject:
         resumed = self._storage.resume_multipart(upload.key, upload.upload_id)
         sources = replayed.bytes_since(NOWHERE)
@@ -92,15 +93,15 @@ class LogUploads:
         try:
             for part in upload.parts:
                 if end < part.start:
-                    # A part that was being replaced: the log has its bytes.
+                    # A part that was being replaced, or was still on its way.
                     number = len(parts) + 1
-                    data = _bytes(replayed, sources.explicit, end, part.start)
+                    data = await self._missing_part(replayed, sources, base, end, part.start)
                     parts.append(await resumed.upload_part(number, data))
                 parts.append(Part(number=part.number, etag=part.etag, size=part.end - part.start))
                 end = part.end
-            for start, stop in _pieces(end, _end_of_stored(replayed, sources, replaced), self._longest_part):
-                assert replaced is not None
-                parts.append(await self._carried_over(resumed, parts[-1].number + 1, replaced, start, stop))
+            for start, stop in _pieces(end, _end_of_stored(replayed, sources, base), self._longest_part):
+                assert base is not None
+                parts.append(await self._carried_over(resumed, parts[-1].number + 1, base, start, stop))
                 end = stop
             etag = await resumed.complete(parts, mode=mode)
         except (UploadNotFound, InvalidPart) as error:
@@ -166,6 +167,26 @@ class LogUploads:
             return self._storage.limits.max_copy_size
         return max(FETCHED_PART, self._storage.limits.min_part_size)
 
+    async def _missing_part(
+        self, replayed: Replayed, sources: Sources, base: Version | None, start: int, end: int
+    ) -> bytes:
+        """Return bytes that the log has, and between them those that the object had before the upload."""
+        data = bytearray()
+        if base is not None and start < min(end, base.size) and not sources.explicit.covers(start, end):
+            length = min(end, base.size) - start
+            data += (await self._storage.get_range(base.key, start, length, if_match=base.etag)).data
+        of_base = ExtentSet([(start, start + len(data))])
+        data += bytes(end - start - len(data))
+        for gap in sources.explicit.gaps(start, end):
+            if not (of_base.covers(*gap) and sources.stored.covers(*gap)):
+                raise LogDamaged(
+                    f"bytes {gap.start} to {gap.end} of {replayed.last.path!r} are neither in the log nor in a part"
+                )
+        for extent in sources.explicit.intersect(start, end):
+            assert replayed.file is not None
+            data[extent.start - start : extent.end - start] = replayed.file.read(extent.start, extent.length)
+        return bytes(data)
+
     async def _carried_over(
         self, upload: MultipartUpload, number: int, source: Version, start: int, end: int
     ) -> Part:
@@ -217,11 +238,3 @@ def _pieces(start: int, end: int, longest: int) -> Iterator[tuple[int, int]]:
         stop = min(start + longest, end)
         yield start, stop
         start = stop
-
-
-def _bytes(replayed: Replayed, explicit: ExtentSet, start: int, end: int) -> bytes:
-    if replayed.file is None or not explicit.covers(start, end):
-        raise LogDamaged(
-            f"bytes {start} to {end} of {replayed.last.path!r} are neither in the log nor in a part"
-        )
-    return replayed.file.read(start, end - start)

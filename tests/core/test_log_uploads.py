@@ -14,6 +14,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from backends.base import Capabilities
 from backends.errors import AccessDenied
 from backends.intercepted import Verb
 from fusefs.errors import LogDamaged, MountError
@@ -75,6 +76,33 @@ async def test_what_somebody_else_has_put_under_the_key_is_kept(
     assert objects[kept] == b"theirs"
     assert (await storage.head(kept)).metadata == {"author": "somebody"}
     assert f"theirs is kept as '{kept}'" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["file", "renamed"])
+@pytest.mark.parametrize("lacking", [1, 2, 4])
+async def test_a_part_of_what_was_there_before_was_still_on_its_way(
+    lacking: int, name: str, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Neither the log has its bytes nor the upload, but the object that there was, wherever that is."""
+    before, changed = Random(6).randbytes(4 * PART), Random(7).randbytes(10)
+    storage = SmallPartsStorage(capabilities=Capabilities(copy_part=False))
+    await storage.put("file", before)
+    faulty = FaultyStorage(storage)
+    async with open_tree(faulty, tmp_path / "1", NEXT) as tree:
+        handle = await tree.open("file")
+        if name != "file":
+            await tree.rename("file", name)
+        faulty.hold(Verb.UPLOAD_PART, call=lacking)
+        await tree.write(handle, 2 * PART + 7, changed)
+        await tree.close(handle)
+        await trio.sleep(10)
+        await tree.log.commit()
+    assert [upload.key for upload in await storage.list_multipart_uploads()] == [name]
+    expected = before[: 2 * PART + 7] + changed + before[2 * PART + 17 :]
+    async with open_tree(storage, tmp_path / "2", NEXT) as tree:
+        assert await tree.read_file(name) == expected
+        await tree.publish_all()
+    assert await stored(storage) == {name: expected}
 
 
 @pytest.mark.parametrize("verb", [Verb.HEAD, Verb.COMPLETE])
