@@ -139,9 +139,13 @@ class Differential(RuleBasedStateMachine):
         except Exception as error:
             error.add_note(self.story())
             raise
+        self._note_moment()
+        self.failed = False
+
+    def _note_moment(self) -> None:
+        """Note what a crash from now on may leave."""
         if self.moments is not None:
             self.moments.append(moment(self.twins.plain.root, self.twins.writable_inodes()))
-        self.failed = False
 
     def story(self) -> str:
         """What led here, and what the mount had to say."""
@@ -190,14 +194,16 @@ class Differential(RuleBasedStateMachine):
     def replace_file(self, source: str, to: str, content: tuple[int, int]) -> None:
         """What careful programs do: a new file, fsync, and a rename over the old one."""
 
-        def replace(side: Side) -> None:
+        def write(side: Side) -> bool:
             with (side / source).open("wb") as writer:
                 writer.write(body(content))
                 writer.flush()
                 os.fsync(writer.fileno())
-            os.replace(side / source, side / to)
+            return True
 
-        self.twins.ask(replace)
+        if self.twins.ask(write):
+            self._note_moment()
+            self.twins.ask(lambda side: os.replace(side / source, side / to))
 
     @step(path=PATHS, size=SIZES)
     def truncate(self, path: str, size: int) -> None:
