@@ -179,6 +179,10 @@ class Changes:
             inode.state.attributes_changed = True
         elif not self._placement.is_elsewhere(inode):  # on a detour, the work is still to be done
             inode.state.published_changes = changes
+        if self._placement.is_elsewhere(inode):
+            self._log.changed(
+                inode
+            )  # which may know the name by now, and not that the object is under another
         if inode.state.is_behind or self._placement.is_elsewhere(inode):
             self._queue.schedule_anew(inode)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -560,3 +561,35 @@ async def test_a_small_file_that_is_written_again_before_its_publication_ends(
         await tree.close(handle)
         await tree.publish_all()
     assert await stored(storage) == {"file": b"new and longer"}
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+async def test_a_name_that_is_given_up_while_the_object_is_on_its_way_there(
+    kind: str, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """As a temporary one is, on a mount that is busy: what the log says of the new name is not all that is needed."""
+    inner = SmallPartsStorage()
+    storage = FaultyStorage(inner)
+    async with open_tree(storage, tmp_path / "1", options(publishes=True)) as tree:
+        gate = storage.hold(Verb.PUT, key="temporary" if kind == "file" else "temporary/")
+        if kind == "file":
+            await tree.write_file("temporary", b"bytes")
+        else:
+            await tree.mkdir("temporary", mode=0o700)
+        await trio.sleep(10)
+        await tree.rename("temporary", "name")
+        await tree.log.commit()
+        storage.hold(Verb.COPY, times=math.inf)
+        storage.hold(Verb.PUT, key="name/", times=math.inf)
+        gate.open()
+        await trio.sleep(0.01)
+        await tree.write_file("other", b"")
+        await tree.log.commit()
+    async with open_tree(inner, tmp_path / "2", options(publishes=True)) as tree:
+        assert await tree.names() == ["name", "other"]
+        assert (await tree.find("name")).attributes.mode & 0o777 == (0o644 if kind == "file" else 0o700)
+        if kind == "file":
+            assert await tree.read_file("name") == b"bytes"
+        await tree.publish_all()
+    expected = {"name": b"bytes"} if kind == "file" else {"name/": b""}
+    assert await stored(inner) == {**expected, "other": b""}
