@@ -246,7 +246,7 @@ class Recovery:
         if record.path is None or of is None:
             return
         if of.links is None:
-            of.links = Links(number=max(replayed.lists, default=None) or new_list_number(of.number))
+            of.links = Links(number=replayed.last_list or new_list_number(of.number))
         alias = Alias(number=record.number, attributes=of.attributes, of=of, log_id=record.log_id)
         of.links.aliases.append(alias)
         version = found[0].version if found else _lost(replayed)

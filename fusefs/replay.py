@@ -68,8 +68,9 @@ class Replayed:
     #: The versions that there were when the log last referred to an upload: that has become none of them.
     before_upload: frozenset[StoredVersion] = frozenset()
     file: StageFile | None = None
-    #: The lists of names that it had when there were several.
+    #: The lists of names that it had when there were several, and the one of which the log has told last.
     lists: set[int] = field(default_factory=set)
+    last_list: int | None = None
     #: The objects with extended attributes that it had, and nothing else.
     xattrs: dict[str, None] = field(default_factory=dict)
     _changes: list[_Change] = field(default_factory=list)
@@ -109,6 +110,7 @@ class Replayed:
         number = list_of(record.metadata)
         if number is not None:
             self.lists.add(number)
+            self.last_list = number
         self._note_xattrs(record)
         if record.content is not None:
             self._apply_content(position, record.content)

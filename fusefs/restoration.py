@@ -107,4 +107,5 @@ class Restoration:
             if found.version is not None:
                 self._placement.place(inode, found.version)
         self._changes.changed(inode)
-        self._committer.recovered(inode, recovered.first)
+        for each in (inode.subject, *inode.subject.aliases):
+            self._committer.recovered(each, recovered.first)  # or one would be told again without the others

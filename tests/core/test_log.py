@@ -14,6 +14,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from backends.base import CREATE_ONLY, Capabilities
+from backends.errors import AccessDenied
 from backends.intercepted import InterceptedStorage, Request, T, Verb
 from fusefs import committer, content
 from fusefs.change_log import LOG_KEY
@@ -593,3 +594,28 @@ async def test_a_name_that_is_given_up_while_the_object_is_on_its_way_there(
         await tree.publish_all()
     expected = {"name": b"bytes"} if kind == "file" else {"name/": b""}
     assert await stored(inner) == {**expected, "other": b""}
+
+
+async def test_the_names_of_a_file_are_told_together_after_a_crash_too(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Also where another file keeps the log that the next mount after that begins with."""
+    inner = SmallPartsStorage()
+    async with open_tree(inner, tmp_path / "1", options()) as tree:
+        await tree.write_file("a", b"bytes")
+        await tree.link("a", "b")
+        await tree.log.commit()
+    storage = FaultyStorage(inner)
+    storage.fail(AccessDenied, verb=Verb.PUT, key="refused", times=math.inf)
+    async with open_tree(storage, tmp_path / "2", options(publishes=True)) as tree:
+        await tree.write_file("refused", b"")
+        await tree.log.commit()
+        await trio.sleep(10)
+        assert {"a", "b"} <= set(await stored(inner))
+        await tree.write_file("other", b"")
+        await tree.log.commit()
+    async with open_tree(inner, tmp_path / "3", options(publishes=True)) as tree:
+        assert await tree.find("a") is await tree.find("b")
+        await tree.publish_all()
+    async with open_tree(inner, tmp_path / "4", options(publishes=True)) as tree:
+        assert await tree.find("a") is await tree.find("b")
