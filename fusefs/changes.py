@@ -180,9 +180,10 @@ class Changes:
         elif not self._placement.is_elsewhere(inode):  # on a detour, the work is still to be done
             inode.state.published_changes = changes
         if self._placement.is_elsewhere(inode):
-            self._log.changed(
-                inode
-            )  # which may know the name by now, and not that the object is under another
+            # The log may know the new name by now, and not that the object is under another.
+            for each in (inode.subject, *inode.subject.aliases):
+                self._log.changed(each)
+                self._queue.changed(each)
         if inode.state.is_behind or self._placement.is_elsewhere(inode):
             self._queue.schedule_anew(inode)
         else:
