@@ -47,9 +47,7 @@ class Changes:
         """Note that content, attributes or name changed and the bucket must learn of it."""
         if not isinstance(inode, File) or not inode.writers:
             self._queue.note_activity()
-        for each in (inode.subject, *inode.subject.aliases):
-            self._log.changed(each)
-            self._queue.changed(each)
+        self._note_changed(inode)
 
     def moved(self, inode: Inode) -> None:
         """Note that the inode has another name, and with it all that is below."""
@@ -181,9 +179,7 @@ class Changes:
             inode.state.published_changes = changes
         if self._placement.is_elsewhere(inode):
             # The log may know the new name by now, and not that the object is under another.
-            for each in (inode.subject, *inode.subject.aliases):
-                self._log.changed(each)
-                self._queue.changed(each)
+            self._note_changed(inode)
         if inode.state.is_behind or self._placement.is_elsewhere(inode):
             self._queue.schedule_anew(inode)
         else:
@@ -208,3 +204,8 @@ class Changes:
         for each in names:
             each.state.changes += 1
             self._queue.schedule_retry(each)
+
+    def _note_changed(self, inode: Inode) -> None:
+        for each in (inode.subject, *inode.subject.aliases):
+            self._log.changed(each)
+            self._queue.changed(each)

@@ -101,9 +101,8 @@ class LinkedNames:
         for other in others:
             if _has_list(other, links) and _are_one(inode, other):
                 self._make_alias(inode, links, other)
-        self._inodes.renumber(
-            inode, inode_number(links.number)
-        )  # which one of those may have had, by the index
+        # One of those may have had it, by the index.
+        self._inodes.renumber(inode, inode_number(links.number))
 
     def _make_alias(self, inode: Inode, links: Links, entry: Inode) -> None:
         """Let an entry, which nobody but us has seen, be a further name of an inode."""

@@ -120,9 +120,7 @@ class Namespace:
             # On a shared mount what is listed ahead again may be too old again by the time that it is read.
             max_age_seconds=math.inf if options.shared else options.revalidate_seconds,
         )
-        self._names = LinkedNames(
-            storage, placement, publisher.changes, inodes, self._listings, self._resolver
-        )
+        self._names = LinkedNames(storage, placement, self._changes, inodes, self._listings, self._resolver)
         self._renamed = RenamedDirectories(
             sources.spawn,
             Subtrees(self._listings, self._resolver, self._names),
