@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import trio
@@ -65,6 +64,8 @@ class ListingRun:
         #: Whether the tree knows nothing of the directory yet.
         self.is_first = not directory.children
         self.names: list[bytes] = []
+        #: Every key up to this one has been read.
+        self.past = ""
         self.is_over = False
         self.failure: Exception | None = None
         self._directory = directory
@@ -78,16 +79,26 @@ class ListingRun:
 
     async def wait_for_names(self, count: int) -> None:
         """Return when there are more names than that, or no more to come. Raises why the listing failed."""
-        while len(self.names) <= count and not self.is_over:
+        await self._wait_until(lambda: len(self.names) > count)
+
+    async def wait_until_past(self, key: str) -> None:
+        """Return when everything up to a key has been read. Raises why the listing failed."""
+        await self._wait_until(lambda: self.past >= key)
+
+    async def wait_until_over(self) -> None:
+        """Return when there is no more to come. Raises why the listing failed."""
+        await self._wait_until(lambda: False)
+
+    async def _wait_until(self, has_come: Callable[[], bool]) -> None:
+        while not has_come() and not self.is_over:
             await self._news.park()
         if self.failure is not None:
             raise self.failure
 
-    async def wait_until_over(self) -> None:
-        await self.wait_for_names(sys.maxsize)
-
-    def add(self, names: Iterable[bytes]) -> None:
+    def add(self, names: Iterable[bytes], *, past: str) -> None:
+        """Note that all up to the key `past` has been read, and is in the tree."""
         self.names += names
+        self.past = past
         self._news.unpark_all()
 
     def end(self, failure: Exception | None) -> None:

@@ -132,7 +132,7 @@ class Filesystem:
             inode = directory.parent or directory
         else:
             directory.lookups_within += 1
-            inode = await self._namespace.lookup(directory, name)
+            inode = await self._namespace.lookup(directory, name, wholly=False)
         return self._referred_to(inode)
 
     def forget(self, references: Iterable[tuple[int, int]]) -> None:

@@ -11,6 +11,8 @@ which there is no name are told of in the log (`hidden_keys`).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, TypeGuard
 
@@ -64,8 +66,16 @@ class _Merge:
         """Whether the directory was moved or removed since."""
         return not self.directory.linked or self.directory.bucket_prefix != self.listing.prefix
 
+    @contextmanager
+    def indexed(self) -> Iterator[None]:
+        """Let what a first listing brings in change nothing of whether the index has the directory."""
+        is_indexed = self.directory.is_indexed
+        yield
+        if self.run.is_first:
+            self.directory.is_indexed = is_indexed
+
     def tell_what_is_beside(self) -> None:
-        self.run.add(name for name in self.beside if name in self.directory.children)
+        self.run.add((name for name in self.beside if name in self.directory.children), past=self.run.past)
         self.beside.clear()
 
 
@@ -103,6 +113,19 @@ class Listings:
         begun_after = self._begun_after(directory, max_age_seconds)
         while self._is_wanted(directory, begun_after):
             await self._run_of(directory).wait_until_over()
+
+    async def ensure_read(self, directory: Directory, name: bytes) -> None:
+        """Return when the tree has an entry, or there is a whole listing without it.
+
+        A first listing has all of an entry when it is past the key that a directory of that name would have.
+        """
+        while self._is_wanted(directory, -math.inf):
+            run = self._run_of(directory)
+            if run.is_first:
+                await run.wait_until_past(f"{directory.bucket_prefix}{segment_of(name)}/")
+                if name in directory.children and run.is_trusted:
+                    return
+            await run.wait_until_over()
 
     def is_listed(self, directory: Directory, *, max_age_seconds: float) -> bool:
         """Return whether `ensure_listed` would ask for nothing."""
@@ -154,6 +177,7 @@ class Listings:
         finally:
             del self._runs[directory]
             directory.listing_since = math.inf
+            directory.is_indexed = directory.is_indexed and directory.listed_at is not None
             run.end(failure)
 
     async def _list_now(self, directory: Directory, run: ListingRun) -> None:
@@ -165,6 +189,7 @@ class Listings:
         ):
             merge = _Merge(directory, listing, run, deletions, seen=None if run.is_first else set())
             index = self._index if run.is_first else None
+            directory.is_indexed = directory.is_indexed or run.is_first
             if index is not None:
                 index.expect(listing.prefix)  # while the first page is on its way
             is_over = False
@@ -179,6 +204,10 @@ class Listings:
             self._finish(merge)
 
     def _merge_page(self, merge: _Merge, page: ListPage) -> None:
+        with merge.indexed():
+            self._merge_entries(merge, page)
+
+    def _merge_entries(self, merge: _Merge, page: ListPage) -> None:
         names = []
         for name, child in merge.listing.read(page):
             is_new = name not in (merge.directory.children if merge.seen is None else merge.seen)
@@ -190,7 +219,7 @@ class Listings:
                 merge.seen.add(name)
             if is_new and name in merge.directory.children:
                 names.append(name)
-        merge.run.add(names)
+        merge.run.add(names, past=max((*page.prefixes[-1:], *(info.key for info in page.objects[-1:]), "")))
         merge.tell_what_is_beside()
         for key in merge.listing.take_nameless():
             self._report(merge, key, "its name would be too long")
@@ -268,15 +297,8 @@ class Listings:
     def _finish(self, merge: _Merge) -> None:
         """Take in what only the whole listing tells: what is not there any more."""
         directory, started = merge.directory, merge.run.began
-        for name, child in merge.shadowed.items():
-            known = directory.children.get(name)
-            if name in merge.directories or (known is not None and self._is_ours(known, started)):
-                self._merge_beside(merge, name, child)
-            elif known is not None:
-                self._replace(directory, name, None)
-                self.unveil(directory, name)
-                self._merge_object(merge, name, child)
-        merge.tell_what_is_beside()
+        with merge.indexed():
+            self._merge_shadowed(merge)
         if merge.unnamed:
             self._hidden_keys.note_more(merge.listing.prefix, merge.unnamed)
         if merge.seen is not None:
@@ -291,7 +313,19 @@ class Listings:
             None  # they know the names of the listing before
         )
         if merge.run.is_first:
-            directory.is_indexed = merge.memories.believed == len(merge.memories)
+            directory.is_indexed &= merge.memories.believed == len(merge.memories)
+
+    def _merge_shadowed(self, merge: _Merge) -> None:
+        directory, started = merge.directory, merge.run.began
+        for name, child in merge.shadowed.items():
+            known = directory.children.get(name)
+            if name in merge.directories or (known is not None and self._is_ours(known, started)):
+                self._merge_beside(merge, name, child)
+            elif known is not None:
+                self._replace(directory, name, None)
+                self.unveil(directory, name)
+                self._merge_object(merge, name, child)
+        merge.tell_what_is_beside()
 
     def _compare_marker(self, directory: Directory, marker: ObjectInfo | None, started: float) -> None:
         """Look whether the directory's own marker is what was known of it; the parent's listing does not tell."""

@@ -140,14 +140,20 @@ class Namespace:
         root.attributes = self._loader.attributes_of(info, directory=True)
         self._placement.place(root, Version(info.key, info.etag, info.size))
 
-    async def lookup(self, directory: Directory, name: bytes) -> Inode:
-        """Return the entry's inode. Raises `NoSuchEntry`, `NameTooLong`."""
-        return (await self._lookup_entry(directory, name)).subject
+    async def lookup(self, directory: Directory, name: bytes, *, wholly: bool = True) -> Inode:
+        """Return the entry's inode. Raises `NoSuchEntry`, `NameTooLong`.
 
-    async def _lookup_entry(self, directory: Directory, name: bytes) -> Inode:
+        The directory is listed `wholly` then, which whoever changes its names relies on.
+        """
+        return (await self._lookup_entry(directory, name, wholly=wholly)).subject
+
+    async def _lookup_entry(self, directory: Directory, name: bytes, *, wholly: bool = True) -> Inode:
         """Return the inode, or the alias, that has a name."""
         keys.check_name(name)
-        await self._listings.ensure_listed(directory)
+        if wholly or self._options.shared:
+            await self._listings.ensure_listed(directory)
+        else:
+            await self._listings.ensure_read(directory, name)
         if self._options.shared:
             await self._revalidate(directory, name)
         if name not in directory.children:

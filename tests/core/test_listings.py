@@ -22,7 +22,7 @@ from fusefs.directory_names import PAGES_AHEAD, PagesAhead
 from fusefs.errors import EntryExists, NoSuchEntry, StaleFile
 from fusefs.hidden_keys import KEYS_NAMED
 from fusefs.inodes import Directory
-from tests.core.tree import Tree, open_tree
+from tests.core.tree import Tree, TreeOptions, open_tree
 from tests.support.faulty import FaultyStorage
 
 MILLION = 1_000_000
@@ -57,6 +57,54 @@ async def test_the_first_entries_come_before_the_rest_is_listed(
             seen = seen + more
         assert seen == [key.encode() for key in keys]
         assert len(storage.calls_of(Verb.LIST_PREFIX)) == 3
+
+
+async def test_a_lookup_waits_for_no_more_of_a_first_listing_than_what_can_be_meant(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """The last name of a page may yet turn out to be a directory, and what is missing may be on the next."""
+    storage = await filled(*(f"f{number:04d}" for number in range(1_500)))
+    async with open_tree(storage, tmp_path) as tree:
+        second = storage.hold(Verb.LIST_PREFIX, call=2)
+        assert (await tree.find("f0998")).size == 5
+        found: list[str] = []
+
+        async def find(path: str) -> None:
+            with suppress(NoSuchEntry):
+                found.append((await tree.find(path)).path_key)
+
+        async with trio.open_nursery() as nursery:
+            for path in ("f0999", "f0998-is-missing", "f1000"):
+                nursery.start_soon(find, path)
+            nursery.start_soon(tree.unlink, "f0000")
+            await trio.testing.wait_all_tasks_blocked()
+            assert not found
+            assert len(tree.root.children) == 1_000, "whoever removes a name waits for all of them"
+            second.open()
+        assert sorted(found) == ["f0999", "f1000"]
+        names = await tree.names()
+        assert (len(names), "f0000" in names) == (1_499, False)
+
+
+async def test_what_was_changed_while_a_first_listing_went_on_is_written_into_the_index(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    storage = await filled(*(f"d/f{number:04d}" for number in range(1_500)))
+    async with open_tree(storage, tmp_path, TreeOptions(index=True)) as tree:
+        second = storage.hold(Verb.LIST_PREFIX, key="d/", call=2)
+        number = (await tree.find("d/f0000")).number
+        second.open()
+        await tree.names("d")
+        await tree.end()
+    storage.calls.clear()
+    async with open_tree(storage, tmp_path, TreeOptions(index=True)) as tree:
+        second = storage.hold(Verb.LIST_PREFIX, key="d/", call=2)
+        assert (await tree.find("d/f0000")).number == number
+        second.open()
+        await tree.names("d")
+        await tree.end()
+    assert "d/f0000" not in {request.key for request in storage.calls_of(Verb.HEAD)}
+    assert not storage.calls_of(Verb.PUT), "nothing is new to the index"
 
 
 async def test_pages_are_asked_for_ahead_of_who_reads_them_and_few_wait(autojump_clock: MockClock) -> None:
@@ -136,7 +184,7 @@ async def test_a_failed_first_listing_is_followed_by_what_is_there_then(
     async with open_tree(storage, tmp_path) as tree:
         storage.fail(Unavailable, verb=Verb.LIST_PREFIX, call=2)
         with pytest.raises(Unavailable):
-            await tree.find("f0000")
+            await tree.find("f1400")
         await storage.delete("f0000")
         with pytest.raises(NoSuchEntry):
             await tree.find("f0000")

@@ -126,7 +126,7 @@ class Tree:
         inode: Inode = self.root
         for name in filter(None, path.encode().split(b"/")):
             assert isinstance(inode, Directory)
-            inode = await self.namespace.lookup(inode, name)
+            inode = await self.namespace.lookup(inode, name, wholly=False)
         return inode
 
     async def find_file(self, path: str) -> File:
