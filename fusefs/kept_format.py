@@ -15,7 +15,7 @@ import json
 import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Final
 
 from fusefs import block_checksums
@@ -71,5 +71,11 @@ def decode(trailer: bytes, version: KeptVersion) -> dict[int, int]:
 
 
 def _header(version: KeptVersion) -> bytes:
-    described = {**asdict(version), "block_size": block_checksums.BLOCK_SIZE}
-    return json.dumps(described, sort_keys=True).encode()
+    described = {
+        "block_size": block_checksums.BLOCK_SIZE,
+        "etag": version.etag,
+        "key": version.key,
+        "size": version.size,
+        "store": version.store,
+    }
+    return json.dumps(described).encode()
