@@ -81,6 +81,10 @@ class ListingRun:
         """Return when there are more names than that, or no more to come. Raises why the listing failed."""
         await self._wait_until(lambda: len(self.names) > count)
 
+    async def wait_until_begun(self) -> None:
+        """Return when something has been read. Raises why the listing failed."""
+        await self._wait_until(lambda: bool(self.past))
+
     async def wait_until_past(self, key: str) -> None:
         """Return when everything up to a key has been read. Raises why the listing failed."""
         await self._wait_until(lambda: self.past >= key)

@@ -34,12 +34,15 @@ from fusefs.inodes import (
     Inode,
     InodeTable,
 )
-from fusefs.keys import name_of_file_beside, segment_of
+from fusefs.keys import name_of, name_of_file_beside, segment_of
 from fusefs.listed import ListedDirectory, ListedObject
 from fusefs.placement import Deletions, Placement
 from fusefs.tree_index import NO_MEMORIES, Memories, TreeIndex
 
 _SECOND: Final = 1_000_000_000
+
+_NEIGHBOURS: Final = 16
+"""How many keys are asked for to find one: `x.old` and `x-1` are between `x` and `x/`."""
 
 
 @dataclass(slots=True)
@@ -55,6 +58,8 @@ class _Merge:
     directories: set[bytes] = field(default_factory=set)
     #: Objects of the same name as what the tree has for a directory: that may be gone.
     shadowed: dict[bytes, ListedObject] = field(default_factory=dict)
+    #: Names that were asked for, and found, before the listing has come to them.
+    ahead: set[bytes] = field(default_factory=set)
     #: Names of objects beside directories that the reader has not been told yet.
     beside: list[bytes] = field(default_factory=list)
     memories: Memories = NO_MEMORIES
@@ -102,6 +107,8 @@ class Listings:
         self._index = index
         self._others_write = others_write
         self._runs: dict[Directory, ListingRun] = {}
+        #: Of first listings, when something has come.
+        self._merges: dict[Directory, _Merge] = {}
         self._hidden_keys = HiddenKeys()
 
     async def ensure_listed(self, directory: Directory, *, max_age_seconds: float = math.inf) -> None:
@@ -115,17 +122,45 @@ class Listings:
             await self._run_of(directory).wait_until_over()
 
     async def ensure_read(self, directory: Directory, name: bytes) -> None:
-        """Return when the tree has an entry, or there is a whole listing without it.
+        """Return when the tree has what the bucket has under a name.
 
-        A first listing has all of an entry when it is past the key that a directory of that name would have.
+        A first listing has all of that when it is past the key that a directory of that name would have. Who asks for
+        what comes later, in a directory that has more than a page, asks the bucket for that alone.
         """
         while self._is_wanted(directory, -math.inf):
             run = self._run_of(directory)
             if run.is_first:
-                await run.wait_until_past(f"{directory.bucket_prefix}{segment_of(name)}/")
+                await run.wait_until_begun()
+                if await self._find_ahead(directory, name):
+                    return
+                await run.wait_until_past(_last_key_of(directory, name))
                 if name in directory.children and run.is_trusted:
                     return
             await run.wait_until_over()
+
+    async def _find_ahead(self, directory: Directory, name: bytes) -> bool:
+        """Bring an entry into the tree that a first listing has not come to; return whether it is certain now."""
+        merge, last = self._merges.get(directory), _last_key_of(directory, name)
+        if merge is None or merge.run.past >= last:
+            return False
+        if name in directory.children:
+            return name in merge.ahead and merge.run.is_trusted
+        is_beside = name_of(segment_of(name)) != name
+        if is_beside or len(last.encode()) > self._storage.limits.max_key_length:
+            return False
+        listing = DirectoryListing(merge.listing.prefix)
+        page = await self._storage.list_prefix(last.removesuffix("/"), delimiter="/", page_size=_NEIGHBOURS)
+        found = [child for named, child in listing.read(page) if named == name]
+        is_whole = page.next_token is None or _last_key(page) >= last
+        if merge is not self._merges.get(directory) or merge.is_outdated or merge.run.past >= last:
+            return False
+        if len(found) > 1 or not is_whole or not merge.run.is_trusted:
+            return False
+        with merge.indexed():
+            for child in found:
+                self._merge_entry(merge, name, child, merge.memories)
+        merge.ahead.update([name] if name in directory.children else [])
+        return True
 
     def is_listed(self, directory: Directory, *, max_age_seconds: float) -> bool:
         """Return whether `ensure_listed` would ask for nothing."""
@@ -176,6 +211,7 @@ class Listings:
             failure = error
         finally:
             del self._runs[directory]
+            self._merges.pop(directory, None)
             directory.listing_since = math.inf
             directory.is_indexed = directory.is_indexed and directory.listed_at is not None
             run.end(failure)
@@ -201,6 +237,8 @@ class Listings:
                 if merge.is_outdated:
                     return
                 self._merge_page(merge, page)
+                if run.is_first:
+                    self._merges[directory] = merge
             self._finish(merge)
 
     def _merge_page(self, merge: _Merge, page: ListPage) -> None:
@@ -210,19 +248,26 @@ class Listings:
     def _merge_entries(self, merge: _Merge, page: ListPage) -> None:
         names = []
         for name, child in merge.listing.read(page):
-            is_new = name not in (merge.directory.children if merge.seen is None else merge.seen)
-            if isinstance(child, ListedObject):
-                self._merge_object(merge, name, merge.memories.of_object(name, child))
-            else:
-                self._merge_directory(merge, name, merge.memories.of_directory(name, child))
+            is_ahead = name in merge.ahead
+            is_new = is_ahead or name not in (merge.directory.children if merge.seen is None else merge.seen)
+            self._merge_entry(merge, name, child, NO_MEMORIES if is_ahead else merge.memories)
+            merge.ahead.discard(name)
             if merge.seen is not None:
                 merge.seen.add(name)
             if is_new and name in merge.directory.children:
                 names.append(name)
-        merge.run.add(names, past=max((*page.prefixes[-1:], *(info.key for info in page.objects[-1:]), "")))
+        merge.run.add(names, past=_last_key(page))
         merge.tell_what_is_beside()
         for key in merge.listing.take_nameless():
             self._report(merge, key, "its name would be too long")
+
+    def _merge_entry(
+        self, merge: _Merge, name: bytes, child: ListedObject | ListedDirectory, memories: Memories
+    ) -> None:
+        if isinstance(child, ListedObject):
+            self._merge_object(merge, name, memories.of_object(name, child))
+        else:
+            self._merge_directory(merge, name, memories.of_directory(name, child))
 
     def _merge_object(self, merge: _Merge, name: bytes, child: ListedObject) -> None:
         directory, started = merge.directory, merge.run.began
@@ -301,11 +346,10 @@ class Listings:
             self._merge_shadowed(merge)
         if merge.unnamed:
             self._hidden_keys.note_more(merge.listing.prefix, merge.unnamed)
-        if merge.seen is not None:
-            gone = [name for name in directory.children if name not in merge.seen]
-            for name in gone:
-                if not self._is_ours(directory.children[name], started):
-                    self._replace(directory, name, None)
+        gone = merge.ahead if merge.seen is None else directory.children.keys() - merge.seen
+        for name in gone & directory.children.keys():
+            if not self._is_ours(directory.children[name], started):
+                self._replace(directory, name, None)
         self._compare_marker(directory, merge.listing.marker, started)
         directory.listed_at = started if merge.run.is_trusted else None
         directory.listing_took = trio.current_time() - started
@@ -424,6 +468,15 @@ class Listings:
             return
         self._changes.released(inode)
         self._inodes.drop(inode)
+
+
+def _last_key_of(directory: Directory, name: bytes) -> str:
+    """Return the last key in a listing of the directory that tells of a name: that of a directory."""
+    return f"{directory.bucket_prefix}{segment_of(name)}/"
+
+
+def _last_key(page: ListPage) -> str:
+    return max((*page.prefixes[-1:], *(info.key for info in page.objects[-1:])), default="")
 
 
 def _is_same_version(known: Child, listed: ListedObject) -> bool:

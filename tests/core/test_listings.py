@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
-from contextlib import suppress
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from fusefs import hidden_keys
 from fusefs.directory_names import PAGES_AHEAD, PagesAhead
 from fusefs.errors import EntryExists, NoSuchEntry, StaleFile
 from fusefs.hidden_keys import KEYS_NAMED
-from fusefs.inodes import Directory
+from fusefs.inodes import Directory, Inode
 from tests.core.tree import Tree, TreeOptions, open_tree
-from tests.support.faulty import FaultyStorage
+from tests.support.faulty import FaultyStorage, Gate
 
 MILLION = 1_000_000
 
@@ -38,6 +39,12 @@ async def filled(*keys: str) -> FaultyStorage:
 
 async def read(tree: Tree, handle: int, start: int) -> list[bytes]:
     return [name for name, _, _ in await tree.filesystem.readdir(handle, start, 10_000)]
+
+
+async def children_of(tree: Tree, path: str) -> Collection[bytes]:
+    directory = await tree.find(path)
+    assert isinstance(directory, Directory)
+    return directory.children
 
 
 async def test_the_first_entries_come_before_the_rest_is_listed(
@@ -59,51 +66,117 @@ async def test_the_first_entries_come_before_the_rest_is_listed(
         assert len(storage.calls_of(Verb.LIST_PREFIX)) == 3
 
 
+LARGE = [f"f{number:04d}" for number in range(2_500)]
+
+
+@asynccontextmanager
+async def half_listed(
+    storage: FaultyStorage, where: Path, options: TreeOptions | None = None
+) -> AsyncIterator[tuple[Tree, Gate]]:
+    """A tree of which the directory `d` is being listed: the first page has come, the others wait at the gate."""
+    gate = storage.hold(Verb.LIST_PREFIX, key="d/", call=2)
+    async with open_tree(storage, where, options) as tree:
+        handle = await tree.filesystem.opendir((await tree.find("d")).number)
+        assert len(await read(tree, handle, 0)) == 1_000
+        await gate.reached.wait()
+        storage.calls.clear()
+        yield tree, gate
+
+
 async def test_a_lookup_waits_for_no_more_of_a_first_listing_than_what_can_be_meant(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    """The last name of a page may yet turn out to be a directory, and what is missing may be on the next."""
-    storage = await filled(*(f"f{number:04d}" for number in range(1_500)))
-    async with open_tree(storage, tmp_path) as tree:
-        second = storage.hold(Verb.LIST_PREFIX, call=2)
-        assert (await tree.find("f0998")).size == 5
+    """The last name of a page may yet turn out to be a directory, and whoever removes a name waits for all of them."""
+    storage = await filled(*(f"d/{key}" for key in LARGE))
+    async with half_listed(storage, tmp_path) as (tree, gate):
+        assert (await tree.find("d/f0998")).size == 7
         found: list[str] = []
 
         async def find(path: str) -> None:
-            with suppress(NoSuchEntry):
-                found.append((await tree.find(path)).path_key)
+            found.append((await tree.find(path)).path_key)
 
         async with trio.open_nursery() as nursery:
-            for path in ("f0999", "f0998-is-missing", "f1000"):
-                nursery.start_soon(find, path)
-            nursery.start_soon(tree.unlink, "f0000")
+            nursery.start_soon(find, "d/f0999")
+            nursery.start_soon(tree.unlink, "d/f0000")
             await trio.testing.wait_all_tasks_blocked()
             assert not found
-            assert len(tree.root.children) == 1_000, "whoever removes a name waits for all of them"
-            second.open()
-        assert sorted(found) == ["f0999", "f1000"]
-        names = await tree.names()
-        assert (len(names), "f0000" in names) == (1_499, False)
+            assert b"f0000" in await children_of(tree, "d")
+            gate.open()
+        assert found == ["d/f0999"]
+        assert not storage.calls_of(Verb.LIST_PREFIX)[0].key.startswith("d/f")
+        assert await tree.names("d") == LARGE[1:]
 
 
-async def test_what_was_changed_while_a_first_listing_went_on_is_written_into_the_index(
+async def test_a_lookup_ahead_of_a_first_listing_asks_for_that_name_alone(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    storage = await filled(*(f"d/f{number:04d}" for number in range(1_500)))
-    async with open_tree(storage, tmp_path, TreeOptions(index=True)) as tree:
-        second = storage.hold(Verb.LIST_PREFIX, key="d/", call=2)
+    storage = await filled(*(f"d/{key}" for key in LARGE), "d/g/h", "d/g-", "d/h", "d/h/x", "d/%file-x")
+    async with half_listed(storage, tmp_path) as (tree, gate):
+        reader = await tree.filesystem.opendir((await tree.find("d")).number)
+        with trio.fail_after(1):
+            assert await tree.read_file("d/f2400") == b"d/f2400"
+            assert await tree.read_file("d/g/h") == b"d/g/h"
+            for missing in ("d/g/i", "d/f24", "d/f2400/x", "d/z", f"d/{'z' * 255}"):
+                with pytest.raises((NoSuchEntry, AssertionError)):
+                    await tree.find(missing)
+        directories: list[Inode] = []
+
+        async def find_what_is_both() -> None:
+            directories.append(await tree.find("d/h"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(find_what_is_both)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not directories, "only the listing tells which of them has the name"
+            gate.open()
+        assert isinstance(directories[0], Directory)
+        names: list[bytes] = []
+        while more := await read(tree, reader, len(names)):
+            names += more
+        expected = sorted([*LARGE, "g", "g-", "h", "%file-h", "%key-%25file-x"])
+        assert sorted(name.decode() for name in names) == expected
+        assert await tree.names("d") == expected
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+async def test_what_others_change_between_a_lookup_and_the_listing(
+    is_open: bool, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    storage = await filled(*(f"d/{key}" for key in LARGE))
+    async with half_listed(storage, tmp_path) as (tree, gate):
+        numbers = [(await tree.find(f"d/{name}")).number for name in ("f2000", "f2001", "f2002")]
+        if is_open:
+            await tree.open("d/f2000", os.O_RDONLY)
+            await tree.open("d/f2001", os.O_RDONLY)
+        await storage.delete("d/f2000")
+        await storage.put("d/f2001", b"theirs")
+        gate.open()
+        assert await tree.names("d") == [name for name in LARGE if name != "f2000"]
+        with pytest.raises(NoSuchEntry):
+            await tree.find("d/f2000")
+        assert await tree.read_file("d/f2001") == b"theirs"
+        assert (await tree.find("d/f2002")).number == numbers[2]
+
+
+async def test_what_is_found_out_while_a_first_listing_goes_on_is_written_into_the_index(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    storage, indexed = await filled(*(f"d/{key}" for key in LARGE)), TreeOptions(index=True)
+    async with half_listed(storage, tmp_path, indexed) as (tree, gate):
         number = (await tree.find("d/f0000")).number
-        second.open()
+        await tree.write_file("new", b"")
+        gate.open()
         await tree.names("d")
+        await tree.rename("new", "d/new")
+        new = (await tree.find("d/new")).number
         await tree.end()
-    storage.calls.clear()
-    async with open_tree(storage, tmp_path, TreeOptions(index=True)) as tree:
-        second = storage.hold(Verb.LIST_PREFIX, key="d/", call=2)
+    async with half_listed(storage, tmp_path, indexed) as (tree, gate):
         assert (await tree.find("d/f0000")).number == number
-        second.open()
+        assert (await tree.find("d/new")).number == new
+        assert [request.key for request in storage.calls] == ["d/new"], "no HEAD"
+        gate.open()
         await tree.names("d")
         await tree.end()
-    assert "d/f0000" not in {request.key for request in storage.calls_of(Verb.HEAD)}
     assert not storage.calls_of(Verb.PUT), "nothing is new to the index"
 
 
@@ -184,7 +257,7 @@ async def test_a_failed_first_listing_is_followed_by_what_is_there_then(
     async with open_tree(storage, tmp_path) as tree:
         storage.fail(Unavailable, verb=Verb.LIST_PREFIX, call=2)
         with pytest.raises(Unavailable):
-            await tree.find("f1400")
+            await tree.names()
         await storage.delete("f0000")
         with pytest.raises(NoSuchEntry):
             await tree.find("f0000")
