@@ -141,20 +141,19 @@ class Listings:
     async def _find_ahead(self, directory: Directory, name: bytes) -> bool:
         """Bring an entry into the tree that a first listing has not come to; return whether it is certain now."""
         merge, last = self._merges.get(directory), _last_key_of(directory, name)
-        if merge is None or merge.run.past >= last:
+        key = last.removesuffix("/")
+        if merge is None or merge.run.past >= key:
             return False
         if name in directory.children:
             return name in merge.ahead and merge.run.is_trusted
         is_beside = name_of(segment_of(name)) != name
         if is_beside or len(last.encode()) > self._storage.limits.max_key_length:
             return False
-        listing = DirectoryListing(merge.listing.prefix)
-        page = await self._storage.list_prefix(last.removesuffix("/"), delimiter="/", page_size=_NEIGHBOURS)
-        found = [child for named, child in listing.read(page) if named == name]
-        is_whole = page.next_token is None or _last_key(page) >= last
-        if merge is not self._merges.get(directory) or merge.is_outdated or merge.run.past >= last:
-            return False
-        if len(found) > 1 or not is_whole or not merge.run.is_trusted:
+        page = await self._storage.list_prefix(key, delimiter="/", page_size=_NEIGHBOURS)
+        found = [child for named, child in DirectoryListing(merge.listing.prefix).read(page) if named == name]
+        is_certain = (page.next_token is None or _last_key(page) >= last) and len(found) <= 1
+        is_current = merge is self._merges.get(directory) and not merge.is_outdated and merge.run.is_trusted
+        if not is_certain or not is_current or merge.run.past >= key:
             return False
         with merge.indexed():
             for child in found:

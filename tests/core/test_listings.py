@@ -138,6 +138,27 @@ async def test_a_lookup_ahead_of_a_first_listing_asks_for_that_name_alone(
         assert await tree.names("d") == expected
 
 
+async def test_a_listing_that_comes_to_a_name_while_it_is_asked_for(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """The name is the last of a page: the listing has its object, and not yet what may be below it."""
+    storage = await filled(*(f"d/{key}" for key in LARGE))
+    async with half_listed(storage, tmp_path) as (tree, gate):
+        third = storage.hold(Verb.LIST_PREFIX, key="d/", call=2)
+        asked_for = storage.hold(Verb.LIST_PREFIX, key="d/f1999")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree.find, "d/f1999")
+            await asked_for.reached.wait()
+            gate.open()
+            await third.reached.wait()
+            await trio.testing.wait_all_tasks_blocked()
+            asked_for.open()
+            await trio.testing.wait_all_tasks_blocked()
+            third.open()
+        assert await tree.names("d") == LARGE
+        assert b"f1999" in await children_of(tree, "d")
+
+
 @pytest.mark.parametrize("is_open", [False, True])
 async def test_what_others_change_between_a_lookup_and_the_listing(
     is_open: bool, autojump_clock: MockClock, tmp_path: Path
