@@ -55,7 +55,7 @@ class ChangeLog(Protocol):
         """Note that such an object is there no more."""
 
     def in_use(self, version: Version) -> None:
-        """Note that such an object is somebody's again, or one that looks the same: it is not to be deleted."""
+        """Note that an object is somebody's, or one that looks the same, that was another's or to be deleted."""
 
     def publishing(self, inode: Inode) -> AbstractContextManager[Publication]:
         """Say that the block publishes the inode as it is now, but for what it says itself, or raises."""

@@ -113,7 +113,7 @@ class Committer:
         #: Directories with another name: what is below them belongs to `_unlogged`, by the time of the next capture.
         self._moves = Moves()
         self._unlogged_leftovers: dict[StoredVersion, bool] = {}
-        #: Objects of which the log says that they are to be deleted, and that are not: the next batch says so.
+        #: Objects of which the log may say that they are another's, or to be deleted: the next batch says otherwise.
         self._in_use: dict[StoredVersion, None] = {}
         #: Of both: what batches since the last commit have told as it is, and will count with the next one.
         self._ahead: set[_Needing] = set()
@@ -189,11 +189,10 @@ class Committer:
         self._forget_need(stored)
 
     def in_use(self, version: Version) -> None:
-        """As `ChangeLog`. Told again, a deletion may be in the log longer than whoever has the object now."""
+        """As `ChangeLog`. Whoever had it, or its deletion, may be in the log longer than whoever has it now."""
         stored = stored_version(version)
         assert stored is not None
-        if stored in self._needed:
-            self._in_use[stored] = None
+        self._in_use[stored] = None
         self.gone(version)
 
     def recovered(self, inode: Inode, position: Position) -> None:

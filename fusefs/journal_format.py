@@ -158,7 +158,7 @@ class LeftoverRecord:
 
 @dataclass(frozen=True, slots=True)
 class InUseRecord:
-    """An object that an earlier record wants to be deleted, and that belongs to somebody since then."""
+    """An object that belongs to somebody since then; an earlier record may have it as another's, or to be deleted."""
 
     version: StoredVersion
 

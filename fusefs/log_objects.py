@@ -2,8 +2,9 @@
 
 An object is an inode's own if the log names just that version, or if its metadata carries the inode's log id: the
 mount that died has published it after the last record. It is looked for under every name that the log knows the inode
-by. A directory's marker that carries no metadata at all is taken for one that does: some stores keep none of keys that
-end with a slash. Nothing is written.
+by. Where two inodes have the same bytes, one after the other under one key, they have the same version: if the log says
+that somebody else has that by now, it is not the first one's own any more. A directory's marker that carries no
+metadata at all is taken for one that does: some stores keep none of keys that end with a slash. Nothing is written.
 """
 
 from __future__ import annotations
@@ -16,16 +17,15 @@ from typing import Final
 
 from backends.base import Metadata, ObjectInfo, ObjectStorage
 from backends.errors import InvalidKey, NotFound
-from fusefs.capture import stored_version
 from fusefs.change_log import LOG_KEY
 from fusefs.content import Version
-from fusefs.journal_format import InodeRecord, Position
+from fusefs.journal_format import InodeRecord, Position, StoredVersion
 from fusefs.keys import segment_of
 from fusefs.link_lists import list_of
 from fusefs.log_reader import NOWHERE
 from fusefs.object_writer import CONFLICTS_PREFIX
 from fusefs.placement import DETOURS_PREFIX, ORPHANS_PREFIX, ROOT_MARKER
-from fusefs.replay import Replayed
+from fusefs.replay import Replay, Replayed
 
 LOG_ID: Final = re.compile(r"[0-9a-f]+-[0-9a-f]+")
 """How the log names an inode."""
@@ -44,10 +44,11 @@ class OwnObject:
 class LogObjects:
     """The objects of all inodes that a log tells of."""
 
-    def __init__(self, storage: ObjectStorage, inodes: Iterable[Replayed]) -> None:
+    def __init__(self, storage: ObjectStorage, replay: Replay) -> None:
         self._storage = storage
+        self._replay = replay
         #: Keys of the markers that the directories of the log have in the end.
-        self._markers = {key for replayed in inodes for key in _markers_of(replayed)}
+        self._markers = {key for replayed in replay.inodes.values() for key in _markers_of(replayed)}
 
     async def find(self, replayed: Replayed) -> list[OwnObject]:
         """Return the objects that are the inode's own, the newest first. Raises what the store raises."""
@@ -66,7 +67,7 @@ class LogObjects:
                 info = await self._storage.head(key)
             except (NotFound, InvalidKey):
                 continue  # under a key that the store refuses there is nothing
-            own = _own(replayed, info)
+            own = self._own(replayed, info)
             if own is None and self._may_be_marker_of(replayed, info):
                 own = OwnObject(version_of(info), NOWHERE)
             if own is not None:
@@ -75,6 +76,18 @@ class LogObjects:
                 replayed.lists.update([number] if number is not None else [])
         return found
 
+    def _own(self, replayed: Replayed, info: ObjectInfo) -> OwnObject | None:
+        version = version_of(info)
+        mark = _MARK.fullmatch((info.metadata or {}).get(LOG_KEY, ""))
+        if mark is not None and mark[1] == replayed.last.log_id:
+            complete_to = Position(int(mark[2], 16), int(mark[3], 16))
+            # An upload has its mark from its beginning. One that a recovery has completed lacks bytes that the log had
+            # before that; and what the log tells can be laid over any newer object, too.
+            return OwnObject(
+                version, NOWHERE if replayed.refers_to_upload_after(complete_to) else complete_to
+            )
+        return OwnObject(version, NOWHERE) if self._replay.has(replayed, _stored(version)) else None
+
     def _may_be_marker_of(self, replayed: Replayed, info: ObjectInfo) -> bool:
         """Return whether a marker without metadata, which SeaweedFS keeps of none, is taken for the directory's own.
 
@@ -82,12 +95,18 @@ class LogObjects:
         """
         if not is_directory(replayed.last) or info.size or info.metadata:
             return False
-        return info.key not in self._markers or info.key in _markers_of(replayed)
+        if info.key in _markers_of(replayed):
+            return True
+        return info.key not in self._markers and not self._replay.is_in_use(_stored(version_of(info)))
 
 
 def version_of(info: ObjectInfo) -> Version:
     """Return which version a store has told of."""
     return Version(info.key, info.etag, info.size)
+
+
+def _stored(version: Version) -> StoredVersion:
+    return StoredVersion(version.key, version.etag, version.size)
 
 
 def key_of(path: Iterable[bytes]) -> str:
@@ -112,19 +131,6 @@ def is_directory(record: InodeRecord) -> bool:
     """Return whether an inode is a directory; what it is never changes."""
     mode = record.metadata.get("mode", "")
     return stat.S_ISDIR(int(mode) if mode.isdecimal() else 0)
-
-
-def _own(replayed: Replayed, info: ObjectInfo) -> OwnObject | None:
-    version = version_of(info)
-    mark = _MARK.fullmatch((info.metadata or {}).get(LOG_KEY, ""))
-    if mark is not None and mark[1] == replayed.last.log_id:
-        complete_to = Position(int(mark[2], 16), int(mark[3], 16))
-        # An upload has its mark from its beginning. One that a recovery has completed lacks bytes that the log had
-        # before that; and what the log tells can be laid over any newer object, too.
-        return OwnObject(version, NOWHERE if replayed.refers_to_upload_after(complete_to) else complete_to)
-    if stored_version(version) in replayed.versions:
-        return OwnObject(version, NOWHERE)
-    return None
 
 
 def _names(replayed: Replayed) -> Iterable[str]:

@@ -82,6 +82,8 @@ class Placement:
         self._abandon(inode.version, inode, waits=False)
         previous = self._owners.get(version.key)
         if previous is not None and previous is not inode:
+            if previous.version == version:
+                self._log.in_use(version)
             previous.version = None  # its object was overwritten
         if previous is None and version.key not in self._leftovers:
             self._count(version.key, 1)

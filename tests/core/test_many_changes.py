@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -14,17 +16,18 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from backends.base import KIB
 from backends.errors import InvalidRequest
-from backends.intercepted import Verb
+from backends.intercepted import InterceptedStorage, Request, T, Verb
 from fusefs import committer
 from fusefs.committer import HEAD_SIZE, Committer
 from fusefs.filesystem import AttributeChanges
 from fusefs.journal import MAX_IN_FLIGHT
 from fusefs.journal_format import JOURNAL_PREFIX, decode, position_of
+from tests.core.history import History
 from tests.core.logs import batches
 from tests.core.mortal import Death
 from tests.core.small_parts import SmallPartsStorage
 from tests.core.test_log import options
-from tests.core.test_log_crash import SCENARIOS, bucket, check, live
+from tests.core.test_log_crash import SCENARIOS, BareMarkers, bucket, check, live
 from tests.core.test_log_model import Walk
 from tests.core.tree import Tree, open_tree, stored
 from tests.support.faulty import FaultyStorage
@@ -237,3 +240,61 @@ async def test_random_deaths_with_short_batches(
         await live(storage, history, walk, call, death, tmp_path / f"{mount}")
         if rng.random() < 0.5:
             await check(storage, history, tmp_path / f"{mount}-checked")
+
+
+class SlowStorage(InterceptedStorage):
+    """Takes a while for everything but the log."""
+
+    async def _carry_out(self, request: Request, send: Callable[[], Awaitable[T]]) -> T:
+        if not request.key.startswith(JOURNAL_PREFIX):
+            await trio.sleep(0.03)
+        return await send()
+
+
+async def exchange_equals(history: History, *, pause_seconds: float, has_attributes: bool) -> None:
+    """Whoever gets the name of an object of the same bytes is told before that one, and needed for less long."""
+    for path in "ab":
+        if path not in history.state():
+            await history.mkdir(path)
+    if has_attributes:
+        await history.chmod("a", 0o700)
+    await history.tree.publish_all()
+    handle = await history.open("other")
+    await history.exchange("a", "b")
+    for number in range(15):
+        await history.write(handle, 0, b"%d" % number)
+        await history.fsync(handle)
+        await trio.sleep(pause_seconds)
+    await history.close(handle)
+
+
+@pytest.mark.parametrize("kind", ["files", "directories", "bare directories"])
+async def test_objects_of_the_same_bytes_are_told_apart(
+    kind: str,
+    tmp_path: Path,
+    autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An object that was one's, and is another's by now, is not deleted as what the first has left."""
+    caplog.set_level(logging.CRITICAL)
+    monkeypatch.setattr(committer, "HEADS_SIZE", 1)
+    monkeypatch.setattr(committer, "TRIM_BATCHES", 1)
+    is_bare = kind == "bare directories"
+    before = {"other": b""} | (dict.fromkeys("ab", b"same") if kind == "files" else {})
+    for call in count(1):
+        storage = BareMarkers() if is_bare else SmallPartsStorage()
+        for key, data in before.items():
+            await storage.put(key, data, metadata={"mode": str(0o100644)})
+        history = History(before)
+        act = partial(exchange_equals, pause_seconds=0.2 if is_bare else 0.015, has_attributes=not is_bare)
+        has_died = await live(
+            SlowStorage(storage), history, act, call, Death.ANSWER_LOST, tmp_path / f"{call}"
+        )
+        try:
+            await check(storage, history, tmp_path / f"{call}-next")
+        except BaseException as error:
+            error.add_note(f"the mount before has died at call {call}")
+            raise
+        if not has_died:
+            return
