@@ -105,7 +105,7 @@ class DirectoryBucket:
     def delete(self, key: str, if_match: str | None) -> None:
         directory = self._remove(key, if_match)
         if directory is not None:
-            self._tree.settle(directory)
+            self._tree.settle([directory])
 
     def delete_many(self, keys: Sequence[str], if_match: Mapping[str, str]) -> Mapping[str, StorageError]:
         """One fsync for each directory, not for each key."""
@@ -120,8 +120,7 @@ class DirectoryBucket:
                 failures[key] = translate(error, self._root)
             else:
                 directories.update(() if directory is None else (directory,))
-        for directory in directories:
-            self._tree.settle(directory)
+        self._tree.settle(directories)
         return failures
 
     def list_page(self, query: Query) -> ListPage:

@@ -96,7 +96,7 @@ class PrivateArea:
         for path in (self._path, sessions, os.path.join(self._path, "locks"), self.uploads):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(path)
-                sync_directory(os.path.dirname(path))
+            sync_directory(os.path.dirname(path))  # whoever has made it may have been killed before that
         with lock_file(os.path.join(self._path, "lock")):
             _remove_dead_sessions(sessions)
             session = tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=sessions)

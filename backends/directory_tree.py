@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,6 +23,9 @@ from backends.listing import Query
 
 #: What a path raises whose directory was removed by another thread or process, or became a file.
 _GONE: Final = (FileNotFoundError, NotADirectoryError)
+
+#: How many directories are remembered as durable; that of another one costs an fsync again.
+_MOST_DURABLE: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -41,6 +44,9 @@ class ObjectTree:
     def __init__(self, root: str, private: PrivateArea) -> None:
         self._root: Final = root
         self._private: Final = private
+        #: Directories that a crash of the machine leaves, by their path, with their inode numbers: this process has
+        #: synced those above them. Whoever made one may have been killed before that.
+        self._durable: Final[dict[str, int]] = {}
 
     def open_object(self, key: str) -> tuple[int, str] | None:
         """Open the file of an object for reading; return it with its path, or None if there is no such object."""
@@ -78,30 +84,40 @@ class ObjectTree:
         removed = [_unlink(path) for path in (plain, plain + BESIDE_SUFFIX)]
         return os.path.dirname(plain) if any(removed) else None
 
-    def settle(self, directory: str) -> None:
-        """Make removals from a directory durable, and remove it and those above it that are empty."""
-        with contextlib.suppress(*_GONE):
-            sync_directory(directory)
-        with contextlib.suppress(OSError):
-            while directory != self._root:
-                os.rmdir(directory)
-                directory = os.path.dirname(directory)
+    def settle(self, directories: Collection[str]) -> None:
+        """Make removals from directories durable, and remove those that are empty, and those above them.
+
+        In this order: with a directory goes the one above it, whose removals would not be synced any more.
+        """
+        for directory in directories:
+            with contextlib.suppress(*_GONE):
+                sync_directory(directory)
+        for directory in directories:
+            with contextlib.suppress(OSError):
+                while directory != self._root:
+                    os.rmdir(directory)
+                    directory = os.path.dirname(directory)
 
     def make_directories(self, key: str) -> None:
-        """Make the directories above the file of `key`, unless others remove or replace them at the same time.
+        """Make the directories above the file of `key`, durably, unless others remove or replace them meanwhile.
 
         Takes the locks of keys whose files are in the way.
         """
         segments = key.split("/")[:-1]
-        if not segments or os.path.isdir(os.path.dirname(self._plain_path(key))):
+        if not segments or self._is_durable(os.path.dirname(self._plain_path(key))):
             return
         path = self._root
         with contextlib.suppress(*_GONE):
             for depth, segment in enumerate(segments, start=1):
                 path = os.path.join(path, file_name(segment))
+                if self._is_durable(path):
+                    continue
                 if not os.path.isdir(path):
                     self._move_aside("/".join(segments[:depth]))
                     self._make_directory(path, segment)
+                number = os.stat(path).st_ino
+                sync_directory(os.path.dirname(path))
+                self._note_durable(path, number)
 
     def walk(self, query: Query) -> Iterator[bytes]:
         """Yield keys as `listing.cut_page` wants them: in order, with the prefix, after `query.after`.
@@ -139,8 +155,19 @@ class ObjectTree:
             if os.path.isfile(plain) or os.path.islink(plain):
                 os.rename(plain, plain + BESIDE_SUFFIX)
 
+    def _is_durable(self, path: str) -> bool:
+        """Whether a directory is there, and known to survive a crash of the machine."""
+        number = self._durable.get(path)
+        return number is not None and os.path.isdir(path) and os.stat(path).st_ino == number
+
+    def _note_durable(self, path: str, number: int) -> None:
+        if len(self._durable) >= _MOST_DURABLE:
+            self._durable.clear()
+        self._durable[path] = number
+
     def _make_directory(self, path: str, segment: str) -> None:
-        """Make one directory, durably; one that is there already will do."""
+        """Make one directory; one that is there already will do."""
+        self._durable.pop(path, None)  # a new one may get the inode number of the one before
         if not is_digested(file_name(segment)):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(path)
@@ -149,13 +176,13 @@ class ObjectTree:
             fresh = self._private.new_path()
             os.mkdir(fresh)
             write_segment(fresh, segment)
+            sync_directory(fresh)
             try:
                 os.rename(fresh, path)
             except OSError:
                 os.rmdir(fresh)
                 if not os.path.isdir(path):
                     raise
-        sync_directory(os.path.dirname(path))
 
     def _children(self, directory: str, base: bytes) -> Iterator[_Child]:
         """The files and directories that belong to keys, sorted; none if the directory is not there (any more)."""

@@ -115,6 +115,51 @@ async def test_the_places_of_uploads_are_on_the_disk_before_the_first_one(
     await store.aclose()
 
 
+async def test_directories_of_a_process_that_was_killed_before_it_synced_them(
+    storage: ObjectStorage, tmp_path: Path, steps: Steps
+) -> None:
+    """Nobody can see whether they were; so the next one does it, once."""
+    store = DirectoryStorage(tmp_path)
+    await store.put("other", b"content")
+    with steps.noted():
+        await store.put("dir/k", b"content")
+        await store.put("dir/l", b"content")
+    assert steps.taken == [
+        *("sync *", "sync ./", "rename dir/k", "sync dir/"),
+        *("sync *", "rename dir/l", "sync dir/"),
+    ]
+    await store.aclose()
+
+
+async def test_the_name_of_a_directory_is_on_the_disk_before_the_directory(
+    storage: ObjectStorage, steps: Steps
+) -> None:
+    """It is in an attribute, where the key's segment is too long for a name; without it no listing goes on."""
+    with steps.noted():
+        await storage.put(f"{'l' * 300}/k", b"content")
+    assert [step.partition("%")[0].rstrip("l") for step in steps.taken] == [
+        *("sync *", "sync */", "rename ", "sync ./", "rename ", "sync "),
+    ]
+
+
+@pytest.mark.parametrize("keys", [["a/b/c", "a/d"], ["a/d", "a/b/c"]])
+async def test_removals_are_on_the_disk_before_the_directory_goes(
+    keys: list[str], storage: ObjectStorage, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put_all(storage, keys)
+    rmdir = os.rmdir
+
+    def noted_rmdir(path: str) -> None:
+        rmdir(path)
+        steps.taken.append("rmdir")
+
+    with steps.noted(), monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", noted_rmdir)
+        assert await storage.delete_many(keys) == {}
+    assert sorted(steps.taken[:2]) == ["sync a/", "sync a/b/"]
+    assert steps.taken[2:] == ["rmdir", "rmdir"]
+
+
 async def test_a_batch_of_deletions_syncs_each_directory_once(storage: ObjectStorage, steps: Steps) -> None:
     await put_all(storage, ["dir/1", "dir/2", "other/1", "other/2"])
     with steps.noted():
