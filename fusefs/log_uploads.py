@@ -30,7 +30,7 @@ from fusefs.capture import stored_version
 from fusefs.content import Version
 from fusefs.errors import BatchDamaged, LogDamaged
 from fusefs.extents import ExtentSet
-from fusefs.journal_format import StoredVersion, UploadReference, batch_key
+from fusefs.journal_format import StoredPart, StoredVersion, UploadReference, batch_key
 from fusefs.log_objects import OwnObject, detour_key, marked, version_of
 from fusefs.log_reader import NOWHERE
 from fusefs.object_copy import copy_object
@@ -92,10 +92,9 @@ class LogUploads:
         end = 0
         try:
             for part in upload.parts:
-                if end < part.start:
-                    # A part that was being replaced, or was still on its way.
-                    number = len(parts) + 1
-                    data = await self._missing_part(replayed, sources, base, end, part.start)
+                # Parts that were being replaced, or were still on their way.
+                for number, start, stop in _between(parts, end, part):
+                    data = await self._missing_part(replayed, sources, base, start, stop)
                     parts.append(await resumed.upload_part(number, data))
                 parts.append(Part(number=part.number, etag=part.etag, size=part.end - part.start))
                 end = part.end
@@ -231,6 +230,22 @@ def _end_of_stored(replayed: Replayed, sources: Sources, base: Version | None) -
     for extent in sources.explicit:
         stored.remove(*extent)
     return stored.end
+
+
+def _between(parts: Sequence[Part], end: int, following: StoredPart) -> Iterator[tuple[int, int, int]]:
+    """Yield what is missing between the last of some parts, which ends at `end`, and a following one.
+
+    It is as many parts as there were, so that each is as small as a part is.
+    """
+    first = parts[-1].number + 1 if parts else 1
+    count = following.number - first
+    for number in range(first, following.number):
+        length = -(-(following.start - end) // count)
+        if length > 0:
+            yield number, end, end + length
+        end, count = end + length, count - 1
+    if end < following.start:
+        raise LogDamaged(f"part {following.number} of an upload follows none that ends before it")
 
 
 def _pieces(start: int, end: int, longest: int) -> Iterator[tuple[int, int]]:

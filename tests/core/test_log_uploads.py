@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -14,9 +15,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from backends.base import Capabilities
+from backends.base import Capabilities, Data, Metadata, MultipartUpload, Part
 from backends.errors import AccessDenied
-from backends.intercepted import Verb
+from backends.intercepted import InterceptedStorage, InterceptedUpload, Request, T, Verb
 from fusefs.errors import LogDamaged, MountError
 from fusefs.log_repair import LogRepair
 from fusefs.object_writer import CONFLICTS_PREFIX
@@ -103,6 +104,43 @@ async def test_a_part_of_what_was_there_before_was_still_on_its_way(
         assert await tree.read_file(name) == expected
         await tree.publish_all()
     assert await stored(storage) == {name: expected}
+
+
+class _SlowUpload(InterceptedUpload):
+    """Some parts take long."""
+
+    async def upload_part(self, number: int, data: Data) -> Part:
+        if number in (4, 5, 7):
+            await trio.sleep_forever()
+        return await super().upload_part(number, data)
+
+
+class _SlowParts(InterceptedStorage):
+    async def _carry_out(self, request: Request, send: Callable[[], Awaitable[T]]) -> T:
+        return await send()
+
+    def _wrapped_upload(self, inner: MultipartUpload, metadata: Metadata | None) -> MultipartUpload:
+        return _SlowUpload(inner, self)
+
+
+async def test_parts_between_others_were_still_on_their_way(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Several of them, in several places: of a hole a commit waits for none, and they arrive in any order."""
+    storage = SmallPartsStorage()
+    async with open_tree(_SlowParts(storage), tmp_path / "1", replace(NEXT, parts_in_flight=8)) as tree:
+        handle = await tree.create("sparse")
+        await tree.write(handle, 10 * PART, b"end")
+        await trio.sleep(1)
+        await tree.filesystem.fsync(handle)
+    expected = bytes(10 * PART) + b"end"
+    assert (await LogRepair(storage).diagnose()).is_whole
+    recovering = FaultyStorage(storage)
+    async with open_tree(recovering, tmp_path / "2", NEXT) as tree:
+        assert [call.bytes_sent for call in recovering.calls_of(Verb.UPLOAD_PART)] == [PART] * 3
+        assert await tree.read_file("sparse") == expected
+        await tree.publish_all()
+    assert await stored(storage) == {"sparse": expected}
 
 
 @pytest.mark.parametrize("verb", [Verb.HEAD, Verb.COMPLETE])
