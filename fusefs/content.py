@@ -500,8 +500,9 @@ class Content:
 
         A failure is not told: whoever needs the bytes asks for them.
         """
-        for fetch in self._begin_missing(0, self.size):
-            await self._carry_out(fetch, [], nullcontext())
+        async with trio.open_nursery() as nursery:  # whoever is cancelled lets go of all that is claimed
+            for fetch in self._begin_missing(0, self.size):
+                nursery.start_soon(self._carry_out, fetch, [], nullcontext())
 
     def _note_use(self, start: int, end: int) -> None:
         """Note that bytes are written, read, or fetched for who will read them. A small file goes as a whole."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
 import trio
 import trio.testing
 
@@ -12,6 +13,7 @@ from backends.base import KIB
 from backends.errors import Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
+from fusefs import content
 from fusefs.files_ahead import MAX_SIZE
 from fusefs.filesystem import FilesystemOptions
 from fusefs.small_files import PATIENCE_SECONDS
@@ -155,3 +157,18 @@ async def test_what_others_have_added_is_fetched_ahead_too(autojump_clock: Clock
             await tree.read_file(f"d/{number}")
         await trio.testing.wait_all_tasks_blocked()
         assert sorted(gets(storage)) == [f"d/{number}" for number in range(6)]
+
+
+async def test_what_is_given_up_can_be_fetched_by_its_reader(
+    autojump_clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where one file takes several requests, and the first of them has no answer."""
+    monkeypatch.setattr(content, "FETCH_SIZE", KIB)
+    storage = await filled({"a": bytes(3 * KIB)})
+    async with open_tree(storage, tmp_path) as tree:
+        file = await tree.find_file("a")
+        storage.hold(Verb.GET_RANGE)
+        with trio.move_on_after(PATIENCE_SECONDS):
+            await file.content.fetch_unasked()
+        with trio.fail_after(PATIENCE_SECONDS):
+            assert await tree.read_file("a") == bytes(3 * KIB)
