@@ -5,7 +5,8 @@ on another node, a cloned machine, a cache directory that was made anew), and th
 name. So the first mount draws an identity, which is kept with the log and stands in the lease beside host and path,
 which are for people.
 
-It is an object of the store in the directory, so it is there, whole and durable, before a lease can name it. One that
+It is an object of the store in the directory, so it is there, whole and durable, before a lease can name it; so are the
+names of the directories above, of which a new mount cannot know whether whoever made them has synced them. One that
 cannot be read is never replaced: the lease may say that what was confirmed is in this very log. The limit: a copy of
 the directory, or an older state of the disk, has the same identity.
 """
@@ -13,6 +14,7 @@ the directory, or an older state of the disk, has the same identity.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import socket
 import uuid
@@ -70,7 +72,8 @@ async def open_disk_log(config: Config) -> AsyncIterator[DiskLog]:
         try:
             await storage.probe()
             said = await _said(storage)
-        except StorageError as error:
+            _sync_names(directory)
+        except (StorageError, OSError) as error:
             raise MountError(f"there can be no log in {directory}: {error}") from error
         if not _IDENTITY.fullmatch(said):
             raise MountError(
@@ -83,6 +86,26 @@ async def open_disk_log(config: Config) -> AsyncIterator[DiskLog]:
     finally:
         with trio.CancelScope(shield=True):
             await storage.aclose()
+
+
+def _sync_names(directory: Path) -> None:
+    """Let a crash of the machine leave the directory, and which log it has. Raises OSError.
+
+    Whoever has made them, or a directory above, may have been killed before that was on the disk.
+    """
+    for path in ((directory / DISK_KEY).parent, directory):
+        _sync(path)
+    for above in directory.parents:
+        with suppress(OSError):  # one that is not to be read, or not ours: it was there before
+            _sync(above)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _directory(config: Config) -> Path:
