@@ -221,29 +221,39 @@ class History:
 
 
 async def state_of(tree: Tree) -> State:
-    """Return what a tree shows, by path."""
+    """Return what a tree shows, by path.
+
+    Which names are one file is told by the list that they share: two files may have the same number one after the
+    other, where the index was lost with a crash and the number of one of them is that of its key again.
+    """
     found: dict[str, Entry] = {}
-    paths: dict[int, list[str]] = {}
+    groups: dict[int, list[str]] = {}
     link_counts: dict[int, int] = {}
+    numbers: dict[int, set[int]] = {}
     pending = [""]
     for path in pending:
         for name in await tree.names(path.rstrip("/")):
             inode = await tree.find(f"{path}{name}")
-            paths.setdefault(inode.number, []).append(f"{path}{name}")
             data = xattr = b""
             if isinstance(inode, Directory):
                 pending.append(f"{path}{name}/")
-            else:
-                link_counts[inode.number] = inode.link_count
+            elif inode.link_count > 1:
+                assert inode.links is not None
+                groups.setdefault(inode.links.number, []).append(f"{path}{name}")
+                link_counts[inode.links.number] = inode.link_count
+                numbers.setdefault(inode.links.number, set()).add(inode.number)
+            if (
+                inode.attributes.xattrs
+            ):  # before it is read: whoever closes it may be the last who knows its number
+                xattr = await tree.xattrs.get(inode.number, XATTR)
             if isinstance(inode, File):
                 data = await tree.read_file(f"{path}{name}")
             elif isinstance(inode, Symlink):
                 data = inode.target
-            if inode.attributes.xattrs:
-                xattr = await tree.xattrs.get(inode.number, XATTR)
             found[f"{path}{name}"] = Entry(inode.attributes.mode, data, xattr)
-    for number, names in paths.items():
-        assert link_counts.get(number, 1) == len(names)
+    for group, names in groups.items():
+        assert link_counts[group] == len(names), (link_counts[group], names)
+        assert len(numbers[group]) == 1, (numbers[group], names)
         for name in names:
             found[name] = found[name]._replace(names=tuple(sorted(set(names) - {name})))
     return found
