@@ -232,6 +232,11 @@ def decode(data: Data, expected: Position) -> Batch:
     """Return the batch that `data` is; its records refer to `data`. Raises `DamagedBatch` unless it is `expected`."""
     view = memoryview(data)
     magic = bytes(view[: len(MAGIC)])
+    if magic[:-1] == MAGIC[:-1] and magic[-1:].isdigit() and magic > MAGIC:
+        raise DamagedBatch(
+            f"its format is {magic[-1:].decode()}, and this fusefs knows {MAGIC[-1:].decode()};"
+            " the version that has written it can read it"
+        )
     form = _EARLIER_HEADER if magic in EARLIER_MAGIC else _HEADER
     header_end = form.size + _CHECKSUM.size
     if len(view) < header_end:

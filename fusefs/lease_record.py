@@ -121,10 +121,15 @@ class LeaseRecord:
             document = _object(json.loads(data))
             version = _number(document, "version")
             if version != FORMAT_VERSION:
-                raise LeaseDamaged(f"its format is {version}, and this fusefs knows {FORMAT_VERSION}")
+                raise LeaseDamaged(
+                    f"its format is {version}, and this fusefs knows {FORMAT_VERSION};"
+                    " use the version that has written it"
+                )
             return _record(document)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise LeaseDamaged("it is damaged, or not of fusefs") from error
+            raise LeaseDamaged(
+                "it is damaged, or not of fusefs; remove it if nothing is mounted there read-write"
+            ) from error
 
 
 def new_mark() -> str:

@@ -72,8 +72,7 @@ async def look(storage: ObjectStorage) -> FoundLease | None:
         return FoundLease(LeaseRecord.decode(found.data), found.etag)
     except LeaseDamaged as damage:
         raise LeaseDamaged(
-            f"the object {LEASE_KEY} says who writes this prefix, and cannot be read: {damage};"
-            " remove it if nothing is mounted there read-write"
+            f"the object {LEASE_KEY} says who writes this prefix, and cannot be read: {damage}"
         ) from damage
 
 

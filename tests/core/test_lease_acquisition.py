@@ -329,15 +329,21 @@ async def test_wall_clocks_decide_nothing(realtime_ns: int, autojump_clock: Mock
     assert trio.current_time() - began == pytest.approx(TERM)
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b'{"version": 2}'])
-async def test_an_object_that_is_no_lease(data: bytes) -> None:
+@pytest.mark.parametrize(
+    ("data", "advice"),
+    [
+        (b"", "remove it if nothing is mounted there read-write"),
+        (b"{}", "remove it if nothing is mounted there read-write"),
+        (b'{"version": 2}', "use the version that has written it"),
+    ],
+)
+async def test_an_object_that_is_no_lease(data: bytes, advice: str) -> None:
     storage = MemoryStorage()
     await storage.put(LEASE_KEY, data)
     with pytest.raises(LeaseDamaged) as refusal:
         await take(storage, "a")
     assert re.fullmatch(
-        "the object .fusefs/lease says who writes this prefix, and cannot be read: .*;"
-        " remove it if nothing is mounted there read-write",
+        f"the object .fusefs/lease says who writes this prefix, and cannot be read: .*; {advice}",
         str(refusal.value),
     )
     assert (await storage.get_range(LEASE_KEY)).data == data
