@@ -321,7 +321,12 @@ class _Session:
     async def drain(self) -> None:
         """Publish everything, the pages that only the kernel holds included. Raises why something was not."""
         if self._mounted and not self._config.mount.read_only:
-            await trio.to_thread.run_sync(sync_filesystem, self._mountpoint)
+            try:
+                await trio.to_thread.run_sync(sync_filesystem, self._mountpoint)
+            except OSError:
+                if self._committer is not None:
+                    self._committer.check()  # which says why the kernel's pages are refused, where that is for good
+                raise
         await self._publisher.publish_all()
 
     def progress(self) -> Progress:

@@ -322,6 +322,8 @@ def test_a_mount_that_was_stopped(new_mount: NewMount) -> None:
         assert _next_fsync(writer) == str(errno.EROFS)
         with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
             (first.path / "another").mkdir()
+        refusal = first.run(first.umount_command())
+        assert (refusal.returncode, "taken over" in refusal.stderr) == (1, True), refusal.stderr
     second.remount()
     assert (second.path / "file").read_bytes() == b"by the second"
     assert sorted(os.listdir(second.path)) == ["file"]
