@@ -19,7 +19,9 @@ from backends.intercepted import Verb
 from backends.retrying import RetryingStorage, RetryPolicy
 from fusefs import committer, content
 from fusefs.errno_boundary import errno_of
-from fusefs.journal_format import Batch, encode
+from fusefs.errors import LeaseLost
+from fusefs.journal_format import Batch, Position, encode
+from fusefs.log_reader import LogReader
 from fusefs.publisher import PublishOptions
 from tests.core.history import History, state_of
 from tests.core.logs import batches
@@ -194,6 +196,24 @@ async def test_a_batch_whose_answer_is_lost_for_longer_than_it_is_asked_for(
         await history.write(handle, 0, b"more")
         await host.fsync(handle)
         assert history.acknowledged == len(history.states) - 1
+
+
+async def test_the_place_of_a_batch_in_doubt_is_taken_by_somebody_else(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Who took over has sealed the log there: it is not our own, and nothing is acknowledged any more."""
+    inner = SmallPartsStorage()
+    storage = FaultyStorage(inner)
+    async with open_tree(storage, tmp_path / "mount", LOG_ALONE) as tree:
+        handle = await tree.create("file")
+        storage.fail(Unavailable, verb=Verb.PUT)
+        with pytest.raises(Unavailable):
+            await tree.filesystem.fsync(handle)
+        assert await LogReader(inner).seal(Position(1, 1))
+        with pytest.raises(LeaseLost):
+            await tree.filesystem.fsync(handle)
+        with pytest.raises(LeaseLost):
+            await tree.create("another")
 
 
 @pytest.mark.parametrize("options", [LOG_ALONE, LOGGED], ids=["log alone", "published"])
