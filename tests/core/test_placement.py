@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
 from trio.testing import MockClock
 
 from backends.base import CREATE_ONLY, IfMatch
 from backends.memory import MemoryStorage
+from fusefs.change_log import NoLog
 from fusefs.content import Version
 from fusefs.placement import ROOT_MARKER
 from tests.core.tree import open_tree
@@ -167,3 +169,20 @@ async def test_an_upload_takes_the_name_that_its_file_has_lost(
         assert placement.next_key(file) == "new"
         assert not placement.is_departing("d/file")
         assert placement.obstacle(other, "d/file") is None
+
+
+@pytest.mark.parametrize("etag", ["same", "other"])
+async def test_the_log_is_told_whose_an_object_is_that_looks_as_another_did(
+    etag: str, autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a recovery would find in it what the one before had, and has left behind."""
+    in_use: list[Version] = []
+    monkeypatch.setattr(NoLog, "in_use", lambda log, version: in_use.append(version))
+    async with open_tree(MemoryStorage(), tmp_path) as tree:
+        await tree.write_file("before", b"")
+        await tree.write_file("after", b"")
+        before, after = await tree.find("before"), await tree.find("after")
+        tree.placement.place(before, Version("key", "same", 0))
+        tree.placement.place(after, Version("key", etag, 0))
+        assert before.version is None
+    assert in_use == ([Version("key", "same", 0)] if etag == "same" else [])
