@@ -395,17 +395,20 @@ class Filesystem:
         """Return a new handle. Nothing is listed before it is read: servers open directories to fsync them."""
         return self._handles.add(OpenDirectory(self._directory(number)))
 
-    async def readdir(self, handle: int, start: int, count: int) -> list[tuple[bytes, Inode | Outline, int]]:
+    async def readdir(
+        self, handle: int, start: int, count: int, *, rewound: bool = True
+    ) -> list[tuple[bytes, Inode | Outline, int]]:
         """Return up to `count` entries after position `start`, each with the position after it.
 
-        An empty answer means the end. Reading from position 0 takes the names anew, as rewinddir(3) asks for; of a
-        large directory the first come while the rest is still being listed. An entry that nobody has looked at is an
-        outline, unless the reader looks entries up: then attributes are fetched ahead, and come with the names.
-        Entries are not referred to by the kernel until `refer` says so.
+        An empty answer means the end. Reading from position 0 takes the names anew, as rewinddir(3) asks for, unless
+        it is not `rewound`: seekdir(3) leaves the positions that were told what they are. Of a large directory the
+        first come while the rest is still being listed. An entry that nobody has looked at is an outline, unless the
+        reader looks entries up: then attributes are fetched ahead, and come with the names. Entries are not referred
+        to by the kernel until `refer` says so.
         """
         opened = self._handles.get(handle, OpenDirectory)
         directory = opened.directory
-        if start == 0:
+        if start == 0 and (rewound or not opened.has_names):
             opened.names = await self._namespace.names(directory)
         elif directory.lookups_within != opened.lookups_seen and opened.ahead is None:
             opened.ahead = self._namespace.attributes_ahead(directory)

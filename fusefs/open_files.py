@@ -70,6 +70,11 @@ class OpenDirectory:
     #: What fetches attributes; None as long as no entry was looked up between two reads.
     ahead: Ahead | None = None
 
+    @property
+    def has_names(self) -> bool:
+        """Whether reading has begun."""
+        return not isinstance(self.names, _NoNames)
+
 
 _Handle = TypeVar("_Handle", OpenFile, OpenDirectory)
 

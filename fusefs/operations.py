@@ -222,7 +222,9 @@ class FuseOperations(pyfuse3.Operations):
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         """Positions 1 and 2 are behind `.` and `..`, of which the kernel keeps nothing and takes no reference."""
         dots = self._filesystem.dots(fh)
-        entries = await self._filesystem.readdir(fh, max(start_id - len(dots), 0), READDIR_BATCH)
+        entries = await self._filesystem.readdir(
+            fh, max(start_id - len(dots), 0), READDIR_BATCH, rewound=start_id == 0
+        )
         for position, (name, outline) in list(enumerate(dots, 1))[start_id:]:
             if not pyfuse3.readdir_reply(token, name, outlined_entry(outline), position):
                 return

@@ -228,3 +228,33 @@ async def test_readdir_stops_where_the_kernel_has_no_more_room(
     await operations.readdir(handle, replies[-1][1], token)
     assert len(replies) == 7, "the end"
     assert tree.root.lookups == 1, "the kernel takes no reference for dots"
+
+
+async def test_positions_stay_what_they_are_for_who_seeks_back_to_the_first(
+    tree: Tree, operations: FuseOperations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """seekdir(3) to the first entry or a dot is no rewinddir(3), which alone sees what has come and gone since."""
+    for name in ("b", "c", "d"):
+        await tree.close(await tree.create(name))
+    replies: list[tuple[bytes, int]] = []
+
+    def reply(token: object, name: bytes, entry: pyfuse3.EntryAttributes, position: int) -> bool:
+        replies.append((name, position))
+        return True
+
+    monkeypatch.setattr(pyfuse3, "readdir_reply", reply)
+    handle = await operations.opendir(ROOT, CONTEXT)
+
+    async def read(start: int) -> list[tuple[bytes, int]]:
+        replies.clear()
+        token: Any = object()
+        await operations.readdir(handle, start, token)
+        return list(replies)
+
+    assert await read(0) == [(b".", 1), (b"..", 2), (b"b", 3), (b"c", 4), (b"d", 5)]
+    await tree.unlink("b")
+    await tree.close(await tree.create("a"))
+    assert await read(1) == [(b"..", 2), (b"c", 4), (b"d", 5)]
+    assert await read(2) == [(b"c", 4), (b"d", 5)]
+    assert await read(4) == [(b"d", 5)]
+    assert await read(0) == [(b".", 1), (b"..", 2), (b"a", 3), (b"c", 4), (b"d", 5)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import mmap
 import os
@@ -222,6 +223,67 @@ def listing(do: Calls) -> None:
     do(lambda: len(os.listdir("d")))
 
 
+class _Entry(ctypes.Structure):
+    """struct dirent."""
+
+    _fields_ = (
+        ("ino", ctypes.c_ulong),
+        ("off", ctypes.c_long),
+        ("length", ctypes.c_ushort),
+        ("kind", ctypes.c_ubyte),
+        ("name", ctypes.c_char * 256),
+    )
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.opendir.restype = ctypes.c_void_p
+_libc.readdir.restype = ctypes.POINTER(_Entry)
+_libc.readdir.argtypes = _libc.rewinddir.argtypes = _libc.closedir.argtypes = [ctypes.c_void_p]
+_libc.telldir.restype = ctypes.c_long
+_libc.telldir.argtypes = [ctypes.c_void_p]
+_libc.seekdir.argtypes = [ctypes.c_void_p, ctypes.c_long]
+
+
+def _read_on(stream: int, count: int = 1_000_000) -> list[tuple[int, str]]:
+    """Return up to `count` of the next entries of a directory stream, dots included, each after its position."""
+    found: list[tuple[int, str]] = []
+    while len(found) < count:
+        position = _libc.telldir(stream)
+        entry = _libc.readdir(stream)
+        if not entry:
+            break
+        found.append((position, entry.contents.name.decode()))
+    return found
+
+
+def listing_positions(do: Calls) -> None:
+    """What telldir(3) has told leads back to the same entry, whatever has come and gone since, until rewinddir(3)."""
+    do(os.mkdir, "d")
+    for number in range(300):
+        os.close(os.open(f"d/{number:03}", os.O_CREAT))
+    stream = _libc.opendir(b"d")  # in an order that is the file system's, so only the answers can be the same
+    read = _read_on(stream, 100)
+    end = _libc.telldir(stream)
+    for _, name in read[::2]:
+        if name not in {".", ".."}:
+            os.unlink(f"d/{name}")
+            os.close(os.open(f"d/new {name}", os.O_CREAT))
+    lasting = {name for name in [".", "..", *os.listdir("d")] if not name.startswith("new")}
+    astray = []
+    for position, name in read[1:]:  # to the beginning would be rewinddir(3) for the kernel
+        _libc.seekdir(stream, position)
+        [(_, again)] = _read_on(stream, 1)
+        if (again == name) != (name in lasting):
+            astray.append((name, again))
+    do.aside(lambda: astray)
+    _libc.seekdir(stream, end)
+    rest = [name for _, name in read + _read_on(stream) if name in lasting]
+    do.aside(lambda: sorted(rest) == sorted(lasting))
+    _libc.rewinddir(stream)
+    do.aside(lambda: sorted(name for _, name in _read_on(stream)) == sorted([".", "..", *os.listdir("d")]))
+    _libc.closedir(stream)
+
+
 # Renames
 
 
@@ -366,6 +428,7 @@ ENTRIES: Final[dict[str, Scenario]] = {
         special_files,
         names,
         listing,
+        listing_positions,
         renames,
         renames_with_flags,
         renames_of_what_is_in_use,
