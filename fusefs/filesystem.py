@@ -255,7 +255,9 @@ class Filesystem:
     def _set_owner_and_mode(self, inode: Inode, changes: AttributeChanges, now_ns: int) -> None:
         if changes.mode is None and changes.uid is None and changes.gid is None:
             return
-        attributes = inode.attributes.changed(now_ns)
+        attributes = inode.attributes
+        if changes.size is None or not self._options.kernel_keeps_times:
+            attributes = attributes.changed(now_ns)  # else that was done where the kernel has done it
         if changes.mode is not None:
             attributes = replace(attributes, mode=attributes.kind | stat.S_IMODE(changes.mode))
         if changes.uid is not None:

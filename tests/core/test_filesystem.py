@@ -7,6 +7,7 @@ import math
 import os
 import stat
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,13 +213,17 @@ async def test_a_truncation_to_the_same_size_where_the_kernel_keeps_times(
     options = TreeOptions(filesystem=FilesystemOptions(kernel_keeps_times=True))
     async with open_tree(MemoryStorage(), tmp_path, options) as tree:
         await tree.write_file("f", b"content")
-        await tree.publish_all()
         inode = await tree.find("f")
+        await tree.filesystem.setattr(inode.number, AttributeChanges(mode=stat.S_ISUID | 0o755))
+        await tree.publish_all()
         before = inode.attributes
         await trio.sleep(1)
         await tree.filesystem.setattr(inode.number, AttributeChanges(size=7))
         assert inode.attributes == before
         assert not tree.publisher.pending_inodes()
+        without_set_id = AttributeChanges(size=7, mode=before.mode & ~stat.S_ISUID)
+        await tree.filesystem.setattr(inode.number, without_set_id)  # it was not the owner who asked
+        assert inode.attributes == replace(before, mode=stat.S_IFREG | 0o755)
         await tree.filesystem.setattr(inode.number, AttributeChanges(size=6))
         assert inode.attributes.mtime_ns > before.mtime_ns
 
