@@ -249,8 +249,8 @@ class Filesystem:
         }
         if given or changes == AttributeChanges():
             inode.attributes = replace(inode.attributes.changed(now_ns), **given)
-        if given and inode.linked:
-            self._changes.touched(inode)
+            if inode.linked:
+                self._changes.touched(inode)
 
     def _set_owner_and_mode(self, inode: Inode, changes: AttributeChanges, now_ns: int) -> None:
         if changes.mode is None and changes.uid is None and changes.gid is None:
