@@ -93,11 +93,15 @@ class InodeLoader:
             return None  # we have changed it ourselves meanwhile
         if not is_directory and (inode.version is None or info.etag != inode.version.etag):
             return None
+        if is_directory and inode.state.storing == (key, info.metadata):
+            # Nobody else has written it; what has happened inside since is told by no object.
+            inode.stored_at_ns = info.last_modified_ns
+            return Version(key, info.etag, info.size)
         if not is_directory or "mode" in (info.metadata or {}):
             found = self.attributes_of(info, directory=is_directory)
             inode.attributes = replace(found, mode=before.kind | stat.S_IMODE(found.mode))
         if is_directory and not inode.stored_at_ns:
-            # This mount wrote it, and what has happened inside since is told by no object.
+            # This mount wrote it before they did, and neither tells what has happened inside since.
             inode.attributes = replace(
                 inode.attributes,
                 mtime_ns=max(inode.attributes.mtime_ns, before.mtime_ns),

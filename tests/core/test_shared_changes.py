@@ -119,3 +119,21 @@ async def test_times_of_a_directory_do_not_go_back(autojump_clock: MockClock, tm
         directory.is_doubtful = True
         assert (await tree.find("d")).attributes == moved
         assert not directory.is_doubtful
+
+
+async def test_times_in_the_future_that_a_change_inside_has_replaced(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """The marker still has them, and nobody else has written it."""
+    async with open_tree(MemoryStorage(), tmp_path, SHARED) as tree:
+        await tree.mkdir("d")
+        directory = await tree.find("d")
+        tree.filesystem.refer(directory)
+        await tree.filesystem.setattr(directory.number, AttributeChanges(mode=0o700, mtime_ns=1 << 62))
+        await tree.write_file("d/f", b"bytes")
+        moved = directory.attributes
+        for _ in range(3):
+            await trio.sleep(INTERVAL)
+            assert await tree.names("d") == ["f"]
+            assert await tree.find("d") is directory
+            assert directory.attributes == moved
