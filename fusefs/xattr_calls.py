@@ -15,6 +15,7 @@ from fusefs import extended_attributes
 from fusefs.clock import Clock
 from fusefs.errors import (
     FilesystemError,
+    InvalidArgument,
     NoRoomForAttributes,
     NoSuchAttribute,
     NotSupportedHere,
@@ -121,6 +122,8 @@ class XattrCalls:
 
 
 def _check_namespace(name: bytes) -> None:
+    if name in extended_attributes.NAMESPACES:
+        raise InvalidArgument(f"{name!r} is the beginning of a name, and none")
     if not name.startswith(extended_attributes.NAMESPACES):
         raise NotSupportedHere(f"no file here has {name!r}")
 

@@ -74,6 +74,9 @@ def test_each_error(mount: Mount) -> None:
     assert error_of(lambda: os.setxattr(path, "system.posix_acl_access", b"\2\0\0\0")) == "ENOTSUP"
     assert error_of(lambda: os.getxattr(path, "system.posix_acl_access")) == "ENOTSUP"
     assert error_of(lambda: os.setxattr(path, "other", b"")) == "ENOTSUP"
+    assert error_of(lambda: os.setxattr(path, "user.", b"")) == "EINVAL"
+    assert error_of(lambda: os.getxattr(path, "security.")) == "EINVAL"
+    assert error_of(lambda: os.removexattr(path, "trusted.")) == "EINVAL"
     (mount.path / "link").symlink_to("file")
     assert error_of(lambda: os.setxattr(mount.path / "link", "user.a", b"", follow_symlinks=False)) == "EPERM"
     os.removexattr(path, "user.a")
