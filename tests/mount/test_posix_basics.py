@@ -98,12 +98,17 @@ def test_directories_exist_on_their_own(mount: Mount) -> None:
     (mount.path / "empty").mkdir()
     (mount.path / "full").mkdir()
     (mount.path / "full" / "file").touch()
+    (mount.path / "full" / "below").mkdir()
+    assert (mount.path / "full").stat().st_nlink == 3
     mount.remount()
+    assert (mount.path / "full").stat().st_nlink == 1, "which find(1) and others take for unknown"
     assert sorted(os.listdir(mount.path)) == ["empty", "full"]
     with pytest.raises(OSError, match="not empty") as refused:
         (mount.path / "full").rmdir()
     assert refused.value.errno == errno.ENOTEMPTY
     (mount.path / "empty").rmdir()
+    assert sorted(os.listdir(mount.path / "full")) == ["below", "file"]
+    assert (mount.path / "full").stat().st_nlink == 3
     mount.remount()
     assert os.listdir(mount.path) == ["full"]
 
@@ -353,6 +358,24 @@ def _sizes_below(directory: Path) -> list[int]:
             status = path.stat()
             sizes += [status.st_size] if stat.S_ISREG(status.st_mode) else []
     return sizes
+
+
+def test_what_the_kernel_does_not_let_a_mount_do(new_mount: NewMount) -> None:
+    """No file without a name, no device, and no rights by set-ID bits, which are kept all the same."""
+    path = new_mount("memory://", "--allow-other").mount().path
+    with pytest.raises(OSError, match=os.strerror(errno.EOPNOTSUPP)):
+        os.open(path, os.O_TMPFILE | os.O_RDWR)
+    os.mknod(path / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    with pytest.raises(PermissionError) as refused:
+        os.open(path / "null", os.O_RDWR)
+    assert refused.value.errno == errno.EACCES
+    assert (path / "null").stat().st_rdev == os.makedev(1, 3)
+    program = path / "id"
+    shutil.copy("/usr/bin/id", program)
+    os.chown(program, 1234, 1234)
+    program.chmod(0o6755)
+    assert subprocess.check_output(["./id", "-u"], cwd=path, user=4321).strip() == b"4321"
+    assert stat.S_IMODE(program.stat().st_mode) == 0o6755
 
 
 def test_statfs_promises_room(mount: Mount) -> None:
