@@ -21,8 +21,9 @@ from tests.support.posix_calls import ROOT, SOMEBODY, Seen, User, look_below, ru
 from tests.support.posix_descriptors import DESCRIPTORS
 from tests.support.posix_entries import ENTRIES
 from tests.support.posix_permissions import PERMISSIONS
+from tests.support.posix_random import RANDOM
 
-SCENARIOS = ENTRIES | ATTRIBUTES | PERMISSIONS | DESCRIPTORS
+SCENARIOS = ENTRIES | ATTRIBUTES | PERMISSIONS | DESCRIPTORS | RANDOM
 
 
 @pytest.fixture

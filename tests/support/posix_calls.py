@@ -47,17 +47,20 @@ SOMEBODY: Final = User(uid=1234, gid=1234, groups=(2345,))
 
 @contextlib.contextmanager
 def acting_as(user: User) -> Iterator[None]:
-    """Make file system calls of this process those of `user`, for the block; only root can."""
-    groups = os.getgroups()
-    os.setgroups(user.groups)
-    os.setegid(user.gid)
-    os.seteuid(user.uid)
+    """Make file system calls of this process those of `user`, for the block; only what root has started can."""
+    before = User(uid=os.geteuid(), gid=os.getegid(), groups=tuple(os.getgroups()))
+    _become(user)
     try:
         yield
     finally:
-        os.seteuid(0)
-        os.setegid(0)
-        os.setgroups(groups)
+        _become(before)
+
+
+def _become(user: User) -> None:
+    os.seteuid(0)
+    os.setgroups(user.groups)
+    os.setegid(user.gid)
+    os.seteuid(user.uid)
 
 
 @dataclass(frozen=True, slots=True)
