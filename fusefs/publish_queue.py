@@ -65,8 +65,9 @@ class PublishQueue:
         self.parked: list[Inode] = []
         #: Who waits for the end of a source.
         self.waiting_for_source: dict[Inode, None] = {}
-        #: Who waits for the object of a new directory, by that.
-        self.waiting_below: dict[Inode, list[Inode]] = {}
+        #: Who waits for the object of a new directory, by that; and the other way round.
+        self.waiting_below: dict[Inode, dict[Inode, None]] = {}
+        self._waits_below: dict[Inode, Directory] = {}
         #: Those that are on their way, and the keys that nobody else may change meanwhile.
         self.running: dict[Inode, set[str]] = {}
 
@@ -205,7 +206,8 @@ class PublishQueue:
 
     def wait_below(self, directory: Directory, inode: Inode) -> None:
         """Set a due inode aside until a new directory above has its object, or cannot have it for now."""
-        self.waiting_below.setdefault(directory, []).append(inode)
+        self.waiting_below.setdefault(directory, {})[inode] = None
+        self._waits_below[inode] = directory
 
     def put_off(self, inode: Inode, until: float) -> bool:
         """Schedule a due inode anew, if that time has not come yet; return whether that is so."""
@@ -227,11 +229,18 @@ class PublishQueue:
         self._wake.set()
 
     def look_again_at(self, inode: Inode) -> None:
-        """Let an inode that waits for the end of a source have another look: it may be elsewhere by now."""
+        """Let an inode that waits for a source or a directory above have another look: it has another name, or none.
+
+        The directory may be below it by now, and wait for it.
+        """
         if inode in self.waiting_for_source:
             del self.waiting_for_source[inode]
-            self.ready.append(inode)
-            self._wake.set()
+        elif inode in self._waits_below:
+            del self.waiting_below[self._waits_below.pop(inode)][inode]
+        else:
+            return
+        self.ready.append(inode)
+        self._wake.set()
 
     def let_go_of_sources(self) -> None:
         """Let everybody who waits for the end of a source have another look."""
@@ -240,7 +249,10 @@ class PublishQueue:
 
     def let_go_below(self, directory: Inode) -> None:
         """Let those have another look who wait for the object of a directory."""
-        self.ready.extendleft(reversed(self.waiting_below.pop(directory, [])))
+        waiting = list(self.waiting_below.pop(directory, ()))
+        for inode in waiting:
+            del self._waits_below[inode]
+        self.ready.extendleft(reversed(waiting))
 
     # Who is on its way
 

@@ -271,7 +271,7 @@ class Turns:
         found = [*inodes]
         seen = {*inodes}
         for blocking in found:
-            new = [*waiting[blocking], *(self._queue.waiting_below.get(blocking, []) if below else [])]
+            new = [*waiting[blocking], *(self._queue.waiting_below.get(blocking, ()) if below else ())]
             found += [each for each in dict.fromkeys(new) if each not in seen]
             seen.update(new)
         return found[len(inodes) :]

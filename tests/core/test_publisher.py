@@ -520,6 +520,7 @@ async def test_nothing_is_kept_of_what_was_published(autojump_clock: MockClock, 
             queue.parked,
             queue.running,
             queue.waiting_below,
+            queue._waits_below,
             queue.ready,
         ):
             assert not kept
@@ -974,3 +975,29 @@ async def test_without_a_log_nothing_waits_for_the_end_of_a_burst(
     async with open_tree(faulty, tmp_path) as tree:
         made = await _make_files(tree, MAX_SECONDS - 1)
         assert len(await stored(faulty)) >= made - 10
+
+
+@pytest.mark.parametrize("is_logged", [True, False], ids=["log", "no log"])
+async def test_new_directories_that_change_places_while_they_wait_for_each_other(
+    is_logged: bool, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """`inner` waits for `outer`, and that for `d`; then `outer` is moved into `inner`, and would wait for it."""
+    faulty = FaultyStorage(MemoryStorage())
+    async with open_tree(faulty, tmp_path, TreeOptions(logged=is_logged)) as tree:
+        gate = faulty.hold(Verb.PUT, key="d/")
+        for path in ("d", "d/outer", "d/outer/inner"):
+            await tree.mkdir(path)
+        await tree.write_file("d/outer/inner/file", b"bytes")
+        await gate.reached.wait()
+        await trio.sleep(1)
+        await tree.rename("d/outer/inner", "inner")
+        await tree.rename("d/outer", "inner/outer")
+        await tree.rename("inner", "d/inner")
+        gate.open()
+        await tree.publish_all()
+        assert await stored(faulty) == {
+            "d/": b"",
+            "d/inner/": b"",
+            "d/inner/file": b"bytes",
+            "d/inner/outer/": b"",
+        }

@@ -234,6 +234,7 @@ NAMES: Final = (
     "advance",
     "look",
     "look_again",
+    "moved",
     "sources",
     "end",
     "fail",
@@ -279,6 +280,8 @@ def _do(queue: PublishQueue, time: Time, name: str, inode: Inode, directory: Ino
             _look_at(queue, time, queue.take_ready(), directory, how)
         case "look_again":
             queue.look_again()
+        case "moved":
+            queue.look_again_at(inode)
         case "sources":
             queue.let_go_of_sources()
         case "end" if inode in queue.running:
