@@ -3,7 +3,7 @@
 Pure decisions over byte ranges. A part that is not the last has at least the minimum size, so a small change in the
 middle of an object cannot be uploaded alone: clean bytes beside it go up with it (*widening*), and a clean range
 that is too short to be a part, or would be after its neighbours took from it, cannot be copied. `_choose_copies`
-finds the clean ranges to copy such that the fewest bytes go up and, among equals, in the fewest parts.
+finds the clean ranges to copy such that the fewest bytes go up and, among equals, in the fewest requests.
 
 Of the clean ranges only the longest are looked at, as many as 10,000 parts could copy, so the time is bounded however
 fragmented a file is. Where it still needs more parts, the shortest of these are uploaded with their neighbours: how
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final, NamedTuple, TypeAlias
 
 from backends.base import S3_LIMITS, Limits
@@ -174,7 +175,7 @@ def _choose_copies(sources: Sequence[Extent], size: int, limits: Limits) -> list
         (chain for frontier in frontiers[-_REACH:] for chain in frontier),
         key=lambda chain: (chain.uploaded + size - chain.source.end, chain.parts + (chain.source.end < size)),
     )
-    return _copies(last)
+    return _copies(last, limits)
 
 
 def _extended(chain: _Chain, source: Extent, minimum: int) -> _Chain:
@@ -207,14 +208,28 @@ def _undominated(chains: Iterable[_Chain]) -> list[_Chain]:
     return kept
 
 
-def _copies(chain: _Chain) -> list[Extent]:
-    copies = []
-    end = chain.source.end
+def _copies(chain: _Chain, limits: Limits) -> list[Extent]:
+    """Return what a chain copies, in the fewest requests: its uploads take nothing that spares none.
+
+    What an upload lacks to a minimum part was taken from the copy before it. Where the one behind it is longer than
+    one request copies, it gives of that what costs the first no further one. (One request more or less in one place is
+    never worth two in another, so each place is decided by itself.)
+    """
+    links = []
     while chain.previous is not None:
-        copies.append(Extent(chain.start, end))
-        end, chain = chain.previous_end, chain.previous
-    copies.reverse()
-    return copies
+        links.append(chain)
+        chain = chain.previous
+    links.reverse()
+    copies = []
+    start = links[0].start if links else 0
+    for link, following in pairwise(links):
+        end, given_back = following.previous_end, 0
+        if following.source.length > limits.max_copy_size:  # and so it remains long enough for a part
+            room = -(end - start) % limits.max_copy_size
+            given_back = min(link.source.end - end, room)
+        copies.append(Extent(start, end + given_back))
+        start = following.start + given_back
+    return [*copies, Extent(start, links[-1].source.end)] if links else []
 
 
 def _parts_around(copies: Sequence[Extent], size: int, sizes: PartSizes) -> Iterator[Piece]:
