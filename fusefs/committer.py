@@ -21,8 +21,8 @@ from __future__ import annotations
 import logging
 import math
 import secrets
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -329,7 +329,8 @@ class Committer:
                 self._requested = trio.Event()
                 try:
                     await self._gather()
-                    await self._send(nursery)
+                    async with _flushed(self._streams_to_flush()):
+                        await self._send(nursery)
                     self._capture_failure = None
                 except OSError as error:
                     _log.error("what is to be committed cannot be read: %s", error)
@@ -352,8 +353,6 @@ class Committer:
         self._busy_before = self._waiting > 1
 
     async def _send(self, nursery: trio.Nursery) -> None:
-        if self._exceeds_a_batch(math.inf) and not self._is_on_disk:
-            await self._flush_streams()
         ahead = told = 0
         # Whoever renames a large directory again and again must not keep the last batch from coming.
         enough = 2 * (len(self._unlogged) + len(self._unlogged_leftovers)) + HEADS_SIZE // HEAD_SIZE
@@ -376,12 +375,21 @@ class Committer:
         self._ahead.clear()
         self._look_for_end()  # what came and went may have been all that there was
 
-    async def _flush_streams(self) -> None:
-        """Let files that go up as streams have all their full parts in the bucket, which need not be carried then."""
-        async with trio.open_nursery() as nursery:
-            for inode in self._unlogged:
-                if isinstance(inode, File) and bytes_to_carry(inode):
-                    nursery.start_soon(_flush_stream, inode)
+    def _streams_to_flush(self) -> list[File]:
+        """Return the files that go up as streams of which full parts can be in the bucket first, and not in the log.
+
+        That is a request before the log's own, for what spares it a part, or a batch.
+        """
+        if self._is_on_disk:
+            return []
+        is_too_much = self._exceeds_a_batch(math.inf)
+        return [
+            inode
+            for inode in self._unlogged
+            if isinstance(inode, File)
+            and inode.content.flush is not None
+            and bytes_to_carry(inode) >= (1 if is_too_much else inode.content.flush.part_size)
+        ]
 
     def _to_tell(self) -> Iterator[Inode]:
         """Yield what the next batch has to tell of, if there is room for it."""
@@ -604,13 +612,28 @@ def _is_found_by_its_name(inode: Inode) -> bool:
     return all(key.startswith(RESERVED_PREFIX) or key.removesuffix("/") == name for key, _ in attempts)
 
 
-async def _flush_stream(file: File) -> None:
-    """Have a stream's full parts in the bucket, while its writers wait: or else they may never be all there."""
-    content = file.content
-    if content.flush is None:
+@asynccontextmanager
+async def _flushed(streams: Sequence[File]) -> AsyncIterator[None]:
+    """Have the full parts of streams in the bucket, and let their writers wait to the end of the block.
+
+    Or else the parts would never be all there, and what is written until the capture would be in none of them.
+    """
+    if not streams:
+        yield
         return
-    content.hold_writers()
+    for file in streams:
+        file.content.hold_writers()
     try:
-        await content.flush.ask()
+        async with trio.open_nursery() as nursery:
+            for file in streams:
+                nursery.start_soon(_flush, file)
+        yield
     finally:
-        content.release_writers()
+        for file in streams:
+            file.content.release_writers()
+
+
+async def _flush(file: File) -> None:
+    """Have a stream send its full parts. Which flush that is, is looked up now: a stream has a new one each time."""
+    if file.content.flush is not None:
+        await file.content.flush.ask()

@@ -39,6 +39,8 @@ class Flush:
 
     #: Wakes the stream.
     wake: trio.Event
+    #: Bytes of the part that comes next: whoever lacks fewer has nothing to wait for.
+    part_size: int
     asked: bool = False
     done: trio.Event = field(default_factory=trio.Event)
 

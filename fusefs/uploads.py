@@ -136,7 +136,7 @@ class _Stream:
         """Send parts as they fill, until `finish` is called; who has asked for a flush then waits for the rest."""
         while self._mode is None:
             self._changed = trio.Event()
-            flush = self._content.flush = Flush(self._changed)
+            flush = self._content.flush = Flush(self._changed, writer.next_part_size)
             await self._feed_full_parts(writer, LAG)
             await self._changed.wait()
             if flush.asked and self._mode is None:
