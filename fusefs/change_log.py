@@ -66,6 +66,9 @@ class ChangeLog(Protocol):
     def is_behind(self, inode: Inode) -> bool:
         """Return whether the inode has changed since the last batch."""
 
+    def has(self, inode: Inode) -> bool:
+        """Return whether the inode as it is now, but for times alone, is durable for certain."""
+
     def tells_of(self, inode: Inode) -> bool:
         """Return whether a reader of the log may find the inode in it, now or soon."""
 
@@ -127,6 +130,9 @@ class NoLog:
         pass
 
     def is_behind(self, inode: Inode) -> bool:
+        return False
+
+    def has(self, inode: Inode) -> bool:
         return False
 
     def tells_of(self, inode: Inode) -> bool:

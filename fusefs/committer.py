@@ -264,6 +264,11 @@ class Committer:
         self._note_moved()
         return self._unlogged.get(inode, False)
 
+    def has(self, inode: Inode) -> bool:
+        """As `ChangeLog`."""
+        told = inode.told_at
+        return told is not None and told <= (self._epoch, self._confirmed) and not self.is_behind(inode)
+
     def tells_of(self, inode: Inode) -> bool:
         """As `ChangeLog`. What is needed of the log is not before the cutoff, and so neither is what was told last."""
         self._note_moved()

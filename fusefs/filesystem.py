@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from backends.base import Data
-from backends.errors import StorageError
+from backends.errors import StorageError, is_outage
 from fusefs.attributes import Attributes, fresh
 from fusefs.change_log import ChangeLog
 from fusefs.clock import Clock
@@ -29,6 +29,7 @@ from fusefs.errors import (
     FileTooLarge,
     InvalidArgument,
     IsADirectory,
+    LeaseLapsed,
     NoSuchInode,
     NotADirectory,
     ReadOnlyFilesystem,
@@ -362,12 +363,17 @@ class Filesystem:
         return None
 
     async def flush(self, handle: int) -> None:
-        """Come once per close(2) of a descriptor. Raises a failure that is not made good yet."""
+        """Come once per close(2) of a descriptor. Raises a failure that is not made good yet.
+
+        That of an outage is, once the log has the file: whoever was told so by fsync has lost nothing.
+        """
         opened = self._handles.get(handle, OpenFile)
         if opened.writable and (self._options.shared or self._options.wait_on_close):
             await self._publisher.publish(opened.file)
-        elif opened.writable and opened.file.state.failure is not None:
-            raise opened.file.state.failure
+        elif opened.writable and (failure := opened.file.state.failure) is not None:
+            was_away = isinstance(failure, LeaseLapsed) or is_outage(failure)
+            if not (was_away and self._log.has(opened.file)):
+                raise failure
 
     async def release(self, handle: int) -> None:
         """Come once per open(2), when its last descriptor is closed."""
