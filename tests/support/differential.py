@@ -433,6 +433,8 @@ class Differential(RuleBasedStateMachine):
             self.arena.weather.is_bad = False
         for handle in self.twins.handles:
             wait_until(lambda handle=handle: is_synced(handle.mounted), "the end of an outage", seconds=60)  # type: ignore[misc]
+        # What the last attempts to publish have met is an error of a close until the next ones.
+        wait_until(lambda: self.arena.mount.failing() == 0, "the publications after an outage", seconds=60)
 
     def _write_in_outage(self, handle: Handle, offset: int, data: bytes) -> None:
         """Write on the plain side what the mount takes: it may have to read the rest of a page."""

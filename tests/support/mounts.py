@@ -7,6 +7,7 @@ never left to the test: `discard` takes away whatever is still there.
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import re
 import shutil
@@ -169,6 +170,13 @@ class Mount:
             self._foreground.communicate(timeout=COMMAND_SECONDS)
             self._foreground = None
         wait_until(lambda: not list(self._daemons()), "the end of the daemon")
+
+    def failing(self) -> int:
+        """Return of how many changes the last attempt to publish has failed."""
+        done = self.run([sys.executable, "-m", "fusefs", "status", "--json", str(self.path)])
+        assert done.returncode == 0, f"fusefs status: {done.stderr}"
+        said: dict[str, dict[str, int]] = json.loads(done.stdout)
+        return said["unpublished"]["failing"]
 
     def peak_memory(self) -> int:
         """Return the most bytes of memory that the daemon has had (VmHWM)."""

@@ -97,6 +97,7 @@ VARIANTS: Final[Mapping[str, Variant]] = MappingProxyType(
         "outages": Variant(
             about="the store is away for some steps, for longer than it is waited for",
             mount={"retry_timeout": "1 s", "cache_size": "256 MiB"},
+            program="tests.support.hasty_mount",
             has_outages=True,
         ),
     }
