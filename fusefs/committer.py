@@ -21,8 +21,8 @@ from __future__ import annotations
 import logging
 import math
 import secrets
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -39,6 +39,7 @@ from fusefs.journal_format import CONTINUED, InUseRecord, LeftoverRecord, Positi
 from fusefs.keys import RESERVED_PREFIX
 from fusefs.lease import Lease
 from fusefs.moves import Moves
+from fusefs.stream_flush import flushed, part_size
 
 _log = logging.getLogger(__name__)
 
@@ -334,7 +335,7 @@ class Committer:
                 self._requested = trio.Event()
                 try:
                     await self._gather()
-                    async with _flushed(self._streams_to_flush()):
+                    async with flushed(self._streams_to_flush()):
                         await self._send(nursery)
                     self._capture_failure = None
                 except OSError as error:
@@ -381,7 +382,7 @@ class Committer:
         self._look_for_end()  # what came and went may have been all that there was
 
     def _streams_to_flush(self) -> list[File]:
-        """Return the files that go up as streams of which full parts can be in the bucket first, and not in the log.
+        """Return the files of which full parts can be in the bucket first, and not in the log, if they are streams.
 
         That is a request before the log's own, for what spares it a part, or a batch.
         """
@@ -391,9 +392,7 @@ class Committer:
         return [
             inode
             for inode in self._unlogged
-            if isinstance(inode, File)
-            and inode.content.flush is not None
-            and bytes_to_carry(inode) >= (1 if is_too_much else inode.content.flush.part_size)
+            if isinstance(inode, File) and bytes_to_carry(inode) >= (1 if is_too_much else part_size(inode))
         ]
 
     def _to_tell(self) -> Iterator[Inode]:
@@ -615,30 +614,3 @@ def _is_found_by_its_name(inode: Inode) -> bool:
     attempts = state.in_doubt if state.storing is None else [*state.in_doubt, state.storing]
     name = inode.path_key
     return all(key.startswith(RESERVED_PREFIX) or key.removesuffix("/") == name for key, _ in attempts)
-
-
-@asynccontextmanager
-async def _flushed(streams: Sequence[File]) -> AsyncIterator[None]:
-    """Have the full parts of streams in the bucket, and let their writers wait to the end of the block.
-
-    Or else the parts would never be all there, and what is written until the capture would be in none of them.
-    """
-    if not streams:
-        yield
-        return
-    for file in streams:
-        file.content.hold_writers()
-    try:
-        async with trio.open_nursery() as nursery:
-            for file in streams:
-                nursery.start_soon(_flush, file)
-        yield
-    finally:
-        for file in streams:
-            file.content.release_writers()
-
-
-async def _flush(file: File) -> None:
-    """Have a stream send its full parts. Which flush that is, is looked up now: a stream has a new one each time."""
-    if file.content.flush is not None:
-        await file.content.flush.ask()
