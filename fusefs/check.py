@@ -33,10 +33,7 @@ from fusefs.object_writer import CONFLICTS_PREFIX
 from fusefs.placement import DETOURS_PREFIX, ORPHANS_PREFIX, ROOT_MARKER
 from fusefs.stored_lease import DISK_KEY, LEASE_KEY, FoundLease, look
 from fusefs.tree_index import CRASH_KEY, INDEX_PREFIX
-from fusefs.upload_notes import NOTES_PREFIX
-
-PROBES_PREFIX: Final = f"{RESERVED_PREFIX}probe/"
-"""Where `probe` of the seam writes trial objects."""
+from fusefs.upload_notes import NOTES_PREFIX, TRIALS_PREFIX
 
 
 class Kind(enum.Enum):
@@ -74,7 +71,7 @@ _LEFT_BY_MOUNTS: Final = {
         "a file that was removed while it was open; needed until its mount has ended",
     ),
     DETOURS_PREFIX: (Kind.LEFTOVER, "a file on its way to another name; its mount did not finish"),
-    PROBES_PREFIX: (Kind.LEFTOVER, "a trial object of a mount that was beginning"),
+    TRIALS_PREFIX: (Kind.LEFTOVER, "a trial object of a mount that was beginning"),
     NOTES_PREFIX: (Kind.LEFTOVER, "says which uploads a mount has under way; needed until they have ended"),
     DAMAGED_PREFIX: (Kind.LEFTOVER, "set aside by `fusefs recover`; nothing reads it any more"),
 }

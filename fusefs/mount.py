@@ -41,7 +41,7 @@ from fusefs.status import LastComplaint, Requests, Status, document, identity_of
 from fusefs.stores import OpenStore, open_store
 from fusefs.term import log_place, open_term
 from fusefs.upload_notes import Writer, open_notes
-from fusefs.upload_orphans import abort_orphans, find_orphans
+from fusefs.upload_orphans import abort_orphans, clear_trials, find_orphans
 
 _log = logging.getLogger(__name__)
 
@@ -96,6 +96,8 @@ async def run_mount(config: Config, on_ready: Callable[[], None], tell: Callable
                 ):
                     # Only now: the log may have needed some of them.
                     nursery.start_soon(abort_orphans, store.storage, orphans)
+                    if not config.mount.read_only:
+                        nursery.start_soon(clear_trials, store.storage)
                     front.session = _Session(
                         config, tree, cache, store, term.lease if term else None, control, front.began_at
                     )

@@ -27,6 +27,9 @@ from fusefs.keys import RESERVED_PREFIX
 
 _log = logging.getLogger(__name__)
 
+TRIALS_PREFIX: Final = f"{RESERVED_PREFIX}probe/"
+"""Where `probe` of the seam tries what the store can do, an upload included, before there are notes."""
+
 NOTES_PREFIX: Final = f"{RESERVED_PREFIX}uploads/"
 
 BEAT_SECONDS: Final = 300.0

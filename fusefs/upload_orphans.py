@@ -8,6 +8,9 @@ without a lock. Others are watched: a note that has stayed the same for `WATCHED
 has nobody. Should that be wrong, because a mount was stopped for so long, it begins its upload anew. What keeps a log
 may refer to uploads in it, so a mount without one ends only those of shared mounts.
 
+What a mount tries at its very beginning (`probe`) is not noted. It takes seconds, so what is there for longer is
+nobody's (`clear_trials`).
+
 An upload without an id in its note is one that began, perhaps, just before the mount died. It is looked for under its
 very key, among those that no other note can mean and that began after it was noted, by the clock of the store: the
 store's time of the note, and the note's own word how long before that it was. Where there are several, each is left:
@@ -18,6 +21,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -25,12 +29,15 @@ import trio
 
 from backends.base import ObjectInfo, ObjectStorage, UploadInfo, iterate_pages
 from backends.errors import NotFound, PreconditionFailed, StorageError, UploadNotFound
-from fusefs.upload_notes import BEAT_SECONDS, NOTES_PREFIX, NotedUpload, UploadNote, Writer
+from fusefs.upload_notes import BEAT_SECONDS, NOTES_PREFIX, TRIALS_PREFIX, NotedUpload, UploadNote, Writer
 
 _log = logging.getLogger(__name__)
 
 WATCHED_SECONDS: Final = 3 * BEAT_SECONDS
 """So that one beat may be lost."""
+
+TRIAL_SECONDS: Final = 120.0
+"""Many times what a trial takes, with its patience for a store that does not answer."""
 
 BEGUN_AFTER_SECONDS: Final = 600.0
 """How long after it was noted an upload may have begun: an outage lies in between at most."""
@@ -158,3 +165,27 @@ async def _abort(storage: ObjectStorage, key: str, upload_id: str) -> None:
     except UploadNotFound:
         return
     _log.info("aborted an earlier mount's upload of %r", key)
+
+
+async def clear_trials(storage: ObjectStorage) -> None:
+    """Remove what is left of trials: a mount has died meanwhile, or the store did not answer. Raises nothing."""
+    try:
+        uploads, objects = await _trials(storage)
+        if not (uploads or objects):
+            return
+        await trio.sleep(TRIAL_SECONDS)
+        uploads_now, objects_now = await _trials(storage)
+        for key, upload_id in uploads & uploads_now:
+            await _abort(storage, key, upload_id)
+        for key, etag in objects & objects_now:
+            with suppress(NotFound, PreconditionFailed):
+                await storage.delete(key, if_match=etag)
+    except StorageError as error:
+        _log.info("what is left of trials stays: %s", error)
+
+
+async def _trials(storage: ObjectStorage) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
+    """Return the uploads, by key and id, and the objects, by key and ETag."""
+    uploads = {(each.key, each.upload_id) for each in await storage.list_multipart_uploads(TRIALS_PREFIX)}
+    pages = iterate_pages(storage, TRIALS_PREFIX)
+    return uploads, {(each.key, each.etag) async for page in pages for each in page.objects}

@@ -18,13 +18,14 @@ from backends.retrying import RetryingStorage
 from fusefs.upload_notes import (
     BEAT_SECONDS,
     NOTES_PREFIX,
+    TRIALS_PREFIX,
     NotedUpload,
     UploadNote,
     UploadNotes,
     Writer,
     open_notes,
 )
-from fusefs.upload_orphans import WATCHED_SECONDS, abort_orphans, find_orphans
+from fusefs.upload_orphans import TRIAL_SECONDS, WATCHED_SECONDS, abort_orphans, clear_trials, find_orphans
 from tests.core.mortal import Death, MortalStorage
 from tests.core.tree import TreeOptions, open_tree, stored
 from tests.support.faulty import FaultyStorage
@@ -266,3 +267,27 @@ async def test_uploads_that_the_log_refers_to(tmp_path: Path, autojump_clock: Mo
         assert await heir.read_file("needed") == content
         await heir.publish_all()
     assert await _keys(store) == []
+
+
+async def test_what_is_left_of_trials_is_removed(autojump_clock: MockClock) -> None:
+    """Not those of a mount that is trying at the moment, nor what is elsewhere."""
+    store = MemoryStorage()
+    left, trying = f"{TRIALS_PREFIX}left/object", f"{TRIALS_PREFIX}trying/object"
+    for key in ("file", left):
+        await store.put(key, b"")
+        await store.create_multipart(key)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(clear_trials, store)
+        await trio.sleep(TRIAL_SECONDS - 1)
+        await store.create_multipart(trying)
+        await store.put(trying, b"")
+    assert await _keys(store) == [trying, "file"]
+    assert sorted(await stored(store, ours=True)) == [trying, "file"]
+
+
+async def test_a_store_that_lists_no_uploads_keeps_trials(autojump_clock: MockClock) -> None:
+    faulty = FaultyStorage(MemoryStorage())
+    await faulty.put(f"{TRIALS_PREFIX}left/object", b"")
+    faulty.fail(AccessDenied, verb=Verb.LIST_MULTIPART_UPLOADS, times=2)
+    await clear_trials(faulty)
+    assert len(await stored(faulty, ours=True)) == 1
