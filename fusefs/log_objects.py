@@ -53,7 +53,7 @@ class LogObjects:
     async def find(self, replayed: Replayed) -> list[OwnObject]:
         """Return the objects that are the inode's own, the newest first. Raises what the store raises."""
         found = await self._look_under(replayed, _names(replayed))
-        if not found and replayed.versions:
+        if not found and (replayed.versions or replayed.upload_keys):
             log_id = replayed.last.log_id
             found = await self._look_under(replayed, [detour_key(replayed), f"{ORPHANS_PREFIX}{log_id}"])
         at_home = _keys_of(replayed, [replayed.last.path] if replayed.last.path is not None else [])

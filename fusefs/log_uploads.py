@@ -4,7 +4,8 @@ An upload can become an object under one key only. What is under that key alread
 object of the same file is replaced, and what it has behind the parts is carried over. One that belongs to nobody any
 more is replaced. One of another inode, which has left that name and whose object had not followed yet, is moved out
 of the way, to where the mount looks for it. And one that somebody else has put there is kept under
-`.fusefs/conflicts/`. Each is there as a copy before it is replaced, so a recovery may end at any moment.
+`.fusefs/conflicts/`; where the file has another name by now, they get it back. Each is there as a copy before it is
+replaced, so a recovery may end at any moment.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from fusefs.content import Version
 from fusefs.errors import BatchDamaged, LogDamaged
 from fusefs.extents import ExtentSet
 from fusefs.journal_format import StoredPart, StoredVersion, UploadReference, batch_key
-from fusefs.log_objects import OwnObject, detour_key, marked, version_of
+from fusefs.log_objects import OwnObject, detour_key, key_of, marked, version_of
 from fusefs.log_reader import NOWHERE
 from fusefs.object_copy import copy_object
 from fusefs.object_writer import conflict_key
@@ -66,9 +67,16 @@ class LogUploads:
         if upload is None or (_has_become_object(replayed, found) and not await self._is_under_way(upload)):
             return
         replaced = next((each.version for each in found if each.version.key == upload.key), None)
-        mode = IfMatch(replaced.etag) if replaced is not None else await self._make_way(upload.key, replayed)
+        mode: PutMode
+        theirs: ObjectInfo | None = None
+        if replaced is not None:
+            mode = IfMatch(replaced.etag)
+        else:
+            mode, theirs = await self._make_way(upload.key, replayed)
         base = found[0].version if found else None
         completed = await self._complete(replayed, upload, base, mode)
+        if theirs is not None and replayed.last.path is not None and key_of(replayed.last.path) != upload.key:
+            completed = await self._give_back(completed, theirs, replayed)
         others = [each for each in self._found[replayed] if each.version.key != upload.key]
         self._found[replayed] = [completed, *others]
 
@@ -112,18 +120,22 @@ class LogUploads:
 
     # What is in the way
 
-    async def _make_way(self, key: str, replayed: Replayed) -> PutMode:
-        """See to it that what is under the key can be replaced, and return the condition for that."""
+    async def _make_way(self, key: str, replayed: Replayed) -> tuple[PutMode, ObjectInfo | None]:
+        """See to it that what is under the key can be replaced.
+
+        Returns the condition for that, and where somebody else's is kept if it is theirs.
+        """
         try:
             info = await self._storage.head(key)
         except NotFound:
-            return CREATE_ONLY
+            return CREATE_ONLY, None
+        theirs = None
         owner = self._owner_of(version_of(info))
         if owner is not None:
             await self._move_aside(owner, info)
         elif stored_version(version_of(info)) not in self._leftovers:
-            await self._keep_theirs(info, replayed)
-        return IfMatch(info.etag)
+            theirs = await self._keep_theirs(info, replayed)
+        return IfMatch(info.etag), theirs
 
     def _owner_of(self, version: Version) -> Replayed | None:
         owners = (
@@ -146,7 +158,7 @@ class LogUploads:
         )
         self._found[owner] = [OwnObject(moved, newest.complete_to), *older]
 
-    async def _keep_theirs(self, info: ObjectInfo, replayed: Replayed) -> None:
+    async def _keep_theirs(self, info: ObjectInfo, replayed: Replayed) -> ObjectInfo:
         kept = conflict_key(info.key, f"{replayed.last.log_id}-{info.etag}", self._storage.limits)
         with suppress(PreconditionFailed):  # a recovery that was killed has copied it
             await copy_object(
@@ -157,6 +169,32 @@ class LogUploads:
             info.key,
             kept,
         )
+        return await self._storage.head(kept)
+
+    async def _give_back(self, completed: OwnObject, theirs: ObjectInfo, replayed: Replayed) -> OwnObject:
+        """Let somebody else have their object again under a name that the file had only when its upload began.
+
+        Ours waits elsewhere. If a recovery ends before that, theirs stays where it is kept.
+        """
+        version = completed.version
+        metadata = (await self._storage.head(version.key)).metadata or {}
+        moved = await copy_object(
+            self._storage, version, detour_key(replayed), mode=OVERWRITE, metadata=marked(replayed, metadata)
+        )
+        try:
+            await copy_object(
+                self._storage,
+                version_of(theirs),
+                version.key,
+                mode=IfMatch(version.etag),
+                metadata=theirs.metadata or {},
+            )
+        except (NotFound, PreconditionFailed):  # somebody has changed one of the two since then
+            return OwnObject(moved, completed.complete_to)
+        with suppress(NotFound, PreconditionFailed):
+            await self._storage.delete(theirs.key, if_match=theirs.etag)
+        _log.warning("%r is theirs again: the file is %r by now", version.key, replayed.last.path)
+        return OwnObject(moved, completed.complete_to)
 
     # Bytes that are in no part
 

@@ -21,6 +21,7 @@ from backends.intercepted import InterceptedStorage, InterceptedUpload, Request,
 from fusefs.errors import LogDamaged, MountError
 from fusefs.log_repair import LogRepair
 from fusefs.object_writer import CONFLICTS_PREFIX
+from fusefs.placement import DETOURS_PREFIX
 from fusefs.publisher import PublishOptions
 from tests.core.history import state_of
 from tests.core.mortal import Death, MortalStorage
@@ -77,6 +78,55 @@ async def test_what_somebody_else_has_put_under_the_key_is_kept(
     assert objects[kept] == b"theirs"
     assert (await storage.head(kept)).metadata == {"author": "somebody"}
     assert f"theirs is kept as '{kept}'" in caplog.text
+
+
+async def test_what_somebody_else_has_put_under_a_name_that_the_file_has_left(
+    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It stays there, and nothing is lost wherever a recovery dies."""
+    caplog.set_level(logging.CRITICAL)
+
+    async def act(tree: Tree) -> None:
+        handle = await tree.create("temporary")
+        await tree.write(handle, 0, BYTES)
+        await trio.sleep(0.1)
+        await tree.rename("temporary", "final")
+        await tree.filesystem.fsync(handle)
+
+    storage = SmallPartsStorage()
+    await die(storage, tmp_path / "1", act)
+    await storage.put("temporary", b"theirs", metadata={"author": "somebody"})
+    for death in (Death.CALL_LOST, Death.ANSWER_LOST):
+        for call in count(1):
+            twin = storage.twin()
+            mortal = MortalStorage(twin)
+            mortal.die_at(call, death)
+            has_died = False
+            async with trio.open_nursery() as nursery:
+
+                async def recover(mortal: MortalStorage = mortal, where: str = f"{death}{call}") -> None:
+                    async with open_tree(mortal, tmp_path / where, NEXT) as tree:
+                        await tree.publish_all()
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(recover)
+                await mortal.dead.wait()
+                has_died = True
+                nursery.cancel_scope.cancel()
+            async with open_tree(twin, tmp_path / f"{death}{call}-next", NEXT) as tree:
+                assert await tree.read_file("final") == BYTES
+                await tree.publish_all()
+            objects = await stored(twin, ours=True)
+            assert objects["final"] == BYTES
+            kept = [key for key in objects if key.startswith(CONFLICTS_PREFIX)]
+            assert b"theirs" in [objects[key] for key in ["temporary", *kept] if key in objects]
+            if not has_died:
+                assert objects["temporary"] == b"theirs"
+                assert (await twin.head("temporary")).metadata == {"author": "somebody"}
+                assert kept == []
+                assert not [key for key in objects if key.startswith(DETOURS_PREFIX)]
+                assert call > 5
+                break
 
 
 @pytest.mark.parametrize("name", ["file", "renamed"])
