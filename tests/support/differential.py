@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -437,14 +437,21 @@ class Differential(RuleBasedStateMachine):
         wait_until(lambda: self.arena.mount.failing() == 0, "the publications after an outage", seconds=60)
 
     def _write_in_outage(self, handle: Handle, offset: int, data: bytes) -> None:
-        """Write on the plain side what the mount takes: it may have to read the rest of a page."""
+        """Write on the plain side what the mount takes: it may have to read the rest of a page.
+
+        Not by a descriptor with O_SYNC: that fails when the bytes are in the file, because they are nowhere else.
+        """
+        descriptor = os.open(f"/proc/self/fd/{handle.mounted}", handle.flags & (os.O_ACCMODE | os.O_APPEND))
         try:
-            written = os.pwrite(handle.mounted, data, offset)
+            written = os.pwrite(descriptor, data, offset)
         except OSError as error:
             if error.errno not in (errno.EIO, errno.EBADF):
                 raise
         else:
             os.pwrite(handle.plain, data[:written], offset)
+        finally:
+            with suppress(OSError):  # what the last attempt to publish has met
+                os.close(descriptor)
 
     # Somebody else
 
