@@ -490,6 +490,39 @@ async def test_reading_ahead_is_bounded_and_its_failures_are_nobodys(
         assert await content.read(0, KIB, reader) == bytes(KIB)
 
 
+class _CountingGets(FaultyStorage):
+    """Takes a second for each GET, and notes how many are under way at most."""
+
+    def __init__(self, inner: ObjectStorage) -> None:
+        super().__init__(inner)
+        self.under_way = self.most = 0
+
+    async def _carry_out(self, request: Any, send: Any) -> Any:
+        if request.verb is not Verb.GET_RANGE:
+            return await super()._carry_out(request, send)
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        await trio.sleep(1)
+        self.under_way -= 1
+        return await super()._carry_out(request, send)
+
+
+@pytest.mark.parametrize("reads", [[(0, len(BODY))], [(start, KIB) for start in range(0, len(BODY), KIB)]])
+async def test_ranges_are_fetched_at_the_same_time(
+    reads: list[tuple[int, int]], small_parts: None, tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Of one long read, and ahead of a sequential reader; no more of them than the mount's limit."""
+    storage = _CountingGets(MemoryStorage())
+    async with open_sources(storage, tmp_path, fetches=4) as sources:
+        content = await stored_content(sources)
+        reader = SequentialDetector(64 * KIB)
+        began = trio.current_time()
+        for offset, length in reads:
+            assert await content.read(offset, length, reader) == BODY[offset : offset + length]
+        assert storage.most == 4
+        assert trio.current_time() - began < 0.5 * len(BODY) / FETCH
+
+
 async def test_writers_wait_while_they_are_held(tmp_path: Path) -> None:
     async with open_sources(MemoryStorage(), tmp_path) as sources, trio.open_nursery() as nursery:
         content = Content(sources)
