@@ -369,7 +369,7 @@ async def stream_over_most(history: History) -> None:
 
 
 async def stream_anew(history: History) -> None:
-    """Cut to nothing and written again, with the old object there until the end; and renamed meanwhile."""
+    """Cut to nothing and written again, with the old object there until the end; renamed, and the name used again."""
     handle = await history.open("file")
     await history.truncate("file", 0)
     await history.write(handle, 0, _BYTES[: 4 * PART])
@@ -378,6 +378,9 @@ async def stream_anew(history: History) -> None:
     await history.rename("file", "renamed")
     await history.write(handle, 4 * PART, _BYTES[: 2 * PART])
     await history.fsync(handle)
+    other = await history.create("file")
+    await history.write(other, 0, SMALL)
+    await history.close(other)
     await history.write(handle, PART, NEW)
     await history.close(handle)
     await history.commit()
