@@ -1,115 +1,52 @@
-"""Lists directories, and brings what the bucket says into the tree.
+"""Lists directories: the requests, and who waits for them (`merging` brings the answers into the tree).
 
 A directory is listed once, wholly, and then answered from memory: the tree is this mount's. Listing it again brings in
-what others have changed. Our own changes win over a listing, which may be older than they are: an entry that is
-pending, moved away or deleted here is left as the tree has it.
-
-Where there are an object `x` and others below `x/`, the directory has the name, and the object another one. Keys for
-which there is no name are told of in the log (`hidden_keys`).
+what others have changed. Readers follow a listing that goes on; who looks one name up waits for no more of it than
+that takes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Final, TypeGuard
+from typing import Final
 
 import trio
 
-from backends.base import ListPage, ObjectInfo, ObjectStorage
+from backends.base import ObjectStorage
 from backends.errors import StorageError
-from fusefs.changes import Changes
 from fusefs.content import Spawn
 from fusefs.directory_listing import DirectoryListing
 from fusefs.directory_names import DirectoryNames, ListingRun, PagesAhead
-from fusefs.hidden_keys import HiddenKeys
-from fusefs.inodes import (
-    ROOT_NUMBER,
-    Alias,
-    Child,
-    Directory,
-    File,
-    Inode,
-    InodeTable,
-)
-from fusefs.keys import name_of, name_of_file_beside, segment_of
-from fusefs.listed import ListedDirectory, ListedObject
-from fusefs.placement import Deletions, Placement
-from fusefs.tree_index import NO_MEMORIES, Memories, TreeIndex
-
-_SECOND: Final = 1_000_000_000
+from fusefs.inodes import Directory
+from fusefs.keys import name_of, segment_of
+from fusefs.merging import Merge, Merger, last_key
+from fusefs.placement import Placement
+from fusefs.tree_index import TreeIndex
 
 _NEIGHBOURS: Final = 16
 """How many keys are asked for to find one: `x.old` and `x-1` are between `x` and `x/`."""
 
 
-@dataclass(slots=True)
-class _Merge:
-    """What one listing must remember from page to page."""
-
-    directory: Directory
-    listing: DirectoryListing
-    run: ListingRun
-    deletions: Deletions
-    #: Names that have come up, where the tree had some before; None where whatever it has is of this listing.
-    seen: set[bytes] | None
-    directories: set[bytes] = field(default_factory=set)
-    #: Objects of the same name as what the tree has for a directory: that may be gone.
-    shadowed: dict[bytes, ListedObject] = field(default_factory=dict)
-    #: Names that were asked for, and found, before the listing has come to them.
-    ahead: set[bytes] = field(default_factory=set)
-    #: Names of objects beside directories that the reader has not been told yet.
-    beside: list[bytes] = field(default_factory=list)
-    memories: Memories = NO_MEMORIES
-    #: Keys that cannot be shown and that the log does not name.
-    unnamed: int = 0
-
-    @property
-    def is_outdated(self) -> bool:
-        """Whether the directory was moved or removed since."""
-        return not self.directory.linked or self.directory.bucket_prefix != self.listing.prefix
-
-    @contextmanager
-    def indexed(self) -> Iterator[None]:
-        """Let what a first listing brings in change nothing of whether the index has the directory."""
-        is_indexed = self.directory.is_indexed
-        yield
-        if self.run.is_first:
-            self.directory.is_indexed = is_indexed
-
-    def tell_what_is_beside(self) -> None:
-        self.run.add((name for name in self.beside if name in self.directory.children), past=self.run.past)
-        self.beside.clear()
-
-
 class Listings:
-    """Listings under way, one for each directory, and the merging of them, page by page."""
+    """Listings under way, one for each directory."""
 
     def __init__(
         self,
         storage: ObjectStorage,
         spawn: Spawn,
         placement: Placement,
-        changes: Changes,
-        inodes: InodeTable,
+        merger: Merger,
         index: TreeIndex | None,
-        *,
-        others_write: bool = False,
     ) -> None:
-        """`index`: what earlier mounts knew; None if nothing is kept. `others_write` while this mount lasts."""
+        """`index`: what earlier mounts knew; None if nothing is kept."""
         self._storage = storage
         self._spawn = spawn
         self._placement = placement
-        self._changes = changes
-        self._inodes = inodes
+        self._merger = merger
         self._index = index
-        self._others_write = others_write
         self._runs: dict[Directory, ListingRun] = {}
         #: Of first listings, when something has come.
-        self._merges: dict[Directory, _Merge] = {}
-        self._hidden_keys = HiddenKeys()
+        self._merges: dict[Directory, Merge] = {}
 
     async def ensure_listed(self, directory: Directory, *, max_age_seconds: float = math.inf) -> None:
         """Return when there is a listing that was no older than that at the time of the call.
@@ -151,13 +88,13 @@ class Listings:
             return False
         page = await self._storage.list_prefix(key, delimiter="/", page_size=_NEIGHBOURS)
         found = [child for named, child in DirectoryListing(merge.listing.prefix).read(page) if named == name]
-        is_certain = (page.next_token is None or _last_key(page) >= last) and len(found) <= 1
+        is_certain = (page.next_token is None or last_key(page) >= last) and len(found) <= 1
         is_current = merge is self._merges.get(directory) and not merge.is_outdated and merge.run.is_trusted
         if not is_certain or not is_current or merge.run.past >= key:
             return False
         with merge.indexed():
             for child in found:
-                self._merge_entry(merge, name, child, merge.memories)
+                self._merger.merge_entry(merge, name, child, merge.memories)
         merge.ahead.update([name] if name in directory.children else [])
         return True
 
@@ -222,7 +159,7 @@ class Listings:
             PagesAhead(self._storage, self._spawn, listing.prefix) as pages,
             self._placement.recorded_deletions(listing.prefix) as deletions,
         ):
-            merge = _Merge(directory, listing, run, deletions, seen=None if run.is_first else set())
+            merge = Merge(directory, listing, run, deletions, seen=None if run.is_first else set())
             index = self._index if run.is_first else None
             directory.is_indexed = directory.is_indexed or run.is_first
             if index is not None:
@@ -235,260 +172,12 @@ class Listings:
                     merge.memories, index = await index.recall(listing.prefix), None
                 if merge.is_outdated:
                     return
-                self._merge_page(merge, page)
+                self._merger.merge_page(merge, page)
                 if run.is_first:
                     self._merges[directory] = merge
-            self._finish(merge)
-
-    def _merge_page(self, merge: _Merge, page: ListPage) -> None:
-        with merge.indexed():
-            self._merge_entries(merge, page)
-
-    def _merge_entries(self, merge: _Merge, page: ListPage) -> None:
-        names = []
-        for name, child in merge.listing.read(page):
-            is_ahead = name in merge.ahead
-            is_new = is_ahead or name not in (merge.directory.children if merge.seen is None else merge.seen)
-            self._merge_entry(merge, name, child, NO_MEMORIES if is_ahead else merge.memories)
-            merge.ahead.discard(name)
-            if merge.seen is not None:
-                merge.seen.add(name)
-            if is_new and name in merge.directory.children:
-                names.append(name)
-        merge.run.add(names, past=_last_key(page))
-        merge.tell_what_is_beside()
-        for key in merge.listing.take_nameless():
-            self._report(merge, key, "its name would be too long")
-
-    def _merge_entry(
-        self, merge: _Merge, name: bytes, child: ListedObject | ListedDirectory, memories: Memories
-    ) -> None:
-        if isinstance(child, ListedObject):
-            self._merge_object(merge, name, memories.of_object(name, child))
-        else:
-            self._merge_directory(merge, name, memories.of_directory(name, child))
-
-    def _merge_object(self, merge: _Merge, name: bytes, child: ListedObject) -> None:
-        directory, started = merge.directory, merge.run.began
-        known = directory.children.get(name)
-        if known is None:
-            segment = segment_of(name)
-            key = merge.listing.prefix + segment
-            is_departing = self._placement.is_departing(key) or self._placement.is_anothers(key, directory)
-            if not is_departing and segment not in merge.deletions.objects:
-                directory.attach(name, child)
-        elif isinstance(known, Directory | ListedDirectory):
-            merge.shadowed[name] = child
-        elif self._is_ours(known, started):
-            return
-        elif _is_as_written(known, child):
-            is_certain = not self._others_write
-            directory.attach(name, child.with_memory_of(known) if is_certain else child.with_number_of(known))
-        elif not _is_same_version(known, child):
-            self._replace(directory, name, _with_number_of(known, child))
-        elif isinstance(known, Inode):
-            known.is_doubtful = known.is_doubtful or not self._is_stored_when_known(known, child)
-            known.stored_at_ns = child.stored_at_ns
-
-    def _is_stored_when_known(self, known: Inode, child: ListedObject) -> bool:
-        """Return whether an object has the attributes of its inode: whoever changes them leaves the ETag as it was."""
-        if known.stored_at_ns == 0:  # since this mount wrote it, nobody has looked
-            return not self._others_write
-        return known.stored_at_ns == child.stored_at_ns
-
-    def _merge_directory(self, merge: _Merge, name: bytes, child: ListedDirectory) -> None:
-        directory = merge.directory
-        known = directory.children.get(name)
-        merge.directories.add(name)
-        if isinstance(known, Directory):
-            return
-        segment = segment_of(name)
-        prefix = f"{merge.listing.prefix}{segment}/"
-        is_departing = self._placement.knows_below(prefix) or self._placement.is_anothers(prefix, directory)
-        if is_departing or segment in merge.deletions.directories:
-            return  # it may have nothing else below it than what is on its way out
-        if known is None:
-            directory.attach(name, child)
-        elif not isinstance(known, ListedDirectory) and not self._is_ours(known, merge.run.began):
-            if merge.seen is None or name in merge.seen:
-                self._veil(merge, name)
-            self._replace(directory, name, child)
-
-    def _veil(self, merge: _Merge, name: bytes) -> None:
-        """Make room for the directory of the same name as an object, which gets another one."""
-        beside = self._name_beside(merge, name)
-        if beside is not None:
-            child = merge.directory.children[name]
-            merge.directory.detach(name)
-            merge.directory.attach(beside, child)
-
-    def _merge_beside(self, merge: _Merge, name: bytes, child: ListedObject) -> None:
-        beside = self._name_beside(merge, name)
-        if beside is not None:
-            self._merge_object(merge, beside, child)
-
-    def _name_beside(self, merge: _Merge, name: bytes) -> bytes | None:
-        segment = segment_of(name)
-        beside = name_of_file_beside(segment)
-        if beside is None:
-            self._report(merge, merge.listing.prefix + segment, "a directory has the same name")
-            return None
-        if merge.seen is not None:
-            merge.seen.add(beside)
-        merge.beside.append(beside)
-        return beside
-
-    def _finish(self, merge: _Merge) -> None:
-        """Take in what only the whole listing tells: what is not there any more."""
-        directory, started = merge.directory, merge.run.began
-        with merge.indexed():
-            self._merge_shadowed(merge)
-        if merge.unnamed:
-            self._hidden_keys.note_more(merge.listing.prefix, merge.unnamed)
-        gone = merge.ahead if merge.seen is None else directory.children.keys() - merge.seen
-        for name in gone & directory.children.keys():
-            if not self._is_ours(directory.children[name], started):
-                self._replace(directory, name, None)
-        self._compare_marker(directory, merge.listing.marker, started)
-        directory.listed_at = started if merge.run.is_trusted else None
-        directory.listing_took = trio.current_time() - started
-        directory.files_ahead = directory.directories_ahead = (
-            None  # they know the names of the listing before
-        )
-        if merge.run.is_first:
-            directory.is_indexed &= merge.memories.believed == len(merge.memories)
-
-    def _merge_shadowed(self, merge: _Merge) -> None:
-        directory, started = merge.directory, merge.run.began
-        for name, child in merge.shadowed.items():
-            known = directory.children.get(name)
-            if name in merge.directories or (known is not None and self._is_ours(known, started)):
-                self._merge_beside(merge, name, child)
-            elif known is not None:
-                self._replace(directory, name, None)
-                self.unveil(directory, name)
-                self._merge_object(merge, name, child)
-        merge.tell_what_is_beside()
-
-    def _compare_marker(self, directory: Directory, marker: ObjectInfo | None, started: float) -> None:
-        """Look whether the directory's own marker is what was known of it; the parent's listing does not tell."""
-        is_ours = self._changes.is_unpublished(directory) or directory.state.published_at >= started
-        if directory.number == ROOT_NUMBER or is_ours:
-            return
-        if marker is None and directory.version is not None:
-            # Some stores (SeaweedFS) answer HEAD for every common prefix.
-            self._placement.forget(directory.version.key)
-        elif marker is not None and not self._is_known_marker(directory, marker):
-            directory.is_doubtful = True
-
-    def _is_known_marker(self, directory: Directory, marker: ObjectInfo) -> bool:
-        """Return whether the marker is the one whose attributes the directory has."""
-        stored_at_ns = directory.stored_at_ns
-        if directory.version is None or directory.version.etag != marker.etag:
-            return False
-        if not stored_at_ns:
-            return not self._others_write  # this mount wrote it
-        if stored_at_ns < 0:
-            return marker.last_modified_ns <= -stored_at_ns
-        return marker.last_modified_ns // _SECOND == stored_at_ns // _SECOND  # HEAD tells no more
-
-    def _report(self, merge: _Merge, key: str, reason: str) -> None:
-        if not self._hidden_keys.note(merge.listing.prefix, key, reason):
-            merge.unnamed += 1
-
-    def _is_ours(self, known: Child, started: float) -> bool:
-        """Return whether the tree knows better than a listing begun at `started`.
-
-        A file that is open for writing is ours: a foreign change is found when it is published, and both are kept.
-        """
-        return isinstance(known, Inode) and any(
-            self._is_newer(inode, started) for inode in known.with_all_below()
-        )
-
-    def _is_newer(self, inode: Inode, started: float) -> bool:
-        if self._changes.is_unpublished(inode) or inode.state.published_at >= started:
-            return True
-        if isinstance(inode, Directory):
-            return False
-        if any(self._is_newer(alias, started) for alias in inode.aliases):
-            return True
-        return inode.version is None or (
-            isinstance(inode, File) and (inode.content.changed or inode.writers > 0)
-        )
-
-    def _replace(self, directory: Directory, name: bytes, child: Child | None) -> None:
-        """Take somebody else's change in: the old inode, if any, becomes one without a name."""
-        known = directory.children.get(name)
-        directory.detach(name)
-        if isinstance(known, Inode):
-            self._let_go(known)
-        if child is not None:
-            directory.attach(name, child)
-
-    def _let_go(self, inode: Inode) -> None:
-        """Give up an inode, with everything below it, whose object somebody else has replaced or removed."""
-        gone = list(inode.with_all_below())
-        for directory in gone:
-            if isinstance(directory, Directory):
-                for name in list(directory.children):
-                    directory.detach(name)
-        for lost in gone:
-            if isinstance(lost, Alias):
-                lost.lose_name()  # before its inode is let go of, which may be gone as well
-        for lost in gone:
-            for alias in list(lost.aliases):
-                self._let_go_of_name(alias)
-            lost.links = None  # or the list of those names would go with it
-        for lost in reversed(gone):
-            self._changes.lost(lost)
-            self.drop_if_unused(lost)
-
-    def _let_go_of_name(self, alias: Alias) -> None:
-        """Let what the bucket has under a further name be looked up anew: the inode is gone, and it is a file still."""
-        directory, name, version = alias.parent, alias.name, alias.version
-        alias.lose_name()
-        if directory is not None and version is not None:
-            stored_at_ns = alias.stored_at_ns or 0
-            directory.attach(
-                name, ListedObject.pack(size=version.size, stored_at_ns=stored_at_ns, etag=version.etag)
-            )
-            alias.parent = None
-        self._changes.let_go_of_name(alias)
-
-    def unveil(self, directory: Directory, name: bytes) -> None:
-        """Give the file beside a directory that is gone its own name; a log that tells of it has to tell that, too."""
-        child = directory.unveil(name)
-        if isinstance(child, Inode) and self._changes.needs(child):
-            self._changes.changed(child)
-
-    def drop_if_unused(self, inode: Inode) -> None:
-        """Let an inode go that has no name, no handle and no reference from the kernel."""
-        if inode.linked or inode.handles or inode.lookups:
-            return
-        self._changes.released(inode)
-        self._inodes.drop(inode)
+            self._merger.finish(merge)
 
 
 def _last_key_of(directory: Directory, name: bytes) -> str:
     """Return the last key in a listing of the directory that tells of a name: that of a directory."""
     return f"{directory.bucket_prefix}{segment_of(name)}/"
-
-
-def _last_key(page: ListPage) -> str:
-    return max((*page.prefixes[-1:], *(info.key for info in page.objects[-1:])), default="")
-
-
-def _is_same_version(known: Child, listed: ListedObject) -> bool:
-    if isinstance(known, Inode):
-        return known.version is not None and known.version.etag == listed.etag
-    return known.etag == listed.etag and known.stored_at_ns == listed.stored_at_ns
-
-
-def _is_as_written(known: Child, listed: ListedObject) -> TypeGuard[ListedObject]:
-    """Return whether a listing names the object that this mount has written, for the first time since."""
-    return isinstance(known, ListedObject) and known.stored_at_ns == 0 and known.etag == listed.etag
-
-
-def _with_number_of(known: Child, listed: ListedObject) -> ListedObject:
-    """Let what takes the place of an entry that nobody needs keep its number, as it would in the next mount."""
-    return listed.with_number_of(known) if isinstance(known, ListedObject) else listed

@@ -52,6 +52,7 @@ from fusefs.linked_names import LinkedNames
 from fusefs.listed import ListedDirectory, ListedEntry, outline_of
 from fusefs.listings import Listings
 from fusefs.look_ahead import LookAhead
+from fusefs.merging import Merger
 from fusefs.placement import ROOT_MARKER, Placement
 from fusefs.publisher import Publisher
 from fusefs.renamed_directories import RenamedDirectories
@@ -108,9 +109,8 @@ class Namespace:
         self._resolver = Resolver(self._loader, placement, inodes)
         self._ahead = AttributesAhead(sources.spawn, self._resolver)
         self._small_files = SmallFiles(sources, self._resolver, _numbers_in)
-        self._listings = Listings(
-            storage, sources.spawn, placement, self._changes, inodes, index, others_write=options.shared
-        )
+        self._merger = Merger(placement, self._changes, inodes, others_write=options.shared)
+        self._listings = Listings(storage, sources.spawn, placement, self._merger, index)
         self._walks = Walks(
             sources.spawn,
             self._listings,
@@ -333,7 +333,7 @@ class Namespace:
 
     def drop_if_unused(self, inode: Inode) -> None:
         """Let an inode go that has no handle and no reference from the kernel: for good, if it has no name either."""
-        self._listings.drop_if_unused(inode)
+        self._merger.drop_if_unused(inode)
         pack(inode, self._inodes, self._placement, self._changes)
 
     async def _lookup_if_any(self, directory: Directory, name: bytes) -> Inode | None:
@@ -416,7 +416,7 @@ class Namespace:
         if swapped is not None:
             directory.attach(name, swapped)
         else:
-            self._listings.unveil(directory, name)
+            self._merger.unveil(directory, name)
             if other is not None:
                 self._note_unlinked(other, now_ns)
         for moved in (inode, swapped) if swapped is not None else (inode,):
@@ -429,7 +429,7 @@ class Namespace:
 
     def _remove(self, directory: Directory, name: bytes, inode: Inode, now_ns: int) -> None:
         directory.detach(name)
-        self._listings.unveil(directory, name)
+        self._merger.unveil(directory, name)
         self._note_unlinked(inode, now_ns)
         self._note_children_changed(directory, now_ns)
 
