@@ -150,7 +150,7 @@ class Namespace:
     async def _lookup_entry(self, directory: Directory, name: bytes, *, wholly: bool = True) -> Inode:
         """Return the inode, or the alias, that has a name."""
         keys.check_name(name)
-        if wholly or self._options.shared:
+        if wholly:
             await self._listings.ensure_listed(directory)
         else:
             await self._listings.ensure_read(directory, name)

@@ -21,6 +21,7 @@ from backends.memory import MemoryStorage
 from fusefs import hidden_keys
 from fusefs.directory_names import PAGES_AHEAD, PagesAhead
 from fusefs.errors import EntryExists, NoSuchEntry, StaleFile
+from fusefs.filesystem import FilesystemOptions
 from fusefs.hidden_keys import KEYS_NAMED
 from fusefs.inodes import Directory, Inode
 from tests.core.tree import Tree, TreeOptions, open_tree
@@ -107,11 +108,13 @@ async def test_a_lookup_waits_for_no_more_of_a_first_listing_than_what_can_be_me
         assert await tree.names("d") == LARGE[1:]
 
 
+@pytest.mark.parametrize("shared", [False, True])
 async def test_a_lookup_ahead_of_a_first_listing_asks_for_that_name_alone(
-    autojump_clock: MockClock, tmp_path: Path
+    shared: bool, autojump_clock: MockClock, tmp_path: Path
 ) -> None:
+    options = TreeOptions(filesystem=FilesystemOptions(shared=shared))
     storage = await filled(*(f"d/{key}" for key in LARGE), "d/g/h", "d/g-", "d/h", "d/h/x", "d/%file-x")
-    async with half_listed(storage, tmp_path) as (tree, gate):
+    async with half_listed(storage, tmp_path, options) as (tree, gate):
         reader = await tree.filesystem.opendir((await tree.find("d")).number)
         with trio.fail_after(1):
             assert await tree.read_file("d/f2400") == b"d/f2400"
