@@ -9,6 +9,8 @@ that has ended, so that no object is made of bytes that are being thrown away.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import trio
 
 from fusefs import extended_attributes
@@ -38,6 +40,8 @@ class Changes:
         self._uploads = uploads
         self._log = log
         self._sidecars = sidecars
+        #: Names that changed only because an object of their inode lies elsewhere, and how many changes that made.
+        self._told_along: dict[Inode, int] = {}
         #: How often the bucket was made equal to an inode.
         self.published_count = 0
 
@@ -180,6 +184,7 @@ class Changes:
         if self._placement.is_elsewhere(inode):
             # The log may know the new name by now, and not that the object is under another.
             self._note_changed(inode)
+            self._told_along |= {each: each.state.changes for each in (inode.subject, *inode.subject.aliases)}
         if inode.state.is_behind or self._placement.is_elsewhere(inode):
             self._queue.schedule_anew(inode)
         else:
@@ -190,7 +195,21 @@ class Changes:
         """Note that the inode needs no publication any more."""
         self._queue.settle(inode)
         self._log.settled(inode)
+        self._told_along.pop(inode, None)
         inode.state.published_changes = inode.state.changes
+
+    def told_along_with(self, inodes: Collection[Inode]) -> list[Inode]:
+        """Return which names of some inodes are pending because an object of those has lain elsewhere meanwhile."""
+        if not self._told_along:
+            return []
+        subjects = {inode.subject for inode in inodes}
+        return [
+            inode
+            for inode, changes in self._told_along.items()
+            if inode.subject in subjects
+            and inode.state.published_changes < changes
+            and inode.state.failure is None
+        ]
 
     def tell_again(self, inode: Inode) -> None:
         """Let the log have all of an inode again, under all its names, unless an attempt is under way.

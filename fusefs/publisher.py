@@ -11,6 +11,7 @@ What waits for the end of a source waits for somebody above, who finds out what 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -232,12 +233,25 @@ class Publisher:
     async def _publish_pending(self, *, open_files: bool) -> list[Inode]:
         """Return when of all that is pending now an attempt has succeeded or failed, and what that was."""
         self._queue.note_moves()
-        goals = {
-            inode: (inode.state.changes, inode.state.attempts + self._turns.is_under_way(inode))
+        inodes = [
+            inode
             for inode in self._queue
             if open_files
             or not (isinstance(inode, File) and inode.writers)
             or self._placement.is_elsewhere(inode)
+        ]
+        attempted: dict[Inode, None] = {}
+        while inodes:
+            await self._attempt_all(inodes)
+            attempted |= dict.fromkeys(inodes)
+            inodes = self.changes.told_along_with(inodes)
+        return list(attempted)
+
+    async def _attempt_all(self, inodes: Sequence[Inode]) -> None:
+        """Return when of all of these, as they are now, an attempt has succeeded or failed."""
+        goals = {
+            inode: (inode.state.changes, inode.state.attempts + self._turns.is_under_way(inode))
+            for inode in inodes
         }
         for inode in goals:
             self._queue.ask_for(inode)
@@ -246,7 +260,6 @@ class Publisher:
                 if inode not in self._queue.running:
                     self._queue.ask_for(inode)  # a second attempt may be needed
                 await self._queue.wait_for_progress()
-        return list(goals)
 
     def _is_unfinished(self, inode: Inode, changes: int, attempts: int) -> bool:
         state = inode.state

@@ -11,8 +11,9 @@ import trio
 from trio.testing import MockClock
 
 from backends.memory import MemoryStorage
+from fusefs.committer import Committer
 from fusefs.errors import EntryExists, NoSuchEntry, OperationNotPermitted
-from fusefs.filesystem import FilesystemOptions
+from fusefs.filesystem import RENAME_EXCHANGE, FilesystemOptions
 from fusefs.link_lists import LINK_KEY, LISTS_PREFIX
 from tests.core.tree import TreeOptions, open_tree, stored
 
@@ -48,6 +49,28 @@ async def test_a_temporary_name_costs_nothing(autojump_clock: MockClock, tmp_pat
         await tree.publish_all()
         assert tree.publisher.statistics().published == 1
         assert await stored(storage, ours=True) == {"name": b"x"}
+
+
+@pytest.mark.parametrize("logged", [False, True])
+@pytest.mark.parametrize("name", ["a", "b"])
+async def test_nothing_is_pending_when_a_name_and_a_directory_have_changed_places(
+    name: str, logged: bool, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """The object of one name is out of the way for a moment; the others are told of it, and wait for nothing else."""
+    storage = MemoryStorage()
+    async with open_tree(storage, tmp_path, TreeOptions(logged=logged)) as tree:
+        await tree.mkdir("d")
+        await tree.write_file("a", b"x")
+        await tree.link("a", "b")
+        await tree.publish_all()
+        await tree.rename(name, "d", RENAME_EXCHANGE)
+        await tree.publish_all()
+        assert tree.publisher.pending_inodes() == []
+        if isinstance(tree.log, Committer):
+            await tree.log.finish()
+            assert tree.log.is_empty
+        other = "b" if name == "a" else "a"
+        assert await stored(storage) == {f"{name}/": b"", other: b"x", "d": b"x"}
 
 
 @pytest.mark.parametrize("index", [False, True])
