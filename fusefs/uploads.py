@@ -420,7 +420,7 @@ class Uploads:
 
     def _may_begin_stream(self, file: File) -> bool:
         return (
-            file.content.base_limit == 0  # new, empty before, or cut to nothing
+            file.content.base is None
             and file.content.dirty.covers(0, self._part_size + LAG)
             and file not in self._finishing
             and len(self._streams) < self._max_streams

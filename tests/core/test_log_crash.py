@@ -368,24 +368,6 @@ async def stream_over_most(history: History) -> None:
     await history.commit()
 
 
-async def stream_anew(history: History) -> None:
-    """Cut to nothing and written again, with the old object there until the end; renamed, and the name used again."""
-    handle = await history.open("file")
-    await history.truncate("file", 0)
-    await history.write(handle, 0, _BYTES[: 4 * PART])
-    await trio.sleep(0.1)
-    await history.fsync(handle)
-    await history.rename("file", "renamed")
-    await history.write(handle, 4 * PART, _BYTES[: 2 * PART])
-    await history.fsync(handle)
-    other = await history.create("file")
-    await history.write(other, 0, SMALL)
-    await history.close(other)
-    await history.write(handle, PART, NEW)
-    await history.close(handle)
-    await history.commit()
-
-
 async def rename_a_stream(history: History) -> None:
     """As rsync and others do; and the temporary name is used again, while the first upload is bound to it still."""
     for number in range(2):
@@ -495,7 +477,6 @@ SCENARIOS: Final = {
     "remove a stream": Scenario({}, remove_a_stream),
     "stream over what is published": Scenario({}, stream_over_what_is_published),
     "stream over most of what is published": Scenario({"file": LARGE[: 3 * PART + 2_000]}, stream_over_most),
-    "stream anew": Scenario({"file": LARGE}, stream_anew),
     "rotate a stream": Scenario({"log": LARGE, "log.1": SMALL}, rotate_a_stream),
     "change attributes of a stream": Scenario({}, change_attributes_of_a_stream),
     "rename a stream": Scenario({"config0": LARGE}, rename_a_stream),

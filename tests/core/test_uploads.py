@@ -85,51 +85,6 @@ async def test_parts_go_up_before_the_file_is_closed(tmp_path: Path, autojump_cl
         )
 
 
-@pytest.mark.parametrize("before", [b"", b"small", BASE], ids=["empty", "small", "large"])
-async def test_parts_of_a_file_that_is_written_anew_go_up_before_it_is_closed(
-    before: bytes, tmp_path: Path, autojump_clock: MockClock
-) -> None:
-    """Nothing is needed of the object that there is; it stays until the new one is whole."""
-    faulty = new_store()
-    await faulty.put("file", before)
-    data = Random(4).randbytes(5 * PART + 100)
-    async with open_tree(faulty, tmp_path, tree_options()) as tree:
-        handle = await tree.open("file", os.O_WRONLY | os.O_TRUNC)
-        faulty.calls.clear()
-        for start in range(0, len(data), KIB):
-            await tree.write(handle, start, data[start : start + KIB])
-        await wait_all_tasks_blocked()
-        assert requests(faulty) == [Verb.CREATE_MULTIPART] + [Verb.UPLOAD_PART] * 4
-        assert await stored(faulty) == {"file": before}
-        await tree.close(handle)
-        await tree.publish_all()
-        assert await stored(faulty) == {"file": data}
-        assert sum(call.bytes_sent for call in faulty.calls) == len(data)
-
-
-@pytest.mark.parametrize("theirs", [b"theirs", None], ids=["replaced", "removed"])
-async def test_somebody_else_changes_what_is_written_anew(
-    theirs: bytes | None, tmp_path: Path, autojump_clock: MockClock
-) -> None:
-    """It is found at the end of the upload, and both are kept."""
-    faulty = new_store()
-    await faulty.put("file", b"before")
-    data = Random(4).randbytes(5 * PART + 100)
-    async with open_tree(faulty, tmp_path, tree_options()) as tree:
-        handle = await tree.open("file", os.O_WRONLY | os.O_TRUNC)
-        await tree.write(handle, 0, data)
-        await wait_all_tasks_blocked()
-        assert Verb.UPLOAD_PART in requests(faulty)
-        await (faulty.delete("file") if theirs is None else faulty.put("file", theirs))
-        with pytest.raises(StaleFile):
-            await tree.filesystem.fsync(handle)
-        objects = await stored(faulty, ours=True)
-        [kept] = [key for key in objects if key.startswith(CONFLICTS_PREFIX)]
-        assert objects[kept] == data
-        assert objects.get("file") == theirs
-        assert await faulty.list_multipart_uploads() == []
-
-
 async def test_a_stream_is_not_ended_for_the_interval(tmp_path: Path, autojump_clock: MockClock) -> None:
     """A file that takes longer to be written than `publish_interval` goes up once, unless its writer pauses so long."""
     faulty = new_store()
