@@ -180,7 +180,9 @@ class Committer:
 
     def left_over(self, version: Version, *, waits: bool) -> None:
         """As `ChangeLog`."""
-        self._unlogged_leftovers[StoredVersion(version.key, version.etag, version.size)] = waits
+        stored = StoredVersion(version.key, version.etag, version.size)
+        self._unlogged_leftovers[stored] = waits
+        self._ahead.discard(stored)
 
     def gone(self, version: Version) -> None:
         """As `ChangeLog`."""
@@ -562,6 +564,7 @@ class Committer:
     async def finish(self) -> None:
         """Empty the log, if nothing of it is needed, but for a batch that says so. Raises what the store raises."""
         if self._is_idle and self._nursery is not None:
+            self._in_use.clear()  # of an empty log there is nothing to say
             await self._journal.finish(self._nursery)
             if self._journal.is_empty:
                 self._cutoff = Position(self._epoch, self._journal.last_sequence)

@@ -79,7 +79,8 @@ class Placement:
 
     def place(self, inode: Inode, version: Version) -> None:
         """Note that the bucket holds `version` for `inode`; where it held another one there is a leftover now."""
-        self._abandon(inode.version, inode, waits=False)
+        if inode.version != version:
+            self._abandon(inode.version, inode, waits=False)
         previous = self._owners.get(version.key)
         if previous is not None and previous is not inode:
             if previous.version == version:

@@ -298,3 +298,22 @@ async def test_objects_of_the_same_bytes_are_told_apart(
             raise
         if not has_died:
             return
+
+
+async def test_objects_that_are_written_again_as_they_were_are_no_news_to_the_log(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """New times are a copy of an object onto itself, which leaves its ETag as it was."""
+    storage = SmallPartsStorage()
+    async with open_tree(storage, tmp_path, options()) as tree:
+        names = [f"f{number}" for number in range(20)]
+        for name in names:
+            await tree.write_file(name, name.encode())
+        await tree.publish_all()
+        for name in names:
+            times = AttributeChanges(mtime_ns=1_000_000_000)
+            await tree.filesystem.setattr((await tree.find(name)).number, times)
+        await tree.publish_all()
+        handle = await tree.create("new")
+        await tree.filesystem.fsync(handle)
+        assert (await records(storage))[-1] <= 2
