@@ -61,10 +61,10 @@ class ListingRun:
 
     def __init__(self, directory: Directory) -> None:
         self.began = trio.current_time()
-        #: Whether the tree knows nothing of the directory yet.
+        #: Whether the tree has nothing in the directory.
         self.is_first = not directory.children
         self.names: list[bytes] = []
-        #: Every key up to this one has been read.
+        #: Every key up to this one has been read, in the store's own order.
         self.past = ""
         self.is_over = False
         self.failure: Exception | None = None
@@ -94,15 +94,17 @@ class ListingRun:
         await self._wait_until(lambda: False)
 
     async def _wait_until(self, has_come: Callable[[], bool]) -> None:
-        while not has_come() and not self.is_over:
+        while not has_come():
+            if self.failure is not None:
+                raise self.failure
+            if self.is_over:
+                return
             await self._news.park()
-        if self.failure is not None:
-            raise self.failure
 
     def add(self, names: Iterable[bytes], *, past: str) -> None:
         """Note that all up to the key `past` has been read, and is in the tree."""
         self.names += names
-        self.past = past
+        self.past = max(self.past, past)  # a page may be empty
         self._news.unpark_all()
 
     def end(self, failure: Exception | None) -> None:
@@ -124,7 +126,7 @@ class DirectoryNames:
         """Return up to `count` names from place `start` on, as soon as there are any; none means the end."""
         if self._run is not None:
             await self._run.wait_for_names(start)
-            if self._run.is_over:
+            if self._run.is_over and self._run.failure is None:
                 self._add_the_rest(self._run)
                 self._run = None
         return self.known(start, count)

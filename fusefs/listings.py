@@ -79,14 +79,17 @@ class Listings:
         """Bring an entry into the tree that a first listing has not come to; return whether it is certain now."""
         merge, last = self._merges.get(directory), _last_key_of(directory, name)
         key = last.removesuffix("/")
-        if merge is None or merge.run.past >= key:
+        if merge is None or merge.run.past >= key or not merge.run.is_trusted:
             return False
         if name in directory.children:
-            return name in merge.ahead and merge.run.is_trusted
+            return name in merge.ahead
         is_beside = name_of(segment_of(name)) != name
         if is_beside or len(last.encode()) > self._storage.limits.max_key_length:
             return False
-        page = await self._storage.list_prefix(key, delimiter="/", page_size=_NEIGHBOURS)
+        try:
+            page = await self._storage.list_prefix(key, delimiter="/", page_size=_NEIGHBOURS)
+        except StorageError:
+            return False  # the listing will tell
         found = [child for named, child in DirectoryListing(merge.listing.prefix).read(page) if named == name]
         is_certain = (page.next_token is None or last_key(page) >= last) and len(found) <= 1
         is_current = merge is self._merges.get(directory) and not merge.is_outdated and merge.run.is_trusted
@@ -161,7 +164,7 @@ class Listings:
         ):
             merge = Merge(directory, listing, run, deletions, seen=None if run.is_first else set())
             index = self._index if run.is_first else None
-            directory.is_indexed = directory.is_indexed or run.is_first
+            directory.is_indexed = directory.is_indexed or (run.is_first and directory.listed_at is None)
             if index is not None:
                 index.expect(listing.prefix)  # while the first page is on its way
             is_over = False

@@ -38,7 +38,7 @@ class Merge:
     listing: DirectoryListing
     run: ListingRun
     deletions: Deletions
-    #: Names that have come up, where the tree had some before; None where whatever it has is of this listing.
+    #: Names that have come up, where the tree had some before; None where it has those alone, and what is `ahead`.
     seen: set[bytes] | None
     directories: set[bytes] = field(default_factory=set)
     #: Objects of the same name as what the tree has for a directory: that may be gone.
@@ -60,9 +60,11 @@ class Merge:
     def indexed(self) -> Iterator[None]:
         """Let what a first listing brings in change nothing of whether the index has the directory."""
         is_indexed = self.directory.is_indexed
-        yield
-        if self.run.is_first:
-            self.directory.is_indexed = is_indexed
+        try:
+            yield
+        finally:
+            if self.run.is_first and self.directory.listed_at is None:
+                self.directory.is_indexed = is_indexed
 
     def tell_what_is_beside(self) -> None:
         self.run.add((name for name in self.beside if name in self.directory.children), past=self.run.past)
@@ -91,6 +93,8 @@ class Merger:
         for name, child in merge.listing.read(page):
             is_ahead = name in merge.ahead
             is_new = is_ahead or name not in (merge.directory.children if merge.seen is None else merge.seen)
+            if isinstance(child, ListedDirectory):
+                merge.directories.add(name)
             self.merge_entry(merge, name, child, NO_MEMORIES if is_ahead else merge.memories)
             merge.ahead.discard(name)
             if merge.seen is not None:
@@ -141,7 +145,6 @@ class Merger:
     def _merge_directory(self, merge: Merge, name: bytes, child: ListedDirectory) -> None:
         directory = merge.directory
         known = directory.children.get(name)
-        merge.directories.add(name)
         if isinstance(known, Directory):
             return
         segment = segment_of(name)
@@ -152,7 +155,7 @@ class Merger:
         if known is None:
             directory.attach(name, child)
         elif not isinstance(known, ListedDirectory) and not self._is_ours(known, merge.run.began):
-            if merge.seen is None or name in merge.seen:
+            if name not in merge.ahead and (merge.seen is None or name in merge.seen):
                 self._veil(merge, name)
             self._replace(directory, name, child)
 
@@ -191,6 +194,8 @@ class Merger:
         for name in gone & directory.children.keys():
             if not self._is_ours(directory.children[name], started):
                 self._replace(directory, name, None)
+                if name in merge.ahead:
+                    directory.distrust()  # the page that has not got it may be older than the answer that had
         self._compare_marker(directory, merge.listing.marker, started)
         directory.listed_at = started if merge.run.is_trusted else None
         directory.listing_took = trio.current_time() - started

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import stat
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -15,11 +16,12 @@ import trio.testing
 from trio.testing import MockClock
 
 from backends.base import ListPage, ObjectInfo
-from backends.errors import Unavailable
+from backends.errors import InvalidKey, Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs import hidden_keys
-from fusefs.directory_names import PAGES_AHEAD, PagesAhead
+from fusefs.attributes import fresh
+from fusefs.directory_names import PAGES_AHEAD, DirectoryNames, ListingRun, PagesAhead
 from fusefs.errors import EntryExists, NoSuchEntry, StaleFile
 from fusefs.filesystem import FilesystemOptions
 from fusefs.hidden_keys import KEYS_NAMED
@@ -180,6 +182,85 @@ async def test_what_others_change_between_a_lookup_and_the_listing(
             await tree.find("d/f2000")
         assert await tree.read_file("d/f2001") == b"theirs"
         assert (await tree.find("d/f2002")).number == numbers[2]
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+async def test_what_others_make_of_a_name_between_a_lookup_and_the_listing(
+    is_open: bool, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """A directory of a file, and a file of a directory: neither is beside the other."""
+    storage = await filled(*(f"d/{key}" for key in LARGE), "d/g/h")
+    async with half_listed(storage, tmp_path) as (tree, gate):
+        await tree.find("d/f2000")
+        await tree.find("d/g/h")
+        if is_open:
+            await tree.open("d/f2000", os.O_RDONLY)
+            await tree.open("d/g/h", os.O_RDONLY)
+        await storage.delete("d/f2000")
+        await storage.put("d/f2000/y", b"")
+        await storage.delete("d/g/h")
+        await storage.put("d/g", b"theirs")
+        gate.open()
+        assert await tree.names("d") == [*LARGE, "g"]
+        assert isinstance(await tree.find("d/f2000"), Directory)
+        assert await tree.read_file("d/g") == b"theirs"
+
+
+class EmptyPages(MemoryStorage):
+    """Answers every other request for a page of `d/` with one that has nothing."""
+
+    async def list_prefix(self, prefix: str = "", **query: Any) -> ListPage:
+        token = query["page_token"]
+        if prefix == "d/" and token is not None and token.startswith("after "):
+            return await super().list_prefix(prefix, **{**query, "page_token": token.removeprefix("after ")})
+        if prefix == "d/" and token is not None:
+            return ListPage(objects=(), prefixes=(), next_token=f"after {token}")
+        return await super().list_prefix(prefix, **query)
+
+
+async def test_an_empty_page_takes_nothing_back(autojump_clock: MockClock, tmp_path: Path) -> None:
+    storage = FaultyStorage(EmptyPages())
+    for key in LARGE:
+        await storage.put(f"d/{key}", b"")
+    third = storage.hold(Verb.LIST_PREFIX, key="d/", call=3)
+    async with open_tree(storage, tmp_path) as tree:
+        handle = await tree.filesystem.opendir((await tree.find("d")).number)
+        assert len(await read(tree, handle, 0)) == 1_000
+        await third.reached.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(1):
+            await tree.find("d/f0001")
+        third.open()
+        assert await tree.names("d") == LARGE
+
+
+async def test_what_a_listing_has_told_before_it_failed_is_no_failure(autojump_clock: MockClock) -> None:
+    directory = Directory(number=1, attributes=fresh(mode=stat.S_IFDIR | 0o755, uid=0, gid=0, now_ns=0))
+    run = ListingRun(directory)
+    names = DirectoryNames(directory, run)
+
+    async def fail() -> None:
+        run.add([b"a"], past="a")
+        run.end(Unavailable("gone"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fail)
+        await run.wait_until_past("a")
+    assert await names.take(0, 10) == [b"a"]
+    with pytest.raises(Unavailable):
+        await names.take(1, 10)
+
+
+async def test_a_request_for_one_name_that_fails_leaves_it_to_the_listing(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    storage = await filled(*(f"d/{key}" for key in LARGE))
+    async with half_listed(storage, tmp_path) as (tree, gate):
+        storage.fail(InvalidKey, verb=Verb.LIST_PREFIX, key="d/f2400")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree.find, "d/f2400")
+            await trio.testing.wait_all_tasks_blocked()
+            gate.open()
 
 
 async def test_what_is_found_out_while_a_first_listing_goes_on_is_written_into_the_index(
