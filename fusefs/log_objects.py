@@ -53,9 +53,9 @@ class LogObjects:
     async def find(self, replayed: Replayed) -> list[OwnObject]:
         """Return the objects that are the inode's own, the newest first. Raises what the store raises."""
         found = await self._look_under(replayed, _names(replayed))
-        if not found and (replayed.versions or replayed.upload_keys):
+        if replayed.upload_keys or (not found and replayed.versions):
             log_id = replayed.last.log_id
-            found = await self._look_under(replayed, [detour_key(replayed), f"{ORPHANS_PREFIX}{log_id}"])
+            found += await self._look_under(replayed, [detour_key(replayed), f"{ORPHANS_PREFIX}{log_id}"])
         at_home = _keys_of(replayed, [replayed.last.path] if replayed.last.path is not None else [])
         found.sort(key=lambda each: (each.complete_to, each.version.key in at_home), reverse=True)
         return found

@@ -76,9 +76,11 @@ class LogUploads:
         base = found[0].version if found else None
         completed = await self._complete(replayed, upload, base, mode)
         if theirs is not None and replayed.last.path is not None and key_of(replayed.last.path) != upload.key:
-            completed = await self._give_back(completed, theirs, replayed)
+            own = await self._give_back(completed, theirs, replayed)
+        else:
+            own = [completed]
         others = [each for each in self._found[replayed] if each.version.key != upload.key]
-        self._found[replayed] = [completed, *others]
+        self._found[replayed] = own + others
 
     async def find_lost(self, replayed: Replayed) -> str | None:
         """Return what is to be said of an upload that somebody else has aborted; None if there is none."""
@@ -171,10 +173,13 @@ class LogUploads:
         )
         return await self._storage.head(kept)
 
-    async def _give_back(self, completed: OwnObject, theirs: ObjectInfo, replayed: Replayed) -> OwnObject:
+    async def _give_back(
+        self, completed: OwnObject, theirs: ObjectInfo, replayed: Replayed
+    ) -> list[OwnObject]:
         """Let somebody else have their object again under a name that the file had only when its upload began.
 
-        Ours waits elsewhere. If a recovery ends before that, theirs stays where it is kept.
+        Ours waits elsewhere; returns what is ours then, the newest first. If a recovery ends before that, theirs stays
+        where it is kept.
         """
         version = completed.version
         metadata = (await self._storage.head(version.key)).metadata or {}
@@ -190,11 +195,11 @@ class LogUploads:
                 metadata=theirs.metadata or {},
             )
         except (NotFound, PreconditionFailed):  # somebody has changed one of the two since then
-            return OwnObject(moved, completed.complete_to)
+            return [OwnObject(moved, completed.complete_to), completed]
         with suppress(NotFound, PreconditionFailed):
             await self._storage.delete(theirs.key, if_match=theirs.etag)
         _log.warning("%r is theirs again: the file is %r by now", version.key, replayed.last.path)
-        return OwnObject(moved, completed.complete_to)
+        return [OwnObject(moved, completed.complete_to)]
 
     # Bytes that are in no part
 

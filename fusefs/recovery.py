@@ -8,8 +8,9 @@
 
 What else is an inode's own, under a name that it has no more, is left over and to be deleted.
 
-Nothing that is read here changes the bucket but a completed upload, whose bytes belong to the file either way. So
-whoever is killed in the middle leaves a log that says the same as before.
+Of what the log needs nothing in the bucket is changed, but that an upload is completed, whose bytes belong to the file
+either way, and that what is in its way is copied elsewhere first. So whoever is killed in the middle leaves a log that
+says the same as before.
 """
 
 from __future__ import annotations
