@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -96,6 +97,7 @@ class ObjectTree:
             with contextlib.suppress(OSError):
                 while directory != self._root:
                     os.rmdir(directory)
+                    self._durable.pop(directory, None)  # whoever makes it anew may get the same inode number
                     directory = os.path.dirname(directory)
 
     def make_directories(self, key: str) -> None:
@@ -158,7 +160,11 @@ class ObjectTree:
     def _is_durable(self, path: str) -> bool:
         """Whether a directory is there, and known to survive a crash of the machine."""
         number = self._durable.get(path)
-        return number is not None and os.path.isdir(path) and os.stat(path).st_ino == number
+        try:
+            status = os.stat(path) if number is not None else None
+        except OSError:
+            return False  # others may remove it at any moment
+        return status is not None and status.st_ino == number and stat.S_ISDIR(status.st_mode)
 
     def _note_durable(self, path: str, number: int) -> None:
         if len(self._durable) >= _MOST_DURABLE:
