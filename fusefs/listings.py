@@ -66,8 +66,7 @@ class Listings:
         """
         while self._is_wanted(directory, -math.inf):
             run = self._run_of(directory)
-            # Not while renamed directories are looked through: a walk (500413) showed old permissions of one then.
-            if run.is_first and not self._placement.moving:
+            if run.is_first:
                 await run.wait_until_begun()
                 if await self._find_ahead(directory, name):
                     return

@@ -222,6 +222,9 @@ class Merger:
         is_ours = self._changes.is_unpublished(directory) or directory.state.published_at >= started
         if directory.number == ROOT_NUMBER or is_ours:
             return
+        is_own = marker is not None and directory.version is not None and directory.version.key == marker.key
+        if marker is not None and not is_own and self._placement.is_departing(marker.key):
+            return  # that of a directory that had the name before
         if marker is None and directory.version is not None:
             # Some stores (SeaweedFS) answer HEAD for every common prefix.
             self._placement.forget(directory.version.key)

@@ -599,6 +599,30 @@ async def test_the_attributes_of_a_marker_are_those_of_the_directory(
 # Errors, as POSIX
 
 
+async def test_a_marker_on_its_way_out_is_not_that_of_the_directory_with_its_name(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    """Its new place is not free yet, while everything else has changed places."""
+    storage = await filled("p/d/x", "q/d/y")
+    await storage.put("p/d/", b"", metadata={"mode": str(0o40700)})
+    async with open_tree(storage, tmp_path) as tree:
+
+        async def modes() -> list[int]:
+            assert await tree.names("p/d") == ["y"]
+            return [stat.S_IMODE((await tree.find(path)).attributes.mode) for path in ("p/d", "q/d")]
+
+        await tree.find("p/d/x")
+        await tree.find("q/d/y")
+        gate = storage.hold(key="q/d/", times=math.inf)
+        await tree.rename("p", "q", RENAME_EXCHANGE)
+        await trio.sleep(REVALIDATE)
+        assert await modes() == [0o755, 0o700]
+        assert await modes() == [0o755, 0o700]
+        gate.open()
+        await tree.publish_all()
+        assert await modes() == [0o755, 0o700]
+
+
 @pytest.fixture
 async def posix(autojump_clock: Clock, tmp_path: Path):  # type: ignore[no-untyped-def]
     async with open_tree(await filled("f", "g", "d/a", "d/e/b", "empty/"), tmp_path) as tree:
