@@ -33,7 +33,7 @@ from backends.errors import StorageError
 from fusefs.capture import Capture, bytes_to_carry, capture, is_behind, note_captured, stored_version
 from fusefs.change_log import LOG_KEY, Publication
 from fusefs.content import Version
-from fusefs.inodes import Directory, File, Inode
+from fusefs.inodes import Alias, Directory, File, Inode, is_joined
 from fusefs.journal import Journal, JournalStatistics
 from fusefs.journal_format import CONTINUED, InUseRecord, LeftoverRecord, Position, Record, StoredVersion
 from fusefs.keys import RESERVED_PREFIX
@@ -422,8 +422,11 @@ class Committer:
     def _is_worth_telling(self, inode: Inode) -> bool:
         """Return whether a reader of the log has to know; of what came and went between two batches it has not.
 
-        That what has an object has no name any more is told once.
+        That what has an object has no name any more is told once. Of an inode of which not all names are known yet
+        nobody has changed more than a directory above, which says where everything below it is (`Directory.source`).
         """
+        if not is_joined(inode):
+            return False
         return inode.linked or (inode.version is not None if inode.is_in_log is None else inode.is_in_log)
 
     def _capture_some(self) -> tuple[list[Capture], list[StoredVersion]]:
@@ -455,13 +458,18 @@ class Committer:
         where is noted before, because the batch names its cutoff; if it cannot be made the next one has its position.
         """
         position = self._journal.next_position
+        is_sorted = True
         for each in captured:
             if each.inode.linked or each.inode.version is not None:
-                self._needed.setdefault(each.inode, position)
+                start = self._told_from(each.inode, position)
+                is_sorted = is_sorted and start == position
+                self._needed.setdefault(each.inode, start)
             self._note_told(each.inode, position, each.size_bytes)
         for version in leftovers:
             self._needed.setdefault(version, position)
             self._note_told(version, position, 0)
+        if not is_sorted:
+            self._sort_needed()
         if not flags & CONTINUED:
             self._need_from_where_told_again()
         cutoff = self._cutoff_before(position)
@@ -482,6 +490,14 @@ class Committer:
             nursery.start_soon(self._note_cutoff, sequence, cutoff)
         if self._journal.size_from(cutoff) > self._limit:
             self._grown.set()
+
+    def _told_from(self, inode: Inode, position: Position) -> Position:
+        """Return in which batch a commit begins to tell of an inode that the one at `position` has.
+
+        A further name is nothing without its inode, which may be in a batch before.
+        """
+        told = inode.subject.told_at
+        return told if isinstance(inode, Alias) and inode.of in self._ahead and told is not None else position
 
     @property
     def has_everything(self) -> bool:
@@ -548,7 +564,8 @@ class Committer:
         for thing, position in self._again.items():
             is_found = not isinstance(thing, Inode) or _is_found_by_its_name(thing)
             if position is not None and thing in self._needed and is_found:
-                self._needed[thing] = position
+                of = self._again.get(thing.of) if isinstance(thing, Alias) else None
+                self._needed[thing] = min(position, of or position)
         if self._again:
             self._sort_needed()
         self._again.clear()

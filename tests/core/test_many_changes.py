@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from functools import partial
 from itertools import count
@@ -317,3 +318,25 @@ async def test_objects_that_are_written_again_as_they_were_are_no_news_to_the_lo
         handle = await tree.create("new")
         await tree.filesystem.fsync(handle)
         assert (await records(storage))[-1] <= 2
+
+
+async def test_a_further_name_is_told_with_its_inode_wherever_a_commit_is_divided(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The inode is published, and its batch would go; the name is not."""
+    monkeypatch.setattr(committer, "HEADS_SIZE", 1)
+    storage = FaultyStorage(SmallPartsStorage())
+    async with open_tree(storage, tmp_path / "1", options(publishes=True)) as tree:
+        await tree.write_file("a", b"bytes")
+        await tree.link("a", "b")
+        await tree.publish_all()
+        storage.hold(Verb.COPY, key="c", times=math.inf)
+        await tree.rename("b", "c")
+        for name in ("d", "e"):
+            await tree.log.commit()
+            await trio.sleep(5)
+            await tree.write_file(name, b"")
+        await tree.log.commit()
+    async with open_tree(storage, tmp_path / "2", options()) as tree:
+        assert await tree.names() == ["a", "c", "d", "e"]
+        assert (await tree.find("a")).number == (await tree.find("c")).number
