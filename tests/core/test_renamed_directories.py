@@ -20,6 +20,7 @@ from fusefs.committer import Committer
 from fusefs.errors import DirectoryNotEmpty, NameTooLong, NoSuchEntry
 from fusefs.filesystem import RENAME_EXCHANGE
 from fusefs.inodes import Directory
+from fusefs.link_lists import LISTS_PREFIX
 from fusefs.placement import DETOURS_PREFIX
 from fusefs.publish_queue import RETRY_SECONDS
 from tests.core.tree import Tree, TreeOptions, open_tree, stored
@@ -387,6 +388,31 @@ async def test_names_of_one_file_that_the_log_has_told_of_before_they_were_known
         await tree.write_file("new/a", b"changed")
         await ended(tree)
     assert await stored(storage) == {"new/": b"", "new/a": b"changed", "new/b": b"changed"}
+
+
+async def test_names_of_one_file_of_which_a_mount_dies_before_they_are_known(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    async with open_tree(storage, tmp_path / "1") as tree:
+        await tree.mkdir("a")
+        await tree.write_file("a/x", b"bytes")
+        await tree.link("a/x", "y")
+        await tree.end()
+    async with open_tree(storage, tmp_path / "2", LOGGED) as tree:
+        await tree.find("a")
+        list_key = next(key for key in await stored(storage, ours=True) if key.startswith(LISTS_PREFIX))
+        gate = storage.hold(Verb.GET_RANGE, key=list_key, times=math.inf)
+        await tree.rename("a", "b")
+        await trio.sleep(1)
+        for name in ("c", "d"):
+            await tree.write_file(name, b"")
+            await tree.log.commit()
+    gate.open()
+    async with open_tree(storage, tmp_path / "3", LOGGED) as tree:
+        assert (await tree.find("b/x")).number == (await tree.find("y")).number
+        await tree.publish_all()
+        assert (await tree.find("b/x")).link_count == 2
 
 
 @pytest.mark.parametrize("first", ["new/b", "c"])
