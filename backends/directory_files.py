@@ -106,7 +106,8 @@ def write_all(descriptor: int, data: Data) -> str:
         digest = hashlib.md5(view, usedforsecurity=False)
         done = 0
         while done < len(view):
-            done += os.write(descriptor, view[done:])
+            # Not all at once: a page cache would take huge pages for it, which some machines have to fetch first.
+            done += os.write(descriptor, view[done : done + _BLOCK_BYTES])
     return digest.hexdigest()
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusefs.stage import BLOCK_BYTES, MEMORY_FILE_BYTES, Stage, StageFile
+from fusefs.stage import BLOCK_BYTES, MAX_WRITE_BYTES, MEMORY_FILE_BYTES, Stage, StageFile
 from tests.core.small_disk import refuse_holes
 
 
@@ -238,3 +238,14 @@ def test_a_full_disk_takes_nothing_from_a_file_in_memory(
     assert file.write(MEMORY_FILE_BYTES, b"more") == 4
     assert file.read(0, 7) == b"content"
     stage.close()
+
+
+def test_a_long_write_is_taken_in_pieces(stage: Stage) -> None:
+    """Each is small enough that no page cache takes huge pages for it, and a caller that goes on has written all."""
+    data = os.urandom(2 * MAX_WRITE_BYTES + 5)
+    file, sizes, position = stage.new_file(), [], 0
+    while position < len(data):
+        sizes.append(file.write(7 + position, data[position:]))
+        position += sizes[-1]
+    assert sizes == [MAX_WRITE_BYTES, MAX_WRITE_BYTES, 5]
+    assert file.read(0, 7 + len(data)) == bytes(7) + data
