@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import AsyncIterator, Iterable
-from itertools import count
 from random import Random
 
 import pytest
@@ -27,6 +26,7 @@ from backends.multipart import (
     put_multipart,
 )
 from backends.part_sizes import PartSizes
+from tests.support.every_call import at_every_call
 from tests.support.faulty import FaultyStorage
 
 PART = 5 * MIB
@@ -264,7 +264,8 @@ async def test_full_sizes_tell_how_long_the_last_part_may_become(memory: MemoryS
 @pytest.mark.parametrize("answer_lost", [False, True], ids=["lost call", "lost answer"])
 async def test_any_call_may_fail_and_nothing_is_left(answer_lost: bool) -> None:
     """The error reaches the caller as it is, and neither an object nor an upload stays, for each call in turn."""
-    for call in count(1):
+
+    async def fail(call: int) -> bool:
         store = MemoryStorage()
         faulty = FaultyStorage(store)
         faulty.fail(Unavailable, call=call, answer_lost=answer_lost)
@@ -275,10 +276,11 @@ async def test_any_call_may_fail_and_nothing_is_left(answer_lost: bool) -> None:
             # What an answer would have told of stays behind: an upload without a name, an object without an ETag.
             is_unknown = answer_lost and faulty.calls[call - 1].verb in (Verb.CREATE_MULTIPART, Verb.COMPLETE)
             assert sum(left) == is_unknown
-        else:
-            break
-    assert faulty.faults_left
-    assert call == 1 + 5 + 1 + 1
+            return True
+        assert faulty.faults_left
+        return False
+
+    assert await at_every_call(fail) == 1 + 5 + 1
 
 
 async def write_in_two(writer: BufferedMultipartWriter) -> None:

@@ -162,18 +162,14 @@ class Prefix:
         """
         life = Life()
         life.die_at(call, death)
-        with trio.CancelScope() as scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_end_with, life, scope)
-                async with self.mounted(host, options, life, flags) as tree:
-                    history.attend(tree)
-                    with trio.fail_after(PATIENCE_SECONDS):
-                        await act(history)
-                        await tree.publish_all()
-                        await trio.sleep(resting_seconds)
-                        if isinstance(tree.log, Committer):
-                            await tree.log.finish()  # as a mount does
-                nursery.cancel_scope.cancel()
+        async with life.lived(), self.mounted(host, options, life, flags) as tree:
+            history.attend(tree)
+            with trio.fail_after(PATIENCE_SECONDS):
+                await act(history)
+                await tree.publish_all()
+                await trio.sleep(resting_seconds)
+                if isinstance(tree.log, Committer):
+                    await tree.log.finish()  # as a mount does
         uploads = await self.storage.list_multipart_uploads()
         history.uploads += [(upload.key, upload.upload_id) for upload in uploads]
         return life.dead.is_set()
@@ -188,13 +184,11 @@ class Prefix:
     ) -> None:
         """Let a mount die when the log has all that was done."""
         life = Life()
-        with trio.CancelScope() as scope:
-            async with self.mounted(host, options, life, flags) as tree:
-                history.attend(tree)
-                await act(history)
-                await history.commit()
-                life.dead.set()
-                scope.cancel()
+        async with life.lived(), self.mounted(host, options, life, flags) as tree:
+            history.attend(tree)
+            await act(history)
+            await history.commit()
+            await life.end()
 
     def _open_disk(self, life: Life, directory: Path) -> ObjectStorage:
         return MortalStorage(self.over_disk(PromptDirectory(directory)), life)
@@ -202,8 +196,3 @@ class Prefix:
     async def lease(self) -> LeaseRecord:
         """Return what the lease says."""
         return await record_in(self.storage)
-
-
-async def _end_with(life: Life, scope: trio.CancelScope) -> None:
-    await life.dead.wait()
-    scope.cancel()

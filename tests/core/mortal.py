@@ -8,12 +8,15 @@
 
 Where a mount has several stores, they share its `Life`: calls of all of them count, and with one all are dead.
 
-A call that never comes back waits for ever, as it would for a process that is gone; the test cancels the mount.
+A call that never comes back waits for ever, as it would for a process that is gone. So the mount has to be cancelled:
+
+    async with mortal.life.lived(), open_tree(mortal, where) as tree: ...
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from enum import Enum
 from typing import Final
 
@@ -57,21 +60,38 @@ class Life:
         self._calls_left -= 1
         return self._calls_left == 0
 
+    @asynccontextmanager
+    async def lived(self) -> AsyncIterator[None]:
+        """Cancel the block when the mount is dead: its tasks end with its process, wherever they are."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cancel_when_dead, nursery.cancel_scope)
+            yield
+            nursery.cancel_scope.cancel()
+
+    async def _cancel_when_dead(self, scope: trio.CancelScope) -> None:
+        await self.dead.wait()
+        scope.cancel()
+
+    async def end(self) -> None:
+        """Die between two calls, in a `lived` block; nothing is done there any more."""
+        self.dead.set()
+        await trio.sleep_forever()
+
 
 class MortalStorage(InterceptedStorage):
     """One mount's way to a store; the next mount has another one."""
 
     def __init__(self, inner: ObjectStorage, life: Life | None = None) -> None:
         super().__init__(inner)
-        self._life = life or Life()
+        self.life = life or Life()
 
     @property
     def dead(self) -> trio.Event:
-        return self._life.dead
+        return self.life.dead
 
     def die_at(self, call: int, death: Death) -> None:
         """As `Life`."""
-        self._life.die_at(call, death)
+        self.life.die_at(call, death)
 
     def die(self) -> None:
         """Let nothing reach the store from now on."""
@@ -83,7 +103,7 @@ class MortalStorage(InterceptedStorage):
         wanted = list(keys)
 
         def send(is_last: bool) -> Awaitable[Mapping[str, StorageError]]:
-            is_halved = is_last and self._life.death is Death.HALF_DONE
+            is_halved = is_last and self.life.death is Death.HALF_DONE
             return self._inner.delete_many(wanted[::2] if is_halved else wanted, if_match=if_match)
 
         return await self._until_death(Request(Verb.DELETE_MANY, wanted[0] if wanted else ""), send)
@@ -92,7 +112,7 @@ class MortalStorage(InterceptedStorage):
         return await self._until_death(request, lambda is_last: send())
 
     async def _until_death(self, request: Request, send: Callable[[bool], Awaitable[T]]) -> T:
-        life = self._life
+        life = self.life
         if self.dead.is_set():
             await trio.sleep_forever()
         is_last = life.is_last(request)

@@ -26,6 +26,7 @@ from fusefs.attributes import to_metadata
 from fusefs.filesystem import RENAME_EXCHANGE, AttributeChanges
 from tests.core.small_parts import PART, SmallPartsStorage, tree_options
 from tests.core.tree import Tree, open_tree, stored, stored_metadata
+from tests.support.every_call import at_every_call
 from tests.support.faulty import FaultyStorage
 
 Objects: TypeAlias = Mapping[str, bytes]
@@ -210,10 +211,7 @@ async def test_every_call_may_fail(
     name: str, fault: str, small_parts: None, tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     """At every moment each file is whole under a name it had; in the end the bucket is the tree."""
-    for call in range(1, 200):
-        if not await run(SCENARIOS[name], *FAULTS[fault], call, tmp_path / str(call)):
-            return
-    raise AssertionError("the scenario does not end")
+    await at_every_call(lambda call: run(SCENARIOS[name], *FAULTS[fault], call, tmp_path / str(call)))
 
 
 async def run(

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -29,6 +28,7 @@ from tests.core.mortal import Death
 from tests.core.test_log_crash import OPTIONS, SCENARIOS, bucket, look
 from tests.core.test_takeover_crash import check
 from tests.core.tree import bare_failures
+from tests.support.every_call import at_every_call, noted
 from tests.support.faulty import FaultyStorage
 
 pytestmark = pytest.mark.usefixtures("small_parts")
@@ -65,23 +65,22 @@ async def test_a_mount_may_die_at_every_call(
     """The next one may have its log in the bucket, and die as well."""
     caplog.set_level(logging.CRITICAL)
     random = Random(name)
-    for call in count(1):
+
+    async def die_twice_and_look(call: int) -> bool:
         storage, history = await bucket(SCENARIOS[name])
         prefix = Prefix(storage, tmp_path / f"{call}", monkeypatch)
         has_died = await prefix.live(
             "a", history, SCENARIOS[name].act, OPTIONS, call=call, death=death, flags=DISK
         )
         next_call, next_flags = random.randint(1, 40), random.choice([DISK, BUCKET])
-        try:
+        with noted(f"the next mount, with {next_flags}, has died at call {next_call}"):
             await check_without_disk(prefix, history, tmp_path / f"{call}-elsewhere")
             await prefix.live("a", history, look, OPTIONS, call=next_call, death=death, flags=next_flags)
             await check_without_disk(prefix, history, tmp_path / f"{call}-elsewhere-later")
             await check(prefix, history, "a", random.choice([DISK, BUCKET]))
-        except BaseException as error:
-            error.add_note(f"the mount has died at call {call}, the next, with {next_flags}, at {next_call}")
-            raise
-        if not has_died:
-            return
+        return has_died
+
+    await at_every_call(die_twice_and_look)
 
 
 class Insistent(History):
@@ -130,7 +129,8 @@ async def test_every_call_of_the_disk_may_fail(
 ) -> None:
     """A mount that cannot begin says so; one that lives goes on, and what it acknowledges is there when it dies."""
     caplog.set_level(logging.CRITICAL)
-    for call in count(1):
+
+    async def fail_and_look(call: int) -> bool:
         fault = OneFault(call, answer_lost)
         storage, _ = await bucket(SCENARIOS[name])
         history = Insistent(SCENARIOS[name].before)
@@ -139,6 +139,6 @@ async def test_every_call_of_the_disk_may_fail(
             await prefix.lose("a", history, SCENARIOS[name].act, OPTIONS, DISK)
         await check(prefix, history, "a")
         assert fault.disk is not None
-        if fault.disk.faults_left:
-            assert call > 4
-            return
+        return not fault.disk.faults_left
+
+    assert await at_every_call(fail_and_look) >= 4

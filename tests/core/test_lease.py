@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import trio
@@ -32,6 +33,7 @@ from fusefs.stored_lease import (
     longest_call_seconds,
 )
 from tests.core.leases import TERM, WallClock, claim, record_in, take
+from tests.support.every_call import at_every_call
 from tests.support.faulty import FaultyStorage
 
 PATIENCE: float = 10 * TERM
@@ -477,15 +479,16 @@ async def test_a_lapsed_lease_is_given_back_unless_it_was_taken(autojump_clock: 
 
 async def test_each_call_fails_in_turn(autojump_clock: MockClock) -> None:
     """Of a life from taking to giving back, on a store with the patience that it should have."""
+
+    async def fail_once(answer_lost: bool, call: int) -> bool:
+        faulty = FaultyStorage(MemoryStorage())
+        storage = RetryingStorage(faulty, RetryPolicy(timeout_seconds=longest_call_seconds(TERM)))
+        faulty.fail(Unavailable, call=call, answer_lost=answer_lost)
+        await _whole_life(storage)
+        return not faulty.faults_left
+
     for answer_lost in (False, True):
-        call, has_struck = 1, True
-        while has_struck:
-            faulty = FaultyStorage(MemoryStorage())
-            storage = RetryingStorage(faulty, RetryPolicy(timeout_seconds=longest_call_seconds(TERM)))
-            faulty.fail(Unavailable, call=call, answer_lost=answer_lost)
-            await _whole_life(storage)
-            call, has_struck = call + 1, not faulty.faults_left
-        assert call > 6
+        assert await at_every_call(partial(fail_once, answer_lost)) > 4
 
 
 async def _whole_life(storage: ObjectStorage) -> None:

@@ -12,10 +12,10 @@ import logging
 import os
 import stat
 import zlib
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import count
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -38,6 +38,7 @@ from tests.core.mortal import Death, MortalStorage
 from tests.core.refusing import Refusals, RefusingStorage
 from tests.core.small_parts import PART, SmallPartsStorage, tree_options
 from tests.core.tree import Tree, TreeOptions, open_tree, stored
+from tests.support.every_call import at_every_call
 
 pytestmark = pytest.mark.usefixtures("small_parts")
 
@@ -492,16 +493,7 @@ async def test_a_mount_may_die_at_every_call(
 ) -> None:
     """The next mount has all that was acknowledged, and the tree as it was at one moment."""
     caplog.set_level(logging.CRITICAL)
-    for call in count(1):
-        storage, history = await bucket(SCENARIOS[name])
-        has_died = await live(storage, history, SCENARIOS[name].act, call, death, tmp_path / f"{call}")
-        try:
-            await check(storage, history, tmp_path / f"{call}-next")
-        except BaseException as error:
-            error.add_note(f"the mount before has died at call {call}")
-            raise
-        if not has_died:
-            return
+    await die_at_every_call(partial(bucket, SCENARIOS[name]), SCENARIOS[name].act, death, tmp_path)
 
 
 async def rewrite_new(history: History) -> None:
@@ -558,19 +550,28 @@ async def test_markers_that_the_log_does_not_know(
 ) -> None:
     """A marker that a directory has left, and that nothing says whose it is, is no directory for the next mount."""
     caplog.set_level(logging.CRITICAL)
-    for call in count(1):
-        storage, history = BareMarkers(), History({})
-        has_died = await live(storage, history, rename_marked_directories, call, death, tmp_path / f"{call}")
-        await check(storage, history, tmp_path / f"{call}-next")
-        if not has_died:
-            return
+    await die_at_every_call(partial(filled, BareMarkers, {}), rename_marked_directories, death, tmp_path)
 
 
 async def bucket(scenario: Scenario) -> tuple[SmallPartsStorage, History]:
-    storage = SmallPartsStorage()
-    for key, data in scenario.before.items():
+    return await filled(SmallPartsStorage, scenario.before)
+
+
+async def filled(
+    make: Callable[[], SmallPartsStorage], before: Mapping[str, bytes]
+) -> tuple[SmallPartsStorage, History]:
+    """Return a bucket of one kind with objects that no mount has seen."""
+    storage = make()
+    for key, data in before.items():
         await storage.put(key, data, metadata={"mode": str(0o100644)})
-    return storage, History(scenario.before)
+    return storage, History(before)
+
+
+async def twin(storage: SmallPartsStorage, history: History) -> tuple[SmallPartsStorage, History]:
+    """Return another bucket, as one is now, and a history that goes on from there."""
+    same = History({})
+    same.resume(history.states[-1])
+    return storage.twin(), same
 
 
 async def live(
@@ -590,28 +591,41 @@ async def live(
     """
     mortal = MortalStorage(storage)
     mortal.die_at(call, death)
+    way = mortal if refusing is None else RefusingStorage(mortal, refusing)
     has_died = True
-    with trio.CancelScope() as life:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_end_with, mortal, life)
-            way = mortal if refusing is None else RefusingStorage(mortal, refusing)
-            async with open_tree(way, where, options) as tree:
-                history.attend(tree)
-                with trio.fail_after(PATIENCE_SECONDS):
-                    await act(history)
-                    if refusing is None:
-                        await tree.publish_all()
-                    await trio.sleep(QUIET_SECONDS)
-                has_died = mortal.dead.is_set()
-                mortal.die()
-                await trio.sleep_forever()
+    async with mortal.life.lived(), open_tree(way, where, options) as tree:
+        history.attend(tree)
+        with trio.fail_after(PATIENCE_SECONDS):
+            await act(history)
+            if refusing is None:
+                await tree.publish_all()
+            await trio.sleep(QUIET_SECONDS)
+        has_died = mortal.dead.is_set()
+        await mortal.life.end()
     history.uploads += [(upload.key, upload.upload_id) for upload in await storage.list_multipart_uploads()]
     return has_died
 
 
-async def _end_with(mortal: MortalStorage, life: trio.CancelScope) -> None:
-    await mortal.dead.wait()
-    life.cancel()
+async def die_at_every_call(
+    begin: Callable[[], Awaitable[tuple[SmallPartsStorage, History]]],
+    act: Callable[[History], Coroutine[Any, Any, None]],
+    death: Death,
+    where: Path,
+    *,
+    over: Callable[[ObjectStorage], ObjectStorage] = lambda bucket: bucket,
+) -> int:
+    """Let a mount die at each of its calls, every time on a bucket as `begin` leaves it, and let the next one look.
+
+    `over` is between the dying mount and the bucket. Returns how many calls there were to die at.
+    """
+
+    async def die_and_look(call: int) -> bool:
+        storage, history = await begin()
+        has_died = await live(over(storage), history, act, call, death, where / f"{call}")
+        await check(storage, history, where / f"{call}-next")
+        return has_died
+
+    return await at_every_call(die_and_look)
 
 
 async def look(history: History) -> None:

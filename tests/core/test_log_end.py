@@ -12,7 +12,6 @@ import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -36,6 +35,7 @@ from tests.core.small_parts import SmallPartsStorage
 from tests.core.test_log_crash import OPTIONS, SMALL, look
 from tests.core.test_takeover_crash import check
 from tests.core.tree import bare_failures
+from tests.support.every_call import at_every_call, noted
 
 pytestmark = pytest.mark.usefixtures("small_parts")
 
@@ -155,20 +155,19 @@ async def test_a_mount_that_ends_may_die_at_every_call(
     """Nothing is missing, whatever it had removed of its log, and whatever the lease said last; so may the next."""
     caplog.set_level(logging.CRITICAL)
     random = Random(str(flags))
-    for call in count(1):
+
+    async def die_twice_and_look(call: int) -> bool:
         prefix, history = await new_prefix(tmp_path / f"{call}", monkeypatch)
         has_died = await prefix.live(
             "a", history, go_on, LOG_ALONE, call=call, death=death, flags=flags, resting_seconds=0
         )
         next_call, next_flags = random.randint(1, 40), random.choice([flags, UNLEASED, UNLEASED_DISK])
-        try:
+        with noted(f"the next mount, with {next_flags}, has died at call {next_call}"):
             await prefix.live("a", history, look, OPTIONS, call=next_call, death=death, flags=next_flags)
             await check(prefix, history, "a", flags)
-        except BaseException as error:
-            error.add_note(f"the mount has died at call {call}, the next, with {next_flags}, at {next_call}")
-            raise
-        if not has_died:
-            return
+        return has_died
+
+    await at_every_call(die_twice_and_look)
 
 
 @pytest.mark.parametrize("death", [Death.CALL_LOST, Death.HALF_DONE])
@@ -185,18 +184,16 @@ async def test_a_mount_without_a_lease_may_die_at_every_call(
     caplog.set_level(logging.CRITICAL)
     lost, history = await new_prefix(tmp_path / "lost", monkeypatch)
     await lost.lose("a", history, confirm, LOG_ALONE)
-    for call in count(1):
+
+    async def die_and_look(call: int) -> bool:
         prefix, same = lost.twin(tmp_path / f"{call}"), History({})
         same.resume(history.states[-1])
         has_died = await prefix.live("b", same, look, OPTIONS, call=call, death=death, flags=flags)
-        try:
-            assert await told(prefix) == [LogEnd(1, len(FILES))]
-            await check(prefix, same, "c")
-        except BaseException as error:
-            error.add_note(f"the mount has died at call {call}")
-            raise
-        if not has_died:
-            return
+        assert await told(prefix) == [LogEnd(1, len(FILES))]
+        await check(prefix, same, "c")
+        return has_died
+
+    await at_every_call(die_and_look)
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
-from itertools import count
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -28,6 +28,7 @@ from tests.core.mortal import Death, MortalStorage
 from tests.core.small_parts import PART, SmallPartsStorage, tree_options
 from tests.core.test_log_crash import SCENARIOS, bucket, check, live
 from tests.core.tree import Tree, open_tree, stored
+from tests.support.every_call import at_every_call
 from tests.support.faulty import FaultyStorage
 
 pytestmark = pytest.mark.usefixtures("small_parts")
@@ -58,6 +59,15 @@ async def die(
         await act(tree)
         mortal.die()
     assert await storage.list_multipart_uploads()
+
+
+async def recover(storage: SmallPartsStorage, where: Path, call: int, death: Death) -> bool:
+    """Let the next mount die at a call; return whether it did before it had published everything."""
+    mortal = MortalStorage(storage)
+    mortal.die_at(call, death)
+    async with mortal.life.lived(), open_tree(mortal, where, NEXT) as tree:
+        await tree.publish_all()
+    return mortal.dead.is_set()
 
 
 async def test_what_somebody_else_has_put_under_the_key_is_kept(
@@ -96,37 +106,26 @@ async def test_what_somebody_else_has_put_under_a_name_that_the_file_has_left(
     storage = SmallPartsStorage()
     await die(storage, tmp_path / "1", act)
     await storage.put("temporary", b"theirs", metadata={"author": "somebody"})
+
+    async def die_and_look(death: Death, call: int) -> bool:
+        twin = storage.twin()
+        has_died = await recover(twin, tmp_path / f"{death}{call}", call, death)
+        async with open_tree(twin, tmp_path / f"{death}{call}-next", NEXT) as tree:
+            assert await tree.read_file("final") == BYTES
+            await tree.publish_all()
+        objects = await stored(twin, ours=True)
+        assert objects["final"] == BYTES
+        kept = [key for key in objects if key.startswith(CONFLICTS_PREFIX)]
+        assert b"theirs" in [objects[key] for key in ["temporary", *kept] if key in objects]
+        if not has_died:
+            assert objects["temporary"] == b"theirs"
+            assert (await twin.head("temporary")).metadata == {"author": "somebody"}
+            assert kept == []
+            assert not [key for key in objects if key.startswith(DETOURS_PREFIX)]
+        return has_died
+
     for death in (Death.CALL_LOST, Death.ANSWER_LOST):
-        for call in count(1):
-            twin = storage.twin()
-            mortal = MortalStorage(twin)
-            mortal.die_at(call, death)
-            has_died = False
-            async with trio.open_nursery() as nursery:
-
-                async def recover(mortal: MortalStorage = mortal, where: str = f"{death}{call}") -> None:
-                    async with open_tree(mortal, tmp_path / where, NEXT) as tree:
-                        await tree.publish_all()
-                    nursery.cancel_scope.cancel()
-
-                nursery.start_soon(recover)
-                await mortal.dead.wait()
-                has_died = True
-                nursery.cancel_scope.cancel()
-            async with open_tree(twin, tmp_path / f"{death}{call}-next", NEXT) as tree:
-                assert await tree.read_file("final") == BYTES
-                await tree.publish_all()
-            objects = await stored(twin, ours=True)
-            assert objects["final"] == BYTES
-            kept = [key for key in objects if key.startswith(CONFLICTS_PREFIX)]
-            assert b"theirs" in [objects[key] for key in ["temporary", *kept] if key in objects]
-            if not has_died:
-                assert objects["temporary"] == b"theirs"
-                assert (await twin.head("temporary")).metadata == {"author": "somebody"}
-                assert kept == []
-                assert not [key for key in objects if key.startswith(DETOURS_PREFIX)]
-                assert call > 5
-                break
+        assert await at_every_call(partial(die_and_look, death)) >= 5
 
 
 @pytest.mark.parametrize("name", ["file", "renamed"])
@@ -295,7 +294,9 @@ async def test_a_mount_dies_at_every_call_and_its_uploads_are_aborted(
     """
     caplog.set_level(logging.CRITICAL)
     refused = 0
-    for call in count(1):
+
+    async def die_and_look(call: int) -> bool:
+        nonlocal refused
         storage, history = await bucket(SCENARIOS[name])
         has_died = await live(
             storage, history, SCENARIOS[name].act, call, Death.CALL_LOST, tmp_path / f"{call}"
@@ -313,6 +314,7 @@ async def test_a_mount_dies_at_every_call_and_its_uploads_are_aborted(
             async with open_tree(storage, tmp_path / f"{call}-saved", NEXT) as tree:
                 saved = {entry.data for entry in (await state_of(tree)).values()}
             assert saved <= {entry.data for state in history.states for entry in state.values()}
-        if not has_died:
-            assert refused
-            return
+        return has_died
+
+    await at_every_call(die_and_look)
+    assert refused

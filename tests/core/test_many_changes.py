@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Awaitable, Callable
 from functools import partial
-from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -28,7 +27,7 @@ from tests.core.logs import batches
 from tests.core.mortal import Death
 from tests.core.small_parts import SmallPartsStorage
 from tests.core.test_log import options
-from tests.core.test_log_crash import SCENARIOS, BareMarkers, bucket, check, live
+from tests.core.test_log_crash import SCENARIOS, BareMarkers, bucket, check, die_at_every_call, filled, live
 from tests.core.test_log_model import Walk
 from tests.core.tree import Tree, open_tree, stored
 from tests.support.faulty import FaultyStorage
@@ -210,16 +209,7 @@ async def test_a_mount_may_die_between_the_batches_of_a_commit(
     """At every call; a batch has room for one head."""
     caplog.set_level(logging.CRITICAL)
     monkeypatch.setattr(committer, "HEADS_SIZE", 1)
-    for call in count(1):
-        storage, history = await bucket(SCENARIOS[name])
-        has_died = await live(storage, history, SCENARIOS[name].act, call, death, tmp_path / f"{call}")
-        try:
-            await check(storage, history, tmp_path / f"{call}-next")
-        except BaseException as error:
-            error.add_note(f"the mount before has died at call {call}")
-            raise
-        if not has_died:
-            return
+    await die_at_every_call(partial(bucket, SCENARIOS[name]), SCENARIOS[name].act, death, tmp_path)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -283,22 +273,9 @@ async def test_objects_of_the_same_bytes_are_told_apart(
     monkeypatch.setattr(committer, "TRIM_BATCHES", 1)
     is_bare = kind == "bare directories"
     before = {"other": b""} | (dict.fromkeys("ab", b"same") if kind == "files" else {})
-    for call in count(1):
-        storage = BareMarkers() if is_bare else SmallPartsStorage()
-        for key, data in before.items():
-            await storage.put(key, data, metadata={"mode": str(0o100644)})
-        history = History(before)
-        act = partial(exchange_equals, pause_seconds=0.2 if is_bare else 0.015, has_attributes=not is_bare)
-        has_died = await live(
-            SlowStorage(storage), history, act, call, Death.ANSWER_LOST, tmp_path / f"{call}"
-        )
-        try:
-            await check(storage, history, tmp_path / f"{call}-next")
-        except BaseException as error:
-            error.add_note(f"the mount before has died at call {call}")
-            raise
-        if not has_died:
-            return
+    begin = partial(filled, BareMarkers if is_bare else SmallPartsStorage, before)
+    act = partial(exchange_equals, pause_seconds=0.2 if is_bare else 0.015, has_attributes=not is_bare)
+    await die_at_every_call(begin, act, Death.ANSWER_LOST, tmp_path, over=SlowStorage)
 
 
 async def test_objects_that_are_written_again_as_they_were_are_no_news_to_the_log(

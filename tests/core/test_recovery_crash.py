@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from itertools import count
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -19,8 +19,9 @@ from fusefs.publisher import PublishOptions
 from tests.core.history import History
 from tests.core.mortal import Death, MortalStorage
 from tests.core.small_parts import SmallPartsStorage
-from tests.core.test_log_crash import OPTIONS, SCENARIOS, bucket, check, live, look
+from tests.core.test_log_crash import OPTIONS, SCENARIOS, bucket, check, die_at_every_call, live, look, twin
 from tests.core.tree import open_tree
+from tests.support.every_call import at_every_call
 
 pytestmark = pytest.mark.usefixtures("small_parts")
 
@@ -59,19 +60,8 @@ async def test_a_recovery_may_die_at_every_call(
     name: str, death: Death, tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL)
-    storage, history = await crashed(name, tmp_path / "lost")
-    for call in count(1):
-        twin, same = storage.twin(), History({})
-        same.resume(history.states[-1])
-        has_died = await live(twin, same, look, call, death, tmp_path / f"{call}")
-        try:
-            await check(twin, same, tmp_path / f"{call}-next")
-        except BaseException as error:
-            error.add_note(f"the recovery has died at call {call}")
-            raise
-        if not has_died:
-            assert call > 3
-            return
+    lost = await crashed(name, tmp_path / "lost")
+    assert await die_at_every_call(partial(twin, *lost), look, death, tmp_path) >= 3
 
 
 @pytest.mark.parametrize("name", RECOVERED)
@@ -80,10 +70,8 @@ async def test_one_recovery_after_the_other_dies(
 ) -> None:
     """Each a call later than the one before, on what that one has left."""
     caplog.set_level(logging.CRITICAL)
-    storage, history = await crashed(name, tmp_path / "lost")
-    same = History({})
-    same.resume(history.states[-1])
-    for call in count(1):
-        if not await live(storage, same, look, call, Death.ANSWER_LOST, tmp_path / f"{call}"):
-            break
-    await check(storage, same, tmp_path / "last")
+    storage, history = await twin(*await crashed(name, tmp_path / "lost"))
+    await at_every_call(
+        lambda call: live(storage, history, look, call, Death.ANSWER_LOST, tmp_path / f"{call}")
+    )
+    await check(storage, history, tmp_path / "last")

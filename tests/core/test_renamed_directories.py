@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +23,7 @@ from fusefs.link_lists import LISTS_PREFIX
 from fusefs.placement import DETOURS_PREFIX
 from fusefs.publish_queue import RETRY_SECONDS
 from tests.core.tree import Tree, TreeOptions, open_tree, stored
+from tests.support.every_call import at_every_call
 from tests.support.faulty import FaultyStorage, Gate
 
 LOGGED: Final = TreeOptions(logged=True)
@@ -659,7 +659,7 @@ async def test_what_cannot_be_found_out(
 async def test_every_call_fails_in_turn(
     answer_lost: bool, autojump_clock: MockClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for call in count(1):
+    async def fail_and_look(call: int) -> bool:
         storage = await filled("old/a", "old/d/x", "old/d/e/y")
         async with open_tree(storage, tmp_path / f"{call}", LOGGED) as tree:
             await tree.find("old")
@@ -678,9 +678,9 @@ async def test_every_call_fails_in_turn(
             "new/d/e/y": b"old/d/e/y",
             "new/d/x": b"old/d/x",
         }
-        if has_ended:
-            assert call > 8
-            return
+        return not has_ended
+
+    assert await at_every_call(fail_and_look) >= 8
 
 
 async def test_publishing_everything_does_not_wait_for_the_next_attempt(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Awaitable, Callable
-from itertools import count
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -26,7 +26,17 @@ from tests.core.history import History, State, state_of
 from tests.core.mortal import Death, MortalStorage
 from tests.core.refusing import Refusals
 from tests.core.small_parts import PART, SmallPartsStorage
-from tests.core.test_log_crash import OPTIONS, QUIET_SECONDS, check, difference, live, look
+from tests.core.test_log_crash import (
+    OPTIONS,
+    QUIET_SECONDS,
+    check,
+    die_at_every_call,
+    difference,
+    filled,
+    live,
+    look,
+    twin,
+)
 from tests.core.test_log_model import Walk
 from tests.core.tree import open_tree
 from tests.core.watching import LOOKING, WatchingStorage
@@ -75,7 +85,7 @@ async def state_in(storage: SmallPartsStorage, where: Path) -> State:
         return await state_of(tree)
 
 
-def filled(rng: Random) -> dict[str, bytes]:
+def scattered(rng: Random) -> dict[str, bytes]:
     """Return objects for a tree of directories that are prefixes and no more."""
     objects: dict[str, bytes] = {}
     for path in rng.sample(PATHS, 14):
@@ -90,11 +100,7 @@ def _is_within(path: str, other: str) -> bool:
 
 async def begin(rng: Random) -> tuple[SmallPartsStorage, History]:
     """Return a bucket with a tree that no mount has seen."""
-    before = filled(rng)
-    storage = SmallPartsStorage()
-    for key, data in before.items():
-        await storage.put(key, data, metadata={"mode": str(0o100644)})
-    return storage, History(before)
+    return await filled(SmallPartsStorage, scattered(rng))
 
 
 @pytest.mark.parametrize("seed", range(WALKS))
@@ -150,10 +156,8 @@ async def test_the_log_is_ahead_of_the_bucket_with_directories_renamed_unlisted(
 
 async def crashed(where: Path) -> tuple[SmallPartsStorage, History]:
     """Return a bucket as a mount leaves it that has renamed what it could not look through, and then was lost."""
-    before = {"old/file": b"1", "old/gone": b"2", "old/deep/out/file": b"3", "old/deep/file": b"4"}
-    storage, history = SmallPartsStorage(), History({**before, "old/stall/file": b"5"})
-    for key, data in {**before, "old/stall/file": b"5"}.items():
-        await storage.put(key, data, metadata={"mode": str(0o100644)})
+    below = {"file": b"1", "gone": b"2", "deep/out/file": b"3", "deep/file": b"4", "stall/file": b"5"}
+    storage, history = await filled(SmallPartsStorage, {f"old/{path}": data for path, data in below.items()})
     faulty = FaultyStorage(storage)
     for stalled in ("old/stall/", "old/deep/out/"):
         faulty.hold(Verb.LIST_PREFIX, key=stalled, times=math.inf)
@@ -180,12 +184,5 @@ async def test_a_recovery_of_sources_may_die_at_every_call(
 ) -> None:
     """And so may the mount that goes on with the finding, and moves what it finds."""
     caplog.set_level(logging.CRITICAL)
-    storage, history = await crashed(tmp_path / "lost")
-    for call in count(1):
-        twin, same = storage.twin(), History({})
-        same.resume(history.states[-1])
-        has_died = await live(twin, same, look, call, death, tmp_path / f"{call}")
-        await check(twin, same, tmp_path / f"{call}-next")
-        if not has_died:
-            assert call > 8
-            return
+    lost = await crashed(tmp_path / "lost")
+    assert await die_at_every_call(partial(twin, *lost), look, death, tmp_path) >= 8

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -24,6 +23,7 @@ from tests.core.history import History, State
 from tests.core.hosts import BUCKET, Prefix, SlowStorage
 from tests.core.mortal import Death
 from tests.core.test_log_crash import OPTIONS, SCENARIOS, bucket, check_bucket, look, settle
+from tests.support.every_call import at_every_call, noted
 
 pytestmark = pytest.mark.usefixtures("small_parts")
 
@@ -72,16 +72,15 @@ async def test_a_takeover_may_die_at_every_call(
     caplog.set_level(logging.CRITICAL)
     random = Random(name)
     lost, state = await crashed(name, tmp_path / "lost", monkeypatch)
-    for call in count(1):
+
+    async def die_twice_and_look(call: int) -> bool:
         prefix, history = lost.twin(tmp_path / f"{call}"), History({})
         history.resume(state)
         has_died = await prefix.live("b", history, look, OPTIONS, call=call, death=death)
         next_call = random.randint(1, 40)
-        try:
+        with noted(f"the mount after the one that took over has died at call {next_call}"):
             await prefix.live("c", history, look, OPTIONS, call=next_call, death=death)
             await check(prefix, history, "d")
-        except BaseException as error:
-            error.add_note(f"the takeover has died at call {call}, the one after it at call {next_call}")
-            raise
-        if not has_died:
-            return
+        return has_died
+
+    await at_every_call(die_twice_and_look)

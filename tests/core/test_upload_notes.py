@@ -28,6 +28,7 @@ from fusefs.upload_notes import (
 from fusefs.upload_orphans import TRIAL_SECONDS, WATCHED_SECONDS, abort_orphans, clear_trials, find_orphans
 from tests.core.mortal import Death, MortalStorage
 from tests.core.tree import TreeOptions, open_tree, stored
+from tests.support.every_call import at_every_call
 from tests.support.faulty import FaultyStorage
 
 PART = bytes(5 * MIB)
@@ -88,33 +89,35 @@ async def test_a_mount_that_leaves_nothing_leaves_no_note(autojump_clock: MockCl
 @pytest.mark.parametrize("death", [Death.CALL_LOST, Death.ANSWER_LOST])
 async def test_a_mount_may_die_at_any_call(death: Death, autojump_clock: MockClock) -> None:
     """Whatever was its last call, the next mount ends all of its uploads; and that one may die at any call, too."""
-    for call in range(1, 100):
+
+    async def die_and_be_taken_over(call: int) -> bool:
         store = MemoryStorage()
         theirs = (await store.create_multipart("theirs")).upload_id
         mortal = MortalStorage(store)
         mortal.die_at(call, death)
         with trio.move_on_after(60):
             await _upload_three(mortal)
-        for next_call in range(1, 100):
+
+        async def take_over_and_die(next_call: int) -> bool:
             heir = MortalStorage(store)
             heir.die_at(next_call, death)
             with trio.move_on_after(60):
                 await _take_over(heir)
-            if not heir.dead.is_set():
-                break
-        else:
-            raise AssertionError("an heir always died")
+            return heir.dead.is_set()
+
+        await at_every_call(take_over_and_die)
         assert [each.upload_id for each in await store.list_multipart_uploads()] == [theirs]
         assert await _notes(store) == {}
-        if not mortal.dead.is_set():
-            return
-    raise AssertionError("the mount always died")
+        return mortal.dead.is_set()
+
+    await at_every_call(die_and_be_taken_over)
 
 
 @pytest.mark.parametrize("answer_lost", [False, True])
 async def test_every_call_may_fail_once(answer_lost: bool, autojump_clock: MockClock) -> None:
     """With retries, as in a mount: an upload that began without an answer is not left either."""
-    for call in range(1, 100):
+
+    async def fail_once(call: int) -> bool:
         store = MemoryStorage()
         faulty = FaultyStorage(store)
         faulty.fail(Unavailable, call=call, answer_lost=answer_lost)
@@ -122,9 +125,9 @@ async def test_every_call_may_fail_once(answer_lost: bool, autojump_clock: MockC
         await _take_over(RetryingStorage(faulty))
         assert await _keys(store) == []
         assert await _notes(store) == {}
-        if faulty.faults_left:
-            return
-    raise AssertionError("no end")
+        return not faulty.faults_left
+
+    await at_every_call(fail_once)
 
 
 async def test_an_upload_that_is_refused_is_not_noted(autojump_clock: MockClock) -> None:

@@ -140,25 +140,16 @@ async def live(
     mortal: MortalStorage, way: ObjectStorage, history: History, walk: Walk, options: TreeOptions, where: Path
 ) -> None:
     """Let a mount do a walk, and die at one of its calls or in the end."""
-    with trio.CancelScope() as life:
-        async with trio.open_nursery() as nursery:
-
-            async def end() -> None:
-                await mortal.dead.wait()
-                life.cancel()
-
-            nursery.start_soon(end)
-            async with open_tree(way, where, options) as tree:
-                history.attend(tree)
-                if tree.index_writer is not None:
-                    nursery.start_soon(tree.index_writer.run)
-                with trio.fail_after(4 * PATIENCE_SECONDS):
-                    await walk(history)
-                    with suppress(Unavailable):
-                        await tree.publish_all()
-                    await trio.sleep(QUIET_SECONDS)
-                mortal.die()
-                await trio.sleep_forever()
+    async with mortal.life.lived(), trio.open_nursery() as nursery, open_tree(way, where, options) as tree:
+        history.attend(tree)
+        if tree.index_writer is not None:
+            nursery.start_soon(tree.index_writer.run)
+        with trio.fail_after(4 * PATIENCE_SECONDS):
+            await walk(history)
+            with suppress(Unavailable):
+                await tree.publish_all()
+            await trio.sleep(QUIET_SECONDS)
+        await mortal.life.end()
 
 
 async def check(storage: SmallPartsStorage, history: History, options: TreeOptions, where: Path) -> None:

@@ -7,7 +7,6 @@ import stat
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 
 import pytest
@@ -31,6 +30,7 @@ from fusefs.filesystem import FilesystemOptions
 from fusefs.journal_format import JOURNAL_PREFIX
 from tests.core.mortal import Death, MortalStorage
 from tests.core.tree import CALLER, Tree, TreeOptions, open_tree, stored, stored_metadata
+from tests.support.every_call import at_every_call
 from tests.support.faulty import FaultyStorage
 
 LARGE = os.urandom(3_000)
@@ -181,7 +181,8 @@ async def test_a_crash_leaves_none(
     end: Callable[[Tree], Awaitable[None]], death: Death, autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     """Whichever call of the store was the last one: the next mount deletes what nobody refers to, and no more."""
-    for call in count(1):
+
+    async def die_and_look(call: int) -> bool:
         storage = MemoryStorage()
         async with open_tree(storage, tmp_path / f"{call}-1", LOGGED) as tree:
             await tree.mkdir("d")
@@ -191,25 +192,19 @@ async def test_a_crash_leaves_none(
             await tree.publish_all()
             await trio.sleep(60)  # the log tells nothing of it any more
         mortal = MortalStorage(storage)
-        async with open_tree(mortal, tmp_path / f"{call}-2", LOGGED) as tree, trio.open_nursery() as nursery:
+        async with open_tree(mortal, tmp_path / f"{call}-2", LOGGED) as tree, mortal.life.lived():
             mortal.die_at(call, death)
-            nursery.start_soon(cancel_when, mortal.dead, nursery.cancel_scope)
             await end(tree)
             await tree.publish_all()
             await trio.sleep(60)
-            nursery.cancel_scope.cancel()
         has_died = mortal.dead.is_set()
         async with open_tree(storage, tmp_path / f"{call}-3", LOGGED) as tree:
             await tree.publish_all()
-            assert await xattr_objects(storage) == await referred_to(storage), call
+            assert await xattr_objects(storage) == await referred_to(storage)
             assert await get_large(tree, "same") == LARGE
-        if not has_died:
-            return
+        return has_died
 
-
-async def cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
-    await event.wait()
-    scope.cancel()
+    await at_every_call(die_and_look)
 
 
 async def test_an_open_file_without_a_name_has_them(autojump_clock: MockClock, tmp_path: Path) -> None:
