@@ -7,7 +7,6 @@ it would lack.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from tests.core.tree import bare_failures
 from tests.support.every_call import at_every_call, noted
 from tests.support.faulty import FaultyStorage
 
-pytestmark = pytest.mark.usefixtures("small_parts")
+pytestmark = pytest.mark.usefixtures("small_parts", "quiet")
 
 DEATHS: Final = (Death.CALL_LOST, Death.ANSWER_LOST, Death.HALF_DONE)
 
@@ -59,11 +58,9 @@ async def test_a_mount_may_die_at_every_call(
     death: Death,
     tmp_path: Path,
     autojump_clock: MockClock,
-    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The next one may have its log in the bucket, and die as well."""
-    caplog.set_level(logging.CRITICAL)
     random = Random(name)
 
     async def die_twice_and_look(call: int) -> bool:
@@ -124,11 +121,9 @@ async def test_every_call_of_the_disk_may_fail(
     answer_lost: bool,
     tmp_path: Path,
     autojump_clock: MockClock,
-    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A mount that cannot begin says so; one that lives goes on, and what it acknowledges is there when it dies."""
-    caplog.set_level(logging.CRITICAL)
 
     async def fail_and_look(call: int) -> bool:
         fault = OneFault(call, answer_lost)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
@@ -222,12 +221,11 @@ async def check_after_crash(inner: MemoryStorage, directory: Path, files: Mappin
 
 @pytest.mark.parametrize("name", HANDICAPS)
 async def test_what_cannot_be_published_does_not_make_the_log_longer(
-    name: str, tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    name: str, tmp_path: Path, autojump_clock: MockClock, quiet: None
 ) -> None:
     """What cannot be published or deleted, because the store refuses the name or denies it, stays in the log, and is
     there after the loss of the host. The log is longer for it by no more than three times its changed bytes.
     """
-    caplog.set_level(logging.CRITICAL)
     good = await commit_beside(None, MemoryStorage(), tmp_path / "good")
     inner, handicap = MemoryStorage(), HANDICAPS[name]
     outcome = await commit_beside(handicap, inner, tmp_path / "mount")
@@ -241,11 +239,10 @@ async def test_what_cannot_be_published_does_not_make_the_log_longer(
 async def test_what_is_most_of_the_log_is_told_again_seldom(
     tmp_path: Path,
     autojump_clock: MockClock,
-    caplog: pytest.LogCaptureFixture,
+    quiet: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where the log cannot become much shorter by it: not before as much has gone into it; here in several batches."""
-    caplog.set_level(logging.CRITICAL)
     monkeypatch.setattr(committer, "BATCH_SIZE", 4 * PIECE_SIZE)
     data = Random(2).randbytes(MIB)
 
@@ -264,10 +261,9 @@ async def test_what_is_most_of_the_log_is_told_again_seldom(
 
 
 async def test_what_may_be_under_another_name_is_not_forgotten(
-    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, autojump_clock: MockClock, quiet: None
 ) -> None:
     """A file is told again under its new name alone: not before it is known that nothing of it is under the old one."""
-    caplog.set_level(logging.CRITICAL)
     inner = MemoryStorage()
 
     async def act(tree: Tree, storage: FaultyStorage) -> None:
@@ -342,12 +338,11 @@ async def test_a_mount_that_writes_lists_nothing(tmp_path: Path, autojump_clock:
 
 
 async def test_what_was_to_be_deleted_and_is_somebodys_again(
-    autojump_clock: MockClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    autojump_clock: MockClock, tmp_path: Path, quiet: None
 ) -> None:
     """A log that is long, for the sake of another file, says again that it is to be deleted, and then for longer than
     whose it is: bytes and ETag are the same.
     """
-    caplog.set_level(logging.CRITICAL)
     inner = MemoryStorage()
     storage = FaultyStorage(inner)
     async with open_tree(storage, tmp_path / "1", replace(LOGGED, max_log_bytes=KIB)) as tree:

@@ -8,7 +8,6 @@ too, and the one after it must find the same.
 
 from __future__ import annotations
 
-import logging
 import os
 import stat
 import zlib
@@ -40,7 +39,7 @@ from tests.core.small_parts import PART, SmallPartsStorage, tree_options
 from tests.core.tree import Tree, TreeOptions, open_tree, stored
 from tests.support.every_call import at_every_call
 
-pytestmark = pytest.mark.usefixtures("small_parts")
+pytestmark = pytest.mark.usefixtures("small_parts", "quiet")
 
 _BYTES: Final = Random(3).randbytes(64 * PART)
 SMALL: Final = b"small and old"
@@ -489,10 +488,9 @@ SCENARIOS: Final = {
 @pytest.mark.parametrize("death", Death)
 @pytest.mark.parametrize("name", SCENARIOS)
 async def test_a_mount_may_die_at_every_call(
-    name: str, death: Death, tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    name: str, death: Death, tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     """The next mount has all that was acknowledged, and the tree as it was at one moment."""
-    caplog.set_level(logging.CRITICAL)
     await die_at_every_call(partial(bucket, SCENARIOS[name]), SCENARIOS[name].act, death, tmp_path)
 
 
@@ -507,10 +505,9 @@ async def rewrite_new(history: History) -> None:
 
 @pytest.mark.parametrize("death", [Death.CALL_LOST, Death.ANSWER_LOST])
 async def test_terms_that_begin_again_with_the_first(
-    death: Death, tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    death: Death, tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     """Where there is no lease and no log any more, marks of objects are not taken for those of another file."""
-    caplog.set_level(logging.CRITICAL)
     for call in range(1, 12):
         storage, history = await bucket(SCENARIOS["create"])
         await live(storage, history, create, 9, Death.CALL_LOST, tmp_path / f"{call}")
@@ -546,10 +543,9 @@ async def rename_marked_directories(history: History) -> None:
 
 @pytest.mark.parametrize("death", [Death.CALL_LOST, Death.ANSWER_LOST])
 async def test_markers_that_the_log_does_not_know(
-    death: Death, tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    death: Death, tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     """A marker that a directory has left, and that nothing says whose it is, is no directory for the next mount."""
-    caplog.set_level(logging.CRITICAL)
     await die_at_every_call(partial(filled, BareMarkers, {}), rename_marked_directories, death, tmp_path)
 
 

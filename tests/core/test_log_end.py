@@ -8,7 +8,6 @@ have removed that, one line says so, and nothing is applied.
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -149,11 +148,10 @@ async def test_a_mount_that_ends_may_die_at_every_call(
     death: Death,
     tmp_path: Path,
     autojump_clock: MockClock,
-    caplog: pytest.LogCaptureFixture,
+    quiet: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nothing is missing, whatever it had removed of its log, and whatever the lease said last; so may the next."""
-    caplog.set_level(logging.CRITICAL)
     random = Random(str(flags))
 
     async def die_twice_and_look(call: int) -> bool:
@@ -177,11 +175,10 @@ async def test_a_mount_without_a_lease_may_die_at_every_call(
     death: Death,
     tmp_path: Path,
     autojump_clock: MockClock,
-    caplog: pytest.LogCaptureFixture,
+    quiet: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It recovers and removes what the lease goes on to tell of, and the next, on another host, does not miss that."""
-    caplog.set_level(logging.CRITICAL)
     lost, history = await new_prefix(tmp_path / "lost", monkeypatch)
     await lost.lose("a", history, confirm, LOG_ALONE)
 
@@ -201,11 +198,10 @@ async def test_mounts_of_every_kind_one_after_the_other(
     seed: int,
     tmp_path: Path,
     autojump_clock: MockClock,
-    caplog: pytest.LogCaptureFixture,
+    quiet: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With a lease or without, with the log here or there, each dies at some call or ends: none misses anything."""
-    caplog.set_level(logging.CRITICAL)
     random = Random(seed)
     prefix, history = await new_prefix(tmp_path, monkeypatch)
     story = []

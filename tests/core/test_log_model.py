@@ -6,7 +6,6 @@ publications included. Seeds are fixed, so that a walk that fails can be repeate
 
 from __future__ import annotations
 
-import logging
 import os
 import stat
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ from tests.core.test_log_crash import OPTIONS, QUIET_SECONDS, check, live, look
 from tests.core.tree import open_tree
 from tests.core.watching import WatchingStorage
 
-pytestmark = pytest.mark.usefixtures("small_parts")
+pytestmark = pytest.mark.usefixtures("small_parts", "quiet")
 
 NAMES: Final = ("a", "b", "c", "d", "e")
 PATHS: Final = (*NAMES, *(f"{directory}/{name}" for directory in NAMES[:3] for name in NAMES[:3]))
@@ -138,11 +137,8 @@ def _is_within(path: str, other: str) -> bool:
 
 
 @pytest.mark.parametrize("seed", range(WATCHED))
-async def test_the_log_is_ahead_of_the_bucket(
-    seed: int, tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_the_log_is_ahead_of_the_bucket(seed: int, tmp_path: Path, autojump_clock: MockClock) -> None:
     """Nothing is published, and nothing deleted, that the log does not tell of: after each single call."""
-    caplog.set_level(logging.CRITICAL)
     storage, history = SmallPartsStorage(), History({})
     watching = WatchingStorage(storage, history, tmp_path / "looks")
     async with open_tree(watching, tmp_path / "mount", OPTIONS) as tree:
@@ -159,11 +155,9 @@ async def test_random_deaths_where_the_log_is_told_again(
     seed: int,
     tmp_path: Path,
     autojump_clock: MockClock,
-    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What is refused for as long as a mount lives is told again all the time, in several batches."""
-    caplog.set_level(logging.CRITICAL)
     monkeypatch.setattr(content, "PIECE_SIZE", KIB)
     monkeypatch.setattr(committer, "BATCH_SIZE", 2 * PART)
     monkeypatch.setattr(committer, "TRIM_BATCHES", 1)
@@ -187,10 +181,7 @@ async def test_random_deaths_where_the_log_is_told_again(
 
 
 @pytest.mark.parametrize("seed", [*range(WALKS), *FOUND])
-async def test_random_deaths(
-    seed: int, tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.CRITICAL)
+async def test_random_deaths(seed: int, tmp_path: Path, autojump_clock: MockClock) -> None:
     rng = Random(seed)
     storage, history = SmallPartsStorage(), History({})
     for mount in range(MOUNTS):

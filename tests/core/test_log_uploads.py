@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
@@ -91,10 +90,9 @@ async def test_what_somebody_else_has_put_under_the_key_is_kept(
 
 
 async def test_what_somebody_else_has_put_under_a_name_that_the_file_has_left(
-    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, autojump_clock: MockClock, quiet: None
 ) -> None:
     """It stays there, and nothing is lost wherever a recovery dies."""
-    caplog.set_level(logging.CRITICAL)
 
     async def act(tree: Tree) -> None:
         handle = await tree.create("temporary")
@@ -214,10 +212,9 @@ async def test_a_key_that_is_denied_meanwhile(verb: Verb, tmp_path: Path, autoju
 
 
 async def test_an_object_that_is_to_be_deleted_and_is_denied_meanwhile(
-    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, autojump_clock: MockClock, quiet: None
 ) -> None:
     """It keeps no mount from what else the log has, and is deleted when that is allowed."""
-    caplog.set_level(logging.CRITICAL)
     storage = SmallPartsStorage()
     await storage.put("removed", b"bytes")
     await storage.put("replaced", b"bytes")
@@ -286,13 +283,12 @@ STREAMS: Final = [
 
 @pytest.mark.parametrize("name", STREAMS)
 async def test_a_mount_dies_at_every_call_and_its_uploads_are_aborted(
-    name: str, tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    name: str, tmp_path: Path, autojump_clock: MockClock, quiet: None
 ) -> None:
     """The next mount shows what was acknowledged, or says that it cannot; then bytes that were there once are saved.
 
     An older object of a file is never taken for what the upload would have become.
     """
-    caplog.set_level(logging.CRITICAL)
     refused = 0
 
     async def die_and_look(call: int) -> bool:

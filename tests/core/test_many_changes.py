@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -203,11 +202,10 @@ async def test_a_mount_may_die_between_the_batches_of_a_commit(
     death: Death,
     tmp_path: Path,
     autojump_clock: MockClock,
-    caplog: pytest.LogCaptureFixture,
+    quiet: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """At every call; a batch has room for one head."""
-    caplog.set_level(logging.CRITICAL)
     monkeypatch.setattr(committer, "HEADS_SIZE", 1)
     await die_at_every_call(partial(bucket, SCENARIOS[name]), SCENARIOS[name].act, death, tmp_path)
 
@@ -217,10 +215,9 @@ async def test_random_deaths_with_short_batches(
     seed: int,
     tmp_path: Path,
     autojump_clock: MockClock,
-    caplog: pytest.LogCaptureFixture,
+    quiet: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    caplog.set_level(logging.CRITICAL)
     rng = Random(seed)
     monkeypatch.setattr(committer, "HEADS_SIZE", rng.choice([1, KIB, 2 * KIB]))
     storage, history = await bucket(SCENARIOS["create"])
@@ -264,11 +261,10 @@ async def test_objects_of_the_same_bytes_are_told_apart(
     kind: str,
     tmp_path: Path,
     autojump_clock: MockClock,
-    caplog: pytest.LogCaptureFixture,
+    quiet: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An object that was one's, and is another's by now, is not deleted as what the first has left."""
-    caplog.set_level(logging.CRITICAL)
     monkeypatch.setattr(committer, "HEADS_SIZE", 1)
     monkeypatch.setattr(committer, "TRIM_BATCHES", 1)
     is_bare = kind == "bare directories"

@@ -6,7 +6,6 @@ published nothing since. Whoever comes after the one that recovers finds the sam
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from tests.core.test_log_crash import OPTIONS, SCENARIOS, bucket, check, die_at_
 from tests.core.tree import open_tree
 from tests.support.every_call import at_every_call
 
-pytestmark = pytest.mark.usefixtures("small_parts")
+pytestmark = pytest.mark.usefixtures("small_parts", "quiet")
 
 NEVER: Final = 1e9
 LOG_ALONE: Final = replace(OPTIONS, publish=PublishOptions(delay_seconds=NEVER, interval_seconds=NEVER))
@@ -57,19 +56,17 @@ async def crashed(name: str, where: Path) -> tuple[SmallPartsStorage, History]:
 @pytest.mark.parametrize("death", [Death.CALL_LOST, Death.ANSWER_LOST])
 @pytest.mark.parametrize("name", RECOVERED)
 async def test_a_recovery_may_die_at_every_call(
-    name: str, death: Death, tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    name: str, death: Death, tmp_path: Path, autojump_clock: MockClock
 ) -> None:
-    caplog.set_level(logging.CRITICAL)
     lost = await crashed(name, tmp_path / "lost")
     assert await die_at_every_call(partial(twin, *lost), look, death, tmp_path) >= 3
 
 
 @pytest.mark.parametrize("name", RECOVERED)
 async def test_one_recovery_after_the_other_dies(
-    name: str, tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    name: str, tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     """Each a call later than the one before, on what that one has left."""
-    caplog.set_level(logging.CRITICAL)
     storage, history = await twin(*await crashed(name, tmp_path / "lost"))
     await at_every_call(
         lambda call: live(storage, history, look, call, Death.ANSWER_LOST, tmp_path / f"{call}")

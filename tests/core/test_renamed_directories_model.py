@@ -5,7 +5,6 @@ As `test_log_model`, but a mount does not look at everything first, and is slow 
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -42,7 +41,7 @@ from tests.core.tree import open_tree
 from tests.core.watching import LOOKING, WatchingStorage
 from tests.support.faulty import FaultyStorage
 
-pytestmark = pytest.mark.usefixtures("small_parts")
+pytestmark = pytest.mark.usefixtures("small_parts", "quiet")
 
 NAMES: Final = ("a", "b", "c")
 SHALLOW: Final = tuple(f"{first}/{second}" for first in NAMES for second in NAMES)
@@ -108,10 +107,8 @@ async def test_random_deaths_with_directories_renamed_unlisted(
     seed: int,
     tmp_path: Path,
     autojump_clock: MockClock,
-    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    caplog.set_level(logging.CRITICAL)
     rng = Random(seed)
     storage, history = await begin(rng)
     for mount in range(MOUNTS):
@@ -136,11 +133,9 @@ async def test_the_log_is_ahead_of_the_bucket_with_directories_renamed_unlisted(
     seed: int,
     tmp_path: Path,
     autojump_clock: MockClock,
-    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """After each single call that changes the bucket, a mount that began there would find what it may."""
-    caplog.set_level(logging.CRITICAL)
     rng = Random(seed)
     storage, history = await begin(rng)
     watching = WatchingStorage(storage, history, tmp_path / "looks")
@@ -180,9 +175,8 @@ async def crashed(where: Path) -> tuple[SmallPartsStorage, History]:
 
 @pytest.mark.parametrize("death", [Death.CALL_LOST, Death.ANSWER_LOST])
 async def test_a_recovery_of_sources_may_die_at_every_call(
-    death: Death, tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    death: Death, tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     """And so may the mount that goes on with the finding, and moves what it finds."""
-    caplog.set_level(logging.CRITICAL)
     lost = await crashed(tmp_path / "lost")
     assert await die_at_every_call(partial(twin, *lost), look, death, tmp_path) >= 8

@@ -5,7 +5,6 @@ As rsync, editors and many servers do it: everything goes to a temporary name, w
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -280,10 +279,9 @@ async def test_a_file_that_goes_on_growing_after_its_rename_is_one_stream(
 
 
 async def test_a_lost_answer_keeps_the_old_name_taken(
-    faulty: FaultyStorage, tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    faulty: FaultyStorage, tmp_path: Path, autojump_clock: MockClock, quiet: None
 ) -> None:
     """The object may be there: what is ours under that name is not to be taken for somebody else's."""
-    caplog.set_level(logging.CRITICAL)
     async with open_tree(faulty, tmp_path, LOGGED) as tree:
         await tree.mkdir("d")
         faulty.fail(Unavailable, verb=Verb.COMPLETE, answer_lost=True)

@@ -8,7 +8,6 @@ log is left, and the lease names none.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from tests.core.mortal import Death
 from tests.core.test_log_crash import OPTIONS, SCENARIOS, bucket, check_bucket, look, settle
 from tests.support.every_call import at_every_call, noted
 
-pytestmark = pytest.mark.usefixtures("small_parts")
+pytestmark = pytest.mark.usefixtures("small_parts", "quiet")
 
 LONG: Final = 1e9
 LOG_ALONE: Final = replace(OPTIONS, publish=PublishOptions(delay_seconds=LONG, interval_seconds=LONG))
@@ -65,11 +64,9 @@ async def test_a_takeover_may_die_at_every_call(
     death: Death,
     tmp_path: Path,
     autojump_clock: MockClock,
-    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And so may the one after it, at any call of its own."""
-    caplog.set_level(logging.CRITICAL)
     random = Random(name)
     lost, state = await crashed(name, tmp_path / "lost", monkeypatch)
 

@@ -8,7 +8,6 @@ from its index; a commit may go in batches of one record; the log may be so shor
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import stat
@@ -44,7 +43,7 @@ from tests.core.test_log_crash import (
 from tests.core.test_log_model import PATHS, Walk
 from tests.core.tree import TreeOptions, open_tree
 
-pytestmark = pytest.mark.usefixtures("small_parts")
+pytestmark = pytest.mark.usefixtures("small_parts", "quiet")
 
 MOUNTS: Final = 6
 WALKS: Final = 24
@@ -172,10 +171,8 @@ async def test_random_deaths_of_all_kinds(
     seed: int,
     tmp_path: Path,
     autojump_clock: MockClock,
-    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    caplog.set_level(logging.CRITICAL)
     rng = Random(seed)
     if rng.random() < 0.5:
         monkeypatch.setattr(content, "PIECE_SIZE", KIB)
