@@ -13,7 +13,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from backends.base import CREATE_ONLY, Capabilities
+from backends.base import CREATE_ONLY, KIB, Capabilities
 from backends.errors import AccessDenied
 from backends.intercepted import InterceptedStorage, Request, T, Verb
 from fusefs import committer, content
@@ -47,6 +47,13 @@ pytestmark = pytest.mark.usefixtures("small_parts")
 
 NEVER: Final = 1e9
 RANDOM: Final = Random(7)
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make batches of the log smaller by the same factor as parts."""
+    monkeypatch.setattr(committer, "BATCH_SIZE", PART)
+    monkeypatch.setattr(content, "PIECE_SIZE", KIB)
 
 
 def options(*, publishes: bool = False) -> TreeOptions:
@@ -368,11 +375,9 @@ class _PartsAreCopied(SmallPartsStorage):
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("pause", [0, 1])
 async def test_streaming_with_fsyncs_sends_little_twice(
-    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, aligned: bool, pause: float
+    autojump_clock: MockClock, tmp_path: Path, small_batches: None, aligned: bool, pause: float
 ) -> None:
     """Also where all but the last part is there when fsync comes."""
-    monkeypatch.setattr(committer, "BATCH_SIZE", PART)  # a thousandth, as everything else here
-    monkeypatch.setattr(content, "PIECE_SIZE", 1024)
     storage = FaultyStorage(SmallPartsStorage())
     step = 8 * PART if aligned else 8 * PART - 700
     data = RANDOM.randbytes(16 * step)
@@ -414,11 +419,9 @@ def _logged_bytes(storage: FaultyStorage) -> int:
 
 
 async def test_a_commit_ends_though_a_stream_is_written_faster_than_it_goes_up(
-    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: MockClock, tmp_path: Path, small_batches: None
 ) -> None:
     """It waits for parts that are on their way, and the writer waits for it."""
-    monkeypatch.setattr(committer, "BATCH_SIZE", PART)
-    monkeypatch.setattr(content, "PIECE_SIZE", 1024)
     storage = FaultyStorage(_Slow(SmallPartsStorage()))
     async with open_tree(storage, tmp_path, options()) as tree:
         handle = await tree.create("file")
@@ -441,11 +444,9 @@ async def test_a_commit_ends_though_a_stream_is_written_faster_than_it_goes_up(
 
 
 async def test_what_waits_for_the_parts_of_a_commit_is_not_in_it(
-    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: MockClock, tmp_path: Path, small_batches: None
 ) -> None:
     """The kernel sends tens of requests of one writer at once; they would all be before the capture, and in no part."""
-    monkeypatch.setattr(committer, "BATCH_SIZE", PART)
-    monkeypatch.setattr(content, "PIECE_SIZE", 1024)
     storage = FaultyStorage(_Slow(SmallPartsStorage()))
     async with open_tree(storage, tmp_path, options()) as tree:
         handle = await tree.create("file")
@@ -491,11 +492,9 @@ async def test_a_commit_waits_for_no_parts_of_holes(
 
 
 async def test_a_log_that_is_nearer_than_the_store_waits_for_no_parts(
-    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: MockClock, tmp_path: Path, small_batches: None
 ) -> None:
     """It is on the local disk: what fsync has to take is its time, and not the store's."""
-    monkeypatch.setattr(committer, "BATCH_SIZE", PART)
-    monkeypatch.setattr(content, "PIECE_SIZE", 1024)
     storage, log = FaultyStorage(_Slow(SmallPartsStorage())), SmallPartsStorage()
     data = RANDOM.randbytes(100 * PART)
     async with open_tree(storage, tmp_path / "1", replace(options(), log_storage=log)) as tree:
@@ -509,11 +508,9 @@ async def test_a_log_that_is_nearer_than_the_store_waits_for_no_parts(
 
 
 async def test_a_commit_waits_for_the_end_of_a_stream_that_is_closed_meanwhile(
-    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: MockClock, tmp_path: Path, small_batches: None
 ) -> None:
     """All that was still on its way would go up twice otherwise."""
-    monkeypatch.setattr(committer, "BATCH_SIZE", PART)
-    monkeypatch.setattr(content, "PIECE_SIZE", 1024)
     storage = FaultyStorage(_Slow(SmallPartsStorage()))
     data = RANDOM.randbytes(100 * PART)
     async with open_tree(storage, tmp_path, options(publishes=True)) as tree, trio.open_nursery() as nursery:

@@ -13,7 +13,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from backends.base import KIB
+from backends.base import KIB, ObjectStorage
 from backends.errors import InvalidRequest
 from backends.intercepted import InterceptedStorage, Request, T, Verb
 from fusefs import committer
@@ -47,7 +47,7 @@ def log_puts(storage: FaultyStorage) -> list[int]:
     return [call.bytes_sent for call in storage.calls_of(Verb.PUT) if call.key.startswith(JOURNAL_PREFIX)]
 
 
-async def records(storage: SmallPartsStorage) -> list[int]:
+async def records(storage: ObjectStorage) -> list[int]:
     """Return how many there are in each batch of the log."""
     found = []
     for key in await batches(storage):
@@ -62,46 +62,47 @@ def has_everything(tree: Tree) -> bool:
     return tree.log.has_everything
 
 
+async def many_files() -> tuple[FaultyStorage, list[str]]:
+    """Return a store with a directory `d` of many files, and their names, which are their bytes, too."""
+    storage = FaultyStorage(SmallPartsStorage())
+    names = [f"file-{number:04}" for number in range(FILES)]
+    for name in names:
+        await storage.put(f"d/{name}", name.encode())
+    return storage, names
+
+
 @pytest.mark.usefixtures("short_batches")
 async def test_a_rename_of_many_files_goes_in_bounded_batches(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     """Each file is told of once, and the next mount finds the directory under its new name."""
-    inner = SmallPartsStorage()
-    storage = FaultyStorage(inner)
-    names = [f"file-{number:04}" for number in range(FILES)]
-    for name in names:
-        await inner.put(f"d/{name}", name.encode())
+    storage, names = await many_files()
     async with open_tree(storage, tmp_path / "1", options()) as tree:
         await tree.rename("d", "moved")
         await wait_all_tasks_blocked()  # until all that is below is known
         await tree.log.commit()
         assert max(log_puts(storage)) < HEADS * HEAD_SIZE
-        assert sum(await records(inner)) == FILES + 1
-    async with open_tree(inner, tmp_path / "2", options(publishes=True)) as tree:
+        assert sum(await records(storage)) == FILES + 1
+    async with open_tree(storage, tmp_path / "2", options(publishes=True)) as tree:
         assert await tree.names() == ["moved"]
         assert await tree.names("moved") == names
         await tree.publish_all()
-    assert await stored(inner) == {"moved/": b""} | {f"moved/{name}": name.encode() for name in names}
+    assert await stored(storage) == {"moved/": b""} | {f"moved/{name}": name.encode() for name in names}
 
 
 @pytest.mark.usefixtures("short_batches")
 async def test_a_removal_of_many_files_goes_in_bounded_batches(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
-    inner = SmallPartsStorage()
-    storage = FaultyStorage(inner)
-    names = [f"file-{number:04}" for number in range(FILES)]
-    for name in names:
-        await inner.put(f"d/{name}", b"")
+    storage, names = await many_files()
     async with open_tree(storage, tmp_path / "1", options()) as tree:
         await tree.names("d")
         for name in names:
             await tree.unlink(f"d/{name}")
         await tree.log.commit()
         assert max(log_puts(storage)) < 2 * HEADS * HEAD_SIZE
-        assert max(await records(inner)) <= 2 * HEADS
-    async with open_tree(inner, tmp_path / "2", options(publishes=True)) as tree:
+        assert max(await records(storage)) <= 2 * HEADS
+    async with open_tree(storage, tmp_path / "2", options(publishes=True)) as tree:
         assert await tree.names("d") == []
         await tree.publish_all()
 
