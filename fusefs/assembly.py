@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,7 +15,7 @@ from backends.errors import StorageError
 from fusefs.attributes import Defaults, fresh
 from fusefs.cache_directory import CacheDirectory
 from fusefs.change_log import ChangeLog, NoLog
-from fusefs.clock import SystemClock
+from fusefs.clock import Clock, SystemClock
 from fusefs.committer import Committer
 from fusefs.config import Config
 from fusefs.content import ContentSources
@@ -25,6 +25,7 @@ from fusefs.index_writer import IndexWriter
 from fusefs.inode_packing import Packer
 from fusefs.inodes import ROOT_NUMBER, Directory, InodeTable
 from fusefs.kept_content import KeptContent, keep_all
+from fusefs.log_reader import OldLog
 from fusefs.namespace import Namespace, NamespaceOptions
 from fusefs.options import BucketStore, MountOptions
 from fusefs.placement import Placement
@@ -52,16 +53,36 @@ DEFAULT_PART_SIZE: Final = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tree:
-    """The parts of a mount that the rest of it talks to."""
+class AssemblyOptions:
+    """What the parts are told of their mount."""
 
-    filesystem: Filesystem
+    mount_id: str
+    defaults: Defaults
+    filesystem: FilesystemOptions
+    publish: PublishOptions
+    #: How old a listing may be when its directory is opened.
+    revalidate_seconds: float
+    part_size: int
+    #: Of files on their way up.
+    bytes_in_flight: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tree:
+    """Everything below the kernel's interface, part by part."""
+
+    root: Directory
+    inodes: InodeTable
+    sources: ContentSources
+    placement: Placement
+    uploads: Uploads
     publisher: Publisher
-    #: None without a log.
-    committer: Committer | None
-    index_writer: IndexWriter
-    #: None: files have no extended attributes.
-    xattrs: XattrCalls | None
+    namespace: Namespace
+    packer: Packer
+    #: None where nothing is told to the next mount.
+    index_writer: IndexWriter | None
+    filesystem: Filesystem
+    xattrs: XattrCalls
 
 
 @asynccontextmanager
@@ -80,132 +101,133 @@ async def open_tree(
     mounts. Raises `MountError`.
     """
     log: ChangeLog = term.committer if term is not None else NoLog()
-    options = config.mount
-    part_size = (
-        config.store.multipart_part_size_bytes if isinstance(config.store, BucketStore) else DEFAULT_PART_SIZE
-    )
+    options = _options(config, mount_id)
     stage = Stage(cache.stage)
     kept = KeptContent(cache.kept, budget, store=config.store.identity)
-    clock = SystemClock()
     async with trio.open_nursery() as nursery:
-        sources = ContentSources(
-            stage,
-            storage,
-            nursery.start_soon,
-            budget,
-            trio.CapacityLimiter(FETCHES_IN_FLIGHT),
-            kept,
-            logged=log.is_kept,
-        )
-        root = Directory(
-            number=ROOT_NUMBER,
-            attributes=fresh(
-                mode=stat.S_IFDIR | options.directory_mode,
-                uid=options.uid,
-                gid=options.gid,
-                now_ns=clock.realtime_ns(),
-            ),
-        )
-        inodes = InodeTable(root)
-        defaults = Defaults(
-            uid=options.uid,
-            gid=options.gid,
-            file_mode=options.file_mode,
-            directory_mode=options.directory_mode,
-        )
-        placement = Placement(root, log, mount_id=mount_id)
-        uploads = Uploads(
-            storage,
-            nursery.start_soon,
-            log,
-            part_size=part_size,
-            bytes_in_flight=max(PART_MEMORY, 2 * part_size),
-        )
-        publisher = Publisher(
-            storage,
-            placement,
-            uploads,
-            log,
-            PublishOptions(
-                delay_seconds=options.publish_delay_seconds,
-                interval_seconds=options.publish_interval_seconds,
-                workers=options.upload_workers,
-            ),
-            mount_id=mount_id,
-        )
-        index = TreeIndex(storage, nursery.start_soon, defaults, others_write=term is None)
-        index_writer = IndexWriter(
-            index, inodes, placement, publisher.changes, root, defaults, shared=options.shared
-        )
-        namespace = Namespace(
-            storage,
-            sources,
-            placement,
-            publisher,
-            inodes,
-            NamespaceOptions(
-                defaults=defaults,
-                mounted_at_ns=clock.realtime_ns(),
-                revalidate_seconds=freshness_seconds(options),
-                shared=options.shared,
-            ),
-            index,
-        )
-        filesystem = Filesystem(
-            namespace,
-            inodes,
-            publisher,
-            log,
-            budget,
-            clock,
-            FilesystemOptions(
-                read_only=options.read_only,
-                shared=options.shared,
-                wait_on_close=options.wait_on_close,
-                kernel_keeps_times=not options.shared,
-                read_ahead=options.read_ahead_bytes,
-            ),
-        )
-        xattrs = XattrCalls(
-            storage, inodes, publisher, clock, filesystem.check_writable, shared=options.shared
-        )
-        try:
+        spawn, fetches = nursery.start_soon, trio.CapacityLimiter(FETCHES_IN_FLIGHT)
+        sources = ContentSources(stage, storage, spawn, budget, fetches, kept, logged=log.is_kept)
+        index = TreeIndex(storage, spawn, options.defaults, others_write=term is None)
+        tree = assemble(sources, log, index, SystemClock(), options)
+        with _as_mount_error(config, cache):
             if term is not None and term.follows_crash:
                 await index.note_crash()
-            await namespace.load_root(root)
+            await tree.namespace.load_root(tree.root)
             if term is not None:
-                nursery.start_soon(term.committer.run)
-                recovered = await Recovery(storage, sources, defaults, progress).read(term.old)
-                restoration = Restoration(
-                    root, namespace, inodes, placement, publisher.changes, term.committer
-                )
-                await restoration.restore(recovered)
-        except StorageError as error:
-            raise MountError(f"{config.store.url}: {error}") from error
-        except OSError as error:
-            raise MountError(
-                f"what an earlier mount has left cannot be laid out in {cache.stage}: {error.strerror}"
-            ) from error
+                spawn(term.committer.run)
+                await recover(tree, term.old, term.committer, options.defaults, progress)
         if term is not None and term.log_room is not None:
             # Only now: what was restored is in the log already.
             stage.leave_room(term.log_room.is_left_after)
-        nursery.start_soon(publisher.run)
-        nursery.start_soon(Packer(inodes, placement, publisher.changes).run)
-        if not options.read_only:
-            nursery.start_soon(index_writer.run)
+        spawn(tree.publisher.run)
+        spawn(tree.packer.run)
+        if tree.index_writer is not None:
+            spawn(tree.index_writer.run)
         try:
-            yield Tree(
-                filesystem=filesystem,
-                publisher=publisher,
-                committer=term.committer if term else None,
-                index_writer=index_writer,
-                xattrs=xattrs if options.xattr else None,
-            )
+            yield tree
         finally:
             nursery.cancel_scope.cancel()
             stage.close()
     keep_all(budget)
     stage.close()
+
+
+def _options(config: Config, mount_id: str) -> AssemblyOptions:
+    mount, store = config.mount, config.store
+    part_size = store.multipart_part_size_bytes if isinstance(store, BucketStore) else DEFAULT_PART_SIZE
+    return AssemblyOptions(
+        mount_id=mount_id,
+        defaults=Defaults(
+            uid=mount.uid, gid=mount.gid, file_mode=mount.file_mode, directory_mode=mount.directory_mode
+        ),
+        filesystem=FilesystemOptions(
+            read_only=mount.read_only,
+            shared=mount.shared,
+            wait_on_close=mount.wait_on_close,
+            kernel_keeps_times=not mount.shared,
+            read_ahead=mount.read_ahead_bytes,
+        ),
+        publish=PublishOptions(
+            delay_seconds=mount.publish_delay_seconds,
+            interval_seconds=mount.publish_interval_seconds,
+            workers=mount.upload_workers,
+        ),
+        revalidate_seconds=freshness_seconds(mount),
+        part_size=part_size,
+        bytes_in_flight=max(PART_MEMORY, 2 * part_size),
+    )
+
+
+def assemble(
+    sources: ContentSources, log: ChangeLog, index: TreeIndex | None, clock: Clock, options: AssemblyOptions
+) -> Tree:
+    """Put the parts together; none of their tasks runs yet. Without `index`, nothing is known from earlier mounts."""
+    storage, defaults, shared = sources.storage, options.defaults, options.filesystem.shared
+    attributes = fresh(
+        mode=stat.S_IFDIR | defaults.directory_mode,
+        uid=defaults.uid,
+        gid=defaults.gid,
+        now_ns=clock.realtime_ns(),
+    )
+    root = Directory(number=ROOT_NUMBER, attributes=attributes)
+    inodes = InodeTable(root)
+    placement = Placement(root, log, mount_id=options.mount_id)
+    uploads = Uploads(
+        storage,
+        sources.spawn,
+        log,
+        part_size=options.part_size,
+        bytes_in_flight=options.bytes_in_flight,
+    )
+    publisher = Publisher(storage, placement, uploads, log, options.publish, mount_id=options.mount_id)
+    seen_as = NamespaceOptions(
+        defaults=defaults,
+        mounted_at_ns=clock.realtime_ns(),
+        revalidate_seconds=options.revalidate_seconds,
+        shared=shared,
+    )
+    namespace = Namespace(storage, sources, placement, publisher, inodes, seen_as, index)
+    filesystem = Filesystem(namespace, inodes, publisher, log, sources.budget, clock, options.filesystem)
+    index_writer = None
+    if index is not None and not options.filesystem.read_only:
+        index_writer = IndexWriter(index, inodes, placement, publisher.changes, root, defaults, shared=shared)
+    return Tree(
+        root=root,
+        inodes=inodes,
+        sources=sources,
+        placement=placement,
+        uploads=uploads,
+        publisher=publisher,
+        namespace=namespace,
+        packer=Packer(inodes, placement, publisher.changes),
+        index_writer=index_writer,
+        filesystem=filesystem,
+        xattrs=XattrCalls(storage, inodes, publisher, clock, filesystem.check_writable, shared=shared),
+    )
+
+
+async def recover(
+    tree: Tree, logs: Sequence[OldLog], committer: Committer, defaults: Defaults, progress: StartProgress
+) -> None:
+    """Put into the tree what earlier terms have left in their logs. Raises as `Recovery.read`."""
+    recovery = Recovery(tree.sources.storage, tree.sources, defaults, progress)
+    restoration = Restoration(
+        tree.root, tree.namespace, tree.inodes, tree.placement, tree.publisher.changes, committer
+    )
+    await restoration.restore(await recovery.read(logs))
+
+
+@contextmanager
+def _as_mount_error(config: Config, cache: CacheDirectory) -> Iterator[None]:
+    """Say for the operator what keeps a tree from being there: the store, or the local disk."""
+    try:
+        yield
+    except StorageError as error:
+        raise MountError(f"{config.store.url}: {error}") from error
+    except OSError as error:
+        raise MountError(
+            f"what an earlier mount has left cannot be laid out in {cache.stage}: {error.strerror}"
+        ) from error
 
 
 def freshness_seconds(options: MountOptions) -> float:

@@ -32,14 +32,13 @@ from fusefs.control import ControlServer, Progress, socket_path
 from fusefs.errors import MountError
 from fusefs.inodes import File
 from fusefs.kernel_tuning import tune_mount, tune_process
-from fusefs.lease import Lease
 from fusefs.mountpoints import check_mountpoint, sync_filesystem
 from fusefs.operations import FuseOperations, KernelOptions
 from fusefs.stage_budget import StageBudget
 from fusefs.start_progress import StartProgress
 from fusefs.status import LastComplaint, Requests, Status, document, identity_of, starting_document
 from fusefs.stores import OpenStore, open_store
-from fusefs.term import log_place, open_term
+from fusefs.term import Term, log_place, open_term
 from fusefs.upload_notes import Writer, open_notes
 from fusefs.upload_orphans import abort_orphans, clear_trials, find_orphans
 
@@ -98,9 +97,7 @@ async def run_mount(config: Config, on_ready: Callable[[], None], tell: Callable
                     nursery.start_soon(abort_orphans, store.storage, orphans)
                     if not config.mount.read_only:
                         nursery.start_soon(clear_trials, store.storage)
-                    front.session = _Session(
-                        config, tree, cache, store, term.lease if term else None, control, front.began_at
-                    )
+                    front.session = _Session(config, tree, cache, store, term, control, front.began_at)
                     await front.session.run(on_ready)
                     nursery.cancel_scope.cancel()
     finally:
@@ -196,7 +193,7 @@ class _Session:
         tree: Tree,
         cache: CacheDirectory,
         store: OpenStore,
-        lease: Lease | None,
+        term: Term | None,
         control: ControlServer,
         began_at: float,
     ) -> None:
@@ -205,10 +202,10 @@ class _Session:
         self._filesystem = tree.filesystem
         self._publisher = tree.publisher
         self._index_writer = tree.index_writer
-        self._committer = tree.committer
+        self._committer = term.committer if term is not None else None
+        self._lease = term.lease if term is not None else None
         self._cache = cache
         self._store = store
-        self._lease = lease
         self._control = control
         self._began_at = began_at
         self._complaints = LastComplaint()
@@ -218,7 +215,7 @@ class _Session:
                 entry_timeout_seconds=freshness_seconds(config.mount),
                 writeback_cache=not config.mount.shared,
             ),
-            tree.xattrs,
+            tree.xattrs if config.mount.xattr else None,
         )
         self._mounted = False
         #: Whether what could not be published has been rescued.
@@ -374,7 +371,7 @@ class _Session:
             )
         elif self._publisher.pending_inodes() or self._publisher.statistics().leftovers:
             error = "not every change of names and attributes could be published; the log says which"
-        if error is None and not self._config.mount.read_only:
+        if error is None:
             await self._save_index()
         await self._control.tell_end(error)
         if error is not None:
@@ -383,8 +380,9 @@ class _Session:
 
     async def _save_index(self) -> None:
         """Leave what is known of the tree to the next mount, as far as that does not take long."""
-        with self._with_patience(), trio.move_on_after(INDEX_PATIENCE_SECONDS):
-            await self._index_writer.save(is_final=True)
+        if self._index_writer is not None:
+            with self._with_patience(), trio.move_on_after(INDEX_PATIENCE_SECONDS):
+                await self._index_writer.save(is_final=True)
 
     async def _finish_log(self) -> None:
         """Let the log have what the bucket lacks, or empty it; what that leaves goes when the lease is given back."""

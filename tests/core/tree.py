@@ -1,4 +1,4 @@
-"""A whole tree over any store, for tests: everything below the kernel's interface, built as a mount builds it.
+"""A whole tree over any store, for tests: everything below the kernel's interface, assembled as for a mount.
 
     async with open_tree(storage, tmp_path) as tree:
         await tree.write_file("d/a", b"bytes")
@@ -13,42 +13,35 @@ from __future__ import annotations
 
 import math
 import os
-import stat
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Final
 
 import trio
 
 from backends.base import GIB, MIB, Data, Metadata, ObjectStorage, iterate_pages
-from fusefs.attributes import Defaults, fresh
+from fusefs import assembly
+from fusefs.assembly import AssemblyOptions
+from fusefs.attributes import Defaults
 from fusefs.change_log import ChangeLog, NoLog
 from fusefs.committer import Committer
 from fusefs.content import ContentSources
-from fusefs.filesystem import Caller, Filesystem, FilesystemOptions
-from fusefs.index_writer import IndexWriter
-from fusefs.inode_packing import Packer
-from fusefs.inodes import ROOT_NUMBER, Directory, File, Inode, InodeTable
+from fusefs.filesystem import Caller, FilesystemOptions
+from fusefs.inodes import Directory, File, Inode
 from fusefs.journal import Journal
 from fusefs.kept_content import KeptContent, keep_all
 from fusefs.keys import RESERVED_PREFIX
 from fusefs.lease import Lease, NoLease
 from fusefs.log_reader import LogPart, LogReader, OldLog, find_logs
 from fusefs.log_room import LogRoom
-from fusefs.namespace import Namespace, NamespaceOptions
-from fusefs.placement import Placement
-from fusefs.publisher import Publisher, PublishOptions
-from fusefs.recovery import Recovery
-from fusefs.restoration import Restoration
+from fusefs.publisher import PublishOptions
 from fusefs.stage import Stage
 from fusefs.stage_budget import MAX_CLEAN, StageBudget
 from fusefs.start_progress import StartProgress, tell_nobody
 from fusefs.term import Term
 from fusefs.tree_index import TreeIndex
-from fusefs.uploads import Uploads
-from fusefs.xattr_calls import XattrCalls
 
 CALLER: Final = Caller(uid=1000, gid=1000)
 EPOCH_NS: Final = 1_700_000_000_000_000_000
@@ -104,21 +97,10 @@ class TreeOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tree:
+class Tree(assembly.Tree):
     """The parts of a tree, and short ways to use them by path. Paths have no slash at the beginning; '' is the root."""
 
     storage: ObjectStorage
-    root: Directory
-    inodes: InodeTable
-    placement: Placement
-    uploads: Uploads
-    publisher: Publisher
-    namespace: Namespace
-    filesystem: Filesystem
-    xattrs: XattrCalls
-    sources: ContentSources
-    index_writer: IndexWriter | None
-    packer: Packer
     log: ChangeLog
 
     async def find(self, path: str) -> Inode:
@@ -244,19 +226,24 @@ async def open_tree(
     What is clean then is kept in `directory` for the next tree, as it is at the end of a mount.
     """
     options = options or TreeOptions()
-    clock = TrioTime()
     stage = Stage(directory / "stage", max_open_files=options.max_open_stage_files)
     with bare_failures():
         async with trio.open_nursery() as nursery:
             budget = StageBudget(options.cache_size, max_clean=options.max_clean)
             old, log, log_room = await _begin_log(storage, options, budget)
-            tree = _build(storage, stage, budget, directory / "kept", clock, nursery, log, options)
+            kept = KeptContent(directory / "kept", budget, store="memory://")
+            fetches = trio.CapacityLimiter(options.fetches_in_flight)
+            sources = ContentSources(
+                stage, storage, nursery.start_soon, budget, fetches, kept, logged=log.is_kept
+            )
+            tree = _assembled(sources, log, options)
             if options.index and options.follows_crash:
                 await TreeIndex(storage, nursery.start_soon, options.defaults).note_crash()
             await tree.namespace.load_root(tree.root)
             if isinstance(log, Committer):
                 nursery.start_soon(log.run)
-                await _recover(tree, old, log, options)
+                progress = StartProgress(tell_nobody, trio.current_time)
+                await assembly.recover(tree, old, log, options.defaults, progress)
             if log_room is not None:
                 stage.leave_room(log_room.is_left_after)
             nursery.start_soon(tree.publisher.run)
@@ -265,83 +252,24 @@ async def open_tree(
             finally:
                 nursery.cancel_scope.cancel()
                 stage.close()
-        keep_all(tree.sources.budget)
+        keep_all(budget)
         stage.close()
 
 
-def _build(
-    storage: ObjectStorage,
-    stage: Stage,
-    budget: StageBudget,
-    kept: Path,
-    clock: TrioTime,
-    nursery: trio.Nursery,
-    log: ChangeLog,
-    options: TreeOptions,
-) -> Tree:
-    root = Directory(
-        number=ROOT_NUMBER,
-        attributes=fresh(
-            mode=stat.S_IFDIR | 0o755, uid=CALLER.uid, gid=CALLER.gid, now_ns=clock.realtime_ns()
-        ),
-    )
-    inodes = InodeTable(root)
-    sources = ContentSources(
-        stage,
-        storage,
-        nursery.start_soon,
-        budget,
-        trio.CapacityLimiter(options.fetches_in_flight),
-        KeptContent(kept, budget, store="memory://"),
-        logged=log.is_kept,
-    )
-    placement = Placement(root, log, mount_id=options.mount_id)
-    uploads = Uploads(
-        storage,
-        nursery.start_soon,
-        log,
+def _assembled(sources: ContentSources, log: ChangeLog, options: TreeOptions) -> Tree:
+    index = TreeIndex(sources.storage, sources.spawn, options.defaults) if options.index else None
+    assembly_options = AssemblyOptions(
+        mount_id=options.mount_id,
+        defaults=options.defaults,
+        filesystem=options.filesystem,
+        publish=options.publish,
+        revalidate_seconds=options.revalidate_seconds,
         part_size=options.part_size,
         bytes_in_flight=options.parts_in_flight * options.part_size,
     )
-    publisher = Publisher(storage, placement, uploads, log, options.publish, mount_id=options.mount_id)
-    namespace_options = NamespaceOptions(
-        defaults=options.defaults,
-        mounted_at_ns=clock.realtime_ns(),
-        revalidate_seconds=options.revalidate_seconds,
-        shared=options.filesystem.shared,
-    )
-    index = TreeIndex(storage, nursery.start_soon, options.defaults) if options.index else None
-    namespace = Namespace(storage, sources, placement, publisher, inodes, namespace_options, index)
-    filesystem = Filesystem(namespace, inodes, publisher, log, budget, clock, options.filesystem)
-    return Tree(
-        storage=storage,
-        root=root,
-        inodes=inodes,
-        placement=placement,
-        uploads=uploads,
-        publisher=publisher,
-        namespace=namespace,
-        filesystem=filesystem,
-        xattrs=XattrCalls(
-            storage, inodes, publisher, clock, filesystem.check_writable, shared=options.filesystem.shared
-        ),
-        sources=sources,
-        index_writer=(
-            IndexWriter(
-                index,
-                inodes,
-                placement,
-                publisher.changes,
-                root,
-                options.defaults,
-                shared=options.filesystem.shared,
-            )
-            if index is not None and not options.filesystem.read_only
-            else None
-        ),
-        packer=Packer(inodes, placement, publisher.changes),
-        log=log,
-    )
+    assembled = assembly.assemble(sources, log, index, TrioTime(), assembly_options)
+    parts = {part.name: getattr(assembled, part.name) for part in fields(assembled)}
+    return Tree(storage=sources.storage, log=log, **parts)
 
 
 async def _begin_log(
@@ -381,16 +309,6 @@ def _log_begins(lease: Lease) -> int:
     if lease.previous is None:
         return 1
     return min([log.since_epoch for log in lease.previous.logs], default=lease.previous.epoch + 1)
-
-
-async def _recover(tree: Tree, old: list[OldLog], log: Committer, options: TreeOptions) -> None:
-    progress = StartProgress(tell_nobody, trio.current_time)
-    recovery = Recovery(tree.storage, tree.sources, options.defaults, progress)
-    recovered = await recovery.read(old)
-    restoration = Restoration(
-        tree.root, tree.namespace, tree.inodes, tree.placement, tree.publisher.changes, log
-    )
-    await restoration.restore(recovered)
 
 
 @contextmanager
