@@ -14,7 +14,6 @@ import uuid
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Final
 
 import trio
@@ -48,10 +47,6 @@ LEASE_CONNECTIONS: Final = 2
 
 IN_BUCKET: Final = ""
 """The name of the place of a log that is in the mounted prefix itself."""
-
-NOTHING_FOUND: Final[Mapping[str, int]] = MappingProxyType({})
-
-NO_PLACES: Final[Mapping[str, str]] = MappingProxyType({})
 
 RELEASE_SECONDS: Final = 10.0
 """How long giving the lease back may hold up the end of a mount."""
@@ -94,58 +89,73 @@ async def open_term(
         return
     patience = config.mount.retry_timeout_seconds
     async with _beside(config, store, patience, LOG_CONNECTIONS) as beside, open_disk_log(config) as on_disk:
-        readers = {IN_BUCKET: LogReader(beside), on_disk.place: _reader_of(on_disk)}
-        places = {IN_BUCKET: "", on_disk.place: on_disk.disk}
-        is_on_disk = _is_on_disk(config)
-        own_place = on_disk.place if is_on_disk else IN_BUCKET
-        with _as_mount_error(config):
-            found = {place: await reader.last_epoch() for place, reader in readers.items()}
-            # Of the one in the prefix terms do not begin again: they are later than all that there are.
-            found_leased = {on_disk.place: await readers[on_disk.place].last_leased_epoch()}
-        async with hold_lease(
-            config,
-            store,
-            identity(mount_id, str(config.mount.mountpoint)),
-            progress,
-            log=own_place,
-            places=places,
-            known_dead=known_dead,
-            found=found,
-            found_leased=found_leased,
-        ) as lease:
+        own_disk = on_disk if _is_on_disk(config) else None
+        places = _places(beside, on_disk)
+        claim = await _claim(config, mount_id, known_dead, places, own_disk)
+        async with hold_lease(config, store, claim, progress) as lease:
             with _as_mount_error(config):
-                await _set_aside_given_up(lease, readers[on_disk.place], found_leased[on_disk.place], on_disk)
+                await _set_aside_given_up(lease, places, claim.found_leased, on_disk)
                 old = await find_logs(
-                    _old_parts(lease.previous, readers, places, found_leased),
+                    places.old_parts(lease.previous, claim.found_leased),
                     before_epoch=lease.epoch,
                     empty_too=lease.previous is not None,
                 )
-            older = [(log.reader.storage, log.keys) for log in old]
             journal = Journal(
-                readers[own_place].storage,
+                places.readers[claim.log].storage,
                 lease.epoch,
-                older=older,
+                older=[(log.reader.storage, log.keys) for log in old],
                 is_leased=config.mount.lease,
-                make_room=budget.give_back_all if is_on_disk else None,
+                make_room=budget.give_back_all if own_disk is not None else None,
             )
             committer = Committer(
                 journal,
                 lease,
                 patience_seconds=patience,
                 max_log_bytes=config.mount.log_size_bytes,
-                is_on_disk=is_on_disk,
+                is_on_disk=own_disk is not None,
             )
-            log_room = LogRoom(on_disk.directory, budget, journal) if is_on_disk else None
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_forget_old_logs, journal, lease)
-                try:
-                    yield Term(lease=lease, committer=committer, log_room=log_room, old=old)
-                finally:
-                    with trio.CancelScope(shield=True, deadline=trio.current_time() + RELEASE_SECONDS):
-                        # In this order: whoever begins when we have died in between would miss what the lease tells of.
-                        if await lease.release(clean=committer.is_empty):
-                            await committer.remove()
-                    nursery.cancel_scope.cancel()
+            log_room = LogRoom(own_disk.directory, budget, journal) if own_disk is not None else None
+            async with _given_back(lease, journal, committer):
+                yield Term(lease=lease, committer=committer, log_room=log_room, old=old)
+
+
+async def _claim(
+    config: Config, mount_id: str, known_dead: Collection[str], places: _Places, own_disk: DiskLog | None
+) -> Claim:
+    """Return what a mount asks for, by what there is of logs. Raises `MountError`."""
+    with _as_mount_error(config):
+        found = await places.last_epochs()
+        found_leased = await places.last_leased_epochs()
+    return Claim(
+        identity=identity(mount_id, str(config.mount.mountpoint)),
+        term_seconds=config.mount.lease_term_seconds,
+        log=own_disk.place if own_disk is not None else IN_BUCKET,
+        places=places.disks,
+        at_least_epoch=max(found.values()) + 1,
+        found=found,
+        found_leased=found_leased,
+        known_dead=known_dead,
+    )
+
+
+@asynccontextmanager
+async def _given_back(lease: Lease, journal: Journal, committer: Committer) -> AsyncIterator[None]:
+    """Tell the lease when old logs are gone; at the end of the block give it back, and then remove the log's end."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_forget_old_logs, journal, lease)
+        try:
+            yield
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + RELEASE_SECONDS):
+                # In this order: whoever begins when we have died in between would miss what the lease tells of.
+                if await lease.release(clean=committer.is_empty):
+                    await committer.remove()
+            nursery.cancel_scope.cancel()
+
+
+async def _forget_old_logs(journal: Journal, lease: Lease) -> None:
+    await journal.alone.wait()
+    lease.recovered()
 
 
 @asynccontextmanager
@@ -167,7 +177,12 @@ async def alone_for(
     what: str, config: Config, store: OpenStore, progress: StartProgress
 ) -> AsyncIterator[Lease]:
     """Keep every mount of the prefix away for the block; what is in logs stays to be recovered. Raises `MountError`."""
-    async with hold_lease(config, store, identity(uuid.uuid4().hex[:12], what), progress) as lease:
+    claim = Claim(
+        identity=identity(uuid.uuid4().hex[:12], what),
+        term_seconds=config.mount.lease_term_seconds,
+        log=IN_BUCKET,
+    )
+    async with hold_lease(config, store, claim, progress) as lease:
         try:
             yield lease
         finally:
@@ -190,17 +205,57 @@ async def old_log_parts(
         found = await look(storage)
         previous = found.record if found is not None else None
     async with AsyncExitStack() as stack:
-        readers, disks = {IN_BUCKET: LogReader(storage)}, {IN_BUCKET: ""}
-        found_leased = {}
-        if has_disk_log(config):
-            on_disk = await stack.enter_async_context(open_disk_log(config))
-            readers[on_disk.place], disks[on_disk.place] = _reader_of(on_disk), on_disk.disk
-            found_leased[on_disk.place] = await readers[on_disk.place].last_leased_epoch()
-        yield _old_parts(previous, readers, disks, found_leased)
+        on_disk = await stack.enter_async_context(open_disk_log(config)) if has_disk_log(config) else None
+        places = _places(storage, on_disk)
+        yield places.old_parts(previous, await places.last_leased_epochs())
 
 
-def _reader_of(log: DiskLog) -> LogReader:
-    return LogReader(log.storage, where=str(log.directory))
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Where a mount here finds logs; all is by the names of the places."""
+
+    readers: Mapping[str, LogReader]
+    #: Which disk each is on; "" for the prefix itself.
+    disks: Mapping[str, str]
+
+    async def last_epochs(self) -> dict[str, int]:
+        """Return the last term that has left anything, 0 if none has. Raises what the stores raise."""
+        return {place: await reader.last_epoch() for place, reader in self.readers.items()}
+
+    async def last_leased_epochs(self) -> dict[str, int]:
+        """Return the last of these that had the lease. Raises what the stores raise.
+
+        Not of the prefix, where terms do not begin again: they are later than all that there are.
+        """
+        return {
+            place: await reader.last_leased_epoch()
+            for place, reader in self.readers.items()
+            if place != IN_BUCKET
+        }
+
+    def old_parts(self, previous: LeaseRecord | None, found_leased: Mapping[str, int]) -> list[LogPart]:
+        """Return what earlier terms have left of logs; where no lease tells, all that there is.
+
+        Of terms without a lease, which are later than the one that it tells of, there may be a log in every place.
+
+        Raises `MountError` for a log that is in none of them; where the lease was taken, that was looked at before.
+        """
+        if previous is None:
+            return [LogPart(reader) for reader in self.readers.values()]
+        told = {log.place: log for log in at_hand(previous.logs, self.disks)}
+        untold = {
+            place: LogPlace(place, first_untold(previous, found_leased.get(place, 0))) for place in self.disks
+        }
+        logs = [told.get(place, untold[place]) for place in self.disks]
+        return [LogPart(self.readers[log.place], log.since_epoch, log.end) for log in logs]
+
+
+def _places(bucket: ObjectStorage, on_disk: DiskLog | None) -> _Places:
+    readers, disks = {IN_BUCKET: LogReader(bucket)}, {IN_BUCKET: ""}
+    if on_disk is not None:
+        readers[on_disk.place] = LogReader(on_disk.storage, where=str(on_disk.directory))
+        disks[on_disk.place] = on_disk.disk
+    return _Places(readers, disks)
 
 
 def identity(holder: str, what: str) -> Identity:
@@ -212,38 +267,17 @@ def identity(holder: str, what: str) -> Identity:
 async def hold_lease(
     config: Config,
     store: OpenStore,
-    identity: Identity,
+    claim: Claim,
     progress: StartProgress,
-    *,
-    log: str = IN_BUCKET,
-    places: Mapping[str, str] = NO_PLACES,
-    known_dead: Collection[str] = (),
-    found: Mapping[str, int] = NOTHING_FOUND,
-    found_leased: Mapping[str, int] = NOTHING_FOUND,
 ) -> AsyncIterator[Lease]:
-    """Take the lease, and have it renewed for the block.
-
-    `log`, `places`, `found` and `found_leased` are as in `Claim`. Raises `MountError`.
-    """
-    options = config.mount
-    at_least_epoch = max(found.values(), default=0) + 1
-    if not options.lease:
+    """Take the lease, and have it renewed for the block. Raises `MountError`."""
+    if not config.mount.lease:
         _log.warning("mounted without a lease: nothing keeps another mount from writing the same prefix")
         with _as_mount_error(config):
             before = await look(store.storage)
-        yield NoLease(at_least_epoch, previous=before.record if before is not None else None)
+        yield NoLease(claim.at_least_epoch, previous=before.record if before is not None else None)
         return
-    claim = Claim(
-        identity=identity,
-        term_seconds=options.lease_term_seconds,
-        log=log,
-        places=places,
-        at_least_epoch=at_least_epoch,
-        found=found,
-        found_leased=found_leased,
-        known_dead=known_dead,
-    )
-    patience = longest_call_seconds(options.lease_term_seconds)
+    patience = longest_call_seconds(claim.term_seconds)
     async with _beside(config, store, patience, LEASE_CONNECTIONS) as storage:
         with _as_mount_error(config):
             check_supported(store.storage.capabilities)
@@ -279,34 +313,17 @@ def _as_mount_error(config: Config) -> Iterator[None]:
         raise MountError(f"{config.store.url}: {error}") from error
 
 
-def _old_parts(
-    previous: LeaseRecord | None,
-    readers: Mapping[str, LogReader],
-    places: Mapping[str, str],
-    found_leased: Mapping[str, int],
-) -> list[LogPart]:
-    """Return what earlier terms have left of logs in each of `places`; where no lease tells, all that there is.
-
-    Of terms without a lease, which are later than the one that it tells of, there may be a log in every place.
-
-    Raises `MountError` for a log that is in none of them; where the lease was taken, that was looked at before.
-    """
-    if previous is None:
-        return [LogPart(readers[place]) for place in places]
-    told = {log.place: log for log in at_hand(previous.logs, places)}
-    untold = {place: LogPlace(place, first_untold(previous, found_leased.get(place, 0))) for place in places}
-    logs = [told.get(place, untold[place]) for place in places]
-    return [LogPart(readers[log.place], log.since_epoch, log.end) for log in logs]
-
-
-async def _set_aside_given_up(lease: Lease, reader: LogReader, leased_epoch: int, disk: DiskLog) -> None:
+async def _set_aside_given_up(
+    lease: Lease, places: _Places, found_leased: Mapping[str, int], disk: DiskLog
+) -> None:
     """Keep elsewhere what a log on the disk has of terms whose lease somebody has removed, to go on without it."""
     if lease.previous is None:
         return
+    reader = places.readers[disk.place]
     given_up = [
         position
         for position in await reader.positions()
-        if lease.previous.epoch < position.epoch <= leased_epoch
+        if lease.previous.epoch < position.epoch <= found_leased[disk.place]
     ]
     if given_up:
         for position in reversed(given_up):
@@ -316,8 +333,3 @@ async def _set_aside_given_up(lease: Lease, reader: LogReader, leased_epoch: int
             disk.directory,
             DAMAGED_PREFIX,
         )
-
-
-async def _forget_old_logs(journal: Journal, lease: Lease) -> None:
-    await journal.alone.wait()
-    lease.recovered()
