@@ -62,56 +62,59 @@ async def run_mount(config: Config, on_ready: Callable[[], None], tell: Callable
     mount_id = uuid.uuid4().hex[:12]
     front = _Front(config, StartProgress(tell, trio.current_time))
     store = open_store(config.store, retry_timeout_seconds=config.mount.retry_timeout_seconds)
-    cache: CacheDirectory | None = None
     try:
         await _probe(store, config)
         cache = CacheDirectory.claim(config.mount.cache_dir, mount_id)
-        with _bare_mount_errors():
-            writer = _writer(config)
-            budget = StageBudget(config.mount.cache_size_bytes)
-            async with (
-                front.answering() as control,
-                open_term(
-                    config,
-                    store,
-                    mount_id=mount_id,
-                    known_dead=cache.dead,
-                    budget=budget,
-                    progress=front.progress_of_start,
-                ) as term,
-                open_notes(store.storage, mount_id, writer) as notes,
-            ):
-                orphans = (
-                    []
-                    if config.mount.read_only
-                    else await find_orphans(store.storage, writer, known_dead=cache.dead)
-                )
-                storage = NotingStorage(store.storage, notes)
-                async with (
-                    open_tree(
-                        config, storage, cache, mount_id, term, budget, front.progress_of_start
-                    ) as tree,
-                    trio.open_nursery() as nursery,
-                ):
-                    # Only now: the log may have needed some of them.
-                    nursery.start_soon(abort_orphans, store.storage, orphans)
-                    if not config.mount.read_only:
-                        nursery.start_soon(clear_trials, store.storage)
-                    front.session = _Session(config, tree, cache, store, term, control, front.began_at)
-                    await front.session.run(on_ready)
-                    nursery.cancel_scope.cancel()
-    finally:
-        if cache is not None:
+        try:
+            with _bare_mount_errors():
+                await _live(config, mount_id, store, cache, front, on_ready)
+        finally:
             cache.release()
-        with trio.CancelScope(shield=True):
-            await store.storage.aclose()
-        used = store.meter.statistics()
-        _log.info(
-            "%d requests, %d bytes sent, %d bytes received",
-            used.requests,
-            used.bytes_sent,
-            used.bytes_received,
-        )
+    finally:
+        await _close(store)
+
+
+async def _live(
+    config: Config,
+    mount_id: str,
+    store: OpenStore,
+    cache: CacheDirectory,
+    front: _Front,
+    on_ready: Callable[[], None],
+) -> None:
+    """Do what a mount does between the first answer of its store and the last request to it."""
+    progress, writer = front.progress_of_start, _writer(config)
+    budget = StageBudget(config.mount.cache_size_bytes)
+    async with (
+        front.answering() as control,
+        open_term(
+            config, store, mount_id=mount_id, known_dead=cache.dead, budget=budget, progress=progress
+        ) as term,
+        open_notes(store.storage, mount_id, writer) as notes,
+    ):
+        may_write = not config.mount.read_only
+        orphans = await find_orphans(store.storage, writer, known_dead=cache.dead) if may_write else []
+        storage = NotingStorage(store.storage, notes)
+        async with (
+            open_tree(config, storage, cache, mount_id, term, budget, progress) as tree,
+            trio.open_nursery() as nursery,
+        ):
+            # Only now: the log may have needed some of them.
+            nursery.start_soon(abort_orphans, store.storage, orphans)
+            if may_write:
+                nursery.start_soon(clear_trials, store.storage)
+            front.session = _Session(config, tree, cache, store, term, control, front.began_at)
+            await front.session.run(on_ready)
+            nursery.cancel_scope.cancel()
+
+
+async def _close(store: OpenStore) -> None:
+    with trio.CancelScope(shield=True):
+        await store.storage.aclose()
+    used = store.meter.statistics()
+    _log.info(
+        "%d requests, %d bytes sent, %d bytes received", used.requests, used.bytes_sent, used.bytes_received
+    )
 
 
 def _writer(config: Config) -> Writer:
