@@ -1,15 +1,8 @@
-"""One attempt to make the bucket equal to one inode, and what comes of it.
+"""One attempt to make the bucket equal to one inode.
 
 Every attempt is conditional on what we know to be under its target (`Placement.condition`). One without an answer may
 have taken effect. Before the next one the store is asked, so that our own object is neither taken for somebody else's
 nor left behind under a name that is no longer the inode's.
-
-Nothing that was written is dropped on a failure: the inode stays pending, the failure is kept in its state for the
-next fsync or close, and it is tried again. Who waits for a failed attempt fails with it.
-
-In an outage what has had no turn fails with the first attempt, so that an outage is told once and not for every few of
-them; if others had an answer meanwhile, only what waits for the failed one does. What the store refuses of one object
-keeps nothing back.
 """
 
 from __future__ import annotations
@@ -19,19 +12,17 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 from backends.base import ObjectStorage
-from backends.errors import NotFound, PreconditionFailed, StorageError, Unavailable, is_outage
+from backends.errors import NotFound, PreconditionFailed
 from fusefs.change_log import ChangeLog, Publication, commit_all_of, without_mark
 from fusefs.changes import Changes
 from fusefs.conflicts import Conflicts
 from fusefs.content import Version
-from fusefs.errors import FilesystemError, LeaseLapsed, StaleFile
+from fusefs.errors import StaleFile
 from fusefs.inodes import Alias, File, Inode
 from fusefs.link_lists import metadata_of
 from fusefs.object_writer import ObjectWriter, has_to_go_up
 from fusefs.placement import Placement
-from fusefs.publish_queue import RETRY_SECONDS, PublishQueue
-from fusefs.sidecars import Sidecars
-from fusefs.turns import Turns
+from fusefs.publish_queue import PublishQueue
 from fusefs.uploads import MovedMeanwhile
 
 _log = logging.getLogger(__name__)
@@ -47,8 +38,6 @@ class Attempts:
         log: ChangeLog,
         queue: PublishQueue,
         changes: Changes,
-        turns: Turns,
-        sidecars: Sidecars,
         writer: ObjectWriter,
     ) -> None:
         self._storage = storage
@@ -56,19 +45,15 @@ class Attempts:
         self._log = log
         self._queue = queue
         self._changes = changes
-        self._turns = turns
-        self._sidecars = sidecars
         self._writer = writer
         self._conflicts = Conflicts(storage, placement, log, changes, writer)
-        self.failed_count = 0
 
     async def make(self, inode: Inode, target: str | None) -> None:
         """Bring the inode's object to `target`; without one, find out only whether it has an object.
 
-        Raises nothing: whatever comes of it is noted.
+        Raises what the store raises, `FilesystemError`, and OSError of the local disk.
         """
         inode.state.storing = None
-        published_before = self._changes.published_count
         try:
             await self._settle_doubts(inode)
             if target is not None:
@@ -76,11 +61,6 @@ class Attempts:
         except MovedMeanwhile:
             inode.state.attributes_changed = True
             self._queue.schedule_now(inode)
-        except (StorageError, FilesystemError, OSError) as error:
-            self._note_failure(inode, target, error, published_before)
-        except Exception as error:  # a defect of ours: it must not end the mount for everybody
-            _log.exception("a defect stopped the publication of %r", target)
-            self._note_failure(inode, target, error, published_before)
 
     async def _settle_doubts(self, inode: Inode) -> None:
         """Look whether an attempt that had no answer took effect; then its object is not somebody else's but ours."""
@@ -143,7 +123,6 @@ class Attempts:
         inode.state.storing = (target, metadata)
         condition = self._placement.condition(target)
         written = await self._writer.write(inode, target, mode=condition, metadata=metadata)
-        await self._sidecars.list_names(inode.subject)
         return written.version, without_mark(written.metadata) == without_mark(metadata)
 
     def _has_only_passed(self, inode: Inode, target: str) -> bool:
@@ -157,34 +136,3 @@ class Attempts:
             alias.reflected_changes = changes.get(alias, 0)
             if alias in self._queue:
                 self._queue.schedule_now(alias)
-
-    def _note_failure(
-        self, inode: Inode, target: str | None, error: Exception, published_before: int
-    ) -> None:
-        """Note why an attempt failed, and when the next one will be; those who wait for this one fail with it.
-
-        `published_before` is how many attempts had succeeded when this one began.
-        """
-        if target is None:
-            _log.error("an object may be left of what was removed: %r: %s", inode.state.in_doubt, error)
-            inode.state.in_doubt.clear()
-            return
-        storing = inode.state.storing
-        # Only a lost answer leaves it open; every other error says that nothing was done.
-        if isinstance(error, Unavailable) and storing is not None and storing not in inode.state.in_doubt:
-            inode.state.in_doubt.append(storing)
-        if self._placement.target(inode) is None:
-            return  # removed meanwhile
-        _log.error("cannot publish %r, trying again in %.0f s: %s", target, RETRY_SECONDS, error)
-        self.failed_count += 1
-        inode.state.failure = error
-        inode.state.attributes_changed = True  # what `_carry_out` took for done is not
-        self._queue.schedule_retry(inode)
-        is_away = isinstance(error, LeaseLapsed) or is_outage(error)
-        if is_away and self._changes.published_count == published_before:
-            # Nobody else had an answer meanwhile: every few of them would wait for as long, one after the other.
-            self._queue.fail_all(error)
-        else:
-            # Of several new directories in each other each would fail by itself, and the first be tried again before
-            # the last. What the store refuses of a directory it may take below: that is to be tried.
-            self._queue.fail(self._turns.waiting_for(inode, below=is_away), error)

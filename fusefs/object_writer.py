@@ -48,8 +48,14 @@ class ObjectWriter:
         self.conflicts = 0
 
     async def write(self, inode: Inode, target: str, *, mode: PutMode, metadata: Metadata) -> Written:
-        """Make the object under `target` equal to the inode: an upload, or a copy where the bytes are there already."""
+        """Make the object under `target` equal to the inode, and those beside it, to which it refers."""
         await self._sidecars.keep_xattrs(inode.subject)
+        written = await self._write(inode, target, mode, metadata)
+        await self._sidecars.list_names(inode.subject)
+        return written
+
+    async def _write(self, inode: Inode, target: str, mode: PutMode, metadata: Metadata) -> Written:
+        """Upload what the inode has, or let the store copy it where the bytes are there already."""
         match inode:
             case Alias():
                 return await self._copy_of(inode, target, mode, metadata)
@@ -79,7 +85,7 @@ class ObjectWriter:
         if isinstance(alias.of, File):
             version = await copy_object(self._storage, source, target, mode=mode, metadata=metadata)
         else:
-            version = (await self.write(alias.of, target, mode=mode, metadata=metadata)).version
+            version = (await self._write(alias.of, target, mode, metadata)).version
         alias.copied = source
         return Written(version, metadata)
 

@@ -3,7 +3,7 @@
 Publishing is by state, not by operation. An inode that changed (`changes`) is pending (`publish_queue`); when it is
 due, its object is compared with what the tree says now, and the least that makes them equal is done: a file that was
 written, renamed and removed before its turn costs nothing, temp + rename is one PUT under the final name. `turns`
-decides who has to wait for whom, `attempts` does it.
+decides who has to wait for whom, `attempts` does it, `failures` says what follows from one that fails.
 
 What waits for the end of a source waits for somebody above, who finds out what is below the directory and says so
 (`Changes.source_ended`), or why that cannot be found out (`source_failed`); then what waits fails with it.
@@ -22,6 +22,7 @@ from fusefs.attempts import Attempts
 from fusefs.change_log import ChangeLog
 from fusefs.changes import Changes
 from fusefs.errors import StaleFile
+from fusefs.failures import Failures
 from fusefs.inodes import Directory, File, Inode
 from fusefs.object_writer import ObjectWriter, has_to_go_up
 from fusefs.placement import Placement
@@ -94,9 +95,8 @@ class Publisher:
             placement, uploads, self._sweeper, queue, interval_seconds=options.interval_seconds
         )
         self._writer = ObjectWriter(storage, uploads, log, sidecars, mount_id=mount_id)
-        self._attempts = Attempts(
-            storage, placement, log, queue, self.changes, self._turns, sidecars, self._writer
-        )
+        self._attempts = Attempts(storage, placement, log, queue, self.changes, self._writer)
+        self._failures = Failures(placement, queue, self._turns)
         self._hurried = trio.Event()
 
     # The loop
@@ -133,8 +133,12 @@ class Publisher:
         nursery.start_soon(self._attempt, inode, target)
 
     async def _attempt(self, inode: Inode, target: str | None) -> None:
+        published_before = self.changes.published_count
         try:
             await self._attempts.make(inode, target)
+        except Exception as error:  # of any kind: a defect of ours must not end the mount for everybody
+            had_answers = self.changes.published_count > published_before
+            self._failures.note(inode, target, error, others_had_answers=had_answers)
         finally:
             self._queue.end(inode)
             if not (inode.state.in_doubt or (isinstance(inode, File) and self._uploads.is_under_way(inode))):
@@ -277,7 +281,7 @@ class Publisher:
             leftovers=self._sweeper.count(),
             moving_directories=len(self._placement.moving),
             published=self.changes.published_count,
-            failed=self._attempts.failed_count,
+            failed=self._failures.count,
             conflicts=self._writer.conflicts,
         )
 
