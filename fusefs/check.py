@@ -193,9 +193,9 @@ async def _damage_of_log(storage: ObjectStorage) -> Finding | None:
                 return damage
         except LeaseDamaged as error:
             return Finding(Kind.DAMAGED, LEASE_KEY, str(error))
-        except LogDamaged:
-            pass  # it is deleted as quickly as we look
-    return None
+        except LogDamaged:  # no batch of it is: those that are listed are gone when they are to be read
+            continue
+    return None  # it changes as quickly as we look: a mount is at it, and has read what it needs
 
 
 async def _damage_of(part: LogPart) -> Finding | None:

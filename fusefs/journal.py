@@ -268,7 +268,7 @@ class Journal:
         try:
             await store.put(batch_key(begin), encode(Batch(position=begin, cutoff=begin)), mode=CREATE_ONLY)
         except PreconditionFailed:
-            pass  # told before
+            pass  # it is told already: by an earlier call, or by one whose answer was lost
         except StorageError as failure:
             _log.warning("the log is not trimmed: %s", failure)
             return False

@@ -74,7 +74,7 @@ def segment_of(name: bytes) -> str:
         try:
             return name.decode()
         except UnicodeDecodeError:
-            pass
+            pass  # no key can have these bytes: they are escaped
     return _escaped_segment_of(name)
 
 

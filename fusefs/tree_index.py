@@ -230,7 +230,7 @@ class TreeIndex:
             mode = IfMatch(info.etag)
             others = await self._read(info)
         except NotFound:
-            pass
+            pass  # nobody has written it yet: `CREATE_ONLY` sees to that
         kept = [block for prefix, block in others.items() if prefix not in blocks and not is_gone(prefix)]
         merged = [*kept, *(block for block in blocks.values() if block.payload)]
         if not merged and mode == CREATE_ONLY:
