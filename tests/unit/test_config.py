@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import tomllib
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +17,9 @@ from backends.base import GIB, MIB
 from backends.part_sizes import PartSizes
 from fusefs.config import FLAG_KEYS, Config, default_bucket_dir, default_cache_dir
 from fusefs.errors import ConfigError
-from fusefs.options import BucketStore, DirectoryStore, MemoryStore
+from fusefs.options import BucketStore, DirectoryStore, MemoryStore, MountOptions, Table
 
+README = Path(__file__).parents[2] / "README.md"
 SECRET = "wJalrXUtnFEMI-K7MDENG-bPxRfiCYEXAMPLEKEY"
 
 FromFile = Callable[..., Config]
@@ -181,6 +184,33 @@ def test_every_key_has_an_effect(from_file: FromFile, tmp_path: Path) -> None:
         "log_level": "debug",
         "log_file": Path("/var/log/fusefs.log"),
     }
+
+
+@pytest.mark.parametrize(
+    ("place", "model", "required"),
+    [
+        (("system", "storage", "object"), BucketStore, {"bucket": "bucket"}),
+        (("system", "storage", "fs"), DirectoryStore, {"path": "/bucket"}),
+        (("mount",), MountOptions, {"mountpoint": "/mnt/data", "cache_dir": "/cache"}),
+    ],
+    ids=["object", "fs", "mount"],
+)
+def test_the_readme_has_every_key_and_its_default(
+    place: tuple[str, ...], model: type[Table], required: dict[str, str]
+) -> None:
+    """What it has of keys without one are examples; the mount point is said on the command line."""
+    (text,) = re.findall(r"```toml\n(.*?)```", README.read_text(), re.DOTALL)
+    table = tomllib.loads(text)
+    for name in place:
+        table = table[name]
+    assert table.keys() | {"mountpoint"} == {
+        field.alias or name for name, field in model.model_fields.items()
+    } | {"mountpoint"}
+    examples = {"credentials", *required}
+    for name, field in model.model_fields.items():
+        key = field.alias or name
+        if key not in examples and field.default_factory is None and field.default is not None:
+            assert getattr(model.model_validate({**required, key: table[key]}), name) == field.default, key
 
 
 def test_the_other_stores() -> None:
