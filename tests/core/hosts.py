@@ -38,9 +38,9 @@ from fusefs.stores import OpenStore
 from fusefs.term import old_log_parts, open_term
 from tests.core.history import History
 from tests.core.leases import record_in
+from tests.core.losses import OPTIONS, PATIENCE_SECONDS, check_bucket, settle
 from tests.core.mortal import READING, Death, Life, MortalStorage
 from tests.core.small_parts import SmallPartsStorage
-from tests.core.test_log_crash import PATIENCE_SECONDS
 from tests.core.tree import Tree, TreeOptions, open_tree
 
 _P = ParamSpec("_P")
@@ -189,6 +189,14 @@ class Prefix:
             await act(history)
             await history.commit()
             await life.end()
+
+    async def check(self, history: History, host: str, flags: Mapping[str, object] = BUCKET) -> None:
+        """The next mount shows a state that is allowed, publishes it, and leaves nothing else behind."""
+        async with self.mounted(host, OPTIONS, flags=flags) as tree:
+            await settle(self.storage, history, tree)
+        await check_bucket(self.storage, history, self.directory / "look")
+        lease = await self.lease()
+        assert (lease.released, lease.logs) == (True, ())
 
     def _open_disk(self, life: Life, directory: Path) -> ObjectStorage:
         return MortalStorage(self.over_disk(PromptDirectory(directory)), life)

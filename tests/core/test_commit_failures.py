@@ -25,8 +25,8 @@ from fusefs.log_reader import LogReader
 from fusefs.publisher import PublishOptions
 from tests.core.history import History, state_of
 from tests.core.logs import batches
+from tests.core.losses import difference
 from tests.core.small_parts import PART, SmallPartsStorage, tree_options
-from tests.core.test_log_crash import difference
 from tests.core.tree import TreeOptions, open_tree
 from tests.support.faulty import FaultyStorage
 

@@ -23,9 +23,9 @@ from backends.errors import StorageError
 from fusefs.errors import MountError
 from tests.core.history import History
 from tests.core.hosts import BUCKET, DISK, Prefix
+from tests.core.losses import OPTIONS, look
 from tests.core.mortal import Death
-from tests.core.test_log_crash import OPTIONS, SCENARIOS, bucket, look
-from tests.core.test_takeover_crash import check
+from tests.core.test_log_crash import SCENARIOS, bucket
 from tests.core.tree import bare_failures
 from tests.support.every_call import at_every_call, noted
 from tests.support.faulty import FaultyStorage
@@ -74,7 +74,7 @@ async def test_a_mount_may_die_at_every_call(
             await check_without_disk(prefix, history, tmp_path / f"{call}-elsewhere")
             await prefix.live("a", history, look, OPTIONS, call=next_call, death=death, flags=next_flags)
             await check_without_disk(prefix, history, tmp_path / f"{call}-elsewhere-later")
-            await check(prefix, history, "a", random.choice([DISK, BUCKET]))
+            await prefix.check(history, "a", random.choice([DISK, BUCKET]))
         return has_died
 
     await at_every_call(die_twice_and_look)
@@ -132,7 +132,7 @@ async def test_every_call_of_the_disk_may_fail(
         prefix = Prefix(storage, tmp_path / f"{call}", monkeypatch, over_disk=fault)
         with suppress(MountError), bare_failures():
             await prefix.lose("a", history, SCENARIOS[name].act, OPTIONS, DISK)
-        await check(prefix, history, "a")
+        await prefix.check(history, "a")
         assert fault.disk is not None
         return not fault.disk.faults_left
 

@@ -29,7 +29,7 @@ from fusefs.publisher import PublishOptions
 from fusefs.stored_lease import LEASE_KEY, MARGIN_SHARE, StoredLease, longest_call_seconds
 from tests.core.history import History, state_of
 from tests.core.leases import TERM, take
-from tests.core.test_log_crash import difference
+from tests.core.losses import difference
 from tests.core.tree import Tree, TreeOptions, open_tree, stored
 from tests.support.faulty import FaultyStorage
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -25,21 +24,18 @@ from fusefs.errors import MountError
 from fusefs.journal_format import JOURNAL_PREFIX, Position, batch_key
 from fusefs.lease_record import LogEnd
 from fusefs.log_repair import LogRepair
-from fusefs.publisher import PublishOptions
 from fusefs.stored_lease import LEASE_KEY
 from tests.core.history import History
 from tests.core.hosts import BUCKET, DISK, NEVER, RENEWED_SECONDS, Prefix
+from tests.core.losses import LOG_ALONE, OPTIONS, look
 from tests.core.mortal import Death
 from tests.core.small_parts import SmallPartsStorage
-from tests.core.test_log_crash import OPTIONS, SMALL, look
-from tests.core.test_takeover_crash import check
+from tests.core.test_log_crash import SMALL
 from tests.core.tree import bare_failures
 from tests.support.every_call import at_every_call, noted
 
 pytestmark = pytest.mark.usefixtures("small_parts")
 
-LONG: Final = 1e9
-LOG_ALONE: Final = replace(OPTIONS, publish=PublishOptions(delay_seconds=LONG, interval_seconds=LONG))
 UNLEASED: Final = {"lease": False}
 UNLEASED_DISK: Final = {**UNLEASED, **DISK}
 DEATHS: Final = (Death.CALL_LOST, Death.ANSWER_LOST, Death.HALF_DONE)
@@ -162,7 +158,7 @@ async def test_a_mount_that_ends_may_die_at_every_call(
         next_call, next_flags = random.randint(1, 40), random.choice([flags, UNLEASED, UNLEASED_DISK])
         with noted(f"the next mount, with {next_flags}, has died at call {next_call}"):
             await prefix.live("a", history, look, OPTIONS, call=next_call, death=death, flags=next_flags)
-            await check(prefix, history, "a", flags)
+            await prefix.check(history, "a", flags)
         return has_died
 
     await at_every_call(die_twice_and_look)
@@ -187,7 +183,7 @@ async def test_a_mount_without_a_lease_may_die_at_every_call(
         same.resume(history.states[-1])
         has_died = await prefix.live("b", same, look, OPTIONS, call=call, death=death, flags=flags)
         assert await told(prefix) == [LogEnd(1, len(FILES))]
-        await check(prefix, same, "c")
+        await prefix.check(same, "c")
         return has_died
 
     await at_every_call(die_and_look)
@@ -228,7 +224,7 @@ async def test_mounts_of_every_kind_one_after_the_other(
             if not isinstance(error, MountError) or f":{prefix.directory}/a/log/" not in str(error):
                 error.add_note("\n".join(story))
                 raise
-    await check(prefix, history, "a")
+    await prefix.check(history, "a")
 
 
 @pytest.mark.parametrize("flags", [BUCKET, DISK], ids=["in the bucket", "on a disk"])
@@ -246,7 +242,7 @@ async def test_nobody_misses_what_says_that_nothing_is_needed(
     (end,) = await told(prefix)
     assert end == LogEnd(1, len(FILES) + 1, is_needed=False)
     await remove(log_of(prefix, "a", flags))
-    await check(prefix, history, "a", flags)
+    await prefix.check(history, "a", flags)
 
 
 async def test_the_end_that_a_log_had_before_is_missed(
@@ -283,7 +279,7 @@ async def test_no_lease_tells_of_it(
         del document["logs"][0]["acknowledged"]
         await prefix.storage.put(LEASE_KEY, json.dumps(document).encode())
     history.resume({})
-    await check(prefix, history, "b")
+    await prefix.check(history, "b")
 
 
 @pytest.mark.parametrize(

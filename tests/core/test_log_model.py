@@ -23,10 +23,10 @@ from backends.base import KIB, MIB
 from backends.errors import AccessDenied, Unavailable
 from fusefs import committer, content
 from tests.core.history import History, State
+from tests.core.losses import OPTIONS, QUIET_SECONDS, check, live, look
 from tests.core.mortal import Death
 from tests.core.refusing import Refusals
 from tests.core.small_parts import PART, SmallPartsStorage
-from tests.core.test_log_crash import OPTIONS, QUIET_SECONDS, check, live, look
 from tests.core.tree import open_tree
 from tests.core.watching import WatchingStorage
 

@@ -23,9 +23,10 @@ from fusefs.object_writer import CONFLICTS_PREFIX
 from fusefs.placement import DETOURS_PREFIX
 from fusefs.publisher import PublishOptions
 from tests.core.history import state_of
+from tests.core.losses import check, live
 from tests.core.mortal import Death, MortalStorage
 from tests.core.small_parts import PART, SmallPartsStorage, tree_options
-from tests.core.test_log_crash import SCENARIOS, bucket, check, live
+from tests.core.test_log_crash import SCENARIOS, bucket
 from tests.core.tree import Tree, open_tree, stored
 from tests.support.every_call import at_every_call
 from tests.support.faulty import FaultyStorage

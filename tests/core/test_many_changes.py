@@ -23,10 +23,11 @@ from fusefs.journal import MAX_IN_FLIGHT
 from fusefs.journal_format import JOURNAL_PREFIX, decode, position_of
 from tests.core.history import History
 from tests.core.logs import batches
+from tests.core.losses import check, die_at_every_call, filled, live
 from tests.core.mortal import Death
 from tests.core.small_parts import SmallPartsStorage
 from tests.core.test_log import options
-from tests.core.test_log_crash import SCENARIOS, BareMarkers, bucket, check, die_at_every_call, filled, live
+from tests.core.test_log_crash import SCENARIOS, BareMarkers, bucket
 from tests.core.test_log_model import Walk
 from tests.core.tree import Tree, open_tree, stored
 from tests.support.faulty import FaultyStorage

@@ -6,7 +6,6 @@ published nothing since. Whoever comes after the one that recovers finds the sam
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -14,18 +13,16 @@ from typing import Final
 import pytest
 from trio.testing import MockClock
 
-from fusefs.publisher import PublishOptions
 from tests.core.history import History
+from tests.core.losses import LOG_ALONE, check, die_at_every_call, live, look, twin
 from tests.core.mortal import Death, MortalStorage
 from tests.core.small_parts import SmallPartsStorage
-from tests.core.test_log_crash import OPTIONS, SCENARIOS, bucket, check, die_at_every_call, live, look, twin
+from tests.core.test_log_crash import SCENARIOS, bucket
 from tests.core.tree import open_tree
 from tests.support.every_call import at_every_call
 
 pytestmark = pytest.mark.usefixtures("small_parts", "quiet")
 
-NEVER: Final = 1e9
-LOG_ALONE: Final = replace(OPTIONS, publish=PublishOptions(delay_seconds=NEVER, interval_seconds=NEVER))
 #: Of one kind each: names, directories, bytes of all sources, objects without a name, circles.
 RECOVERED: Final = (
     "replace by rename",

@@ -22,10 +22,7 @@ from backends.intercepted import InterceptedStorage, Request, T, Verb
 from fusefs.inodes import Directory
 from fusefs.subtrees import Subtrees
 from tests.core.history import History, State, state_of
-from tests.core.mortal import Death, MortalStorage
-from tests.core.refusing import Refusals
-from tests.core.small_parts import PART, SmallPartsStorage
-from tests.core.test_log_crash import (
+from tests.core.losses import (
     OPTIONS,
     QUIET_SECONDS,
     check,
@@ -36,6 +33,9 @@ from tests.core.test_log_crash import (
     look,
     twin,
 )
+from tests.core.mortal import Death, MortalStorage
+from tests.core.refusing import Refusals
+from tests.core.small_parts import PART, SmallPartsStorage
 from tests.core.test_log_model import Walk
 from tests.core.tree import open_tree
 from tests.core.watching import LOOKING, WatchingStorage

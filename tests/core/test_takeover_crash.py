@@ -9,7 +9,6 @@ log is left, and the lease names none.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -17,17 +16,15 @@ from typing import Final
 import pytest
 from trio.testing import MockClock
 
-from fusefs.publisher import PublishOptions
 from tests.core.history import History, State
 from tests.core.hosts import BUCKET, Prefix, SlowStorage
+from tests.core.losses import LOG_ALONE, OPTIONS, look
 from tests.core.mortal import Death
-from tests.core.test_log_crash import OPTIONS, SCENARIOS, bucket, check_bucket, look, settle
+from tests.core.test_log_crash import SCENARIOS, bucket
 from tests.support.every_call import at_every_call, noted
 
 pytestmark = pytest.mark.usefixtures("small_parts", "quiet")
 
-LONG: Final = 1e9
-LOG_ALONE: Final = replace(OPTIONS, publish=PublishOptions(delay_seconds=LONG, interval_seconds=LONG))
 #: Of one kind each: bytes alone, names, directories, several names, parts of uploads.
 TAKEN_OVER: Final = (
     "change in place",
@@ -46,15 +43,6 @@ async def crashed(
     prefix = Prefix(storage, where, patch, over_bucket=SlowStorage)
     await prefix.lose("a", history, SCENARIOS[name].act, LOG_ALONE, flags)
     return prefix, history.states[-1]
-
-
-async def check(prefix: Prefix, history: History, host: str, flags: Mapping[str, object] = BUCKET) -> None:
-    """The next mount shows a state that is allowed, publishes it, and leaves nothing else behind."""
-    async with prefix.mounted(host, OPTIONS, flags=flags) as tree:
-        await settle(prefix.storage, history, tree)
-    await check_bucket(prefix.storage, history, prefix.directory / "look")
-    lease = await prefix.lease()
-    assert (lease.released, lease.logs) == (True, ())
 
 
 @pytest.mark.parametrize("death", [Death.CALL_LOST, Death.ANSWER_LOST, Death.HALF_DONE])
@@ -77,7 +65,7 @@ async def test_a_takeover_may_die_at_every_call(
         next_call = random.randint(1, 40)
         with noted(f"the mount after the one that took over has died at call {next_call}"):
             await prefix.live("c", history, look, OPTIONS, call=next_call, death=death)
-            await check(prefix, history, "d")
+            await prefix.check(history, "d")
         return has_died
 
     await at_every_call(die_twice_and_look)

@@ -29,17 +29,9 @@ from backends.retrying import RetryingStorage, RetryPolicy
 from fusefs import committer, content
 from tests.core import test_renamed_directories_model as renamed
 from tests.core.history import History, State
+from tests.core.losses import OPTIONS, PATIENCE_SECONDS, QUIET_SECONDS, check_bucket, difference, look, settle
 from tests.core.mortal import Death, MortalStorage
 from tests.core.small_parts import PART, SmallPartsStorage
-from tests.core.test_log_crash import (
-    OPTIONS,
-    PATIENCE_SECONDS,
-    QUIET_SECONDS,
-    check_bucket,
-    difference,
-    look,
-    settle,
-)
 from tests.core.test_log_model import PATHS, Walk
 from tests.core.tree import TreeOptions, open_tree
 
