@@ -12,7 +12,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final, NoReturn
@@ -216,15 +216,20 @@ def check(url: str, *, config_path: str | None, attributes: bool, **flags: objec
     from backends.errors import StorageError
 
     _keep_log_quiet()
-    try:
-        config = Config.of_store(url, config_path=config_path, flags=flags)
-    except ConfigError as error:
-        _fail(str(error), status=2)
+    config = _config_of_store(url, config_path, flags)
     try:
         found = trio.run(_print_findings, config, attributes)
     except StorageError as error:
         _fail(f"{config.store.url}: {error}", status=3)
     sys.exit(1 if found else 0)
+
+
+def _config_of_store(url: str, config_path: str | None, flags: Mapping[str, object]) -> Config:
+    """Return how a command that mounts nothing reaches its store; where that is not to be had, the command ends."""
+    try:
+        return Config.of_store(url, config_path=config_path, flags=flags)
+    except ConfigError as error:
+        _fail(str(error), status=2)
 
 
 async def _print_findings(config: Config, attributes: bool) -> bool:
@@ -266,10 +271,7 @@ def recover(url: str, *, config_path: str | None, set_aside: bool, **flags: obje
     from backends.errors import StorageError
 
     _keep_log_quiet()
-    try:
-        config = Config.of_store(url, config_path=config_path, flags=flags)
-    except ConfigError as error:
-        _fail(str(error), status=2)
+    config = _config_of_store(url, config_path, flags)
     try:
         is_whole = trio.run(_print_diagnosis, config, set_aside)
     except MountError as error:
