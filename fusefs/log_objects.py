@@ -9,6 +9,7 @@ metadata at all is taken for one that does: some stores keep none of keys that e
 
 from __future__ import annotations
 
+import math
 import re
 import stat
 from collections.abc import Iterable
@@ -39,6 +40,8 @@ class OwnObject:
 
     version: Version
     complete_to: Position
+    #: What its metadata says, which of an upload is older than that.
+    marked_at: Position = NOWHERE
 
 
 class LogObjects:
@@ -57,8 +60,12 @@ class LogObjects:
             log_id = replayed.last.log_id
             found += await self._look_under(replayed, [detour_key(replayed), f"{ORPHANS_PREFIX}{log_id}"])
         at_home = _keys_of(replayed, [replayed.last.path] if replayed.last.path is not None else [])
-        found.sort(key=lambda each: (each.complete_to, each.version.key in at_home), reverse=True)
-        return found
+
+        def age(each: OwnObject) -> tuple[Position, float, bool]:
+            told = replayed.versions.get(_stored(each.version), math.inf)
+            return each.marked_at, told, each.version.key in at_home
+
+        return sorted(found, key=age, reverse=True)
 
     async def _look_under(self, replayed: Replayed, keys: Iterable[str]) -> list[OwnObject]:
         found: list[OwnObject] = []
@@ -80,12 +87,11 @@ class LogObjects:
         version = version_of(info)
         mark = _MARK.fullmatch((info.metadata or {}).get(LOG_KEY, ""))
         if mark is not None and mark[1] == replayed.last.log_id:
-            complete_to = Position(int(mark[2], 16), int(mark[3], 16))
+            marked_at = Position(int(mark[2], 16), int(mark[3], 16))
             # An upload has its mark from its beginning. One that a recovery has completed lacks bytes that the log had
             # before that; and what the log tells can be laid over any newer object, too.
-            return OwnObject(
-                version, NOWHERE if replayed.refers_to_upload_after(complete_to) else complete_to
-            )
+            complete_to = NOWHERE if replayed.refers_to_upload_after(marked_at) else marked_at
+            return OwnObject(version, complete_to, marked_at)
         return OwnObject(version, NOWHERE) if self._replay.has(replayed, _stored(version)) else None
 
     def _may_be_marker_of(self, replayed: Replayed, info: ObjectInfo) -> bool:

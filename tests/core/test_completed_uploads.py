@@ -1,0 +1,163 @@
+"""Which object is a file's own where a mount has died behind the last call of an upload, or a recovery behind it.
+
+The upload is gone then. What it has become is under its own key, or where a recovery has let it wait, and the file may
+have older objects under other names.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Awaitable, Callable
+from itertools import count, pairwise
+from pathlib import Path
+from random import Random
+from typing import Final
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from backends.errors import AccessDenied
+from backends.intercepted import Request, T, Verb
+from fusefs.placement import DETOURS_PREFIX
+from tests.core.mortal import Death, MortalStorage
+from tests.core.small_parts import PART, SmallPartsStorage
+from tests.core.test_log_uploads import BYTES, NEXT, recover
+from tests.core.tree import Tree, open_tree, stored
+from tests.support.faulty import FaultyStorage
+
+pytestmark = pytest.mark.usefixtures("small_parts")
+
+OTHER: Final = Random(9).randbytes(6 * PART + 100)
+
+
+class _DiesCompleting(MortalStorage):
+    """Nothing reaches the store any more behind the upload of a key that becomes an object."""
+
+    key: str | None = None
+
+    async def _carry_out(self, request: Request, send: Callable[[], Awaitable[T]]) -> T:
+        async def send_last() -> T:
+            try:
+                return await send()
+            finally:
+                self.die()
+
+        is_last = request.verb is Verb.COMPLETE and request.key == self.key
+        return await super()._carry_out(request, send_last if is_last else send)
+
+
+async def open_anew(tree: Tree, path: str) -> int:
+    return await tree.open(path, os.O_WRONLY | os.O_TRUNC)
+
+
+@pytest.mark.parametrize("dies", ["when it is completed", "before it is copied", "when it is written again"])
+@pytest.mark.parametrize("before", [b"small", BYTES], ids=["small", "large"])
+async def test_an_older_object_under_the_name_that_the_file_has_again(
+    before: bytes,
+    dies: str,
+    tmp_path: Path,
+    autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It had another one in between, under which its upload began: the newer object is there."""
+    caplog.set_level(logging.CRITICAL)
+    storage = SmallPartsStorage()
+    faulty = FaultyStorage(mortal := _DiesCompleting(storage))
+    async with open_tree(faulty, tmp_path / "1", NEXT) as tree:
+        handle = await tree.create("big")
+        await tree.write(handle, 0, before)
+        await tree.filesystem.fsync(handle)  # so both objects may tell of the same batch
+        await tree.close(handle)
+        await tree.publisher.publish(await tree.find("big"))
+        handle = await open_anew(tree, "big")
+        await tree.rename("big", "between")
+        await tree.write(handle, 0, OTHER)
+        sending = faulty.hold(Verb.UPLOAD_PART)
+        copying = faulty.hold(Verb.COPY)
+        await tree.close(handle)
+        await sending.reached.wait()
+        await tree.rename("between", "big")
+        if dies == "when it is completed":
+            mortal.key = "between"
+        sending.open()
+        await (mortal.dead if dies == "when it is completed" else copying.reached).wait()
+        if dies == "when it is written again":
+            handle = await tree.open("big")
+            await tree.write(handle, 0, OTHER[:1])
+            await tree.filesystem.fsync(handle)
+        mortal.die()
+    assert storage.snapshot().keys() >= {"big", "between"}
+    async with open_tree(storage, tmp_path / "2", NEXT) as tree:
+        assert await tree.read_file("big") == OTHER
+        await tree.publish_all()
+    assert await stored(storage) == {"big": OTHER}
+
+
+async def test_an_older_object_of_which_the_log_does_not_tell(
+    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It could not be deleted, and is under a name that the file had again; an upload needs what the newer one has."""
+    caplog.set_level(logging.CRITICAL)
+    storage = SmallPartsStorage()
+    faulty = FaultyStorage(storage)
+    end = 3 * PART + 2_000
+    async with open_tree(faulty, tmp_path / "1", NEXT) as tree:
+        faulty.fail(AccessDenied, verb=Verb.DELETE, key="a", times=math.inf)
+        putting = faulty.hold(Verb.PUT, key="a")
+        await tree.write_file("a", b"old")
+        await putting.reached.wait()
+        await tree.rename("a", "b")
+        await tree.log.commit()
+        putting.open()
+        await trio.sleep(2)
+        handle = await tree.open("b")
+        await tree.write(handle, 0, OTHER[:end])
+        await tree.publisher.publish(await tree.find("b"))
+        for name, new_name in pairwise("bab"):
+            await tree.rename(name, new_name)
+            await tree.log.commit()
+        completing = faulty.hold(Verb.COMPLETE)
+        await tree.write(handle, 0, BYTES[: 3 * PART])
+        await tree.close(handle)
+        await completing.reached.wait()
+    assert await stored(storage) == {"a": b"old", "b": OTHER[:end]}
+    async with open_tree(storage, tmp_path / "2", NEXT) as tree:
+        assert await tree.read_file("b") == BYTES[: 3 * PART] + OTHER[3 * PART : end]
+        await tree.publish_all()
+    assert await stored(storage) == {"b": BYTES[: 3 * PART] + OTHER[3 * PART : end]}
+
+
+async def test_what_somebody_else_gets_back_of_a_file_with_an_older_object(
+    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The older one is under a third name, and is never taken for the upload that waits, wherever a recovery dies."""
+    caplog.set_level(logging.CRITICAL)
+    storage = SmallPartsStorage()
+    faulty = FaultyStorage(storage)
+    async with open_tree(faulty, tmp_path / "1", NEXT) as tree:
+        await tree.write_file("before", BYTES)
+        await tree.publish_all()
+        handle = await open_anew(tree, "before")
+        await tree.rename("before", "temporary")
+        await tree.write(handle, 0, OTHER)
+        gate = faulty.hold(Verb.COMPLETE)
+        await tree.close(handle)
+        await gate.reached.wait()
+        await tree.rename("temporary", "final")
+        await tree.log.commit()
+    await storage.put("temporary", b"theirs")
+    waited = False
+    for call in count(1):
+        twin = storage.twin()
+        has_died = await recover(twin, tmp_path / f"{call}", call, Death.ANSWER_LOST)
+        waited = waited or any(key.startswith(DETOURS_PREFIX) for key in twin.snapshot())
+        async with open_tree(twin, tmp_path / f"{call}-next", NEXT) as tree:
+            assert await tree.read_file("final") == OTHER
+            await tree.publish_all()
+        assert (await stored(twin))["final"] == OTHER
+        if not has_died:
+            assert waited
+            break
