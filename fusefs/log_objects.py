@@ -2,9 +2,10 @@
 
 An object is an inode's own if the log names just that version, or if its metadata carries the inode's log id: the
 mount that died has published it after the last record. It is looked for under every name that the log knows the inode
-by. Where two inodes have the same bytes, one after the other under one key, they have the same version: if the log says
-that somebody else has that by now, it is not the first one's own any more. A directory's marker that carries no
-metadata at all is taken for one that does: some stores keep none of keys that end with a slash. Nothing is written.
+by, and where one waits while its own key is taken. Where two inodes have the same bytes, one after the other under
+one key, they have the same version: if the log says that somebody else has that by now, it is not the first one's own
+any more. A directory's marker that carries no metadata at all is taken for one that does: some stores keep none of
+keys that end with a slash. Nothing is written.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from __future__ import annotations
 import math
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from backends.base import Metadata, ObjectInfo, ObjectStorage
+from backends.base import Metadata, ObjectInfo, ObjectStorage, iterate_pages
 from backends.errors import InvalidKey, NotFound
 from fusefs.change_log import LOG_KEY
 from fusefs.content import Version
@@ -45,20 +46,30 @@ class OwnObject:
 
 
 class LogObjects:
-    """The objects of all inodes that a log tells of."""
+    """The objects of all inodes that a log tells of; made by `of`, which knows what is `hidden`."""
 
-    def __init__(self, storage: ObjectStorage, replay: Replay) -> None:
+    def __init__(self, storage: ObjectStorage, replay: Replay, hidden: Collection[str]) -> None:
         self._storage = storage
         self._replay = replay
+        self._hidden = hidden
         #: Keys of the markers that the directories of the log have in the end.
         self._markers = {key for replayed in replay.inodes.values() for key in _markers_of(replayed)}
 
+    @classmethod
+    async def of(cls, storage: ObjectStorage, replay: Replay) -> LogObjects:
+        """Look which of the objects are where no name is. Raises what the store raises."""
+        hidden: set[str] = set()
+        for prefix in (DETOURS_PREFIX, ORPHANS_PREFIX):
+            async for page in iterate_pages(storage, prefix):
+                hidden.update(
+                    info.key for info in page.objects if info.key.removeprefix(prefix) in replay.inodes
+                )
+        return cls(storage, replay, hidden)
+
     async def find(self, replayed: Replayed) -> list[OwnObject]:
         """Return the objects that are the inode's own, the newest first. Raises what the store raises."""
-        found = await self._look_under(replayed, _names(replayed))
-        if replayed.upload_keys or (not found and replayed.versions):
-            log_id = replayed.last.log_id
-            found += await self._look_under(replayed, [detour_key(replayed), f"{ORPHANS_PREFIX}{log_id}"])
+        hidden = {detour_key(replayed), f"{ORPHANS_PREFIX}{replayed.last.log_id}"}.intersection(self._hidden)
+        found = await self._look_under(replayed, [*_names(replayed), *hidden])
         at_home = _keys_of(replayed, [replayed.last.path] if replayed.last.path is not None else [])
 
         def age(each: OwnObject) -> tuple[Position, float, bool]:

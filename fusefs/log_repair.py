@@ -145,7 +145,7 @@ class LogRepair:
 
     async def _check_uploads(self, replay: Replay, readers: Mapping[Position, LogReader]) -> None:
         """Raise `BatchDamaged` for the first batch that refers to an upload which is gone."""
-        objects = LogObjects(self._storage, replay)
+        objects = await LogObjects.of(self._storage, replay)
         lost: list[tuple[Position, str]] = []
         for replayed in replay.inodes.values():
             if replayed.upload_since is not None and needed_upload(replayed) is not None:

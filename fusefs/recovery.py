@@ -102,7 +102,7 @@ class Recovery:
         counting = places(logs)
         recovered.first = counting[0][0]
         replay = await self._replay(logs)
-        objects = LogObjects(self._storage, replay)
+        objects = await LogObjects.of(self._storage, replay)
         found: dict[Replayed, list[OwnObject]] = {}
 
         uploads = LogUploads(self._storage, found, replay.leftovers)

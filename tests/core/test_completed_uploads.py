@@ -10,6 +10,7 @@ import logging
 import math
 import os
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from itertools import count, pairwise
 from pathlib import Path
 from random import Random
@@ -19,6 +20,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from backends.base import KIB
 from backends.errors import AccessDenied
 from backends.intercepted import Request, T, Verb
 from fusefs.placement import DETOURS_PREFIX
@@ -158,6 +160,55 @@ async def test_what_somebody_else_gets_back_of_a_file_with_an_older_object(
             assert await tree.read_file("final") == OTHER
             await tree.publish_all()
         assert (await stored(twin))["final"] == OTHER
+        if not has_died:
+            assert waited
+            break
+
+
+@pytest.mark.parametrize("death", [Death.CALL_LOST, Death.ANSWER_LOST])
+async def test_what_was_in_the_way_of_an_upload_is_newer_than_what_its_file_has_left(
+    death: Death, tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It waits elsewhere when a recovery dies behind the upload, and is found there by the next one.
+
+    What was left cannot be deleted, and is under a name that the file had again: the log tells of that, and not of the
+    bytes any more.
+    """
+    caplog.set_level(logging.CRITICAL)
+    storage = SmallPartsStorage()
+    faulty = FaultyStorage(storage)
+    async with open_tree(faulty, tmp_path / "1", replace(NEXT, max_log_bytes=KIB)) as tree:
+        await tree.write_file("old", b"old")
+        await tree.publish_all()
+        faulty.fail(AccessDenied, verb=Verb.DELETE, key="old", times=math.inf)
+        await tree.rename("old", "name")
+        await tree.write_file("name", b"newer")
+        await tree.publisher.publish(await tree.find("name"))
+        for _ in range(3):
+            await tree.write_file("other", bytes(2 * KIB))
+            await tree.log.commit()
+            await trio.sleep(60)
+        copying = faulty.hold(Verb.COPY)
+        for name, new_name in pairwise(["name", "old", "away"]):
+            await tree.rename(name, new_name)
+            await tree.log.commit()
+        handle = await tree.create("name")
+        await tree.write(handle, 0, BYTES)
+        await copying.reached.wait()
+        await tree.filesystem.fsync(handle)
+    assert [upload.key for upload in await storage.list_multipart_uploads()] == ["name"]
+    left = {"old": b"old", "name": b"newer", "other": bytes(2 * KIB)}
+    assert await stored(storage) == left
+    waited = False
+    for call in count(1):
+        twin = storage.twin()
+        has_died = await recover(twin, tmp_path / f"{call}", call, death)
+        waited = waited or any(key.startswith(DETOURS_PREFIX) for key in twin.snapshot())
+        async with open_tree(twin, tmp_path / f"{call}-next", NEXT) as tree:
+            assert await tree.read_file("away") == b"newer"
+            assert await tree.read_file("name") == BYTES
+            await tree.publish_all()
+        assert await stored(twin) == {"away": b"newer", "name": BYTES, "other": left["other"]}
         if not has_died:
             assert waited
             break
