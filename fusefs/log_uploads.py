@@ -10,6 +10,7 @@ replaced, so a recovery may end at any moment.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -63,9 +64,11 @@ class LogUploads:
         Raises `BatchDamaged` where parts are not there, and what the store raises.
         """
         upload = needed_upload(replayed)
-        found = self._found[replayed]
-        if upload is None or (_has_become_object(replayed, found) and not await self._is_under_way(upload)):
+        if upload is None:
             return
+        if not await self._is_under_way(upload) and await self._has_become_object(replayed, upload):
+            return
+        found = self._found[replayed]
         replaced = next((each.version for each in found if each.version.key == upload.key), None)
         mode: PutMode
         theirs: ObjectInfo | None = None
@@ -85,13 +88,40 @@ class LogUploads:
     async def find_lost(self, replayed: Replayed) -> str | None:
         """Return what is to be said of an upload that somebody else has aborted; None if there is none."""
         upload = needed_upload(replayed)
-        if upload is None or _has_become_object(replayed, self._found[replayed]):
+        if upload is None or await self._is_under_way(upload):
             return None
-        return None if await self._is_under_way(upload) else _what_is_lost(replayed, upload)
+        return None if await self._has_become_object(replayed, upload) else _what_is_lost(replayed, upload)
 
     async def _is_under_way(self, upload: UploadReference) -> bool:
         begun = await self._storage.list_multipart_uploads(upload.key)
         return any(each.upload_id == upload.upload_id for each in begun)
+
+    async def _has_become_object(self, replayed: Replayed, upload: UploadReference) -> bool:
+        """Return whether an upload that is gone was completed; its object is the inode's newest from then on.
+
+        That is one which was not there before the upload, or looks like one that was, where a file was written again
+        as it had been: of that it does not matter which of the two it is.
+        """
+        found = self._found[replayed]
+        for each in found:
+            is_new = stored_version(each.version) not in replayed.before_upload
+            if is_new or await self._has_bytes_of(upload, each.version):
+                self._found[replayed] = [each, *(other for other in found if other is not each)]
+                return True
+        return False
+
+    async def _has_bytes_of(self, upload: UploadReference, version: Version) -> bool:
+        """Return whether an object under the key of an upload has the bytes of its parts, whose ETags tell them."""
+        if version.key != upload.key or version.size < upload.parts[-1].end:
+            return False
+        for part in upload.parts:
+            digest = hashlib.md5(usedforsecurity=False)
+            for start, end in _pieces(part.start, part.end, FETCHED_PART):
+                stored = await self._storage.get_range(version.key, start, end - start, if_match=version.etag)
+                digest.update(stored.data)
+            if digest.hexdigest() != part.etag:
+                return False
+        return True
 
     async def _complete(
         self, replayed: Replayed, upload: UploadReference, base: Version | None, mode: PutMode
@@ -250,11 +280,6 @@ def needed_upload(replayed: Replayed) -> UploadReference | None:
     for extent in explicit:
         stored.remove(*extent)
     return upload if stored else None
-
-
-def _has_become_object(replayed: Replayed, found: Sequence[OwnObject]) -> bool:
-    """Return whether there is an object of the inode that was not there before the upload."""
-    return any(stored_version(each.version) not in replayed.before_upload for each in found)
 
 
 def _what_is_lost(replayed: Replayed, upload: UploadReference) -> str:

@@ -1,7 +1,7 @@
 """Which object is a file's own where a mount has died behind the last call of an upload, or a recovery behind it.
 
-The upload is gone then. What it has become is under its own key, or where a recovery has let it wait, and the file may
-have older objects under other names.
+The upload is gone then. What it has become is under its own key, or where a recovery has let it wait, and may look
+as an object that the file had before.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from trio.testing import MockClock
 from backends.base import KIB
 from backends.errors import AccessDenied
 from backends.intercepted import Request, T, Verb
+from fusefs.errors import LogDamaged
+from fusefs.log_repair import LogRepair
 from fusefs.placement import DETOURS_PREFIX
 from tests.core.mortal import Death, MortalStorage
 from tests.core.small_parts import PART, SmallPartsStorage
-from tests.core.test_log_uploads import BYTES, NEXT, recover
+from tests.core.test_log_uploads import BYTES, NEXT, abort_all, recover
 from tests.core.tree import Tree, open_tree, stored
 from tests.support.faulty import FaultyStorage
 
@@ -55,21 +57,79 @@ async def open_anew(tree: Tree, path: str) -> int:
     return await tree.open(path, os.O_WRONLY | os.O_TRUNC)
 
 
+@pytest.mark.parametrize("size", [6 * PART, 6 * PART + 100])
+async def test_a_file_that_was_written_again_as_it_was(
+    size: int, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Nothing tells the object from the one that it has replaced, and whichever it is has the bytes."""
+    storage = SmallPartsStorage()
+    mortal = _DiesCompleting(storage)
+    async with open_tree(mortal, tmp_path / "1", NEXT) as tree:
+        await tree.write_file("big", OTHER[:size])
+        await tree.publish_all()
+        before = await storage.head("big")
+        mortal.key = "big"
+        await tree.write_file("big", OTHER[:size])
+        await mortal.dead.wait()
+    assert (await storage.head("big")).etag == before.etag
+    assert (await storage.head("big")).metadata != before.metadata
+    assert (await LogRepair(storage).diagnose()).is_whole
+    async with open_tree(storage, tmp_path / "2", NEXT) as tree:
+        assert await tree.read_file("big") == OTHER[:size]
+        await tree.publish_all()
+    assert await stored(storage) == {"big": OTHER[:size]}
+
+
+async def test_a_file_that_was_written_again_as_it_was_but_for_a_part(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """And whose upload somebody has aborted: the object is not what it would have become."""
+    storage = SmallPartsStorage()
+    faulty = FaultyStorage(storage)
+    async with open_tree(faulty, tmp_path / "1", NEXT) as tree:
+        await tree.write_file("big", OTHER)
+        await tree.publish_all()
+        gate = faulty.hold(Verb.COMPLETE)
+        await tree.write_file("big", OTHER[: 5 * PART] + BYTES[:PART] + OTHER[6 * PART :])
+        await gate.reached.wait()
+    await abort_all(storage)
+    assert not (await LogRepair(storage).diagnose()).is_whole
+    with pytest.raises(LogDamaged, match="which is gone"):
+        async with open_tree(storage, tmp_path / "2", NEXT):
+            pass
+
+
 @pytest.mark.parametrize("dies", ["when it is completed", "before it is copied", "when it is written again"])
 @pytest.mark.parametrize("before", [b"small", BYTES], ids=["small", "large"])
+@pytest.mark.parametrize("was_there", [False, True])
 async def test_an_older_object_under_the_name_that_the_file_has_again(
+    was_there: bool,
     before: bytes,
     dies: str,
     tmp_path: Path,
     autojump_clock: MockClock,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It had another one in between, under which its upload began: the newer object is there."""
+    """It had another one in between, under which its upload began: the newer object is there.
+
+    It may look like the object that was there before all, of which the log tells, too.
+    """
     caplog.set_level(logging.CRITICAL)
     storage = SmallPartsStorage()
     faulty = FaultyStorage(mortal := _DiesCompleting(storage))
     async with open_tree(faulty, tmp_path / "1", NEXT) as tree:
-        handle = await tree.create("big")
+        if was_there:
+            faulty.fail(AccessDenied, verb=Verb.DELETE, key="keeps the log long", times=math.inf)
+            await tree.write_file("keeps the log long", b"")
+            await tree.publish_all()
+            await tree.unlink("keeps the log long")
+            await tree.write_file("between", OTHER)
+            await tree.publisher.publish(await tree.find("between"))
+            await tree.rename("between", "big")
+            await tree.publisher.publish(await tree.find("big"))
+            handle = await open_anew(tree, "big")
+        else:
+            handle = await tree.create("big")
         await tree.write(handle, 0, before)
         await tree.filesystem.fsync(handle)  # so both objects may tell of the same batch
         await tree.close(handle)
