@@ -120,7 +120,8 @@ class Recovery:
         )
         firsts = [replayed for replayed in replay.inodes.values() if replayed.last.link is None]
         with_uploads = [replayed for replayed in firsts if needed_upload(replayed) is not None]
-        await self._for_each(with_uploads, complete, "completing its uploads")
+        # One after the other: the object that is in the way of one may have bytes that another one still lacks.
+        await self._for_each(with_uploads, complete, "completing its uploads", at_once=1)
         for replayed in firsts:
             self._recover(recovered, replayed, found[replayed])
         by_log_id = {each.inode.log_id: each.inode for each in recovered.inodes}
@@ -191,7 +192,12 @@ class Recovery:
         recovered.directories = search.found
 
     async def _for_each(
-        self, things: Collection[_T], look: Callable[[_T], Awaitable[None]], doing: str = ""
+        self,
+        things: Collection[_T],
+        look: Callable[[_T], Awaitable[None]],
+        doing: str = "",
+        *,
+        at_once: int = LOOKS_AT_ONCE,
     ) -> None:
         """Look at all, some at once; say how far that is if `doing` says what it is.
 
@@ -219,7 +225,7 @@ class Recovery:
 
         note()
         async with trio.open_nursery() as nursery:
-            for _ in range(LOOKS_AT_ONCE):
+            for _ in range(at_once):
                 nursery.start_soon(work)
         if failures:
             raise failures[0]

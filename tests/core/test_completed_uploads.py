@@ -20,7 +20,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from backends.base import KIB
+from backends.base import KIB, Capabilities
 from backends.errors import AccessDenied
 from backends.intercepted import Request, T, Verb
 from fusefs.errors import LogDamaged
@@ -272,3 +272,40 @@ async def test_what_was_in_the_way_of_an_upload_is_newer_than_what_its_file_has_
         if not has_died:
             assert waited
             break
+
+
+async def test_two_uploads_one_of_which_is_where_the_other_has_an_object(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """A file that has left the name lacks bytes that nothing else has: they are there until it has got them."""
+    storage = SmallPartsStorage(capabilities=Capabilities(copy_part=False))
+    faulty = FaultyStorage(storage)
+    async with open_tree(faulty, tmp_path / "1", NEXT) as tree:
+        await tree.write_file("name", OTHER)
+        await tree.publish_all()
+        handle = await tree.open("name")
+        await tree.rename("name", "away")
+        faulty.hold(Verb.UPLOAD_PART, call=3)
+        await tree.write(handle, 7, BYTES[:10])
+        await tree.close(handle)
+        await trio.sleep(10)
+        handle = await tree.create("name")
+        await tree.write(handle, 0, BYTES)
+        await trio.sleep(0.1)
+        await tree.log.commit()
+    assert {upload.key for upload in await storage.list_multipart_uploads()} == {"name", "away"}
+    recovering = FaultyStorage(storage)
+    gate = recovering.hold(Verb.GET_RANGE, key="name")
+
+    async def go_on_later() -> None:
+        await gate.reached.wait()
+        await trio.sleep(1)
+        gate.open()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(go_on_later)
+        async with open_tree(recovering, tmp_path / "2", NEXT) as tree:
+            expected = {"away": OTHER[:7] + BYTES[:10] + OTHER[17:], "name": BYTES}
+            assert {name: await tree.read_file(name) for name in expected} == expected
+            await tree.publish_all()
+    assert await stored(storage) == expected
