@@ -247,6 +247,36 @@ async def test_a_writer_that_never_rests_is_held_until_the_upload_has_ended(
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("based", [False, True], ids=["stream", "patch"])
+async def test_a_file_that_gets_shorter_all_the_time_is_held_as_well(
+    based: bool, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Whatever has gone up of it is too long when it is to be completed; after some attempts the writer waits."""
+    store = _SlowStore(SmallPartsStorage())
+    parts = 100
+    async with open_tree(store, tmp_path, tree_options(parts_in_flight=parts)) as tree:
+        if based:
+            await store.put("file", bytes(parts * PART))
+            handle = await tree.open("file")
+            for number in range(0, parts, 2):
+                await tree.write(handle, number * PART, NEW)
+        else:
+            handle = await tree.create("file")
+            await tree.write(handle, 0, NEW * (parts * PART // len(NEW)))
+        file = await tree.find_file("file")
+
+        async def shorten() -> None:
+            while file.size:
+                await tree.filesystem.setattr(file.number, AttributeChanges(size=max(0, file.size - PART)))
+                await trio.sleep(0.3)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(shorten)
+            await tree.filesystem.fsync(handle)
+            nursery.cancel_scope.cancel()
+        assert (await store.head("file")).size > parts // 4 * PART
+
+
 class _SlowStore(InterceptedStorage):
     """Each request takes a second; `most_bytes` of files, and parts of them, were on their way at once."""
 
