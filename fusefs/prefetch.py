@@ -2,8 +2,8 @@
 
 A reader that goes forward gets a window ahead of it which doubles with every window that it uses up, from one
 block to the configured limit, so that a long read keeps many ranges in flight and a short one costs little. Small
-gaps (a reader that skips headers) keep the window. Whoever jumps, or goes backwards, is a random reader and gets what
-it asks for, rounded to a block.
+gaps (a reader that skips headers) keep the window, and so does who jumps to what is fetched already. Whoever jumps
+further, or goes backwards, is a random reader and gets what it asks for, rounded to a block.
 
 One handle may have several readers: threads share descriptors, and so do servers' connections. Each read is taken for
 that reader's whose place it continues, and for a new one's where there is none. The kernel sends the requests of one
@@ -91,13 +91,20 @@ class SequentialDetector:
         rounded_end = end + -end % BLOCK_SIZE
         reader = self._reader_of(offset, end)
         if reader is None:
-            self._readers.append(_Reader(expected=end))
-            del self._readers[:-MAX_READERS]
-            return Wish(start, rounded_end, rounded_end)
-        self._readers.remove(reader)
+            reader = self._new_reader(offset, end)
+        else:
+            self._readers.remove(reader)
+            reader.go_on(offset, end, self._max_window)
         self._readers.append(reader)
-        reader.go_on(offset, end, self._max_window)
+        del self._readers[:-MAX_READERS]
         return Wish(start, rounded_end, max(rounded_end, reader.ahead_end))
+
+    def _new_reader(self, offset: int, end: int) -> _Reader:
+        """Return a reader that has jumped, with the window that it jumped inside of; whose that is may go on, too."""
+        for reader in reversed(self._readers):
+            if reader.expected <= offset < reader.ahead_end:
+                return _Reader(end, reader.window, reader.ahead_end)
+        return _Reader(end)
 
     def _reader_of(self, offset: int, end: int) -> _Reader | None:
         """Return the reader whose read it is, the nearest of them if there are several."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,14 +28,17 @@ def test_a_wish_covers_the_read_and_stays_in_bounds(reads: list[tuple[int, int]]
 
 def test_the_window_of_a_sequential_reader_doubles_to_its_limit() -> None:
     detector = SequentialDetector(MAX_WINDOW)
-    widest = 0
-    for offset in range(0, 200 * MIB, 128 * KIB):
-        wish = detector.observe(offset, 128 * KIB)
-        assert wish.ahead_end > offset + 128 * KIB, "something is always under way ahead of the reader"
-        widest = max(widest, wish.ahead_end - offset - 128 * KIB)
-        if offset == 0:
-            assert widest == FIRST_WINDOW
-    assert widest == MAX_WINDOW
+    windows: list[int] = []
+    ahead_end = 0
+    for end in range(128 * KIB, 200 * MIB, 128 * KIB):
+        wish = detector.observe(end - 128 * KIB, 128 * KIB)
+        assert wish.ahead_end > end, "something is always under way ahead of the reader"
+        if wish.ahead_end != ahead_end:
+            ahead_end = wish.ahead_end
+            windows.append(ahead_end - end)
+    doubling = [1, 2, 4, 8, 16, 32]
+    assert windows[: len(doubling)] == [FIRST_WINDOW * times for times in doubling]
+    assert {*windows[len(doubling) :]} == {MAX_WINDOW}
 
 
 def test_a_random_reader_gets_what_it_asks_for() -> None:
@@ -52,6 +56,20 @@ def test_a_small_gap_keeps_the_window_and_a_jump_closes_it() -> None:
     jump = detector.observe(80 * MIB, MIB)
     assert jump.ahead_end == jump.end
     assert detector.observe(81 * MIB, MIB).ahead_end > 82 * MIB, "it goes on from there"
+
+
+@pytest.mark.parametrize("seek", [3 * MIB, 10 * MIB, 15 * MIB])
+def test_a_seek_inside_the_window_keeps_it(seek: int) -> None:
+    """Nothing more is fetched for the seek itself, and who was there before goes on as if there had been none."""
+    detector, alone = SequentialDetector(MAX_WINDOW), SequentialDetector(MAX_WINDOW)
+    before = [(detector.observe(start, MIB), alone.observe(start, MIB)) for start in range(0, 64 * MIB, MIB)]
+    place = 64 * MIB + seek
+    jump = detector.observe(place, MIB)
+    assert jump.ahead_end == before[-1][0].ahead_end
+    for start in range(place + MIB, place + 64 * MIB, MIB):
+        assert detector.observe(start, MIB).ahead_end >= start + MIB + MAX_WINDOW // 2
+    for start in range(64 * MIB, 96 * MIB, MIB):
+        assert detector.observe(start, MIB) == alone.observe(start, MIB)
 
 
 def test_no_window_means_no_read_ahead() -> None:
