@@ -336,12 +336,15 @@ async def test_a_cut_during_a_fetch_stays_cut(small_parts: None, tmp_path: Path)
 async def test_bytes_of_an_older_base_are_not_staged_over_a_newer_one(
     small_parts: None, tmp_path: Path
 ) -> None:
-    """A GET of the first version ends after the second was published and its bytes were evicted."""
+    """A GET of the first version ends after the second was published and its bytes were evicted.
+
+    Nobody has asked for it: what a reader waits for is not evicted.
+    """
     storage = MemoryStorage()
     late = _LateStorage(storage)
     async with open_sources(late, tmp_path) as sources, trio.open_nursery() as nursery:
         content = await stored_content(sources, body=BODY[:FETCH])
-        nursery.start_soon(content.read, 0, FETCH)
+        nursery.start_soon(content.fetch_unasked)
         await late.answered.wait()
         content.write(0, bytes(FETCH))
         etag = await storage.put("k", content.take(0, FETCH))

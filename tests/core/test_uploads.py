@@ -414,6 +414,27 @@ async def test_a_commit_that_waits_for_parts_is_not_waited_for_with_memory_held(
         assert len(objects) == 160
 
 
+@pytest.mark.parametrize("based", [False, True], ids=["stream", "patch"])
+async def test_an_object_appears_when_the_log_has_all_of_its_file(
+    based: bool, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Also what was changed while the log was told of the bytes, and is no change of these."""
+    faulty = new_store()
+    async with open_tree(faulty, tmp_path, tree_options(logged=True)) as tree:
+        if based:
+            await with_base(tree)
+        handle = await (tree.open("file") if based else tree.create("file"))
+        telling, completing = faulty.hold(Verb.PUT), faulty.hold(Verb.COMPLETE)
+        await tree.write(handle, 2 * PART, bytes(4 * PART))
+        await tree.close(handle)
+        await telling.reached.wait()
+        file = await tree.find("file")
+        await tree.filesystem.setattr(file.number, AttributeChanges(mode=0o600))
+        telling.open()
+        await completing.reached.wait()
+        assert tree.log.has(file)
+
+
 async def test_a_write_during_the_last_part_of_a_new_file_is_not_lost(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
