@@ -14,9 +14,8 @@ A file with nothing to copy is cut as a stream is: its part k holds the bytes th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Final, NamedTuple, TypeAlias
 
 from backends.base import S3_LIMITS, Limits
@@ -137,6 +136,7 @@ class _Chain(NamedTuple):
     """A choice of clean ranges up to and including `source`, and what it costs; ordered by cost."""
 
     uploaded: int
+    #: A copy that takes several requests counts once: one more or less there is never worth a copy and an upload more.
     parts: int
     #: Where the copy out of `source` starts; the upload before it may have taken some of it.
     start: int
@@ -166,8 +166,9 @@ def _choose_copies(sources: Sequence[Extent], size: int, limits: Limits) -> list
     frontiers = [[_ORIGIN]]
     for source in sources:
         at_least = 1 if source.end == size else minimum
-        chains = (_extended(chain, source, minimum) for frontier in frontiers[-_REACH:] for chain in frontier)
-        frontier = _undominated(chain for chain in chains if source.end - chain.start >= at_least)
+        chains = (_extended(chain, source, limits) for frontier in frontiers[-_REACH:] for chain in frontier)
+        enough = [chain for chain in chains if source.end - chain.start >= at_least]
+        frontier = _undominated(enough, limits)
         frontiers = (
             [frontier] if source.length >= _ALWAYS_COPIED * minimum else [*frontiers[-_REACH:], frontier]
         )
@@ -175,18 +176,25 @@ def _choose_copies(sources: Sequence[Extent], size: int, limits: Limits) -> list
         (chain for frontier in frontiers[-_REACH:] for chain in frontier),
         key=lambda chain: (chain.uploaded + size - chain.source.end, chain.parts + (chain.source.end < size)),
     )
-    return _copies(last, limits)
+    return _copies(last)
 
 
-def _extended(chain: _Chain, source: Extent, minimum: int) -> _Chain:
+def _extended(chain: _Chain, source: Extent, limits: Limits) -> _Chain:
     """Return the chain that copies `source` next, and uploads what lies between.
 
     What the upload lacks to a minimum part it takes from the copy before it, as far as that one remains long
-    enough itself, and then from `source`: the total is the same, and more is left for the uploads to come.
+    enough itself, and then from `source`: the total is the same, and more is left for the uploads to come. But where
+    `source` is longer than one request copies, there is enough of it, and a copy less if enough is taken from it: then
+    the one before it gives what spares itself a copy, or nothing.
     """
     between = source.start - chain.source.end
-    lacking = max(0, minimum - between) if between else 0
-    taken_before = min(lacking, max(0, chain.source.end - chain.start - minimum))
+    lacking = max(0, limits.min_part_size - between) if between else 0
+    available = chain.source.end - chain.start
+    taken_before = min(lacking, max(0, available - limits.min_part_size))
+    if source.length > limits.max_copy_size:
+        beyond_one_less = (available - 1) % limits.max_copy_size + 1
+        is_spared = available > limits.max_copy_size and beyond_one_less <= lacking
+        taken_before = beyond_one_less if is_spared else 0
     return _Chain(
         uploaded=chain.uploaded + between + lacking,
         parts=chain.parts + 1 + (between > 0),
@@ -197,39 +205,28 @@ def _extended(chain: _Chain, source: Extent, minimum: int) -> _Chain:
     )
 
 
-def _undominated(chains: Iterable[_Chain]) -> list[_Chain]:
-    found = list(chains)
-    if len(found) < 2:
-        return found
+def _undominated(chains: Sequence[_Chain], limits: Limits) -> list[_Chain]:
+    if len(chains) < 2:
+        return list(chains)
+    if chains[0].source.length > limits.max_copy_size:
+        # There is enough of the source for everybody; where some of it has gone up, it may be a copy less, and no more.
+        return [min(chains, key=lambda chain: (chain.uploaded, chain.parts, -chain.start))]
     kept: list[_Chain] = []
-    for chain in sorted(found, key=lambda chain: chain[:3]):
+    for chain in sorted(chains, key=lambda chain: chain[:3]):
         if not kept or chain.start < kept[-1].start:
             kept.append(chain)
     return kept
 
 
-def _copies(chain: _Chain, limits: Limits) -> list[Extent]:
-    """Return what a chain copies, in the fewest requests: its uploads take nothing that spares none.
-
-    What an upload lacks to a minimum part was taken from the copy before it. Where the one behind it is longer than
-    one request copies, it gives of that what costs the first no further one. (One request more or less in one place is
-    never worth two in another, so each place is decided by itself.)
-    """
-    links = []
+def _copies(chain: _Chain) -> list[Extent]:
+    """Return what a chain copies."""
+    copies: list[Extent] = []
+    end = chain.source.end
     while chain.previous is not None:
-        links.append(chain)
-        chain = chain.previous
-    links.reverse()
-    copies = []
-    start = links[0].start if links else 0
-    for link, following in pairwise(links):
-        end, given_back = following.previous_end, 0
-        if following.source.length > limits.max_copy_size:  # and so it remains long enough for a part
-            room = -(end - start) % limits.max_copy_size
-            given_back = min(link.source.end - end, room)
-        copies.append(Extent(start, end + given_back))
-        start = following.start + given_back
-    return [*copies, Extent(start, links[-1].source.end)] if links else []
+        copies.append(Extent(chain.start, end))
+        chain, end = chain.previous, chain.previous_end
+    copies.reverse()
+    return copies
 
 
 def _parts_around(copies: Sequence[Extent], size: int, sizes: PartSizes) -> Iterator[Piece]:
