@@ -125,10 +125,14 @@ class Stage:
     def _path(self, number: int) -> Path:
         return self._directory / f"{number:x}"
 
-    def _descriptor(self, number: int) -> int:
+    def _descriptor(self, number: int, *, is_new: bool) -> int:
         descriptor = self._open.get(number)
         if descriptor is None:
-            descriptor = os.open(self._path(number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if is_new else 0)
+            try:
+                descriptor = os.open(self._path(number), flags, 0o600)
+            except FileNotFoundError as error:  # an empty one in its place would be zeros for everybody
+                raise OSError(errno.EIO, f"{self._path(number)} is gone") from error
             self._open[number] = descriptor
         return descriptor
 
@@ -318,7 +322,7 @@ class StageFile:
 
     def _descriptor(self) -> int:
         """Return the file's descriptor; what is in memory is on the disk then. Raises OSError, and nothing is lost."""
-        descriptor = self._stage._descriptor(self._number)
+        descriptor = self._stage._descriptor(self._number, is_new=not self._exists)
         if not self._exists:
             try:
                 if os.pwrite(descriptor, self._memory, 0) != len(self._memory):

@@ -142,6 +142,20 @@ def test_many_files_need_few_descriptors(stage: Stage, tmp_path: Path) -> None:
     assert list((tmp_path / "stage").iterdir()) == []
 
 
+def test_a_file_that_somebody_has_removed_is_not_read_as_zeros(stage: Stage, tmp_path: Path) -> None:
+    """They would go up as the bytes of a file; a program that clears caches may have found the directory."""
+    file, *others = [stage.new_file() for _ in range(4)]
+    for each in (file, *others):
+        each.write(0, bytes([1]) * BLOCK_BYTES)
+    for path in (tmp_path / "stage").iterdir():
+        path.unlink()
+    for use in (lambda: file.read(0, 2), lambda: file.write(0, b"2"), lambda: file.data_in(0, 2)):
+        with pytest.raises(OSError, match="is gone") as raised:
+            use()
+        assert raised.value.errno == errno.EIO
+    assert list((tmp_path / "stage").iterdir()) == []
+
+
 def test_a_file_moves_out_whole(stage: Stage, tmp_path: Path) -> None:
     """The bytes are somebody else's then, with holes up to the size; here the file is empty."""
     file = stage.new_file()
