@@ -331,6 +331,21 @@ async def test_a_full_disk_does_not_keep_files_from_being_read(
     assert await stored(storage) == {"large": body, "dirty": b"dirty" * 1000}
 
 
+async def test_what_is_read_on_a_full_disk_takes_the_place_of_what_was_read_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """It is fetched once, and there when it is read again."""
+    storage = FaultyStorage(MemoryStorage())
+    bodies = {f"file-{number}": os.urandom(2 * MIB) for number in range(3)}
+    for path, data in bodies.items():
+        await storage.put(path, data)
+    limit_disk(monkeypatch, tmp_path / "stage", 3 * MIB)
+    async with open_tree(storage, tmp_path) as tree:
+        for path, data in bodies.items():
+            assert [await tree.read_file(path) for _ in range(2)] == [data] * 2
+    assert [call.key for call in storage.calls_of(Verb.GET_RANGE)] == list(bodies)
+
+
 @pytest.mark.parametrize("size", [4 * MIB, 18 * MIB], ids=["stream", "patch"])
 async def test_what_is_dirty_can_leave_a_full_disk(
     size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
