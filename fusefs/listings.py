@@ -97,7 +97,7 @@ class Listings:
             return False
         with merge.indexed():
             for child in found:
-                self._merger.merge_entry(merge, name, child, merge.memories)
+                self._merger.merge_entry(merge, name, child)
         merge.ahead.update([name] if name in directory.children else [])
         return True
 
@@ -163,22 +163,22 @@ class Listings:
             self._placement.recorded_deletions(listing.prefix) as deletions,
         ):
             merge = Merge(directory, listing, run, deletions, seen=None if run.is_first else set())
-            index = self._index if run.is_first else None
+            index = self._index if directory.listed_at is None else None
             directory.is_indexed = directory.is_indexed or (run.is_first and directory.listed_at is None)
             if index is not None:
-                index.expect(listing.prefix)  # while the first page is on its way
+                merge.memories = await index.recall(listing.prefix)  # while the first page is on its way
             is_over = False
             while not is_over:
                 page = await pages.take()
                 is_over = page.next_token is None
-                if index is not None:
-                    merge.memories, index = await index.recall(listing.prefix), None
                 if merge.is_outdated:
                     return
                 self._merger.merge_page(merge, page)
                 if run.is_first:
                     self._merges[directory] = merge
             self._merger.finish(merge)
+            if index is not None:
+                index.let_go(listing.prefix)
 
 
 def _last_key_of(directory: Directory, name: bytes) -> str:

@@ -23,7 +23,7 @@ from fusefs.directory_names import ListingRun
 from fusefs.hidden_keys import HiddenKeys
 from fusefs.inodes import ROOT_NUMBER, Alias, Child, Directory, File, Inode, InodeTable
 from fusefs.keys import name_of_file_beside, segment_of
-from fusefs.listed import ListedDirectory, ListedObject
+from fusefs.listed import UNKNOWN_DIRECTORY, ListedDirectory, ListedObject
 from fusefs.placement import Deletions, Placement
 from fusefs.tree_index import NO_MEMORIES, Memories
 
@@ -91,11 +91,12 @@ class Merger:
     def _merge_entries(self, merge: Merge, page: ListPage) -> None:
         names = []
         for name, child in merge.listing.read(page):
-            is_ahead = name in merge.ahead
-            is_new = is_ahead or name not in (merge.directory.children if merge.seen is None else merge.seen)
+            is_new = name in merge.ahead or name not in (
+                merge.directory.children if merge.seen is None else merge.seen
+            )
             if isinstance(child, ListedDirectory):
                 merge.directories.add(name)
-            self.merge_entry(merge, name, child, NO_MEMORIES if is_ahead else merge.memories)
+            self.merge_entry(merge, name, child)
             merge.ahead.discard(name)
             if merge.seen is not None:
                 merge.seen.add(name)
@@ -106,9 +107,10 @@ class Merger:
         for key in merge.listing.take_nameless():
             self._report(merge, key, "its name would be too long")
 
-    def merge_entry(
-        self, merge: Merge, name: bytes, child: ListedObject | ListedDirectory, memories: Memories
-    ) -> None:
+    def merge_entry(self, merge: Merge, name: bytes, child: ListedObject | ListedDirectory) -> None:
+        """Bring an entry in, with what is remembered of it, unless the tree has more of that name."""
+        known = merge.directory.children.get(name)
+        memories = merge.memories if known is None or known == UNKNOWN_DIRECTORY else NO_MEMORIES
         if isinstance(child, ListedObject):
             self._merge_object(merge, name, memories.of_object(name, child))
         else:
@@ -146,6 +148,9 @@ class Merger:
         directory = merge.directory
         known = directory.children.get(name)
         if isinstance(known, Directory):
+            return
+        if known == UNKNOWN_DIRECTORY != child:
+            directory.attach(name, child)  # a recovery has found it, and knew nothing else
             return
         segment = segment_of(name)
         prefix = f"{merge.listing.prefix}{segment}/"

@@ -137,19 +137,11 @@ class TreeIndex:
 
     # Reading
 
-    def expect(self, prefix: str) -> None:
-        """Begin to fetch what is remembered of a directory."""
-        shard = shard_of(prefix)
-        if shard not in self._loading:
-            loading = self._loading[shard] = _Loading()
-            self._spawn(self._load, shard, loading)
-
     async def recall(self, prefix: str) -> Memories:
-        """Return what is remembered of a directory, once."""
-        self.expect(prefix)
-        loading = self._loading[shard_of(prefix)]
+        """Return what is remembered of a directory, until it is `let_go`."""
+        loading = self._loading_of(shard_of(prefix))
         await loading.is_over.wait()
-        block = loading.blocks.pop(prefix, None)
+        block = loading.blocks.get(prefix)
         if block is None:
             return NO_MEMORIES
         try:
@@ -165,6 +157,16 @@ class TreeIndex:
             sure_of_directories=not self._others_write
             and (crash is None or crash.last_modified_ns < block.not_after_ns),
         )
+
+    def let_go(self, prefix: str) -> None:
+        """Forget what was recalled: the directory is listed, and the tree has it."""
+        self._loading_of(shard_of(prefix)).blocks.pop(prefix, None)
+
+    def _loading_of(self, shard: int) -> _Loading:
+        if shard not in self._loading:
+            loading = self._loading[shard] = _Loading()
+            self._spawn(self._load, shard, loading)
+        return self._loading[shard]
 
     async def _load(self, shard: int, loading: _Loading) -> None:
         try:

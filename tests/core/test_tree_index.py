@@ -562,3 +562,62 @@ async def test_attributes_that_others_change_are_seen_when_the_directory_is_list
         await tree.find("f")
         assert [call.verb for call in storage.calls] == [Verb.LIST_PREFIX]
         assert isinstance(await storage.head("f"), ObjectInfo)
+
+
+async def test_what_is_beside_a_recovered_file_is_what_it_was(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """A directory that is not empty when it is listed for the first time has what the index remembers, too."""
+    storage = FaultyStorage(MemoryStorage())
+    options = replace(INDEXED, logged=True)
+    beside = [*PATHS, "f"]
+    async with open_tree(storage, tmp_path / "1", options) as tree:
+        await make(tree)
+        await tree.write_file("f", b"bytes")
+        await tree.end()
+        before = await found(tree, *beside)
+        for path in ("new", "d/new"):
+            await tree.write_file(path, b"lost but for the log")
+        await tree.log.commit()
+    storage.calls.clear()
+    async with open_tree(storage, tmp_path / "2", options) as tree:
+        assert await tree.read_file("d/new") == b"lost but for the log"
+        assert await found(tree, *beside) == before
+        heads = {call.key for call in storage.calls_of(Verb.HEAD)}
+    assert not heads & set(beside)
+
+
+async def test_a_directory_that_only_a_listing_finds_beside_a_recovered_file(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """The recovery has looked whether it is there, since its last file is on its way to another directory."""
+    storage = FaultyStorage(MemoryStorage())
+    options = replace(INDEXED, logged=True)
+    async with open_tree(storage, tmp_path / "1", options) as tree:
+        await tree.mkdir("d")
+        await tree.write_file("d/f", b"bytes")
+        await tree.end()
+        before = await found(tree, "d")
+        await tree.rename("d/f", "f")
+        await tree.log.commit()
+    async with open_tree(storage, tmp_path / "2", options) as tree:
+        assert await found(tree, "d") == before
+
+
+async def test_a_first_listing_that_fails_half_way_takes_nothing_from_the_next(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    names = [f"f{number:04d}" for number in range(1_500)]
+    async with open_tree(storage, tmp_path / "1", INDEXED) as tree:
+        for name in names:
+            await tree.write_file(name, b"")
+        await tree.end()
+        before = await found(tree, *names)
+    async with open_tree(storage, tmp_path / "2", INDEXED) as tree:
+        storage.fail(Unavailable, verb=Verb.LIST_PREFIX, key="", call=2, times=2)
+        with pytest.raises(Unavailable):
+            await tree.names()
+        storage.calls.clear()
+        assert await found(tree, *names) == before
+        assert storage.calls_of(Verb.HEAD) == []
