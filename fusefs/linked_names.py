@@ -78,11 +78,13 @@ class LinkedNames:
         for depth, segment in enumerate(segments, 1):
             if not isinstance(entry, Directory):
                 return None
+            name = name_of(segment)
+            if name is None:
+                return None
             try:
-                await self._listings.ensure_listed(entry)
-                name = _name_in(entry, segment, is_object=depth == len(segments))
-                if name is None:
-                    return None
+                await self._listings.ensure_read(entry, name)
+                if depth == len(segments):
+                    name = _name_of_object(entry, segment, name)
                 entry = await self._resolver.resolve(entry, name)
             except (NoSuchEntry, NotFound):
                 return None
@@ -126,10 +128,10 @@ class LinkedNames:
             entry.content.discard()
 
 
-def _name_in(directory: Directory, segment: str, *, is_object: bool) -> bytes | None:
-    """Return the name of a directory, or that of an object, which another one has where there is a directory, too."""
-    beside = name_of_file_beside(segment) if is_object else None
-    return beside if beside in directory.children else name_of(segment)
+def _name_of_object(directory: Directory, segment: str, name: bytes) -> bytes:
+    """Return the name of a segment's object: not the segment's own where there is a directory, too."""
+    beside = name_of_file_beside(segment)
+    return beside if beside is not None and beside in directory.children else name
 
 
 def _has_list(entry: Inode, links: Links) -> bool:

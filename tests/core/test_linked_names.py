@@ -10,12 +10,14 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs.committer import Committer
 from fusefs.errors import EntryExists, NoSuchEntry, OperationNotPermitted
 from fusefs.filesystem import RENAME_EXCHANGE, FilesystemOptions
 from fusefs.link_lists import LINK_KEY, LISTS_PREFIX
 from tests.core.tree import TreeOptions, open_tree, stored
+from tests.support.faulty import FaultyStorage
 
 
 async def lists_in(storage: MemoryStorage) -> list[str]:
@@ -92,6 +94,34 @@ async def test_a_later_mount_knows_all_names(index: bool, autojump_clock: MockCl
         assert await stored(storage) == {"d/": b"", "d/a": b"changed", "b": b"changed"} or (
             await stored(storage) == {"d/a": b"changed", "b": b"changed"}
         )
+
+
+async def test_a_file_with_several_names_is_looked_up_ahead_of_a_first_listing_too(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Nobody waits for the rest of a large directory because that has another name of the same file."""
+    storage = FaultyStorage(MemoryStorage())
+    for number in range(2_500):
+        await storage.put(f"d/f{number:04d}", b"")
+    async with open_tree(storage, tmp_path / "1") as tree:
+        await tree.write_file("d/x", b"x")
+        await tree.link("d/x", "d/y")
+        await tree.link("d/x", "z")
+        await tree.end()
+    async with open_tree(storage, tmp_path / "2") as tree:
+        rest = storage.hold(Verb.LIST_PREFIX, key="d/", call=2)
+        with trio.fail_after(1):
+            assert (await tree.find("z")).link_count == 3
+            assert await tree.find("d/y") is await tree.find("z")
+        rest.open()
+        assert len(await tree.names("d")) == 2_502
+        assert await tree.find("d/x") is await tree.find("z")
+        await tree.unlink("z")
+        await tree.write_file("d/y", b"changed")
+        await tree.publish_all()
+        objects = await stored(storage)
+        assert (objects["d/x"], objects["d/y"]) == (b"changed", b"changed")
+        assert "z" not in objects
 
 
 async def test_a_later_file_of_a_name_that_one_of_several_had(
