@@ -7,7 +7,7 @@ import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import pytest
 
@@ -129,6 +129,26 @@ async def test_directories_of_a_process_that_was_killed_before_it_synced_them(
         *("sync *", "rename dir/l", "sync dir/"),
     ]
     await store.aclose()
+
+
+async def test_a_directory_that_others_make_anew_with_the_number_of_one_that_is_gone(
+    storage: ObjectStorage, tmp_path: Path, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """File systems give numbers again; nobody can see whether they have synced it."""
+    stat = os.stat
+
+    def stat_with_one_number(path: Any, **how: Any) -> os.stat_result:
+        status = stat(path, **how)
+        is_new = path == str(tmp_path / "dir" / "new")
+        return os.stat_result((status.st_mode, 4711, *status[2:])) if is_new else status
+
+    monkeypatch.setattr(os, "stat", stat_with_one_number)
+    await storage.put("dir/new/k", b"content")
+    await storage.delete("dir/new/k")
+    (tmp_path / "dir" / "new").mkdir()
+    with steps.noted():
+        await storage.put("dir/new/k", b"content")
+    assert steps.taken == ["sync *", "sync dir/", "rename dir/new/k", "sync dir/new/"]
 
 
 async def test_the_name_of_a_directory_is_on_the_disk_before_the_directory(

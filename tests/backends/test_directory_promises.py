@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -476,3 +478,24 @@ async def test_objects_and_directories_changing_places_lose_nothing(storage: Obj
         for key in keys:
             nursery.start_soon(write, key)
     assert await all_keys(storage) == keys
+
+
+@pytest.mark.parametrize("look", range(1, 7))
+async def test_a_directory_that_others_remove_between_any_two_looks_is_made_anew(
+    look: int, storage: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await storage.put("dir/k", b"content")
+    stat, looks = os.stat, itertools.count(1)
+
+    def stat_after_removal(path: Any, **how: Any) -> os.stat_result:
+        if path == str(tmp_path / "dir") and next(looks) == look:
+            (tmp_path / "dir" / "k").unlink()
+            (tmp_path / "dir").rmdir()
+        return stat(path, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", stat_after_removal)
+        for number in range(look):
+            await storage.put(f"dir/{number}", b"content")
+    assert next(looks) > look
+    assert (await storage.get_range(f"dir/{look - 1}")).data == b"content"
