@@ -45,7 +45,7 @@ class LinkedNames:
         self._listings = listings
         self._resolver = resolver
         self._root = inodes.root
-        self._joining = SingleFlight[int]()
+        self._joining = SingleFlight[int, None]()
 
     async def join(self, entry: Inode) -> None:
         """Find the other names of an inode that was just made of its object. Raises what the store raises."""

@@ -8,6 +8,7 @@ that takes.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Final
 
 import trio
@@ -21,6 +22,7 @@ from fusefs.inodes import Directory
 from fusefs.keys import name_of, segment_of
 from fusefs.merging import Merge, Merger, last_key
 from fusefs.placement import Placement
+from fusefs.single_flight import SingleFlight
 from fusefs.tree_index import TreeIndex
 
 _NEIGHBOURS: Final = 16
@@ -47,6 +49,8 @@ class Listings:
         self._runs: dict[Directory, ListingRun] = {}
         #: Of first listings, when something has come.
         self._merges: dict[Directory, Merge] = {}
+        #: For single names, ahead of those.
+        self._asking = SingleFlight[tuple[Merge, bytes], bool]()
 
     async def ensure_listed(self, directory: Directory, *, max_age_seconds: float = math.inf) -> None:
         """Return when there is a listing that was no older than that at the time of the call.
@@ -78,28 +82,37 @@ class Listings:
     async def _find_ahead(self, directory: Directory, name: bytes) -> bool:
         """Bring an entry into the tree that a first listing has not come to; return whether it is certain now."""
         merge, last = self._merges.get(directory), _last_key_of(directory, name)
-        key = last.removesuffix("/")
-        if merge is None or merge.run.past >= key or not merge.run.is_trusted:
+        if merge is None or merge.run.past >= last.removesuffix("/") or not merge.run.is_trusted:
             return False
         if name in directory.children:
             return name in merge.ahead
         is_beside = name_of(segment_of(name)) != name
         if is_beside or len(last.encode()) > self._storage.limits.max_key_length:
             return False
+        is_certain = await self._asking.run((merge, name), partial(self._ask_ahead, merge, name, last))
+        return is_certain is True and self._is_current(merge)
+
+    async def _ask_ahead(self, merge: Merge, name: bytes, last: str) -> bool:
+        """Ask for one entry, the `last` of its keys included, and merge the answer; return whether it is certain."""
+        key = last.removesuffix("/")
         try:
             page = await self._storage.list_prefix(key, delimiter="/", page_size=_NEIGHBOURS)
         except StorageError:
             return False  # the listing will tell
         found = [child for named, child in DirectoryListing(merge.listing.prefix).read(page) if named == name]
         is_certain = (page.next_token is None or last_key(page) >= last) and len(found) <= 1
-        is_current = merge is self._merges.get(directory) and not merge.is_outdated and merge.run.is_trusted
-        if not is_certain or not is_current or merge.run.past >= key:
+        if not is_certain or not self._is_current(merge) or merge.run.past >= key:
             return False
         with merge.indexed():
             for child in found:
                 self._merger.merge_entry(merge, name, child)
-        merge.ahead.update([name] if name in directory.children else [])
+        merge.ahead.update([name] if name in merge.directory.children else [])
         return True
+
+    def _is_current(self, merge: Merge) -> bool:
+        """Return whether a first listing is still under way, of the directory as it is."""
+        is_under_way = merge is self._merges.get(merge.directory)
+        return is_under_way and not merge.is_outdated and merge.run.is_trusted
 
     def is_listed(self, directory: Directory, *, max_age_seconds: float) -> bool:
         """Return whether `ensure_listed` would ask for nothing."""

@@ -30,7 +30,7 @@ from fusefs.tree_index import NO_MEMORIES, Memories
 _SECOND: Final = 1_000_000_000
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Merge:
     """What one listing must remember from page to page."""
 

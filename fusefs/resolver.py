@@ -31,7 +31,7 @@ class Resolver:
         self._loader = loader
         self._placement = placement
         self._inodes = inodes
-        self._resolving = SingleFlight[tuple[Directory, bytes]]()
+        self._resolving = SingleFlight[tuple[Directory, bytes], None]()
 
     async def resolve(self, directory: Directory, name: bytes) -> Inode:
         """Return the inode of an entry, made from the object's metadata if need be. Raises `NoSuchEntry`."""

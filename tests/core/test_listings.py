@@ -143,6 +143,30 @@ async def test_a_lookup_ahead_of_a_first_listing_asks_for_that_name_alone(
         assert await tree.names("d") == expected
 
 
+async def test_lookups_of_one_name_ahead_of_a_first_listing_share_a_request(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """A program that starts in many processes looks for the same missing files in each."""
+    storage = await filled(*(f"d/{key}" for key in LARGE))
+    async with half_listed(storage, tmp_path) as (tree, _):
+        found: list[bytes | None] = []
+
+        async def find(name: str) -> None:
+            try:
+                found.append((await tree.find(f"d/{name}")).name)
+            except NoSuchEntry:
+                found.append(None)
+
+        for name in ("f2400", "missing"):
+            with trio.fail_after(1):
+                async with trio.open_nursery() as nursery:
+                    for _ in range(8):
+                        nursery.start_soon(find, name)
+        assert found == [b"f2400"] * 8 + [None] * 8
+        lists = [call.key for call in storage.calls_of(Verb.LIST_PREFIX)]
+        assert lists == ["d/f2400", "d/missing"]
+
+
 async def test_a_listing_that_comes_to_a_name_while_it_is_asked_for(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
