@@ -28,6 +28,8 @@ _TIMES: Final = ("mtime", "ctime", "atime")
 _TIME: Final = re.compile(r"(-?[0-9]{1,12})(?:\.([0-9]{0,32}))?")
 """A time in metadata; twelve digits of seconds are 31,000 years."""
 
+_LAST_TIME_NS: Final = 10**12 * _NANOSECONDS - 1
+
 _FILE_KINDS: Final = frozenset(
     {stat.S_IFREG, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK}
 )
@@ -73,6 +75,11 @@ def fresh(*, mode: int, uid: int, gid: int, now_ns: int, rdev: int = 0) -> Attri
     return Attributes(
         mode=mode, uid=uid, gid=gid, atime_ns=now_ns, mtime_ns=now_ns, ctime_ns=now_ns, rdev=rdev
     )
+
+
+def nearest_time(nanoseconds: int) -> int:
+    """Return the time that metadata can hold and that is nearest: any of 31,000 years to either side of 1970."""
+    return min(max(nanoseconds, _NANOSECONDS - 1 - _LAST_TIME_NS), _LAST_TIME_NS)
 
 
 def to_metadata(attributes: Attributes) -> dict[str, str]:

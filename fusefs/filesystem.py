@@ -17,11 +17,11 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from backends.base import Data
 from backends.errors import StorageError, is_outage
-from fusefs.attributes import Attributes, fresh
+from fusefs.attributes import Attributes, fresh, nearest_time
 from fusefs.change_log import ChangeLog
 from fusefs.clock import Clock
 from fusefs.errors import (
@@ -243,8 +243,8 @@ class Filesystem:
 
     def _set_times(self, inode: Inode, changes: AttributeChanges, now_ns: int) -> None:
         """Set the times; ctime moves as well, and alone where nothing is to be set (chown(2) to nobody)."""
-        given = {
-            name: value
+        given: dict[str, Any] = {
+            name: nearest_time(value)
             for name in ("atime_ns", "mtime_ns", "ctime_ns")
             if (value := getattr(changes, name)) is not None
         }

@@ -62,14 +62,16 @@ class Packer:
 def entry_of(inode: Inode, placement: Placement) -> ListedEntry | None:
     """Return all that is known of an inode, as it is in the bucket; None if there is nothing to remember.
 
-    Of what only a HEAD tells that is the number: of an inode with several names, and of one that somebody has changed.
+    Of what only a HEAD tells that is the number: of an inode with several names, of one that somebody has changed, and
+    of one with a time that cannot be written down.
     """
     if inode.stored_at_ns is None:
         return None
+    target = inode.target if isinstance(inode, Symlink) else b""
     try:
-        return _entry_of(inode, placement)
+        return _entry_of(inode, placement, Remembered(inode.number, inode.attributes, target))
     except struct.error:
-        return None  # a time that is beyond what can be written down
+        return _entry_of(inode, placement, nothing_but(inode.number))
 
 
 def pack(inode: Inode, inodes: InodeTable, placement: Placement, changes: Changes) -> None:
@@ -98,12 +100,10 @@ def _is_needed(inode: Inode) -> bool:
     return isinstance(inode, File) and not inode.content.is_bare
 
 
-def _entry_of(inode: Inode, placement: Placement) -> ListedEntry | None:
+def _entry_of(inode: Inode, placement: Placement, remembered: Remembered) -> ListedEntry | None:
     version = inode.version
     stored_at_ns = inode.stored_at_ns or 0
     is_certain = not inode.subject.aliases and is_joined(inode)
-    target = inode.target if isinstance(inode, Symlink) else b""
-    remembered = Remembered(inode.number, inode.attributes, target)
     if isinstance(inode, Directory):
         etag = version.etag if version is not None else ""
         if inode.hides_content:  # of which there is no room to tell, and a HEAD will

@@ -18,7 +18,7 @@ SECOND = 1_000_000_000
 kinds = st.sampled_from([stat.S_IFREG, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK])
 permissions = st.integers(0, 0o7777)
 owners = st.integers(0, 2**32 - 2)
-times = st.integers(-(10**11) * SECOND, 10**12 * SECOND - 1)
+times = st.integers(-(10**12 - 1) * SECOND, 10**12 * SECOND - 1)
 
 
 def parse(metadata: dict[str, str], *, directory: bool = False) -> Attributes:

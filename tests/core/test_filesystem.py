@@ -41,6 +41,7 @@ from tests.core.tree import CALLER, Tree, TreeOptions, open_tree, stored, stored
 from tests.support.faulty import FaultyStorage
 
 Clock = trio.testing.MockClock
+SECOND = 1_000_000_000
 WRITERS = (Verb.PUT, Verb.COPY, Verb.DELETE, Verb.DELETE_MANY, Verb.CREATE_MULTIPART)
 
 
@@ -171,6 +172,24 @@ async def test_chown_to_nobody_is_a_change_of_status(autojump_clock: Clock, tmp_
         assert inode.attributes.mtime_ns == before.mtime_ns
         await tree.publish_all()
         assert (await stored_metadata(tree.storage))["f"] == to_metadata(inode.attributes)
+
+
+@pytest.mark.parametrize("years", [1e12, -1e12, 2e11, 290])
+async def test_times_that_no_metadata_can_hold_are_the_nearest_that_it_can(
+    years: float, autojump_clock: Clock, tmp_path: Path
+) -> None:
+    """As ext4 and XFS do it: shown at once, and the same in the next mount."""
+    storage = MemoryStorage()
+    wanted, limit = int(years * 365.25 * 86_400) * SECOND, 10**12 * SECOND
+    async with open_tree(storage, tmp_path / "1") as tree:
+        await tree.write_file("f", b"f")
+        number = (await tree.find("f")).number
+        changes = AttributeChanges(atime_ns=wanted, mtime_ns=wanted)
+        before = (await tree.filesystem.setattr(number, changes)).attributes
+        await tree.publish_all()
+    assert abs(before.mtime_ns - min(max(wanted, -limit), limit)) <= SECOND
+    async with open_tree(storage, tmp_path / "2") as tree:
+        assert (await tree.find("f")).attributes == before
 
 
 async def test_appending_writes_where_the_kernel_says(autojump_clock: Clock, tmp_path: Path) -> None:

@@ -621,3 +621,17 @@ async def test_a_first_listing_that_fails_half_way_takes_nothing_from_the_next(
         storage.calls.clear()
         assert await found(tree, *names) == before
         assert storage.calls_of(Verb.HEAD) == []
+
+
+async def test_a_file_with_times_that_the_index_cannot_hold_keeps_its_number(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    async with open_tree(storage, tmp_path / "1", INDEXED) as tree:
+        await tree.write_file("f", b"bytes")
+        changes = AttributeChanges(mtime_ns=400 * 366 * 86_400 * SECOND)
+        await tree.filesystem.setattr((await tree.find("f")).number, changes)
+        await tree.end()
+        before = await found(tree, "f")
+    async with open_tree(storage, tmp_path / "2", INDEXED) as tree:
+        assert await found(tree, "f") == before
