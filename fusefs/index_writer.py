@@ -71,11 +71,15 @@ class IndexWriter:
             await trio.sleep(max(INTERVAL_SECONDS, took / EFFORT, written / BYTES_PER_SECOND))
 
     async def save(self, *, is_final: bool = False) -> None:
-        """Write what has changed since the last time. `is_final`: this mount writes nothing to the bucket any more."""
+        """Write what has changed since the last time. `is_final`: this mount writes nothing to the bucket any more.
+
+        Then also where only directories have other times, since something inside has changed, of which no object tells.
+        """
         changed: dict[int, list[Directory]] = defaultdict(list)
         for directory in self._inodes.directories():
             is_whole = directory.listed_at is not None and directory.moving_with is None
-            if is_whole and directory.linked and not directory.is_indexed:
+            is_indexed = directory.is_indexed and (directory.are_times_indexed or not is_final)
+            if is_whole and directory.linked and not is_indexed:
                 changed[shard_of(directory.prefix)].append(directory)
         limiter = trio.CapacityLimiter(TASKS)
         async with trio.open_nursery() as nursery:
@@ -90,7 +94,9 @@ class IndexWriter:
         async with limiter:
             blocks = {}
             for directory in directories:
-                directory.is_indexed = True  # until it changes again, be it while this is written
+                directory.is_indexed = directory.are_times_indexed = (
+                    True  # until it changes again, be it while this is written
+                )
                 block = await self._block(directory)
                 blocks[block.prefix] = block
             written = await self._index.update(shard, blocks, is_gone=self._is_gone, is_final=is_final)

@@ -292,8 +292,10 @@ class Directory(Inode):
     files_ahead: FilesAhead | None = None
     #: Which directories will be read next, since one was read that had not been listed.
     directories_ahead: FilesAhead | None = None
-    #: Whether the index has everything that is known of the entries.
+    #: Whether the index has everything that is known of the entries, but for times of directories among them.
     is_indexed: bool = False
+    #: Whether it has those as well.
+    are_times_indexed: bool = True
 
     @property
     def prefix(self) -> str:

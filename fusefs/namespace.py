@@ -435,6 +435,8 @@ class Namespace:
 
     def _note_children_changed(self, directory: Directory, now_ns: int) -> None:
         directory.attributes = directory.attributes.changed(now_ns, contents=True)
+        if directory.parent is not None:
+            directory.parent.are_times_indexed = False
         if not directory.children and directory.version is None and directory.number != ROOT_NUMBER:
             self._changes.changed(directory)  # a common prefix of nothing is gone: it needs a marker now
 

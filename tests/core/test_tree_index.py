@@ -635,3 +635,25 @@ async def test_a_file_with_times_that_the_index_cannot_hold_keeps_its_number(
         before = await found(tree, "f")
     async with open_tree(storage, tmp_path / "2", INDEXED) as tree:
         assert await found(tree, "f") == before
+
+
+async def test_the_time_of_a_directory_in_which_something_has_changed(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Who has seen it change finds it so in the next mount: caches of mail readers, and git's, rely on that."""
+    storage = FaultyStorage(MemoryStorage())
+    async with open_tree(storage, tmp_path / "1", INDEXED) as tree:
+        await make(tree)
+        await tree.end()
+        older = await found(tree, "d")
+    async with open_tree(storage, tmp_path / "2", INDEXED) as tree:
+        assert await found(tree, "d") == older
+        await trio.sleep(1)
+        await tree.write_file("d/new", b"bytes")
+        await tree.end()
+        before = await found(tree, "d")
+    assert before["d"][1].mtime_ns > older["d"][1].mtime_ns
+    async with open_tree(storage, tmp_path / "3", INDEXED) as tree:
+        assert await found(tree, "d") == before
+        await tree.names("d")
+        assert await found(tree, "d") == before
