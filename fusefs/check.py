@@ -257,11 +257,24 @@ async def _look_at_attributes(storage: ObjectStorage, info: ObjectInfo, xattrs: 
     xattrs_key = extended_attributes.object_key(extended_attributes.from_metadata(metadata))
     if xattrs_key is not None:
         xattrs.referring[xattrs_key] = info.key
-    return [Finding(Kind.DAMAGED, info.key, reason) for reason in _damages(metadata, info.size)]
+    return [
+        *(Finding(Kind.DAMAGED, info.key, reason) for reason in _damages(info, metadata)),
+        *_hidden_content(info, metadata),
+    ]
 
 
-def _damages(metadata: Metadata, size: int) -> Iterator[str]:
+def _damages(info: ObjectInfo, metadata: Metadata) -> Iterator[str]:
+    kind = kind_of(metadata)
     for name in unreadable(metadata):
         yield f"the metadata {name!r} cannot be read: {metadata[name]!r}"
-    if kind_of(metadata) == stat.S_IFLNK and size > MAX_SYMLINK_SIZE:
-        yield f"a symbolic link's target of {size} bytes is too long, and shown as a file"
+    if kind == stat.S_IFLNK and info.size > MAX_SYMLINK_SIZE:
+        yield f"a symbolic link's target of {info.size} bytes is too long, and shown as a file"
+    if kind == stat.S_IFDIR and not info.key.endswith("/"):
+        yield "a directory's key ends with a slash, and this is shown as a file"
+
+
+def _hidden_content(info: ObjectInfo, metadata: Metadata) -> Iterator[Finding]:
+    is_shown = kind_of(metadata) not in (stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
+    if info.size and not is_shown and not info.key.endswith("/"):
+        reason = f"a fifo, socket or device has no content here, and this has {info.size} bytes"
+        yield Finding(Kind.HIDDEN, info.key, reason)

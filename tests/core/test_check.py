@@ -232,6 +232,17 @@ async def test_a_marker_with_content() -> None:
     assert line == "hidden 'd/': a directory's marker has no content here, and this has 7 bytes"
 
 
+@pytest.mark.parametrize("kind", [stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK])
+async def test_bytes_in_what_is_no_file(kind: int) -> None:
+    """Its kind is in the metadata, which is looked at when somebody asks."""
+    storage = MemoryStorage()
+    for key, data in (("d/", b""), ("empty", b""), ("p", b"content")):
+        await storage.put(key, data, metadata={"mode": str(kind | 0o644)})
+    assert await lines(storage) == []
+    [line] = await lines(storage, attributes=True)
+    assert line == "hidden 'p': a fifo, socket or device has no content here, and this has 7 bytes"
+
+
 async def test_unfinished_uploads() -> None:
     storage = MemoryStorage()
     upload = await storage.create_multipart("big")
@@ -250,6 +261,11 @@ async def test_unfinished_uploads() -> None:
             {"mode": str(stat.S_IFLNK | 0o777)},
             4_096,
             "a symbolic link's target of 4096 bytes is too long, and shown as a file",
+        ),
+        (
+            {"mode": str(stat.S_IFDIR | 0o755)},
+            0,
+            "a directory's key ends with a slash, and this is shown as a file",
         ),
     ],
 )

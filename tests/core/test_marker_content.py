@@ -65,6 +65,26 @@ async def test_a_mount_that_knows_the_directory_from_the_index(
         assert await stored(storage) == {"d/": PRECIOUS}
 
 
+@pytest.mark.parametrize("index", [False, True])
+async def test_bytes_in_the_object_of_a_fifo(index: bool, autojump_clock: MockClock, tmp_path: Path) -> None:
+    """Its kind is a word in the metadata, beside any content: that stays, whatever is done to the fifo."""
+    storage = MemoryStorage()
+    await storage.put("p", PRECIOUS, metadata={"mode": str(stat.S_IFIFO | 0o644)})
+    options = TreeOptions(index=index)
+    async with open_tree(storage, tmp_path / "1", options) as tree:
+        assert (await tree.find("p")).size == 0
+        await tree.end()
+    async with open_tree(storage, tmp_path / "2", options) as tree:
+        await chmod(tree, "p", 0o600)
+        await tree.publish_all()
+        assert (await stored_metadata(storage))["p"]["mode"] == str(stat.S_IFIFO | 0o600)
+        assert await stored(storage) == {"p": PRECIOUS}
+        await tree.link("p", "second")
+        await tree.rename("p", "q")
+        await tree.publish_all()
+        assert await stored(storage) == {"q": PRECIOUS, "second": PRECIOUS}
+
+
 @pytest.mark.parametrize("change", ["made", "changed"])
 async def test_bytes_that_come_later(change: str, autojump_clock: MockClock, tmp_path: Path) -> None:
     """Found when ours is published: the directory has its attributes then, and the object the bytes."""
