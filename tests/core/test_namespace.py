@@ -816,6 +816,9 @@ async def test_a_directory_moves_only_where_every_key_below_it_fits(
         await tree.rename("m" * 250 + "/" + "d" * 17, "d")
         with pytest.raises(NameTooLong):
             await tree.rename("d", "m" * 250 + "/" + "d" * 20)
+        await tree.write_file("m" * 250 + "/" + "f" * 20, b"")
+        with pytest.raises(NameTooLong):
+            await tree.rename("m" * 250 + "/" + "f" * 20, "d", RENAME_EXCHANGE)
 
 
 async def test_a_mount_of_a_prefix_has_shorter_paths(autojump_clock: Clock, tmp_path: Path) -> None:
@@ -879,6 +882,33 @@ async def test_rmdir_sees_what_others_put_there(autojump_clock: Clock, tmp_path:
         await trio.sleep(REVALIDATE)
         with pytest.raises(DirectoryNotEmpty):
             await tree.rmdir("d")
+
+
+@pytest.mark.parametrize("call", ["rmdir", "rename"])
+async def test_a_call_that_has_waited_looks_again_what_has_the_name(
+    call: str, autojump_clock: Clock, tmp_path: Path
+) -> None:
+    """The kernel keeps local callers apart, and others change the bucket at any moment."""
+    storage = await filled("d/")
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.mkdir("second")
+        await tree.names("d")
+        await trio.sleep(REVALIDATE)
+        listing = storage.hold(Verb.LIST_PREFIX, key="d/")
+
+        async def replace() -> None:
+            with pytest.raises(DirectoryNotEmpty):
+                await (tree.rmdir("d") if call == "rmdir" else tree.rename("second", "d"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(replace)
+            await listing.reached.wait()
+            await tree.rename("d", "moved")
+            await tree.mkdir("d")
+            await tree.write_file("d/f", b"not to be lost")
+            listing.open()
+        await settled(tree)
+        assert await stored(storage) == {"d/": b"", "d/f": b"not to be lost", "moved/": b"", "second/": b""}
 
 
 async def test_nothing_is_made_in_a_directory_that_was_removed(posix: Tree) -> None:
@@ -999,6 +1029,32 @@ async def test_open_on_a_shared_mount_finds_what_is_there_now(autojump_clock: Cl
         await tree.write(handle, 0, b"o")
         await storage.put("file", b"three")
         await tree.filesystem.release(await tree.open("file", os.O_RDONLY))  # ours, until it is published
+
+
+@pytest.mark.parametrize("is_published", [False, True])
+async def test_what_this_mount_writes_while_a_file_is_opened_is_no_foreign_change(
+    is_published: bool, autojump_clock: Clock, tmp_path: Path
+) -> None:
+    storage = await filled("f")
+    async with open_tree(storage, tmp_path, SHARED) as tree:
+        number = (await tree.find("f")).number
+        opened: list[int] = []
+
+        async def read() -> None:
+            opened.append(await tree.filesystem.open(number, os.O_RDONLY, CALLER))
+
+        asking = storage.hold(Verb.HEAD, key="f")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await asking.reached.wait()
+            writer = await tree.filesystem.open(number, os.O_WRONLY, CALLER)
+            await tree.write(writer, 0, b"ours")
+            if is_published:
+                await tree.close(writer)
+            else:
+                await storage.put("f", b"theirs")
+            asking.open()
+        assert await tree.filesystem.read(opened[0], 0, 4) == b"ours"
 
 
 async def test_a_second_open_on_a_shared_mount_finds_what_is_there_although_a_listing_was_under_way(
