@@ -497,6 +497,30 @@ async def test_what_is_shown_of_an_entry_that_nobody_has_looked_at(
             assert (await tree.find(name.decode())).number == entry.number
 
 
+async def test_what_is_not_known_for_certain_does_not_come_with_names(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    """Attributes that others have changed, and those of a file of whose names only one was looked at."""
+    storage = await filled(*(f"f{number:02d}" for number in range(15)))
+    async with open_tree(storage, tmp_path / "1") as tree:
+        await tree.link("f14", "second")
+        await tree.publish_all()
+    async with open_tree(storage, tmp_path / "2") as tree:
+        file = await tree.find("f00")
+        await storage.copy("f00", "f00", metadata=to_metadata(replace(file.attributes, uid=7)))
+        await trio.sleep(61)
+        handle = await tree.filesystem.opendir(1)
+        entries = await tree.filesystem.readdir(handle, 0, 10)
+        assert isinstance(entries[0][1], Outline)
+        tree.filesystem.forget([((await tree.filesystem.lookup(1, b"f00")).number, 1)])
+        assert file.attributes.uid == 7
+        shown = {name: entry for name, entry, _ in await tree.filesystem.readdir(handle, 10, 10)}
+        assert isinstance(shown[b"f10"], File)
+        assert isinstance(shown[b"f14"], Outline)
+        assert isinstance(shown[b"second"], Outline)
+        assert (await tree.find("second")).link_count == 2
+
+
 class Slow(FaultyStorage):
     """Every call takes a second."""
 

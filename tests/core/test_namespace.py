@@ -372,8 +372,10 @@ async def test_a_shared_mount_sees_changes_after_the_interval(autojump_clock: Cl
         assert await tree.read_file("new/x") == b"x"
         with pytest.raises(NoSuchEntry):
             await tree.find("gone")
+        await storage.put("later", b"x")
+        await trio.sleep(1.1)
         with pytest.raises(EntryExists):
-            await tree.filesystem.mkdir(tree.root.number, b"new", 0o755, CALLER)
+            await tree.filesystem.mkdir(tree.root.number, b"later", 0o755, CALLER)
 
 
 async def test_two_shared_mounts_see_each_other(autojump_clock: Clock, tmp_path: Path) -> None:
