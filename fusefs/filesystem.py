@@ -126,11 +126,11 @@ class Filesystem:
 
     async def lookup(self, parent: int, name: bytes) -> Inode:
         """Return the entry, which the kernel refers to from now on."""
-        directory = self._directory(parent)
         if name == b".":
-            inode: Inode = directory
-        elif name == b"..":
-            inode = directory.parent or directory
+            return self._referred_to(self._inodes[parent])
+        directory = self._directory(parent)
+        if name == b"..":
+            inode: Inode = directory.parent or directory
         else:
             directory.lookups_within += 1
             inode = await self._namespace.lookup(directory, name, wholly=False)

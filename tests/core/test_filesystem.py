@@ -348,6 +348,23 @@ async def forget(tree: Tree, number: int, count: int = 1) -> None:
     tree.filesystem.forget([(number, count)])
 
 
+async def test_dots_are_looked_up_for_whoever_has_a_file_handle(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    """open_by_handle_at(2) and servers of NFS: the kernel asks for `.` of any inode, and for `..` of directories."""
+    async with open_tree(await filled("d/e/f"), tmp_path) as tree:
+        root, outer, inner, file = [await tree.find(path) for path in ("", "d", "d/e", "d/e/f")]
+        for inode in (root, outer, inner, file):
+            assert await tree.filesystem.lookup(inode.number, b".") is inode
+        for directory, above in ((inner, outer), (outer, root), (root, root)):
+            assert await tree.filesystem.lookup(directory.number, b"..") is above
+        assert (file.lookups, inner.lookups, outer.lookups) == (1, 1, 2)
+        with pytest.raises(NotADirectory):
+            await tree.filesystem.lookup(file.number, b"..")
+        with pytest.raises(NoSuchInode):
+            await tree.filesystem.lookup(4711, b".")
+
+
 async def test_references_are_counted(autojump_clock: Clock, tmp_path: Path) -> None:
     async with open_tree(await filled("f"), tmp_path) as tree:
         inode = await tree.filesystem.lookup(1, b"f")
