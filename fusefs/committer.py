@@ -33,6 +33,7 @@ from backends.errors import StorageError
 from fusefs.capture import Capture, bytes_to_carry, capture, is_behind, note_captured, stored_version
 from fusefs.change_log import LOG_KEY, Publication
 from fusefs.content import Version
+from fusefs.errors import LeaseLost
 from fusefs.inodes import Alias, Directory, File, Inode, is_joined
 from fusefs.journal import Journal, JournalStatistics
 from fusefs.journal_format import CONTINUED, InUseRecord, LeftoverRecord, Position, Record, StoredVersion
@@ -63,6 +64,9 @@ IDLE_SECONDS: Final = 1.0
 
 TRIM_BATCHES: Final = 32
 """Batches that are worth a request to delete them."""
+
+TRIM_RETRY_SECONDS: Final = 30.0
+"""Pause after some could not be deleted (the store's outages are retried below, in `backends.retrying`)."""
 
 RECORD_SIZE: Final = KIB
 """Bytes that a record is taken to have beside those of a file."""
@@ -608,17 +612,28 @@ class Committer:
         while True:
             await self._trim_wanted.wait()
             self._trim_wanted = trio.Event()
-            await self._journal.trim(self._cutoff)
-            if not self._is_idle:
-                continue
-            with trio.move_on_after(IDLE_SECONDS) as idling:
-                await self._trim_wanted.wait()
-            if not idling.cancelled_caught:
-                continue
-            try:
-                await self.finish()
-            except Exception as error:  # of any kind: nothing may end the nursery of the whole mount
-                _log.warning("the log is not removed: %s", error)
+            if not await self._trimmed():
+                await trio.sleep(TRIM_RETRY_SECONDS)
+                self._trim_wanted.set()
+
+    async def _trimmed(self) -> bool:
+        """Delete what is not needed, and empty the log if nothing is for a while; return whether that is done."""
+        if not await self._journal.trim(self._cutoff):
+            return False
+        if not self._is_idle:
+            return True
+        with trio.move_on_after(IDLE_SECONDS) as idling:
+            await self._trim_wanted.wait()
+        if not idling.cancelled_caught:
+            return True
+        try:
+            await self.finish()
+        except LeaseLost:
+            return True  # and nobody's from now on
+        except Exception as error:  # of any kind: nothing may end the nursery of the whole mount
+            _log.warning("the log is not removed: %s", error)
+            return False
+        return self._journal.is_empty or not self._is_idle
 
 
 def _head_size(inode: Inode) -> int:

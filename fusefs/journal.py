@@ -83,7 +83,8 @@ class Journal:
         self._size_bytes = 0
         #: Of the same batches: when they were appended.
         self._appended_at: dict[int, float] = {}
-        #: The batch that said last that nothing is needed, when it is in the store with no other.
+        #: The batch that said last that nothing is needed; the same, when it is in the store with no other.
+        self._last_word: int | None = None
         self._closing: int | None = None
         self._stored: set[int] = set()
         self._acknowledged = 0
@@ -187,11 +188,14 @@ class Journal:
         if self._lost is not None:
             raise self._lost
 
-    async def trim(self, cutoff: Position) -> None:
-        """Delete the batches before `cutoff`, which a batch in the store names. Raises nothing; what fails stays."""
+    async def trim(self, cutoff: Position) -> bool:
+        """Delete the batches before `cutoff`, which a batch in the store names; return whether none of them is left.
+
+        Raises nothing; what fails stays.
+        """
         async with self._trimming:
             if cutoff.epoch != self._epoch:
-                return
+                return True
             await self._delete_older()
             unneeded = self._before(cutoff)
             if self._closing is not None and self._closing < cutoff.sequence:
@@ -201,6 +205,7 @@ class Journal:
             for key in sequences.keys() - set(failed):
                 self._forget(sequences[key])
             self._changed.unpark_all()
+            return not failed and not self._older
 
     def _forget(self, sequence: int) -> None:
         if sequence == self._closing:
@@ -217,11 +222,13 @@ class Journal:
     async def finish(self, nursery: trio.Nursery) -> None:
         """Delete the log, of which nothing is needed, but for a batch that says so.
 
-        Raises `LeaseLost`, and what the store raises.
+        What cannot be deleted stays, for a later call. Raises `LeaseLost`, and what the store raises.
         """
         if self.is_empty:
             return
-        last = self.append(nursery, (), cutoff=self.next_position)
+        if self._last_word != self.last_sequence:
+            self._last_word = self.append(nursery, (), cutoff=self.next_position)
+        last = self.last_sequence
         await self.acknowledged(last)
         await self.trim(Position(self._epoch, last))
         if self._sizes.keys() == {last} and not self._older:
@@ -338,6 +345,7 @@ async def _delete(storage: ObjectStorage, keys: list[str]) -> list[str]:
     except StorageError as failure:
         _log.warning("the log is not trimmed: %s", failure)
         return keys
-    for error in failed.values():
-        _log.warning("the log is not trimmed: %s", error)
+    if failed:
+        error = next(iter(failed.values()))
+        _log.warning("the log is not trimmed, %d of its objects stay for now: %s", len(failed), error)
     return [key for key in keys if key in failed]

@@ -1,0 +1,187 @@
+"""A store that denies a mount what it allowed before, or asks it to slow down for an hour: all is there afterwards.
+
+What the calls say meanwhile is in `test_semantics_of_failures`; here it is what that costs, and how it ends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+from typing import Final
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from backends.base import NO_ETAGS, ObjectStorage
+from backends.errors import AccessDenied, StorageError, Throttled, Unavailable
+from backends.intercepted import InterceptedStorage, Request, T, Verb
+from backends.memory import MemoryStorage
+from backends.retrying import RetryingStorage, RetryPolicy
+from fusefs.errno_boundary import errno_of
+from fusefs.journal_format import JOURNAL_PREFIX
+from tests.core.logs import batches, log_objects
+from tests.core.mortal import READING
+from tests.core.refusing import DELETING
+from tests.core.tree import Tree, TreeOptions, open_tree, stored
+from tests.support.faulty import FaultyStorage
+
+LOGGED: Final = TreeOptions(logged=True)
+HOUR: Final = 3_600.0
+PATIENCE: Final = 300.0
+"""`retry_timeout`."""
+
+
+class DenyingStorage(InterceptedStorage):
+    """Denies what `is_denied` says, as S3 does: of a batch of deletions, each key by itself."""
+
+    def __init__(self, inner: ObjectStorage) -> None:
+        super().__init__(inner)
+        self.is_denied: Callable[[Request], bool] = lambda request: False
+        self.denied: list[Request] = []
+
+    def allow(self) -> None:
+        self.is_denied = lambda request: False
+
+    async def delete_many(
+        self, keys: Iterable[str], *, if_match: Mapping[str, str] = NO_ETAGS
+    ) -> Mapping[str, StorageError]:
+        wanted = list(keys)
+        denied = {key: error for key in wanted if (error := self._refusal(Request(Verb.DELETE_MANY, key)))}
+        allowed = [key for key in wanted if key not in denied]
+        return {**await self._inner.delete_many(allowed, if_match=if_match), **denied}
+
+    async def _carry_out(self, request: Request, send: Callable[[], Awaitable[T]]) -> T:
+        await trio.sleep(0.02)
+        error = self._refusal(request)
+        if error is not None:
+            raise error
+        return await send()
+
+    def _refusal(self, request: Request) -> StorageError | None:
+        if not self.is_denied(request):
+            return None
+        self.denied.append(request)
+        return AccessDenied(f"{request.verb} {request.key!r} is denied")
+
+
+def is_of_log(request: Request) -> bool:
+    return request.key.startswith(JOURNAL_PREFIX)
+
+
+@asynccontextmanager
+async def writing(storage: ObjectStorage, where: Path, files: int) -> AsyncIterator[tuple[Tree, list[int]]]:
+    """Open a tree with some files in the bucket, which are open."""
+    async with open_tree(storage, where, LOGGED) as tree:
+        handles = [await tree.create(f"{number}") for number in range(files)]
+        for handle in handles:
+            await tree.write(handle, 0, b"before")
+        await tree.publish_all()
+        await trio.sleep(60)
+        yield tree, handles
+
+
+async def end_well(tree: Tree, bucket: MemoryStorage, handles: list[int], expected: bytes) -> None:
+    """Everything is published, and nothing is left of the log."""
+    for handle in handles:
+        await tree.filesystem.release(handle)
+    await tree.publish_all()
+    assert await stored(bucket) == {f"{number}": expected for number in range(len(handles))}
+    await trio.sleep(60)
+    assert await batches(bucket) == []
+
+
+async def test_batches_that_may_not_be_deleted(
+    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are asked for now and then, and told of in a line for all of them."""
+    bucket = MemoryStorage()
+    storage = DenyingStorage(bucket)
+    async with writing(storage, tmp_path, 1) as (tree, handles):
+        storage.is_denied = lambda request: request.verb in DELETING and is_of_log(request)
+        caplog.clear()
+        for number in range(300):
+            await tree.write(handles[0], 0, b"%06d" % number)
+            await tree.filesystem.fsync(handles[0])
+            await trio.sleep(1)
+        assert len(await log_objects(bucket)) >= 300
+        assert len(storage.denied) <= 11 * 301  # every half a minute
+        lines = [record for record in caplog.records if "the log is not trimmed" in record.getMessage()]
+        assert 1 <= len(lines) <= 11
+        storage.allow()
+        await end_well(tree, bucket, handles, b"000299")
+
+
+@pytest.mark.parametrize("verb", [Verb.DELETE_MANY, Verb.PUT])
+async def test_the_log_of_an_idle_mount_is_emptied_after_an_outage(
+    verb: Verb, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Nobody has to change anything for that. It is asked for now and then, with no batch for each time."""
+    bucket = MemoryStorage()
+    faulty = FaultyStorage(bucket)
+    async with writing(faulty, tmp_path, 1) as (tree, handles):
+        await tree.write(handles[0], 0, b"behind")
+        await tree.filesystem.fsync(handles[0])
+        await tree.close(handles[0])
+        await tree.publish_all()
+        faulty.fail(Unavailable, verb=verb, times=math.inf)
+        await trio.sleep(HOUR)
+        assert len(await batches(bucket)) > 0
+        assert len(await log_objects(bucket)) <= 3
+        faulty.heal()
+        await trio.sleep(60)
+        assert await batches(bucket) == []
+
+
+@pytest.mark.parametrize("is_denied", [lambda request: True, lambda request: request.verb not in READING])
+async def test_everything_is_denied_for_an_hour(
+    is_denied: Callable[[Request], bool], tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Who waits for everything to be published is told so; what was acknowledged, and what was not, follows then."""
+    bucket = MemoryStorage()
+    storage = DenyingStorage(bucket)
+    async with writing(storage, tmp_path, 10) as (tree, handles):
+        await tree.write(handles[0], 0, b"behind")
+        await tree.filesystem.fsync(handles[0])
+        storage.is_denied = is_denied
+        for handle in handles:
+            await tree.write(handle, 0, b"behind")
+        for _ in range(int(HOUR) // 300):
+            with trio.fail_after(60), pytest.raises(AccessDenied):
+                await tree.publisher.publish_all()
+            await trio.sleep(300)
+        storage.allow()
+        await end_well(tree, bucket, handles, b"behind")
+
+
+async def test_an_hour_of_slow_down(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Writers do not wait, each fsync is EIO within `retry_timeout`, and the store is asked for less."""
+    bucket = MemoryStorage()
+    faulty = FaultyStorage(bucket)
+    storage = RetryingStorage(faulty, RetryPolicy(timeout_seconds=PATIENCE), rng=Random(0))
+    async with writing(storage, tmp_path, 50) as (tree, handles):
+        faulty.fail(Throttled, times=math.inf)
+        faulty.calls.clear()
+        end = trio.current_time() + HOUR
+
+        async def write_and_wait(handle: int) -> None:
+            while trio.current_time() < end:
+                began_at = trio.current_time()
+                await tree.write(handle, 0, b"behind")
+                assert trio.current_time() == began_at
+                with trio.fail_after(PATIENCE + 1), pytest.raises(Throttled) as failure:
+                    await tree.filesystem.fsync(handle)
+                assert errno_of(failure.value) == 5
+                await trio.sleep(5)
+
+        async with trio.open_nursery() as nursery:
+            for handle in handles:
+                nursery.start_soon(write_and_wait, handle)
+        assert len(faulty.calls) <= HOUR / 2
+        faulty.heal()
+        with trio.fail_after(31):
+            await tree.filesystem.fsync(handles[0])
+        await end_well(tree, bucket, handles, b"behind")
