@@ -17,6 +17,7 @@ which one that is (`Lease.acknowledged`), and whoever does not find it knows tha
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -33,6 +34,9 @@ _log = logging.getLogger(__name__)
 
 RETRY_SECONDS: Final = 1.0
 """Pause after a batch could not be stored for good (the store's outages are retried below, in `backends.retrying`)."""
+
+TOLD_SECONDS: Final = 60.0
+"""At most one failure is told in this time: as long as it lasts there is one for each batch after each pause."""
 
 MAX_IN_FLIGHT: Final = 4
 """Batches on their way at once: while a long one goes up, short ones need not wait for its end to be sent."""
@@ -91,6 +95,7 @@ class Journal:
         self._in_flight = 0
         self._failures = 0
         self._failure: Exception | None = None
+        self._quiet_until = -math.inf
         self._lost: LeaseLost | None = None
         self._changed = trio.lowlevel.ParkingLot()
         self._trimming = trio.Lock()
@@ -323,7 +328,9 @@ class Journal:
         self._lost = LeaseLost(f"another mount has taken over: {why}")
 
     async def _fail(self, position: Position, error: Exception) -> None:
-        _log.error("batch %d of the log cannot be stored, trying again: %s", position.sequence, error)
+        if trio.current_time() >= self._quiet_until:
+            self._quiet_until = trio.current_time() + TOLD_SECONDS
+            _log.error("batch %d of the log cannot be stored, trying again: %s", position.sequence, error)
         self._failure = error
         self._failures += 1
         self._changed.unpark_all()

@@ -136,6 +136,30 @@ async def test_the_log_of_an_idle_mount_is_emptied_after_an_outage(
         assert await batches(bucket) == []
 
 
+async def test_a_log_that_is_denied_for_an_hour(
+    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each fsync says so at once, no writer waits, few lines tell it, and then the log has all of it."""
+    bucket = MemoryStorage()
+    storage = DenyingStorage(bucket)
+    async with writing(storage, tmp_path, 10) as (tree, handles):
+        storage.is_denied = lambda request: request.verb is Verb.PUT and is_of_log(request)
+        caplog.clear()
+        for number in range(int(HOUR) // 10):
+            handle = handles[number % 10]
+            with trio.fail_after(2):
+                await tree.write(handle, 0, b"behind")
+                with pytest.raises(AccessDenied):
+                    await tree.filesystem.fsync(handle)
+            await trio.sleep(8)
+        lines = [record for record in caplog.records if record.name == "fusefs.journal"]
+        assert 1 <= len(lines) <= 62
+        storage.allow()
+        with trio.fail_after(2):
+            await tree.filesystem.fsync(handles[0])
+        await end_well(tree, bucket, handles, b"behind")
+
+
 @pytest.mark.parametrize("is_denied", [lambda request: True, lambda request: request.verb not in READING])
 async def test_everything_is_denied_for_an_hour(
     is_denied: Callable[[Request], bool], tmp_path: Path, autojump_clock: MockClock
