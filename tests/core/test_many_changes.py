@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -14,7 +15,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from backends.base import KIB, ObjectStorage
-from backends.errors import InvalidRequest
+from backends.errors import AccessDenied, InvalidRequest
 from backends.intercepted import InterceptedStorage, Request, T, Verb
 from fusefs import committer
 from fusefs.committer import HEAD_SIZE, Committer
@@ -314,4 +315,27 @@ async def test_a_further_name_is_told_with_its_inode_wherever_a_commit_is_divide
         await tree.log.commit()
     async with open_tree(storage, tmp_path / "2", options()) as tree:
         assert await tree.names() == ["a", "c", "d", "e"]
+        assert (await tree.find("a")).number == (await tree.find("c")).number
+
+
+async def test_a_further_name_is_told_again_with_its_inode_wherever_a_commit_is_divided(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name is denied, and so both are told again; then the inode is published, and its batch would go."""
+    monkeypatch.setattr(committer, "HEADS_SIZE", 1)
+    storage = FaultyStorage(SmallPartsStorage())
+    short = replace(options(publishes=True), max_log_bytes=0)
+    async with open_tree(storage, tmp_path / "1", short) as tree:
+        await tree.write_file("a", b"bytes")
+        await tree.link("a", "b")
+        await tree.publish_all()
+        storage.fail(AccessDenied, verb=Verb.COPY, key="c", times=math.inf)
+        await tree.rename("b", "c")
+        for number in range(20):
+            await tree.write_file(f"{number}", b"")
+            await tree.log.commit()
+            await trio.sleep(5)
+    storage.heal()
+    async with open_tree(storage, tmp_path / "2", options()) as tree:
+        assert {"a", "c"} <= set(await tree.names())
         assert (await tree.find("a")).number == (await tree.find("c")).number
