@@ -24,6 +24,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final, TypeAlias
 
 import trio
@@ -412,7 +413,7 @@ class Committer:
 
     def _exceeds_a_batch(self, heads_size: float) -> bool:
         self._note_moved()
-        carried, heads = 0, HEAD_SIZE * len(self._leftovers_to_tell())
+        carried, heads = 0, HEAD_SIZE * (len(self._in_use) + len(self._leftovers_to_tell()))
         for inode in self._to_tell():
             carried += bytes_to_carry(inode)
             heads += _head_size(inode)
@@ -434,9 +435,11 @@ class Committer:
         return inode.linked or (inode.version is not None if inode.is_in_log is None else inode.is_in_log)
 
     def _capture_some(self) -> tuple[list[Capture], list[StoredVersion]]:
-        """Capture inodes, and then objects that are to be deleted, until a batch is full."""
+        """Capture inodes, and then objects that are to be deleted, until a batch is full. What is in use goes first."""
         captured: list[Capture] = []
-        room, heads = BATCH_SIZE, HEADS_SIZE
+        room, heads = BATCH_SIZE, HEADS_SIZE - HEAD_SIZE * len(self._in_use)
+        if heads <= 0:
+            return captured, []
         for inode in self._to_tell():
             if room <= 0 or heads <= 0:
                 return captured, []
@@ -477,13 +480,16 @@ class Committer:
         if not flags & CONTINUED:
             self._need_from_where_told_again()
         cutoff = self._cutoff_before(position)
+        most = max(1, HEADS_SIZE // HEAD_SIZE) if flags & CONTINUED else None
+        in_use = list(islice(self._in_use, most))
         records: tuple[Record, ...] = (
             *(each.record for each in captured),
-            *(InUseRecord(version) for version in self._in_use),
+            *(InUseRecord(version) for version in in_use),
             *(LeftoverRecord(version) for version in leftovers),
         )
         sequence = self._journal.append(nursery, records, cutoff=cutoff, flags=flags)
-        self._in_use.clear()
+        for version in in_use:
+            del self._in_use[version]
         for each in captured:
             each.inode.is_in_log = each.inode.linked
             each.inode.told_at = position

@@ -296,6 +296,37 @@ async def test_objects_that_are_written_again_as_they_were_are_no_news_to_the_lo
         assert (await records(storage))[-1] <= 2
 
 
+@pytest.mark.usefixtures("short_batches")
+async def test_objects_that_are_somebodys_again_are_told_in_bounded_batches(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Files are removed and made again, with objects that look the same, before the old ones could be deleted."""
+    inner = SmallPartsStorage()
+    storage = FaultyStorage(inner)
+    names = [f"{number:03}" for number in range(5 * HEADS)]
+    async with open_tree(storage, tmp_path / "1", options(publishes=True)) as tree:
+        for name in names:
+            await tree.write_file(name, b"")
+        await tree.publish_all()
+        storage.fail(AccessDenied, verb=Verb.DELETE_MANY, times=math.inf)
+        for name in names:
+            await tree.unlink(name)
+        await tree.log.commit()
+        await trio.sleep(5)
+        for name in names:
+            await tree.write_file(name, b"")
+        await tree.publish_all()
+        await tree.write_file("new", b"")
+        await tree.log.commit()
+        told = await records(inner)
+        assert sum(told[-5:]) > 4 * HEADS
+        assert max(told) <= HEADS + 1
+    storage.heal()
+    async with open_tree(storage, tmp_path / "2", options(publishes=True)) as tree:
+        await tree.publish_all()
+        assert set(await stored(inner)) == {*names, "new"}
+
+
 async def test_a_further_name_is_told_with_its_inode_wherever_a_commit_is_divided(
     tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
