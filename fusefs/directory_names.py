@@ -100,6 +100,8 @@ class ListingRun:
             if self.is_over:
                 return
             await self._news.park()
+            # Or a listing that ends with everything else would be a failure to whoever was just woken.
+            await trio.lowlevel.checkpoint_if_cancelled()
 
     def add(self, names: Iterable[bytes], *, past: str) -> None:
         """Note that all up to the key `past` has been read, and is in the tree."""

@@ -50,6 +50,19 @@ async def children_of(tree: Tree, path: str) -> Collection[bytes]:
     return directory.children
 
 
+async def test_who_waits_for_a_listing_that_ends_with_the_mount_is_told_of_no_failure() -> None:
+    """Some have just been woken by a page, and cannot be woken by the end of the mount as well."""
+    attributes = fresh(mode=stat.S_IFDIR | 0o755, uid=0, gid=0, now_ns=0)
+    run = ListingRun(Directory(number=1, attributes=attributes))
+    with trio.CancelScope() as mount:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run.wait_until_over)
+            await trio.testing.wait_all_tasks_blocked()
+            run.add([b"a"], past="a")
+            mount.cancel()
+            run.end(Unavailable("the listing was given up"))
+
+
 async def test_the_first_entries_come_before_the_rest_is_listed(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
