@@ -21,8 +21,9 @@ from backends.errors import AccessDenied, StorageError, Throttled, Unavailable
 from backends.intercepted import InterceptedStorage, Request, T, Verb
 from backends.memory import MemoryStorage
 from backends.retrying import RetryingStorage, RetryPolicy
+from fusefs.committer import IDLE_SECONDS
 from fusefs.errno_boundary import errno_of
-from fusefs.journal_format import JOURNAL_PREFIX
+from fusefs.journal_format import JOURNAL_PREFIX, Position, batch_key, position_of
 from tests.core.logs import batches, log_objects
 from tests.core.mortal import READING
 from tests.core.refusing import DELETING
@@ -115,9 +116,10 @@ async def test_batches_that_may_not_be_deleted(
         await end_well(tree, bucket, handles, b"000299")
 
 
+@pytest.mark.parametrize("later_seconds", [0, IDLE_SECONDS / 2])
 @pytest.mark.parametrize("verb", [Verb.DELETE_MANY, Verb.PUT])
 async def test_the_log_of_an_idle_mount_is_emptied_after_an_outage(
-    verb: Verb, tmp_path: Path, autojump_clock: MockClock
+    verb: Verb, later_seconds: float, tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     """Nobody has to change anything for that. It is asked for now and then, with no batch for each time."""
     bucket = MemoryStorage()
@@ -127,6 +129,7 @@ async def test_the_log_of_an_idle_mount_is_emptied_after_an_outage(
         await tree.filesystem.fsync(handles[0])
         await tree.close(handles[0])
         await tree.publish_all()
+        await trio.sleep(later_seconds)
         faulty.fail(Unavailable, verb=verb, times=math.inf)
         await trio.sleep(HOUR)
         assert len(await batches(bucket)) > 0
@@ -134,6 +137,23 @@ async def test_the_log_of_an_idle_mount_is_emptied_after_an_outage(
         faulty.heal()
         await trio.sleep(60)
         assert await batches(bucket) == []
+
+
+async def test_a_log_that_somebody_has_taken_over_is_left_alone(
+    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A mount that learns of that when it has nothing more to tell says so once."""
+    bucket = MemoryStorage()
+    async with writing(bucket, tmp_path, 1) as (tree, handles):
+        await tree.write(handles[0], 0, b"behind")
+        await tree.close(handles[0])
+        await tree.publish_all()
+        last = position_of(list(await log_objects(bucket))[-1])
+        assert last is not None
+        await bucket.put(batch_key(Position(last.epoch, last.sequence + 1)), b"a seal")
+        await trio.sleep(HOUR)
+        (told,) = [record.getMessage() for record in caplog.records]
+        assert told.startswith("the term of this mount is over")
 
 
 async def test_a_log_that_is_denied_for_an_hour(
