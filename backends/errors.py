@@ -19,6 +19,9 @@ class StorageError(Exception):
     #: have taken effect: whoever retries it asks the store what is there first.
     retryable: ClassVar[bool] = False
 
+    #: Whether a mutation may have taken effect: nobody has heard of this attempt, or of one before it.
+    is_in_doubt: bool = False
+
 
 class NotFound(StorageError):
     """There is no object under the key. React: it does not exist, or somebody else removed it."""
@@ -106,12 +109,14 @@ class Unavailable(StorageError):
     """No answer, or one that says "not now": connection refused or lost, timeout, 5xx. React: pause and ask again."""
 
     retryable = True
+    is_in_doubt = True
 
 
 class ChecksumMismatch(StorageError):
     """The bytes were damaged on their way. React: send or fetch them again."""
 
     retryable = True
+    is_in_doubt = True
 
 
 class ConcurrentRequest(StorageError):

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from backends.base import NO_METADATA, OVERWRITE, Metadata, MultipartUpload, ObjectStorage, Part, PutMode
-from backends.errors import StorageError, Unavailable, UploadNotFound
+from backends.errors import StorageError, UploadNotFound
 from backends.intercepted import InterceptedStorage, InterceptedUpload, Request, T
 
 
@@ -40,10 +40,9 @@ class NotingStorage(InterceptedStorage):
         note = await self._notes.beginning(key)
         try:
             upload = await self._inner.create_multipart(key, metadata=metadata)
-        except Unavailable:
-            raise  # it may have begun all the same
-        except StorageError:
-            note.ended()
+        except StorageError as error:
+            if not error.is_in_doubt:
+                note.ended()
             raise
         note.begun(upload.upload_id)
         return _NotedUpload(upload, self, note)

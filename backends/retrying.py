@@ -136,11 +136,6 @@ class _Outage:
         self._announced = False
 
 
-def _is_doubtful(error: StorageError) -> bool:
-    """Return whether a request that failed so may have taken effect."""
-    return error.retryable and not isinstance(error, Throttled | ConcurrentRequest)
-
-
 class _Patience:
     """The failures of one call so far, and the pauses after them."""
 
@@ -160,7 +155,7 @@ class _Patience:
         if self._is_exhausted:
             return False
         self._failures += 1
-        self.is_in_doubt = self.is_in_doubt or _is_doubtful(error)
+        self.is_in_doubt = self.is_in_doubt or error.is_in_doubt
         pause = self._rng.uniform(0, self._policy.longest_pause_seconds(error, self._failures))
         next_attempt = trio.current_time() + pause
         # One more attempt at the deadline itself: by then the store may have come back.
@@ -252,7 +247,7 @@ class RetryingStorage(InterceptedStorage):
             try:
                 return await self._inner.create_multipart(key, metadata=metadata)
             except StorageError as error:
-                in_doubt += _is_doubtful(error)
+                in_doubt += error.is_in_doubt
                 raise
 
         upload = await self._carry_out(request, send)
@@ -286,19 +281,28 @@ class RetryingStorage(InterceptedStorage):
         send: Callable[[], Awaitable[T]],
         look: Callable[[], Awaitable[T | None]] | None,
     ) -> T:
-        """Make a request until its end is final. `look` returns the result of an earlier attempt, if it had one."""
+        """Make a request until its end is final. `look` returns the result of an earlier attempt, if it had one.
+
+        What is raised is in doubt if that of any attempt was, unless `look` has settled it.
+        """
         patience = _Patience(self._policy, self._rng, request)
         while True:
             try:
                 result = await send()
             except StorageError as error:
-                if error.retryable:
-                    if await self._pause(request, patience, error):
-                        continue
-                    raise
-                self._outage.over()
+                if error.retryable and await self._pause(request, patience, error):
+                    continue
+                if not error.retryable:
+                    self._outage.over()
                 is_conflict = isinstance(error, PreconditionFailed | UploadNotFound)
-                earlier = await look() if look and is_conflict and patience.is_in_doubt else None
+                if not (look and is_conflict and patience.is_in_doubt):
+                    error.is_in_doubt = error.is_in_doubt or patience.is_in_doubt
+                    raise
+                try:
+                    earlier = await look()
+                except StorageError as unknown:
+                    unknown.is_in_doubt = True
+                    raise
                 if earlier is None:
                     raise
                 self._found_done += 1

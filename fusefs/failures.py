@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 
-from backends.errors import StorageError, Unavailable, is_outage
+from backends.errors import StorageError, is_outage
 from fusefs.errors import FilesystemError, LeaseLapsed
 from fusefs.inodes import Inode
 from fusefs.placement import Placement
@@ -43,8 +43,8 @@ class Failures:
             inode.state.in_doubt.clear()
             return
         storing = inode.state.storing
-        # Only a lost answer leaves it open; every other error says that nothing was done.
-        if isinstance(error, Unavailable) and storing is not None and storing not in inode.state.in_doubt:
+        is_in_doubt = isinstance(error, StorageError) and error.is_in_doubt
+        if is_in_doubt and storing is not None and storing not in inode.state.in_doubt:
             inode.state.in_doubt.append(storing)
         if self._placement.target(inode) is None:
             return  # removed meanwhile

@@ -17,7 +17,7 @@ import trio
 from trio.testing import MockClock
 
 from backends.base import NO_ETAGS, ObjectStorage
-from backends.errors import AccessDenied, StorageError, Throttled, Unavailable
+from backends.errors import AccessDenied, AuthenticationFailed, StorageError, Throttled, Unavailable
 from backends.intercepted import InterceptedStorage, Request, T, Verb
 from backends.memory import MemoryStorage
 from backends.retrying import RetryingStorage, RetryPolicy
@@ -229,3 +229,28 @@ async def test_an_hour_of_slow_down(tmp_path: Path, autojump_clock: MockClock) -
         with trio.fail_after(31):
             await tree.filesystem.fsync(handles[0])
         await end_well(tree, bucket, handles, b"behind")
+
+
+@pytest.mark.parametrize("verb", [Verb.PUT, Verb.HEAD])
+@pytest.mark.parametrize("error", [AccessDenied, AuthenticationFailed, Throttled])
+async def test_what_is_denied_after_a_lost_answer_is_looked_for(
+    error: type[StorageError], verb: Verb, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """The object is our own, and nobody else's, whatever the store says when it is asked again, or who has made it."""
+    bucket = MemoryStorage()
+    faulty = FaultyStorage(bucket)
+    storage = RetryingStorage(faulty, RetryPolicy(timeout_seconds=PATIENCE), rng=Random(0))
+    async with open_tree(storage, tmp_path, LOGGED) as tree:
+        await tree.names()
+        faulty.fail(Unavailable, verb=Verb.PUT, key="file", answer_lost=True)
+        faulty.fail(error, verb=verb, key="file", call=2 if verb is Verb.PUT else 1, times=math.inf)
+        await tree.write_file("file", b"bytes")
+        with pytest.raises(error):
+            await tree.publish_all()
+        faulty.heal()
+        await tree.publish_all()
+        assert await stored(bucket) == {"file": b"bytes"}
+        await tree.write_file("file", b"changed")
+        await tree.publish_all()
+    found = {key for key in await stored(bucket, ours=True) if not key.startswith(JOURNAL_PREFIX)}
+    assert found == {"file"}
