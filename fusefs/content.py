@@ -500,8 +500,12 @@ class Content:
 
         A failure is not told: whoever needs the bytes asks for them.
         """
+        begun = self._begin_missing(0, self.size)
+        if len(begun) == 1:
+            await self._carry_out(begun[0], [], nullcontext())
+            return
         async with trio.open_nursery() as nursery:  # whoever is cancelled lets go of all that is claimed
-            for fetch in self._begin_missing(0, self.size):
+            for fetch in begun:
                 nursery.start_soon(self._carry_out, fetch, [], nullcontext())
 
     def _note_use(self, start: int, end: int) -> None:

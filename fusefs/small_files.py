@@ -2,13 +2,14 @@
 
 Only what is in the bucket and nowhere else is fetched: a file that is being written, or has been read, is not touched.
 Nobody waits for it, and it fails silently: whoever opens the file asks for it again and gets their own error. A store
-that does not answer soon is left to those who need it.
+that does not answer soon is left to those who need it. What comes first is of the directory that somebody is in.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Final
 
@@ -24,6 +25,9 @@ _log = logging.getLogger(__name__)
 
 FETCH_TASKS: Final = 24
 """Small files on their way at once: 3 MiB of memory, and some connections are left to those who wait."""
+
+MAX_WAITING: Final = 256
+"""Files that are to be fetched: where so many wait their turn, no further directory is expected to be read."""
 
 PATIENCE_SECONDS: Final = 5.0
 """For one file: so long it is worth waiting for, and no outage is waited out for what nobody has asked for."""
@@ -48,7 +52,9 @@ class SmallFiles:
         #: Of the directory whose first files were fetched because its names were read.
         self._read: FilesAhead | None = None
         self._max_bytes = 0
-        self._limiter = trio.CapacityLimiter(FETCH_TASKS)
+        #: What is to be fetched and has not begun, the most urgent directory first.
+        self._waiting = OrderedDict[Directory, deque[bytes]]()
+        self._tasks = 0
 
     def opened(self, file: File, *, max_bytes: int) -> None:
         """Note that a file was opened for reading, and begin to fetch those that will be opened next."""
@@ -64,23 +70,26 @@ class SmallFiles:
             self._before, self._last = self._last, ahead
         self._read = None
         self._max_bytes = max_bytes
-        size_of = partial(_size_of, directory)
-        for name in ahead.opened(file.name, size_of, max_bytes=max_bytes):
-            self._spawn(self._fetch, directory, name)
+        self._add(directory, ahead.opened(file.name, partial(_size_of, directory), max_bytes=max_bytes))
+        self._hurry(directory)
 
     def read(self, directory: Directory) -> None:
         """Fetch the first files of a directory whose names somebody has read, unless only names are read by now."""
         if self._read is None or self._read.was_used:
-            self.expect(directory)
+            self._expect(directory)
             self._read = directory.files_ahead
+        self._hurry(directory)
 
     def expect(self, directory: Directory) -> None:
         """Fetch the first files of a directory that was listed, if those of the last one were of use."""
+        if sum(map(len, self._waiting.values())) < MAX_WAITING:
+            self._expect(directory)
+
+    def _expect(self, directory: Directory) -> None:
         if not self._is_of_use or directory.files_ahead is not None:
             return
         ahead = self._begin(directory)
-        for name in ahead.expect(partial(_size_of, directory), max_bytes=self._max_bytes):
-            self._spawn(self._fetch, directory, name)
+        self._add(directory, ahead.expect(partial(_size_of, directory), max_bytes=self._max_bytes))
 
     def _begin(self, directory: Directory) -> FilesAhead:
         directory.files_ahead = FilesAhead(
@@ -95,15 +104,36 @@ class SmallFiles:
         """Whether what was fetched was opened, in the last directory or, where that has just begun, the one before."""
         return any(ahead.is_of_use for ahead in (self._last, self._before) if ahead is not None)
 
+    def _add(self, directory: Directory, names: Collection[bytes]) -> None:
+        if names:
+            self._waiting.setdefault(directory, deque()).extend(names)
+        for _ in range(min(len(names), FETCH_TASKS - self._tasks)):
+            self._tasks += 1
+            self._spawn(self._work)
+
+    def _hurry(self, directory: Directory) -> None:
+        if directory in self._waiting:
+            self._waiting.move_to_end(directory, last=False)
+
+    async def _work(self) -> None:
+        try:
+            while self._waiting:
+                directory, names = next(iter(self._waiting.items()))
+                name = names.popleft()
+                if not names:
+                    del self._waiting[directory]
+                await self._fetch(directory, name)
+        finally:
+            self._tasks -= 1
+
     async def _fetch(self, directory: Directory, name: bytes) -> None:
-        async with self._limiter:
-            try:
-                with trio.move_on_after(PATIENCE_SECONDS):
-                    inode = await self._resolver.resolve(directory, name)
-                    if isinstance(inode, File) and inode.content.is_bare:
-                        await inode.content.fetch_unasked()
-            except Exception as error:  # of any kind: nobody has asked
-                _log.debug("%r could not be fetched ahead: %s", name, error)
+        try:
+            with trio.move_on_after(PATIENCE_SECONDS):
+                inode = await self._resolver.resolve(directory, name)
+                if isinstance(inode, File) and inode.content.is_bare:
+                    await inode.content.fetch_unasked()
+        except Exception as error:  # of any kind: nobody has asked
+            _log.debug("%r could not be fetched ahead: %s", name, error)
 
 
 def _size_of(directory: Directory, name: bytes) -> int | None:

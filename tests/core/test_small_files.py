@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from backends.memory import MemoryStorage
 from fusefs import content
 from fusefs.files_ahead import MAX_SIZE
 from fusefs.filesystem import FilesystemOptions
-from fusefs.small_files import PATIENCE_SECONDS
+from fusefs.small_files import FETCH_TASKS, MAX_WAITING, PATIENCE_SECONDS
 from tests.core.tree import TreeOptions, open_tree
 from tests.support.faulty import FaultyStorage
 
@@ -172,3 +173,41 @@ async def test_what_is_given_up_can_be_fetched_by_its_reader(
             await file.content.fetch_unasked()
         with trio.fail_after(PATIENCE_SECONDS):
             assert await tree.read_file("a") == bytes(3 * KIB)
+
+
+async def test_the_files_of_the_directory_that_somebody_is_in_come_first(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    objects = {f"d{directory}/{number:02}": b"content" for directory in range(6) for number in range(40)}
+    storage = await filled({**objects, **{f"e/{number}": b"content" for number in range(4)}})
+    async with open_tree(storage, tmp_path) as tree:
+        for name in await tree.names("d0"):
+            await tree.read_file(f"d0/{name}")
+        gate = storage.hold(Verb.GET_RANGE, times=math.inf)
+        await tree.names("d1")
+        await trio.testing.wait_all_tasks_blocked()
+        await tree.open("e/0", os.O_RDONLY)
+        await trio.testing.wait_all_tasks_blocked()
+        under_way = len(gets(storage))
+        gate.open()
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(gets(storage)) > under_way + 50
+        assert {f"e/{number}" for number in range(1, 4)} <= set(gets(storage)[under_way:][:FETCH_TASKS])
+
+
+async def test_few_files_are_fetched_for_who_may_come_to_many_directories(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    objects = {f"d{directory:02}/{number:02}": b"" for directory in range(30) for number in range(40)}
+    storage = await filled(dict.fromkeys(objects, b"content"))
+    async with open_tree(storage, tmp_path) as tree:
+        for name in await tree.names("d00"):
+            await tree.read_file(f"d00/{name}")
+        gate = storage.hold(Verb.GET_RANGE, times=math.inf)
+        for number in range(1, 13):
+            await tree.names(f"d{number:02}")
+            await trio.testing.wait_all_tasks_blocked()
+        before = len(gets(storage))
+        gate.open()
+        await trio.testing.wait_all_tasks_blocked()
+        assert before < len(gets(storage)) < MAX_WAITING + 100
