@@ -24,6 +24,9 @@ MAX_SIZE: Final = 128 * KIB
 FIRST_UNUSED: Final = 16
 """Files that are fetched ahead in a directory on trust."""
 
+FIRST_EXPECTED: Final = 32
+"""The same where whoever comes has read all of another directory: what they read in a round trip, or more."""
+
 GROWTH: Final = 4
 """How many more may be fetched for each that was opened after it had been fetched."""
 
@@ -118,6 +121,8 @@ class FilesAhead:
         #: Files, and not how often.
         self._opened = 0
         self._hits = 0
+        #: Whether two were opened, and nothing is left to be fetched.
+        self._was_all = False
         #: Names that were fetched and not opened yet, with their sizes.
         self._unused: dict[bytes, int] = {}
         self._unused_bytes = 0
@@ -142,6 +147,8 @@ class FilesAhead:
             self._sort()
             for order in self._orders:
                 order.follow(self._first)
+            others = (other for other in self._names() if other not in (self._first, name))
+            self._was_all = self._first != name and all(size_of(other) is None for other in others)
         for order in self._orders:
             order.follow(name)
         names, limit = self._choose()
@@ -155,7 +162,13 @@ class FilesAhead:
     @property
     def is_of_use(self) -> bool:
         """Whether enough of what was fetched was opened, seeing that some is always ahead of who opens it."""
-        return GROWTH * self._hits > len(self._unused) or (self._is_expected and not self._unused)
+        is_used_up = (self._is_expected or self._was_all) and not self._unused
+        return is_used_up or GROWTH * self._hits > len(self._unused)
+
+    @property
+    def waiting(self) -> list[bytes]:
+        """What was fetched and not opened."""
+        return list(self._unused)
 
     @property
     def was_used(self) -> bool:

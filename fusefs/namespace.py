@@ -108,14 +108,13 @@ class Namespace:
         )
         self._resolver = Resolver(self._loader, placement, inodes)
         self._ahead = AttributesAhead(sources.spawn, self._resolver)
-        self._small_files = SmallFiles(sources, self._resolver, _numbers_in)
         self._merger = Merger(placement, self._changes, inodes, others_write=options.shared)
         self._listings = Listings(storage, sources.spawn, placement, self._merger, index)
         self._walks = Walks(
             sources.spawn,
             self._listings,
             self._resolver,
-            self._small_files,
+            SmallFiles(sources, self._resolver, _numbers_in),
             _numbers_in,
             # On a shared mount what is listed ahead again may be too old again by the time that it is read.
             max_age_seconds=math.inf if options.shared else options.revalidate_seconds,
@@ -201,7 +200,7 @@ class Namespace:
 
     def opened(self, file: File, *, fetch_ahead_bytes: int) -> None:
         """Note that a file was opened for reading; small ones that come next are fetched, as many bytes at most."""
-        self._small_files.opened(file, max_bytes=fetch_ahead_bytes)
+        self._walks.opens(file, max_bytes=fetch_ahead_bytes)
 
     # Changing
 

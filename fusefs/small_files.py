@@ -16,7 +16,7 @@ from typing import Final
 import trio
 
 from fusefs.content import ContentSources
-from fusefs.files_ahead import MAX_SIZE, FilesAhead
+from fusefs.files_ahead import FIRST_EXPECTED, FIRST_UNUSED, MAX_SIZE, FilesAhead
 from fusefs.inodes import Directory, File
 from fusefs.listed import ListedObject
 from fusefs.resolver import Resolver
@@ -86,7 +86,7 @@ class SmallFiles:
             self._expect(directory)
 
     def _expect(self, directory: Directory) -> None:
-        if not self._is_of_use or directory.files_ahead is not None:
+        if not self.is_of_use or directory.files_ahead is not None:
             return
         ahead = self._begin(directory)
         self._add(directory, ahead.expect(partial(_size_of, directory), max_bytes=self._max_bytes))
@@ -95,12 +95,13 @@ class SmallFiles:
         directory.files_ahead = FilesAhead(
             lambda: directory.children,
             self._numbers_in(directory),
-            is_expected=self._is_of_use,
+            on_trust=FIRST_EXPECTED if self.is_of_use else FIRST_UNUSED,
+            is_expected=self.is_of_use,
         )
         return directory.files_ahead
 
     @property
-    def _is_of_use(self) -> bool:
+    def is_of_use(self) -> bool:
         """Whether what was fetched was opened, in the last directory or, where that has just begun, the one before."""
         return any(ahead.is_of_use for ahead in (self._last, self._before) if ahead is not None)
 

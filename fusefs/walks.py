@@ -3,8 +3,9 @@
 Programs that do (`diff -r`, `cp -a`, `grep -r`) read the directories of a directory one after the other, and a listing
 each is what they wait for where there are few files in each. It is the same decision as for small files
 (`files_ahead`), made with less trust, because a listing is the dearest of all requests. Of a directory that is listed
-for who reads all files on the way, the first ones are fetched as well, and its first directories listed when it is
-read, and so is a listing made again that is too old to be read from. Nobody waits for it, and it fails silently.
+for who reads all files on the way, the first ones are fetched as well, and for who goes into the directories below each
+its first directories listed. A listing that is too old to be read from is made again. Nobody waits for it, and it fails
+silently.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import trio
 
 from fusefs.content import Spawn
 from fusefs.files_ahead import FilesAhead
-from fusefs.inodes import Directory
+from fusefs.inodes import Directory, File
 from fusefs.listed import ListedDirectory
 from fusefs.listings import Listings
 from fusefs.resolver import Resolver
@@ -57,10 +58,30 @@ class Walks:
         self._limiter = trio.CapacityLimiter(LIST_TASKS)
         #: What is known of the directory in which one was read last.
         self._last: FilesAhead | None = None
+        #: The one that was read last, and whether directories below such a one are read.
+        self._read: Directory | None = None
+        self._goes_below = True
+
+    def opens(self, file: File, *, max_bytes: int) -> None:
+        """Note that a file was opened for reading; `max_bytes` bounds what is fetched of those that come next."""
+        was_of_use = self._small_files.is_of_use
+        self._small_files.opened(file, max_bytes=max_bytes)
+        if self._small_files.is_of_use and not was_of_use:
+            for above in file.above():
+                self._expect_below(above)
+
+    def _expect_below(self, directory: Directory) -> None:
+        """Fetch the first files of the directories that were listed ahead before it was known that files are read."""
+        for name in directory.directories_ahead.waiting if directory.directories_ahead is not None else ():
+            below = directory.children.get(name)
+            if isinstance(below, Directory) and self._is_listed(below):
+                self._small_files.expect(below)
+                self._expect_below(below)
 
     def reads(self, directory: Directory) -> None:
         """Note that somebody reads the names in a directory, and begin to list those that come next."""
         parent = directory.parent
+        self._look_where(directory)
         if parent is None:
             return
         ahead = parent.directories_ahead
@@ -70,17 +91,29 @@ class Walks:
             ahead = self._begin(parent)
         self._last = ahead
         for name in ahead.opened(directory.name, partial(self._cost_of, parent), max_bytes=MAX_WAITING):
-            self._spawn(self._list, parent, name)
+            self._spawn(self._list, parent, name, self._goes_below and ahead.was_used)
+
+    def _look_where(self, directory: Directory) -> None:
+        if self._read is not None and directory.parent is self._read:
+            self._goes_below = True
+        elif self._read is not None and self._read is not directory and self._read.subdirectories:
+            self._goes_below = False
+        self._read = directory
 
     def has_read(self, directory: Directory) -> None:
         """Note that somebody has the names in a directory; what they will go into first is listed and fetched."""
         if directory.listed_at is None:
             return  # more names are on their way
         self._small_files.read(directory)
-        if self._last is None or not self._last.is_of_use or directory.directories_ahead is not None:
-            return
-        for name in self._begin(directory).expect(partial(self._cost_of, directory), max_bytes=MAX_WAITING):
-            self._spawn(self._list, directory, name)
+        if self._goes_below and self._last is not None and self._last.is_of_use:
+            self._list_below(directory)
+
+    def _list_below(self, directory: Directory) -> None:
+        if directory.directories_ahead is None:
+            for name in self._begin(directory).expect(
+                partial(self._cost_of, directory), max_bytes=MAX_WAITING
+            ):
+                self._spawn(self._list, directory, name, False)
 
     def _begin(self, parent: Directory) -> FilesAhead:
         parent.directories_ahead = FilesAhead(
@@ -91,13 +124,15 @@ class Walks:
         )
         return parent.directories_ahead
 
-    async def _list(self, parent: Directory, name: bytes) -> None:
+    async def _list(self, parent: Directory, name: bytes, is_with_those_below: bool) -> None:
         async with self._limiter:
             try:
                 directory = await self._resolver.resolve(parent, name)
                 if isinstance(directory, Directory):
                     await self._listings.ensure_listed(directory, max_age_seconds=self._max_age_seconds)
                     self._small_files.expect(directory)
+                    if is_with_those_below:
+                        self._list_below(directory)
             except Exception as error:  # of any kind: nobody has asked
                 _log.debug("%r could not be listed ahead: %s", name, error)
 

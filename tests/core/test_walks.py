@@ -12,6 +12,7 @@ from backends.errors import Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs.errors import NoSuchEntry
+from fusefs.files_ahead import FIRST_EXPECTED
 from fusefs.walks import LISTED_ON_TRUST
 from tests.core.tree import Tree, TreeOptions, open_tree
 from tests.support.faulty import FaultyStorage
@@ -172,3 +173,66 @@ async def test_who_reads_names_alone_from_now_on_pays_for_the_files_of_one_direc
             await trio.testing.wait_all_tasks_blocked()
         fetched = [request for request in storage.calls[before:] if request.verb is Verb.GET_RANGE]
         assert len(fetched) <= 6
+
+
+async def descend(tree: Tree, storage: FaultyStorage, directories: list[str], *, read: bool) -> list[int]:
+    """Go through directories and those below, depth first; return for how many requests each of the first waited."""
+    waited = []
+    for directory in directories:
+        before, seconds = len(storage.calls), trio.current_time()
+        waiting = [directory]
+        while waiting:
+            path = waiting.pop()
+            for name in await tree.names(path):
+                if name.startswith("s"):
+                    waiting.append(f"{path}/{name}")
+                elif read:
+                    await tree.read_file(f"{path}/{name}")
+        assert trio.current_time() == seconds
+        ours = [request for request in storage.calls[before:] if request.key.startswith(directory)]
+        waited.append(sum(request.verb in (Verb.LIST_PREFIX, Verb.GET_RANGE) for request in ours))
+        await trio.testing.wait_all_tasks_blocked()
+    return waited
+
+
+async def deep(directories: int, *names: str) -> FaultyStorage:
+    storage = FaultyStorage(MemoryStorage())
+    for number in range(directories):
+        for name in names:
+            await storage.put(f"d{number:02}/{name}", b"content")
+    storage.calls.clear()
+    return storage
+
+
+async def test_who_goes_into_what_is_below_finds_that_listed_and_its_first_files(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    storage = await deep(20, "f0", "f1", "s0/f0", "s0/f1", "s1/f0")
+    async with open_tree(storage, tmp_path) as tree:
+        waited = await descend(tree, storage, [f"d{number:02}" for number in range(20)], read=True)
+    assert waited[6:] == [0] * 14
+    assert len(asked(storage, Verb.LIST_PREFIX)) == len(set(asked(storage, Verb.LIST_PREFIX))) == 61
+    assert len(asked(storage, Verb.GET_RANGE)) == 100
+
+
+async def test_who_reads_directories_of_one_level_pays_for_few_below(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    storage = await deep(20, "f0", "s0/f0", "s1/f0")
+    async with open_tree(storage, tmp_path) as tree:
+        await walk(tree, storage, read=False)
+    assert len([key for key in asked(storage, Verb.LIST_PREFIX) if "/s" in key]) <= 2 * LISTED_ON_TRUST
+
+
+async def test_what_was_listed_before_it_was_known_that_files_are_read_has_its_first_files_fetched(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    storage = await filled(1, 1)
+    for directory in range(1, 6):
+        for file in range(40):
+            await storage.put(f"d{directory:02}/f{file:02}", b"content")
+    storage.calls.clear()
+    async with open_tree(storage, tmp_path) as tree:
+        waited = await walk(tree, storage, read=True)
+    assert waited[0] > 0
+    assert max(waited[2:]) <= 40 - FIRST_EXPECTED

@@ -129,3 +129,20 @@ def test_a_directory_with_little_in_it_hands_on_what_is_expected() -> None:
         ahead = FilesAhead(lambda: [b"only"], number_of, is_expected=is_expected)
         ahead.opened(b"only", lambda _: None, max_bytes=MUCH)
         assert ahead.is_of_use is is_expected
+
+
+@pytest.mark.parametrize(("others", "is_of_use"), [([], True), ([b"c", b"z"], False)])
+def test_who_has_opened_the_two_files_that_there_are_reads_them_all(
+    others: list[bytes], is_of_use: bool
+) -> None:
+    ahead = FilesAhead(lambda: [b"a", b"b", *others], number_of)
+    for name in (b"a", b"b"):
+        ahead.opened(name, lambda _: 1, max_bytes=0)
+    assert ahead.is_of_use is is_of_use
+
+
+def test_who_has_opened_the_only_file_twice_need_not_read_others() -> None:
+    ahead = FilesAhead(lambda: [b"a"], number_of)
+    for _ in range(2):
+        ahead.opened(b"a", lambda _: 1, max_bytes=0)
+    assert not ahead.is_of_use
