@@ -94,9 +94,8 @@ class IndexWriter:
         async with limiter:
             blocks = {}
             for directory in directories:
-                directory.is_indexed = directory.are_times_indexed = (
-                    True  # until it changes again, be it while this is written
-                )
+                # Until it changes again, be it while this is written.
+                directory.is_indexed = directory.are_times_indexed = True
                 block = await self._block(directory)
                 blocks[block.prefix] = block
             written = await self._index.update(shard, blocks, is_gone=self._is_gone, is_final=is_final)
