@@ -10,7 +10,6 @@ keys that end with a slash. Nothing is written.
 
 from __future__ import annotations
 
-import math
 import re
 import stat
 from collections.abc import Collection, Iterable
@@ -24,7 +23,7 @@ from fusefs.content import Version
 from fusefs.journal_format import InodeRecord, Position, StoredVersion
 from fusefs.keys import segment_of
 from fusefs.link_lists import list_of
-from fusefs.log_reader import NOWHERE
+from fusefs.log_reader import EVERYWHERE, NOWHERE
 from fusefs.object_writer import CONFLICTS_PREFIX
 from fusefs.placement import DETOURS_PREFIX, ORPHANS_PREFIX, ROOT_MARKER
 from fusefs.replay import Replay, Replayed
@@ -72,8 +71,8 @@ class LogObjects:
         found = await self._look_under(replayed, [*_names(replayed), *hidden])
         at_home = _keys_of(replayed, [replayed.last.path] if replayed.last.path is not None else [])
 
-        def age(each: OwnObject) -> tuple[Position, float, bool]:
-            told = replayed.versions.get(_stored(each.version), math.inf)
+        def age(each: OwnObject) -> tuple[Position, Position, bool]:
+            told = replayed.versions.get(_stored(each.version), EVERYWHERE)
             return each.marked_at, told, each.version.key in at_home
 
         return sorted(found, key=age, reverse=True)

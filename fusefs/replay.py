@@ -56,8 +56,8 @@ class Replayed:
     last: InodeRecord
     #: Every path that it had.
     paths: dict[tuple[bytes, ...], None] = field(default_factory=dict)
-    #: Every version that the bucket had of it, the last one at the end; with the number of the last record of each.
-    versions: dict[StoredVersion, int] = field(default_factory=dict)
+    #: Every version that the bucket had of it, the last one at the end; with the last batch that names each.
+    versions: dict[StoredVersion, Position] = field(default_factory=dict)
     #: The last that was said of its size, bytes and upload; None if it is nothing but attributes and names.
     size: int | None = None
     upload: UploadReference | None = None
@@ -98,15 +98,15 @@ class Replayed:
         """Return whether a record behind `position` has an upload, which a recovery may have completed."""
         return any(change.has_upload for change in self._changes if change.position > position)
 
-    def apply(self, position: Position, nth: int, record: InodeRecord, new_file: NewFile) -> None:
-        """Take in the next record, the `nth` of the log. Raises OSError of the local disk."""
+    def apply(self, position: Position, record: InodeRecord, new_file: NewFile) -> None:
+        """Take in the next record. Raises OSError of the local disk."""
         self.last = record
         if record.path is not None:
             self.paths.pop(record.path, None)
             self.paths[record.path] = None
         if record.version is not None:
             self.versions.pop(record.version, None)
-            self.versions[record.version] = nth
+            self.versions[record.version] = position
         number = list_of(record.metadata)
         if number is not None:
             self.lists.add(number)
@@ -167,27 +167,25 @@ class Replay:
 
     def __init__(self, new_file: NewFile) -> None:
         self._new_file = new_file
-        self._records = 0
         self.inodes: dict[str, Replayed] = {}
         self.leftovers: dict[StoredVersion, None] = {}
-        #: Objects that are somebody's, and look as one that was another's; each with the number of the record of that.
-        self._in_use: dict[StoredVersion, int] = {}
+        #: Objects that are somebody's, and look as one that was another's; each with the last batch that says so.
+        self._in_use: dict[StoredVersion, Position] = {}
 
     def apply(self, batch: Batch) -> None:
         """Take in the next batch. Raises OSError of the local disk."""
         for record in batch.records:
-            self._records += 1
             if isinstance(record, LeftoverRecord):
                 self.leftovers[record.version] = None
                 continue
             if isinstance(record, InUseRecord):
                 self.leftovers.pop(record.version, None)
-                self._in_use[record.version] = self._records
+                self._in_use[record.version] = batch.position
                 continue
             known = self.inodes.get(record.log_id)
             if known is None:
                 known = self.inodes[record.log_id] = Replayed(record)
-            known.apply(batch.position, self._records, record, self._new_file)
+            known.apply(batch.position, record, self._new_file)
 
     def is_in_use(self, version: StoredVersion) -> bool:
         """Return whether the log says that an object is somebody's by now who was not the first to have it."""
@@ -195,8 +193,6 @@ class Replay:
 
     def has(self, replayed: Replayed, version: StoredVersion) -> bool:
         """Return whether the bucket had the version of an inode, and nobody has got one since that looks the same."""
-        nth = replayed.versions.get(version)
-        if nth is None or nth > self._in_use.get(version, 0):
-            return nth is not None
-        # It may be this one that has got it, and was told of before that in the same batch.
-        return replayed.last.version == version and replayed.last.path is not None
+        told = replayed.versions.get(version)
+        # Whoever has got it is told of in the same batch, or later; who had it before, and has it no more, was before.
+        return told is not None and told >= self._in_use.get(version, told)

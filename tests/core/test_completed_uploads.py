@@ -309,3 +309,47 @@ async def test_two_uploads_one_of_which_is_where_the_other_has_an_object(
             assert {name: await tree.read_file(name) for name in expected} == expected
             await tree.publish_all()
     assert await stored(storage) == expected
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+async def test_an_object_of_which_the_log_says_that_it_was_that_of_another_file_before(
+    is_told: bool, tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two files of the same bytes, one after the other under the key of an upload.
+
+    The second one is in the bucket, and the log does not tell of it any more: it is not what the first one has left.
+    """
+    caplog.set_level(logging.CRITICAL)
+    storage = SmallPartsStorage()
+    faulty = FaultyStorage(storage)
+    async with open_tree(faulty, tmp_path / "1", NEXT) as tree:
+        handle = await tree.create("name")
+        await tree.write(handle, 0, BYTES)
+        await trio.sleep(0.01)
+        await tree.rename("name", "renamed")
+        await tree.filesystem.fsync(handle)
+        copying = faulty.hold(Verb.COPY)
+        second = await tree.create("name")
+        await tree.write(second, 0, BYTES)
+        await tree.filesystem.fsync(second)
+        await tree.close(second)
+        faulty.fail(AccessDenied, verb=Verb.PUT, key="keeps the log", times=math.inf)
+        await tree.write_file("keeps the log", b"bytes")
+        await tree.log.commit()
+        await tree.close(handle)
+        await copying.reached.wait()
+        if is_told:
+            tree.log.changed(await tree.find("renamed"))
+            await tree.log.commit()
+        copying.open()
+        for name in ("renamed", "name"):
+            await tree.publisher.publish(await tree.find(name))
+        handle = await tree.open("keeps the log")
+        for _ in range(2):
+            await tree.write(handle, 0, b"other")
+            await tree.filesystem.fsync(handle)
+    assert await stored(storage) == {"name": BYTES, "renamed": BYTES}
+    async with open_tree(storage, tmp_path / "2", NEXT) as tree:
+        assert await tree.names() == ["keeps the log", "name", "renamed"]
+        await tree.publish_all()
+    assert await stored(storage) == {"name": BYTES, "renamed": BYTES, "keeps the log": b"other"}
