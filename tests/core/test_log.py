@@ -665,3 +665,26 @@ async def test_the_names_of_a_file_are_told_together_after_a_crash_too(
         await tree.publish_all()
     async with open_tree(inner, tmp_path / "4", options(publishes=True)) as tree:
         assert await tree.find("a") is await tree.find("b")
+
+
+async def test_what_is_done_to_a_file_without_a_name_is_told_to_nobody(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Its attributes are its descriptors' alone; a log that told of them would be kept for that."""
+    storage = FaultyStorage(SmallPartsStorage())
+    async with open_tree(storage, tmp_path, options(publishes=True)) as tree:
+        assert isinstance(tree.log, committer.Committer)
+        handle = await tree.create("f")
+        number = (await tree.find("f")).number
+        await tree.publish_all()
+        await tree.unlink("f")
+        await tree.publish_all()
+        for change in (AttributeChanges(mtime_ns=5), AttributeChanges(mode=0o600)):
+            await tree.filesystem.setattr(number, change)
+        assert (await tree.filesystem.getattr(number)).attributes.mtime_ns == 5
+        await tree.publish_all()
+        assert tree.publisher.pending_inodes() == []
+        await tree.close(handle)
+        await tree.log.finish()
+        assert tree.log.is_empty
+        assert await stored(storage) == {}
