@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import replace
 from pathlib import Path
 
@@ -176,6 +177,50 @@ async def test_what_somebody_else_changes_is_a_file_of_its_own(
         await trio.sleep(61)
         await tree.names()
         assert [await tree.read_file(name) for name in (other, "c")] == [b"ours", b"theirs, too"]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "metadata"),
+    [
+        (b"longer", {}),
+        (b"new", {"mtime": "1800000000.000000000"}),
+        (b"old", {"mode": str(stat.S_IFIFO | 0o644)}),
+    ],
+    ids=["size", "time", "kind"],
+)
+async def test_what_somebody_else_writes_with_the_metadata_that_was_there(
+    theirs: bytes, metadata: dict[str, str], autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """There are tools that keep all of it: it says that the object is a name still, and the object that it is none."""
+    storage = MemoryStorage()
+    async with open_tree(storage, tmp_path / "1") as tree:
+        await tree.write_file("a", b"old")
+        await tree.link("a", "b")
+        await tree.publish_all()
+    was = (await storage.head("b")).metadata or {}
+    await storage.put("b", theirs, metadata={**was, **metadata})
+    for first, second in ("ab", "ba"):
+        async with open_tree(storage, tmp_path / f"2 {first}") as tree:
+            assert await tree.find(first) is not await tree.find(second)
+            assert [(await tree.find(name)).link_count for name in "ab"] == [1, 1]
+            assert await tree.read_file("a") == b"old"
+    assert (await storage.get_range("b")).data == theirs
+
+
+async def test_attributes_of_which_one_name_has_the_latest(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """A mount has died between two names, or somebody else knows of one alone: they are those of the file."""
+    storage = MemoryStorage()
+    async with open_tree(storage, tmp_path / "1") as tree:
+        await tree.write_file("a", b"old")
+        await tree.link("a", "b")
+        await tree.publish_all()
+    was = (await storage.head("b")).metadata or {}
+    later = {"mode": str(stat.S_IFREG | 0o600), "ctime": "1800000000.000000000"}
+    await storage.copy("b", "b", metadata={**was, **later})
+    for name in "ab":
+        async with open_tree(storage, tmp_path / f"2 {name}") as tree:
+            inode = await tree.find(name)
+            assert (inode.attributes.mode, inode.link_count) == (stat.S_IFREG | 0o600, 2)
 
 
 @pytest.mark.parametrize(
