@@ -15,6 +15,7 @@ from backends.memory import MemoryStorage
 from fusefs.attributes import to_metadata
 from fusefs.errors import NoSuchEntry, NoSuchInode, StaleFile
 from fusefs.filesystem import AttributeChanges, FilesystemOptions
+from fusefs.inodes import File
 from tests.core.tree import CALLER, TreeOptions, open_tree
 
 SHARED = TreeOptions(filesystem=FilesystemOptions(shared=True), revalidate_seconds=1.0)
@@ -61,6 +62,31 @@ async def test_attributes_that_another_host_changes(autojump_clock: MockClock, t
         await trio.sleep(INTERVAL)
         assert await one.find("f") is ours
         assert ours.attributes.mode == stat.S_IFREG | 0o600
+
+
+@pytest.mark.parametrize("is_forgotten", [False, True])
+async def test_attributes_that_another_host_changes_of_what_this_one_has_made(
+    is_forgotten: bool, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """When the store received that, nobody has told this host; so it asks what is there now."""
+    storage = MemoryStorage()
+    async with (
+        open_tree(storage, tmp_path / "1", replace(SHARED, mount_id="one")) as one,
+        open_tree(storage, tmp_path / "2", replace(SHARED, mount_id="two")) as two,
+    ):
+        await one.mkdir("d")
+        await one.write_file("f", b"")
+        numbers = [(await one.find(path)).number for path in ("d", "f")]
+        if is_forgotten:
+            await one.packer.pack_all()
+            assert not isinstance(one.root.children[b"f"], File)
+        for path, mode in (("d", 0o700), ("f", 0o600)):
+            await two.filesystem.setattr((await two.find(path)).number, AttributeChanges(mode=mode))
+        await trio.sleep(INTERVAL)
+        await one.names("d")
+        found = [await one.find(path) for path in ("d", "f")]
+        assert [stat.S_IMODE(inode.attributes.mode) for inode in found] == [0o700, 0o600]
+        assert [inode.number for inode in found] == numbers
 
 
 async def test_attributes_that_both_change(autojump_clock: MockClock, tmp_path: Path) -> None:
