@@ -377,6 +377,26 @@ async def test_what_happens_while_a_reader_follows_a_listing(
         puts.open()
 
 
+async def test_who_reads_a_directory_later_than_that_is_to_be_believed_waits_for_the_next_listing(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """One that takes that long has read its first pages long ago."""
+    storage = await filled(*(f"d/{key}" for key in LARGE))
+    async with half_listed(storage, tmp_path) as (tree, gate):
+        await storage.put("d/a", b"theirs")
+        await trio.sleep(61)
+        found: list[str] = []
+
+        async def list_again() -> None:
+            found.extend(await tree.names("d"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(list_again)
+            await trio.testing.wait_all_tasks_blocked()
+            gate.open()
+        assert sorted(found) == ["a", *LARGE]
+
+
 async def test_a_listing_that_fails_half_way(autojump_clock: MockClock, tmp_path: Path) -> None:
     """Whoever reads it learns that, and nothing is taken for all there is."""
     storage = await filled(*(f"f{number:04d}" for number in range(1_500)))

@@ -572,6 +572,20 @@ async def test_changed_times_on_their_way_are_no_foreign_change(
 # Implicit directories
 
 
+async def test_links_of_a_directory_are_counted_when_its_entries_are_known(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    """1 says that nobody has counted; 2 would say that there is no directory below, and find(1) would not look."""
+    async with open_tree(await filled("d/e/x", "d/f/x", "d/g"), tmp_path) as tree:
+        directory = await tree.find("d")
+        assert directory.link_count == 1
+        await tree.names("d")
+        assert directory.link_count == 4
+        await tree.mkdir("d/new")
+        await tree.unlink("d/g")
+        assert directory.link_count == 5
+
+
 async def test_an_implicit_directory_survives_its_last_file(autojump_clock: Clock, tmp_path: Path) -> None:
     """A common prefix of nothing is nothing in S3; in POSIX a directory stays until it is removed."""
     storage = await filled("d/a", "e/b")
@@ -1000,14 +1014,20 @@ class LargeDirectories(MemoryStorage):
 
 
 async def test_listings_that_take_longer_than_the_interval(autojump_clock: Clock, tmp_path: Path) -> None:
-    """A listing that is out of date when it is complete is an answer nevertheless: asking again would never end."""
+    """A listing that is out of date when it is complete is an answer nevertheless: asking again would never end.
+
+    So it is for as long again as it took, or whoever looks up one name after the other would wait each time.
+    """
     storage = LargeDirectories()
     await storage.put("file", b"")
     async with open_tree(storage, tmp_path, SHARED) as tree:
         with trio.fail_after(60):
             assert await tree.names() == ["file"]
-            await trio.sleep(2)
-            assert (await tree.find("file")).name == b"file"
+            for pause, listing_takes in ((2, 0), (2, 0), (2, 5)):
+                await trio.sleep(pause)
+                began = trio.current_time()
+                assert (await tree.find("file")).name == b"file"
+                assert trio.current_time() - began == pytest.approx(listing_takes)
 
 
 async def test_open_on_a_shared_mount_finds_what_is_there_now(autojump_clock: Clock, tmp_path: Path) -> None:

@@ -242,21 +242,26 @@ async def test_what_others_may_refer_to_stays(autojump_clock: MockClock, tmp_pat
         await tree.publish_all()
         await tree.link("linked", "link")
         await tree.publish_all()
+        await tree.write_file("linked before", b"")
+        await tree.link("linked before", "link before")
+        await set_large(tree, "linked before")
+        await tree.publish_all()
         await storage.copy("link", "copy")
+        await storage.copy("link before", "copy before")
         await storage.copy("moved", "moved by others")
         await storage.delete("moved")
-        await tree.unlink("linked")
-        await tree.unlink("link")
+        for name in ("linked", "link", "linked before", "link before"):
+            await tree.unlink(name)
         await storage.put("conflict", b"theirs")
         handle = await tree.open("conflict")
         await tree.write(handle, 0, b"ours")
         with suppress(StaleFile):
             await tree.close(handle)
         await trio.sleep(120)
-        assert await tree.names() == ["conflict", "copy", "moved by others"]
+        assert await tree.names() == ["conflict", "copy", "copy before", "moved by others"]
         await tree.publish_all()
     async with open_tree(storage, tmp_path / "2", LOGGED) as tree:
-        for name in ("copy", "moved by others"):
+        for name in ("copy", "copy before", "moved by others"):
             assert await get_large(tree, name) == LARGE
     assert await referred_to(storage) <= await xattr_objects(storage)
 
