@@ -538,6 +538,23 @@ async def test_what_is_not_known_for_certain_does_not_come_with_names(
         assert (await tree.find("second")).link_count == 2
 
 
+async def test_a_shared_mount_tells_no_more_than_names_from_a_listing_that_is_too_old(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    """The kernel would keep the attributes for as long again."""
+    storage = await filled(*(f"f{number:02d}" for number in range(30)))
+    options = TreeOptions(filesystem=FilesystemOptions(shared=True), revalidate_seconds=1.0)
+    async with open_tree(storage, tmp_path, options) as tree:
+        for name in await tree.names():
+            await tree.find(name)
+        handle = await tree.filesystem.opendir(1)
+        shown = await tree.filesystem.readdir(handle, 0, 10)
+        assert all(isinstance(entry, File) for _, entry, _ in shown)
+        await trio.sleep(1.1)
+        shown = await tree.filesystem.readdir(handle, 10, 10)
+        assert all(isinstance(entry, Outline) for _, entry, _ in shown)
+
+
 class Slow(FaultyStorage):
     """Every call takes a second."""
 

@@ -207,6 +207,32 @@ async def test_what_somebody_else_writes_with_the_metadata_that_was_there(
     assert (await storage.get_range("b")).data == theirs
 
 
+@pytest.mark.parametrize("replaced", "abc")
+async def test_the_other_names_stay_one_file_when_somebody_else_replaces_one(
+    replaced: str, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """The list of them is theirs, too."""
+    storage = MemoryStorage()
+    one, other = sorted({*"abc"} - {replaced})
+    async with open_tree(storage, tmp_path / "1") as tree:
+        await tree.write_file("a", b"old")
+        for name in "bc":
+            await tree.link("a", name)
+        await tree.publish_all()
+        await storage.put(replaced, b"theirs")
+        await trio.sleep(61)
+        await tree.names()
+        for _ in range(2):
+            assert await tree.find(one) is await tree.find(other)
+            assert (await tree.find(one)).link_count == 2
+            await tree.publish_all()
+            await trio.sleep(61)
+            await tree.names()
+    async with open_tree(storage, tmp_path / "2") as tree:
+        assert await tree.find(one) is await tree.find(other)
+        assert await tree.find(replaced) is not await tree.find(one)
+
+
 async def test_attributes_of_which_one_name_has_the_latest(autojump_clock: MockClock, tmp_path: Path) -> None:
     """A mount has died between two names, or somebody else knows of one alone: they are those of the file."""
     storage = MemoryStorage()

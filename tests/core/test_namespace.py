@@ -14,7 +14,7 @@ import pytest
 import trio
 import trio.testing
 
-from backends.base import IfMatch, ListPage, ObjectStorage
+from backends.base import IfMatch, ListPage, ObjectInfo, ObjectStorage
 from backends.errors import Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
@@ -258,6 +258,41 @@ async def test_a_name_that_somebody_removed_while_we_resolved_it_is_free(
         await tree.write_file("a", b"ours")
         await tree.publish_all()
     assert await stored(storage) == {"a": b"ours"}
+
+
+class LateAnswers(MemoryStorage):
+    """What HEAD finds is told when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found, self.told = trio.Event(), trio.Event()
+
+    async def head(self, key: str) -> ObjectInfo:
+        info = await super().head(key)
+        self.found.set()
+        await self.told.wait()
+        return info
+
+
+async def test_an_answer_that_comes_after_a_listing_without_the_name_brings_nothing_back(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    storage = LateAnswers()
+    await storage.put("d/a", b"x")
+    async with open_tree(storage, tmp_path) as tree:
+        storage.told.set()
+        directory = await tree.find("d")
+        await tree.names("d")
+        storage.found, storage.told = trio.Event(), trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ignoring(NoSuchEntry, tree.find), "d/a")
+            await storage.found.wait()
+            await storage.delete("d/a")
+            await trio.sleep(REVALIDATE)
+            handle = await tree.filesystem.opendir(directory.number)
+            assert await tree.filesystem.readdir(handle, 0, 10) == []
+            storage.told.set()
+        assert await tree.names("d") == []
 
 
 def ignoring(
