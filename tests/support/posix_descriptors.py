@@ -99,6 +99,55 @@ def ways_to_open(do: Calls) -> None:
     do(lambda: os.statvfs(".").f_namemax)
 
 
+def descriptors_of_paths_alone(do: Calls) -> None:
+    """O_PATH: what names a file, a link or a directory, and what can be done with no more than that."""
+    do.write_file("file")
+    do(os.mkdir, "d")
+    do.write_file("d/below")
+    do(os.symlink, "file", "link")
+    file, directory = do.open("file", os.O_PATH), do.open("d", os.O_PATH | os.O_DIRECTORY)
+    link = do.open("link", os.O_PATH | os.O_NOFOLLOW)
+
+    def link_path(path: int, target: str) -> None:
+        # With a directory's descriptor it is linkat(2), which follows the link in /proc; link(2) does not.
+        os.link(f"/proc/self/fd/{path}", target, src_dir_fd=directory, follow_symlinks=True)
+
+    do(lambda: os.readlink("", dir_fd=link))
+    do(lambda: os.stat("below", dir_fd=directory).st_size)
+    do(partial(os.open, "below", os.O_RDONLY | os.O_CREAT | os.O_EXCL, dir_fd=directory))
+    for path, target in ((file, "second"), (link, "second link"), (directory, "second d")):
+        do(link_path, path, target)
+    for call in (partial(os.ftruncate, file, 1), partial(os.fsync, file), partial(os.listdir, directory)):
+        do(call)
+    do(os.utime, f"/proc/self/fd/{file}", (1, 2))
+    do(os.unlink, "file")
+    writer = do.open(f"/proc/self/fd/{file}", os.O_RDWR)
+    do(os.write, writer, b"by its other name")
+    do(os.unlink, "second")
+    do.fstat(file)
+    do(link_path, file, "again")
+
+
+def copies_inside_the_system(do: Calls) -> None:
+    """copy_file_range(2) and sendfile(2), within a file and between two."""
+    do.write_file("a", b"0123456789" * 1_000)
+    do.write_file("b", b"b" * 100)
+    source, target = do.open("a", os.O_RDWR), do.open("b", os.O_RDWR)
+    read_only, appending = do.open("b", os.O_RDONLY), do.open("b", os.O_WRONLY | os.O_APPEND)
+    for count, start, end in ((100, 0, 50), (10_000, 9_990, 0), (100, 20_000, 0), (1 << 31, 0, 300_000)):
+        do(os.copy_file_range, source, target, count, start, end)
+    for end in (50, 5_000):
+        do(os.copy_file_range, source, source, 100, 0, end)
+    for other in (read_only, appending, do.open(".", os.O_RDONLY)):
+        do(os.copy_file_range, source, other, 10, 0, 0)
+    do(os.copy_file_range, appending, target, 10, 0, 0)
+    do(os.sendfile, target, source, 0, 300)
+    do.fstat(target)
+    do(os.pread, target, 64, 0)
+    for place in (0, 299_999, 400_000):
+        do(os.lseek, target, place, os.SEEK_DATA)
+
+
 def chains_of_links(do: Calls) -> None:
     """40 symbolic links are followed, and dangling ones where POSIX says so."""
     do.write_file("link 0")
@@ -157,6 +206,8 @@ DESCRIPTORS: Final[dict[str, Scenario]] = {
         descriptors_of_what_is_gone,
         limits,
         ways_to_open,
+        descriptors_of_paths_alone,
+        copies_inside_the_system,
         chains_of_links,
         renames_of_linked_files,
     )

@@ -155,6 +155,12 @@ def special_files(do: Calls) -> None:
     do(os.mknod, "file", stat.S_IFREG | 0o604)
     do(os.mknod, "file", stat.S_IFREG | 0o604)
     do(os.mknod, "directory", stat.S_IFDIR | 0o700)
+    do(os.mknod, "link", stat.S_IFLNK | 0o777)
+    do(os.mknod, "of no kind", 0o604)
+    do(os.mknod, "unknown", 0o170000 | 0o600)
+    do(os.mknod, "large", stat.S_IFCHR | 0o600, os.makedev(0xFFF, 0xFFFFF))
+    do(os.mknod, "whiteout", stat.S_IFCHR | 0o600, 0)
+    do(os.mkfifo, "set-ID fifo", 0o6777)
     do.close(do.open("fifo", os.O_WRONLY | os.O_NONBLOCK))
     reader = do.open("fifo", os.O_RDONLY | os.O_NONBLOCK)
     writer = do.open("fifo", os.O_WRONLY | os.O_NONBLOCK)
@@ -319,6 +325,32 @@ def renames(do: Calls) -> None:
     do(os.rename, "", "q")
 
 
+def renames_of_odd_paths(do: Calls) -> None:
+    """Slashes at the end, dots, and links where a directory should be."""
+    do.write_file("a")
+    do(os.mkdir, "d")
+    do(os.mkdir, "d/e")
+    do.write_file("d/e/f")
+    do(os.mkdir, "x")
+    do(os.symlink, "d", "to d")
+    do(os.symlink, "a", "to a")
+    for source, target in (
+        *(
+            ("a", "a/"),
+            ("a", "x/"),
+            ("d/", "d2"),
+            ("d2", "d/"),
+            ("d", "a"),
+            ("to d", "to d2"),
+            ("to d2/", "q"),
+        ),
+        *(("x", "to d2"), ("x", "to d2/"), ("to a", "a"), ("a", "to a"), ("d/e", "d/e/f"), ("d/e/f", "d/e")),
+        *(("d", "d/e/g"), ("..", "z"), ("x", ".."), ("x", "."), ("d/..", "z"), ("d/e/..", "z"), ("x", "x/")),
+        *(("d", "x"), ("/", "z"), ("x", "/"), ("x", ""), ("x/e/f", "x/e/f")),
+    ):
+        do(os.rename, source, target)
+
+
 def renames_with_flags(do: Calls) -> None:
     do.write_file("a", b"a")
     do(os.mkdir, "d")
@@ -430,6 +462,7 @@ ENTRIES: Final[dict[str, Scenario]] = {
         listing,
         listing_positions,
         renames,
+        renames_of_odd_paths,
         renames_with_flags,
         renames_of_what_is_in_use,
         hard_links,
