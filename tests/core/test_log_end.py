@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -20,19 +21,23 @@ from trio.testing import MockClock
 
 from backends.base import ObjectStorage, iterate_pages
 from backends.directory import DirectoryStorage
+from backends.intercepted import Verb
+from fusefs import committer
 from fusefs.errors import MountError
-from fusefs.journal_format import JOURNAL_PREFIX, Position, batch_key
+from fusefs.journal_format import JOURNAL_PREFIX, Position, batch_key, position_of
 from fusefs.lease_record import LogEnd
 from fusefs.log_repair import LogRepair
 from fusefs.stored_lease import LEASE_KEY
 from tests.core.history import History
 from tests.core.hosts import BUCKET, DISK, NEVER, RENEWED_SECONDS, Prefix
+from tests.core.logs import log_objects
 from tests.core.losses import LOG_ALONE, OPTIONS, look
-from tests.core.mortal import Death
+from tests.core.mortal import Death, Life
 from tests.core.small_parts import SmallPartsStorage
 from tests.core.test_log_crash import SMALL
 from tests.core.tree import bare_failures
 from tests.support.every_call import at_every_call, noted
+from tests.support.faulty import FaultyStorage
 
 pytestmark = pytest.mark.usefixtures("small_parts")
 
@@ -125,6 +130,47 @@ async def test_a_log_that_is_shorter_than_the_lease_says(
     history.resume(state)
     await prefix.live("a", history, look, OPTIONS, flags=flags)
     assert (await prefix.lease()).logs == ()
+
+
+async def test_a_mount_dies_in_the_middle_of_a_commit_of_several_batches(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lease tells of no batch that counts only with a later one: that one is missing, and nobody has removed it."""
+    prefix, history = await new_prefix(tmp_path, monkeypatch)
+
+    async def die_committing(history: History) -> None:
+        for path in FILES:
+            await history.create(path)
+        await history.commit()
+        monkeypatch.setattr(committer, "HEADS_SIZE", 1)
+        for path in FILES:
+            await history.chmod(path, 0o600)
+        async with trio.open_nursery() as nursery:
+            gate = faulty.hold(Verb.PUT, key=batch_key(Position(1, 2 + len(FILES))))
+            nursery.start_soon(history.tree.log.commit)
+            await gate.reached.wait()
+            await trio.sleep(RENEWED_SECONDS)
+            nursery.cancel_scope.cancel()
+
+    faulty = FaultyStorage(prefix.storage)
+    over = replace(prefix, over_bucket=lambda bucket: faulty)
+    life = Life()
+    with trio.CancelScope() as scope:
+        async with over.mounted("a", LOG_ALONE, life) as tree:
+            history.attend(tree)
+            await die_committing(history)
+            life.dead.set()
+            scope.cancel()
+    assert [position async for position in _sequences(prefix)] == [1, 2, 3, 4]
+    assert await told(prefix) == [LogEnd(1, 1)]
+    await prefix.check(history, "b")
+
+
+async def _sequences(prefix: Prefix) -> AsyncIterator[int]:
+    for key in await log_objects(prefix.storage):
+        position = position_of(key)
+        assert position is not None
+        yield position.sequence
 
 
 async def go_on(history: History) -> None:
