@@ -47,6 +47,9 @@ _log = logging.getLogger(__name__)
 COLLECTING_SHARE: Final = 0.5
 """Of `commit_interval`: how long written pages of open files stay with the kernel; the rest is the log's."""
 
+USUAL_SYNC_SECONDS: Final = 0.1
+"""In which the kernel has handed over its pages, unless those who write them have to wait for the store."""
+
 INDEX_PATIENCE_SECONDS: Final = 30.0
 """For how long the end of a mount waits for the index, which nothing depends on."""
 
@@ -308,17 +311,34 @@ class _Session:
         With no writer there are no such pages, and the descriptor of the call would only be in the way of umount(8).
         """
         while True:
-            await trio.sleep(self._config.mount.commit_interval_seconds * COLLECTING_SHARE)
+            await trio.sleep(self._collecting_seconds)
             if self._filesystem.has_writers:
-                try:
-                    await trio.to_thread.run_sync(sync_filesystem, self._mountpoint)
-                except OSError as error:
-                    _log.warning("the kernel's pages could not be fetched: %s", error.strerror)
-            try:
-                if self._committer is not None:
-                    await self._committer.commit()
-            except Exception as error:  # of any kind: who waits for a commit has it, and nobody does here
-                _log.warning("what was done without fsync is not in the log yet: %s", error)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._commit_meanwhile)
+                    try:
+                        await trio.to_thread.run_sync(sync_filesystem, self._mountpoint)
+                    except OSError as error:
+                        _log.warning("the kernel's pages could not be fetched: %s", error.strerror)
+                    nursery.cancel_scope.cancel()
+            await self._commit()
+
+    async def _commit_meanwhile(self) -> None:
+        """Let the log have everything else while the kernel cannot hand over its pages: who writes has to wait."""
+        await trio.sleep(USUAL_SYNC_SECONDS)
+        while True:
+            await self._commit()
+            await trio.sleep(self._collecting_seconds)
+
+    @property
+    def _collecting_seconds(self) -> float:
+        return self._config.mount.commit_interval_seconds * COLLECTING_SHARE
+
+    async def _commit(self) -> None:
+        try:
+            if self._committer is not None:
+                await self._committer.commit()
+        except Exception as error:  # of any kind: who waits for a commit has it, and nobody does here
+            _log.warning("what was done without fsync is not in the log yet: %s", error)
 
     async def drain(self) -> None:
         """Publish everything, the pages that only the kernel holds included. Raises why something was not."""
