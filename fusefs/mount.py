@@ -383,16 +383,17 @@ class _Session:
         in_log = self._committer is not None and self._committer.has_everything
         rescued = 0 if in_log else self._rescue()
         self._ended = True
-        if in_log and self._publisher.pending_inodes():
+        left = self.progress().pending_inodes
+        if in_log and left:
             error = (
-                f"{len(self._publisher.pending_inodes())} changes are in the log and not under their names yet;"
+                f"{left} changes are in the log and not under their names yet;"
                 f" the next mount of {self._config.store.url} publishes them"
             )
         elif rescued:
             error = (
                 f"{rescued} changed files could not be published; their bytes are in {self._cache.rescued}"
             )
-        elif self._publisher.pending_inodes() or self._publisher.statistics().leftovers:
+        elif left:
             error = "not every change of names and attributes could be published; the log says which"
         if error is None:
             await self._save_index()

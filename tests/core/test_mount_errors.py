@@ -9,6 +9,8 @@ from pathlib import Path
 import pyfuse3
 import pytest
 
+from backends.errors import AccessDenied
+from backends.memory import MemoryStorage
 from fusefs import mount
 from fusefs.config import Config
 from fusefs.errors import MountError
@@ -27,7 +29,7 @@ def config(tmp_path: Path) -> Config:
 
 
 def failing(error: Exception) -> Callable[..., object]:
-    async def run(*_: object) -> None:
+    async def run(*_: object, **__: object) -> None:
         raise error
 
     return run
@@ -77,3 +79,28 @@ async def test_what_was_written_is_rescued_from_a_defect(
         await mount.run_mount(config, lambda: None, tell_nobody)
     [rescued] = [path for path in (config.mount.cache_dir / "rescued").rglob("*") if path.is_file()]
     assert (rescued.name, rescued.read_bytes()) == ("file", b"precious")
+
+
+async def test_what_is_only_to_be_deleted_is_in_the_log_like_everything_else(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the store denies that, the next mount does it, and nobody has to look for what it was."""
+    monkeypatch.setattr(MemoryStorage, "delete", failing(AccessDenied("deletions are denied")))
+
+    async def remove_file() -> None:
+        filesystem = operations[0]._filesystem
+        _, handle = await filesystem.create(1, b"file", 0o644, os.O_WRONLY, Caller(uid=0, gid=0))
+        await filesystem.release(handle)
+        await filesystem._publisher.publish_all()
+        await filesystem.unlink(1, b"file")
+
+    operations: list[FuseOperations] = []
+    monkeypatch.setattr(pyfuse3, "init", lambda ours, *_: operations.append(ours))
+    monkeypatch.setattr(pyfuse3, "main", remove_file)
+    monkeypatch.setattr(pyfuse3, "close", lambda unmount: None)
+    monkeypatch.setattr(mount, "tune_process", lambda: None)
+    monkeypatch.setattr(mount, "tune_mount", lambda device: None)
+    with pytest.raises(
+        MountError, match=r"^1 changes are in the log and not under their names yet; the next"
+    ):
+        await mount.run_mount(config, lambda: None, tell_nobody)
