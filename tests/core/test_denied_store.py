@@ -5,9 +5,11 @@ What the calls say meanwhile is in `test_semantics_of_failures`; here it is what
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -21,9 +23,10 @@ from backends.errors import AccessDenied, AuthenticationFailed, StorageError, Th
 from backends.intercepted import InterceptedStorage, Request, T, Verb
 from backends.memory import MemoryStorage
 from backends.retrying import RetryingStorage, RetryPolicy
-from fusefs.committer import IDLE_SECONDS
+from fusefs.committer import IDLE_SECONDS, TRIM_BATCHES
 from fusefs.errno_boundary import errno_of
 from fusefs.journal_format import JOURNAL_PREFIX, Position, batch_key, position_of
+from fusefs.publisher import PublishOptions
 from tests.core.logs import batches, log_objects
 from tests.core.mortal import READING
 from tests.core.refusing import DELETING
@@ -43,6 +46,7 @@ class DenyingStorage(InterceptedStorage):
         super().__init__(inner)
         self.is_denied: Callable[[Request], bool] = lambda request: False
         self.denied: list[Request] = []
+        self.error: type[StorageError] = AccessDenied
 
     def allow(self) -> None:
         self.is_denied = lambda request: False
@@ -66,7 +70,7 @@ class DenyingStorage(InterceptedStorage):
         if not self.is_denied(request):
             return None
         self.denied.append(request)
-        return AccessDenied(f"{request.verb} {request.key!r} is denied")
+        return self.error(f"{request.verb} {request.key!r} is denied")
 
 
 def is_of_log(request: Request) -> bool:
@@ -116,6 +120,34 @@ async def test_batches_that_may_not_be_deleted(
         await end_well(tree, bucket, handles, b"000299")
 
 
+async def test_batches_of_an_earlier_mount_that_may_not_be_deleted(
+    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same, while there is something in the log all the time."""
+    bucket = MemoryStorage()
+    storage = DenyingStorage(bucket)
+    never = replace(LOGGED, publish=PublishOptions(delay_seconds=10 * HOUR, interval_seconds=10 * HOUR))
+    async with open_tree(storage, tmp_path / "lost", never) as tree:
+        handle = await tree.create("0")
+        for number in range(2 * TRIM_BATCHES):
+            await tree.write(handle, number, b"x")
+            await tree.filesystem.fsync(handle)
+    storage.is_denied = lambda request: request.verb in DELETING and is_of_log(request)
+    async with open_tree(storage, tmp_path / "next", LOGGED) as tree:
+        await tree.publish_all()
+        handle = await tree.create("1")
+        for number in range(120):
+            await tree.write(handle, number, b"x")
+            await tree.filesystem.fsync(handle)
+            await trio.sleep(1)
+        lines = [record for record in caplog.records if "the log is not trimmed" in record.getMessage()]
+        assert 1 <= len(lines) <= 10
+        storage.allow()
+        await tree.close(handle)
+        await trio.sleep(60)
+        assert await batches(bucket) == []
+
+
 @pytest.mark.parametrize("later_seconds", [0, IDLE_SECONDS / 2])
 @pytest.mark.parametrize("verb", [Verb.DELETE_MANY, Verb.PUT])
 async def test_the_log_of_an_idle_mount_is_emptied_after_an_outage(
@@ -156,21 +188,33 @@ async def test_a_log_that_somebody_has_taken_over_is_left_alone(
         assert told.startswith("the term of this mount is over")
 
 
+@pytest.mark.parametrize(
+    ("error", "number"), [(AccessDenied, errno.EACCES), (AuthenticationFailed, errno.EIO)]
+)
 async def test_a_log_that_is_denied_for_an_hour(
-    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    error: type[StorageError],
+    number: int,
+    tmp_path: Path,
+    autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Each fsync says so at once, no writer waits, few lines tell it, and then the log has all of it."""
+    """Where the store denies the log to a mount (rights that were taken away, credentials that have expired), fsync
+    says so at once, EACCES or EIO, and again; no writer waits, and what was written goes into the log when that is
+    allowed again.
+    """
     bucket = MemoryStorage()
     storage = DenyingStorage(bucket)
     async with writing(storage, tmp_path, 10) as (tree, handles):
         storage.is_denied = lambda request: request.verb is Verb.PUT and is_of_log(request)
+        storage.error = error
         caplog.clear()
-        for number in range(int(HOUR) // 10):
-            handle = handles[number % 10]
+        for turn in range(int(HOUR) // 10):
+            handle = handles[turn % 10]
             with trio.fail_after(2):
                 await tree.write(handle, 0, b"behind")
-                with pytest.raises(AccessDenied):
+                with pytest.raises(error) as failure:
                     await tree.filesystem.fsync(handle)
+            assert errno_of(failure.value) == number
             await trio.sleep(8)
         lines = [record for record in caplog.records if record.name == "fusefs.journal"]
         assert 1 <= len(lines) <= 62
