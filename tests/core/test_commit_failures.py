@@ -14,13 +14,13 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from backends.errors import StorageError, Unavailable
+from backends.errors import NotFound, StorageError, Unavailable
 from backends.intercepted import Verb
 from backends.retrying import RetryingStorage, RetryPolicy
 from fusefs import committer, content
 from fusefs.errno_boundary import errno_of
 from fusefs.errors import LeaseLost
-from fusefs.journal_format import Batch, Position, encode
+from fusefs.journal_format import Batch, Position, batch_key, encode
 from fusefs.log_reader import LogReader
 from fusefs.publisher import PublishOptions
 from tests.core.history import History, state_of
@@ -214,6 +214,22 @@ async def test_the_place_of_a_batch_in_doubt_is_taken_by_somebody_else(
             await tree.filesystem.fsync(handle)
         with pytest.raises(LeaseLost):
             await tree.create("another")
+
+
+async def test_a_batch_in_doubt_that_somebody_removes_is_not_acknowledged(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Its place was occupied a moment ago, by whatever it was; who empties a log has taken over."""
+    inner = SmallPartsStorage()
+    storage = FaultyStorage(inner)
+    async with open_tree(storage, tmp_path / "mount", LOG_ALONE) as tree:
+        handle = await tree.create("file")
+        storage.fail(Unavailable, verb=Verb.PUT, answer_lost=True)
+        with pytest.raises(Unavailable):
+            await tree.filesystem.fsync(handle)
+        storage.fail(NotFound, verb=Verb.GET_RANGE, key=batch_key(Position(1, 1)))
+        with pytest.raises(LeaseLost):
+            await tree.filesystem.fsync(handle)
 
 
 @pytest.mark.parametrize("options", [LOG_ALONE, LOGGED], ids=["log alone", "published"])
