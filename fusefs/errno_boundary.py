@@ -21,6 +21,7 @@ import trio
 
 from backends import errors as storage
 from fusefs import errors
+from fusefs.request_turns import handled
 
 _log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def errno_boundary(
     @functools.wraps(handler)
     async def guarded(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
-            return await handler(*args, **kwargs)
+            return await handled(handler(*args, **kwargs))
         except pyfuse3.FUSEError:
             raise  # a handler's own answer
         except BaseException as error:
@@ -119,7 +120,7 @@ def silent_boundary(
     @functools.wraps(handler)
     async def guarded(*args: _P.args, **kwargs: _P.kwargs) -> None:
         try:
-            await handler(*args, **kwargs)
+            await handled(handler(*args, **kwargs))
         except BaseException as error:
             _answer(handler.__name__, error)
 

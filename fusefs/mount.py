@@ -34,6 +34,7 @@ from fusefs.inodes import File
 from fusefs.kernel_tuning import tune_mount, tune_process
 from fusefs.mountpoints import check_mountpoint, sync_filesystem
 from fusefs.operations import FuseOperations, KernelOptions
+from fusefs.request_turns import Trio
 from fusefs.stage_budget import StageBudget
 from fusefs.start_progress import StartProgress
 from fusefs.status import LastComplaint, Requests, Status, document, identity_of, starting_document
@@ -255,6 +256,7 @@ class _Session:
                 raise
 
     def _mount(self) -> None:
+        pyfuse3.trio = Trio  # type: ignore[attr-defined]
         try:
             pyfuse3.init(self._operations, str(self._mountpoint), set(self._options()))
         except RuntimeError as error:
