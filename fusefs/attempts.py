@@ -23,7 +23,7 @@ from fusefs.link_lists import metadata_of
 from fusefs.object_writer import ObjectWriter, has_to_go_up
 from fusefs.placement import Placement
 from fusefs.publish_queue import PublishQueue
-from fusefs.uploads import MovedMeanwhile
+from fusefs.upload_rounds import MovedMeanwhile
 
 _log = logging.getLogger(__name__)
 

@@ -5,10 +5,8 @@ growing size above. A stream may begin while the file is still being written: wh
 has moved on, it goes up in the background (`advance`). A large file that changed in places is a patch: its dirty
 ranges are uploaded, and the store copies the rest from the base (`fusefs.upload_plan`).
 
-Either way the object must be one whole version, and writers do not stop for an upload. So an upload works in rounds:
-it sends what is missing, looks which parts were written again since they were read (`Content.unsent`), sends those
-again under their numbers, and completes when, with no await in between, there is none and the log has all of the
-file. After `FREE_ROUNDS` of it the writers of this file wait for the last round.
+Either way the object must be one whole version, and writers do not stop for an upload: it goes in rounds
+(`fusefs.upload_rounds`).
 
 Bytes leave the stage when the budget of what is under way has room for them (`backends.byte_budget`). Who holds some of
 it waits for the store alone: a commit of the log may wait for the parts of any stream, and these for room.
@@ -47,11 +45,9 @@ from fusefs.link_lists import metadata_of
 from fusefs.object_copy import begun_upload
 from fusefs.open_upload import Flush, OpenUpload, SentPart
 from fusefs.upload_plan import CopyRange, Multipart, Plan, UploadRange, plan
+from fusefs.upload_rounds import FREE_ROUNDS, FileWasCut, check_name
 
 _log = logging.getLogger(__name__)
-
-FREE_ROUNDS: Final = 3
-"""Rounds of an upload before the writers of its file have to wait."""
 
 RESTARTS: Final = 3
 """How often a publication begins a new upload where the one that it has begun is gone, or was given wrong bytes."""
@@ -65,10 +61,6 @@ STAGED_AT_ONCE: Final = 64 * MIB
 WriterFactory: TypeAlias = Callable[
     [str, Metadata, OnStored], AbstractAsyncContextManager[BufferedMultipartWriter]
 ]
-
-
-class MovedMeanwhile(Exception):
-    """An inode has lost the name under which its object was about to appear; the log may never have told of that."""
 
 
 class _Stream:
@@ -190,7 +182,7 @@ class _Stream:
                 await self._feed(writer, content.size)
             if self._fed == content.size and not content.unsent and not self._log.is_behind(self._file):
                 if not (writer.sent and self._is_left_behind() and self._is_told()):
-                    _check_name(self._file, self.key)
+                    check_name(self._file, self.key)
                 return
             self._check_not_cut()
             await self._send_again(writer)
@@ -207,7 +199,7 @@ class _Stream:
 
     def _check_not_cut(self) -> None:
         if self._fed > self._content.size:
-            raise _FileWasCut
+            raise FileWasCut
 
     async def _complete(self, writer: BufferedMultipartWriter, mode: PutMode) -> Version:
         size = self._content.size
@@ -373,7 +365,7 @@ class Uploads:
                     stream = await self._stream_for(file, target, metadata)
                     file.state.storing = (target, stream.metadata)
                     return await stream.finish(mode), stream.metadata
-                except _FileWasCut:
+                except FileWasCut:
                     # The parts that went up do not fit any more; the next plan is for the shorter file.
                     cuts += 1
                 except (UploadNotFound, InvalidPart, DamagedCache) as error:
@@ -432,7 +424,7 @@ class Uploads:
             if stream.key == target and stream.usable:
                 return stream
             await stream.give_up()
-        _check_name(file, target)
+        check_name(file, target)
         await _stage_all(file.content)
         file.content.give_back()
         return self._begin_stream(file, target, metadata)
@@ -484,10 +476,10 @@ class Uploads:
                     await self._log.commit()
                     replanned = self._plan(content)
                     if not content.unsent and replanned == planned and not self._log.is_behind(file):
-                        _check_name(file, target)
+                        check_name(file, target)
                         break
                     if not isinstance(replanned, Multipart) or not patch.fits(replanned):
-                        raise _FileWasCut
+                        raise FileWasCut
                     planned = replanned
                 size = content.size
                 with content.being_replaced():
@@ -496,17 +488,6 @@ class Uploads:
                     return version
         finally:
             content.release_writers()
-
-
-def _check_name(file: File, key: str) -> None:
-    """Raise `MovedMeanwhile` if an object would appear where the log may not tell of the file.
-
-    Renames do not wait for its batches. Below the reserved prefix a recovery looks for all that is ours, and each
-    record tells under which key the bucket has the file.
-    """
-    known = [file.path_key, file.version.key if file.version is not None else None]
-    if not key.startswith(RESERVED_PREFIX) and not (file.linked and key in known):
-        raise MovedMeanwhile(f"{key!r} is not the name of its file any more")
 
 
 class _Patch:
@@ -572,10 +553,6 @@ class _Patch:
                 part.number, self._base.key, part.start, part.end - part.start, if_match=self._base.etag
             )
         return await self._upload.upload_part(part.number, await self._content.obtain(part.start, part.end))
-
-
-class _FileWasCut(Exception):
-    """The file has become so much shorter that what went up of it is of no use."""
 
 
 async def _stage_all(content: Content) -> None:
