@@ -11,7 +11,7 @@ import pytest
 from backends import rules
 from backends.base import GIB, KIB, Limits
 from backends.memory import MemoryStorage
-from fusefs import block_checksums, content, uploads
+from fusefs import block_checksums, content, stream, uploads
 from tests.core.tree import TreeOptions
 
 PART: Final = 8 * KIB
@@ -48,7 +48,7 @@ def tree_options(**changes: object) -> TreeOptions:
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every size that goes with S3's limits smaller by the same factor."""
     monkeypatch.setattr(rules, "S3_LIMITS", LIMITS)
-    monkeypatch.setattr(uploads, "LAG", KIB)
+    monkeypatch.setattr(stream, "LAG", KIB)
     monkeypatch.setattr(uploads, "STAGED_AT_ONCE", 64 * KIB)
     monkeypatch.setattr(content, "FETCH_SIZE", 4 * KIB)
     monkeypatch.setattr(block_checksums, "BLOCK_SIZE", KIB)

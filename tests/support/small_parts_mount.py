@@ -16,7 +16,18 @@ from backends import base, rules
 from backends.base import GIB, KIB, Limits, ObjectStorage
 from backends.errors import Unavailable
 from backends.intercepted import InterceptedStorage, Request, T
-from fusefs import assembly, block_checksums, committer, content, options, prefetch, stage, stores, uploads
+from fusefs import (
+    assembly,
+    block_checksums,
+    committer,
+    content,
+    options,
+    prefetch,
+    stage,
+    stores,
+    stream,
+    uploads,
+)
 from fusefs.cli import main
 from fusefs.options import Store
 
@@ -52,7 +63,7 @@ def let_store_fail(share: float) -> None:
 if __name__ == "__main__":
     base.S3_LIMITS = rules.S3_LIMITS = LIMITS  # type: ignore[misc, attr-defined]
     assembly.DEFAULT_PART_SIZE, assembly.PART_MEMORY = 8 * KIB, 64 * KIB  # type: ignore[misc]
-    uploads.LAG, uploads.STAGED_AT_ONCE = KIB, 64 * KIB  # type: ignore[misc]
+    stream.LAG, uploads.STAGED_AT_ONCE = KIB, 64 * KIB  # type: ignore[misc]
     content.FETCH_SIZE, content.PIECE_SIZE = 4 * KIB, 2 * KIB  # type: ignore[misc]
     block_checksums.BLOCK_SIZE = prefetch.BLOCK_SIZE = KIB  # type: ignore[misc]
     prefetch.FIRST_WINDOW, prefetch.MAX_GAP = 4 * KIB, 8 * KIB  # type: ignore[misc]
