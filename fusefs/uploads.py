@@ -1,11 +1,8 @@
-"""How the bytes of one file go up: as a stream, or as a patch of the version that is there.
+"""How the bytes of one file go up: as a stream, or as a patch of the version that is there; and one upload at a time.
 
 A file that is new, small or mostly rewritten is a stream (`fusefs.stream`), which may begin while the file is still
-being written. A large file that changed in places is a patch: its dirty ranges are uploaded, and the store copies the
-rest from the base (`fusefs.upload_plan`).
-
-Either way the object must be one whole version, and writers do not stop for an upload: it goes in rounds
-(`fusefs.upload_rounds`).
+being written. A large file that changed in places is a patch (`fusefs.patches`). Either way writers do not stop for it;
+where they cut the file so much that what went up is of no use, or somebody aborts the upload, another begins.
 
 Bytes leave the stage when the budget of what is under way has room for them (`backends.byte_budget`). Who holds some of
 it waits for the store alone: a commit of the log may wait for the parts of any stream, and these for room.
@@ -18,12 +15,9 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
-from itertools import count
 from typing import Final
 
-import trio
-
-from backends.base import CREATE_ONLY, MIB, Metadata, MultipartUpload, ObjectStorage, Part, PutMode
+from backends.base import CREATE_ONLY, MIB, Metadata, ObjectStorage, PutMode
 from backends.byte_budget import ByteBudget
 from backends.errors import InvalidPart, UploadNotFound
 from backends.multipart import BufferedMultipartWriter, OnStored, open_writer
@@ -32,9 +26,8 @@ from fusefs.content import Content, Spawn, Version
 from fusefs.errors import DamagedCache, StaleFile
 from fusefs.inodes import File
 from fusefs.link_lists import metadata_of
-from fusefs.object_copy import begun_upload
+from fusefs.patches import Patches
 from fusefs.stream import Stream, has_first_part
-from fusefs.upload_plan import CopyRange, Multipart, Plan, UploadRange, plan
 from fusefs.upload_rounds import FREE_ROUNDS, FileWasCut, check_name
 
 _log = logging.getLogger(__name__)
@@ -66,8 +59,9 @@ class Uploads:
         self._in_flight = ByteBudget(bytes_in_flight)
         #: Uploads of files that are still being written: with more of them, none would be done sooner.
         self._max_streams = bytes_in_flight // part_size
-        #: Copies of parts under way, which take no memory.
-        self._copies = trio.CapacityLimiter(self._max_streams)
+        self._patches = Patches(
+            storage, log, self._in_flight, part_size=part_size, copies_at_once=self._max_streams
+        )
         self._streams: dict[File, Stream] = {}
         #: Files whose upload is being finished: no other may take what is unsent of them.
         self._finishing: set[File] = set()
@@ -114,9 +108,9 @@ class Uploads:
                 if cuts >= FREE_ROUNDS:
                     content.hold_writers()
                 try:
-                    planned = self._plan(content)
-                    if isinstance(planned, Multipart) and _copies(planned):
-                        return await self._patch(file, target, planned, mode, metadata), metadata
+                    planned = self._patches.plan(content)
+                    if planned is not None:
+                        return await self._patches.publish(file, target, planned, mode, metadata), metadata
                     stream = await self._stream_for(file, target, metadata)
                     file.state.storing = (target, stream.metadata)
                     return await stream.finish(mode), stream.metadata
@@ -200,114 +194,6 @@ class Uploads:
             on_stored=on_stored,
         )
 
-    # Patches
-
-    def _plan(self, content: Content) -> Plan:
-        base_size = content.base_limit if content.base is not None else None
-        return plan(
-            content.size,
-            content.dirty,
-            base_size,
-            part_size=self._part_size,
-            limits=self._storage.limits,
-            can_copy=self._storage.capabilities.copy_part,
-        )
-
-    async def _patch(
-        self, file: File, target: str, planned: Multipart, mode: PutMode, metadata: Metadata
-    ) -> Version:
-        content = file.content
-        base = content.base
-        assert base is not None, "only a base can be copied from"
-        content.give_back()
-        try:
-            async with begun_upload(self._storage, target, metadata) as upload:
-                patch = _Patch(content, base, upload, self._in_flight, self._copies)
-                for upload_round in count(1):
-                    if upload_round > FREE_ROUNDS:
-                        content.hold_writers()
-                    await patch.send(planned)
-                    await self._log.commit()
-                    replanned = self._plan(content)
-                    if not content.unsent and replanned == planned and not self._log.is_behind(file):
-                        check_name(file, target)
-                        break
-                    if not isinstance(replanned, Multipart) or not patch.fits(replanned):
-                        raise FileWasCut
-                    planned = replanned
-                size = content.size
-                with content.being_replaced():
-                    version = Version(target, await upload.complete(patch.parts, mode=mode), size)
-                    content.published(version)
-                    return version
-        finally:
-            content.release_writers()
-
-
-class _Patch:
-    """Parts of one upload, some sent from the stage and some copied from the base, by number."""
-
-    def __init__(
-        self,
-        content: Content,
-        base: Version,
-        upload: MultipartUpload,
-        in_flight: ByteBudget,
-        copies: trio.CapacityLimiter,
-    ) -> None:
-        self._content = content
-        self._base = base
-        self._upload = upload
-        self._in_flight = in_flight
-        self._copies = copies
-        self._sent: dict[int, UploadRange | CopyRange] = {}
-        self._stored: dict[int, Part] = {}
-
-    @property
-    def parts(self) -> list[Part]:
-        """What the store has, in order of number."""
-        return [part for _, part in sorted(self._stored.items())]
-
-    def fits(self, planned: Multipart) -> bool:
-        """Return whether each part that was sent has a number in the new plan: some stores refuse to leave one out."""
-        return len(self._sent) <= len(planned.parts)
-
-    async def send(self, planned: Multipart) -> None:
-        """Send the parts that are new in the plan, and those that were written again since they were sent."""
-        failures: list[Exception] = []
-        async with trio.open_nursery() as nursery:
-            for part in planned.parts:
-                if self._sent.get(part.number) != part or (
-                    isinstance(part, UploadRange) and self._content.unsent.intersect(part.start, part.end)
-                ):
-                    self._sent[part.number] = part
-                    # One waits at a time: those of other files need not queue behind all of these.
-                    await nursery.start(self._send_one, part, failures)
-        if failures:
-            raise failures[0]
-
-    async def _send_one(
-        self,
-        part: UploadRange | CopyRange,
-        failures: list[Exception],
-        *,
-        task_status: trio.TaskStatus[None],
-    ) -> None:
-        is_copied = isinstance(part, CopyRange)
-        try:
-            async with self._copies if is_copied else self._in_flight.hold(part.end - part.start):
-                task_status.started()
-                self._stored[part.number] = await self._store(part)
-        except Exception as error:  # of any kind: the nursery would make a group of it
-            failures.append(error)
-
-    async def _store(self, part: UploadRange | CopyRange) -> Part:
-        if isinstance(part, CopyRange):
-            return await self._upload.copy_part(
-                part.number, self._base.key, part.start, part.end - part.start, if_match=self._base.etag
-            )
-        return await self._upload.upload_part(part.number, await self._content.obtain(part.start, part.end))
-
 
 async def _stage_all(content: Content) -> None:
     """Fetch what is missing, many GETs at once; a disk that has no room for it gets it part by part later."""
@@ -320,7 +206,3 @@ async def _stage_all(content: Content) -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-
-
-def _copies(planned: Multipart) -> bool:
-    return any(isinstance(part, CopyRange) for part in planned.parts)
