@@ -17,11 +17,12 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 from backends.base import Data
 from backends.errors import StorageError, is_outage
-from fusefs.attributes import Attributes, fresh, nearest_time
+from fusefs.attribute_changes import AttributeChanges, with_owner_and_mode, with_times, without_set_id_bits
+from fusefs.attributes import Attributes, fresh
 from fusefs.change_log import ChangeLog
 from fusefs.clock import Clock
 from fusefs.errors import (
@@ -76,20 +77,6 @@ class Caller:
 
     uid: int
     gid: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttributeChanges:
-    """What setattr(2)'s family asks for; None leaves a value as it is. Times are nanoseconds."""
-
-    mode: int | None = None
-    uid: int | None = None
-    gid: int | None = None
-    size: int | None = None
-    atime_ns: int | None = None
-    mtime_ns: int | None = None
-    #: Only of a kernel that keeps times: what it has shown already.
-    ctime_ns: int | None = None
 
 
 class Filesystem:
@@ -242,29 +229,19 @@ class Filesystem:
         return inode
 
     def _set_times(self, inode: Inode, changes: AttributeChanges, now_ns: int) -> None:
-        """Set the times; ctime moves as well, and alone where nothing is to be set (chown(2) to nobody)."""
-        given: dict[str, Any] = {
-            name: nearest_time(value)
-            for name in ("atime_ns", "mtime_ns", "ctime_ns")
-            if (value := getattr(changes, name)) is not None
-        }
-        if given or changes == AttributeChanges():
-            inode.attributes = replace(inode.attributes.changed(now_ns), **given)
-            if inode.linked:
-                self._changes.touched(inode)
+        attributes = with_times(inode.attributes, changes, now_ns)
+        if attributes is None:
+            return
+        inode.attributes = attributes
+        if inode.linked:
+            self._changes.touched(inode)
 
     def _set_owner_and_mode(self, inode: Inode, changes: AttributeChanges, now_ns: int) -> None:
-        if changes.mode is None and changes.uid is None and changes.gid is None:
+        attributes = with_owner_and_mode(
+            inode.attributes, changes, now_ns, kernel_keeps_times=self._options.kernel_keeps_times
+        )
+        if attributes is None:
             return
-        attributes = inode.attributes
-        if changes.size is None or not self._options.kernel_keeps_times:
-            attributes = attributes.changed(now_ns)  # else that was done where the kernel has done it
-        if changes.mode is not None:
-            attributes = replace(attributes, mode=attributes.kind | stat.S_IMODE(changes.mode))
-        if changes.uid is not None:
-            attributes = replace(attributes, uid=changes.uid)
-        if changes.gid is not None:
-            attributes = replace(attributes, gid=changes.gid)
         inode.attributes = attributes
         if inode.linked:
             inode.state.attributes_changed = True
@@ -292,7 +269,7 @@ class Filesystem:
             self.check_writable()
         if flags & os.O_TRUNC:
             await self._truncate(file, 0, self._clock.realtime_ns())
-            _drop_set_id_bits(file, caller)
+            file.attributes = without_set_id_bits(file.attributes, caller.uid)
         if flags & os.O_ACCMODE == os.O_RDONLY:
             self._namespace.opened(file, fetch_ahead_bytes=self._read_ahead)
         return self._open(file, flags)
@@ -551,19 +528,6 @@ def _check_has_content(file: File) -> None:
     _check_not_stale(file)
     if not file.linked and not file.handles:
         raise NoSuchInode(f"inode {file.number} was removed, and its content with it")
-
-
-def _drop_set_id_bits(file: File, caller: Caller) -> None:
-    """Take away what would let a program that somebody else writes run as its owner.
-
-    For every other change the kernel asks for it by itself.
-    """
-    mode = file.attributes.mode
-    if caller.uid != 0 and mode & stat.S_ISUID:
-        mode &= ~stat.S_ISUID
-    if caller.uid != 0 and mode & stat.S_ISGID and mode & stat.S_IXGRP:
-        mode &= ~stat.S_ISGID
-    file.attributes = replace(file.attributes, mode=mode)
 
 
 def _has_its_name(file: File) -> bool:

@@ -15,10 +15,11 @@ from typing import Final
 
 import pyfuse3
 
+from fusefs.attribute_changes import AttributeChanges
 from fusefs.entry_attributes import entry_attributes, missing_entry, outlined_entry
 from fusefs.errno_boundary import errno_boundary, silent_boundary
 from fusefs.errors import NoSuchEntry
-from fusefs.filesystem import AttributeChanges, Caller, Filesystem
+from fusefs.filesystem import Caller, Filesystem
 from fusefs.inodes import Inode
 from fusefs.namespace import Outline
 from fusefs.xattr_calls import XattrCalls

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeAlias
 
-from fusefs.filesystem import AttributeChanges
+from fusefs.attribute_changes import AttributeChanges
 from tests.core.tree import CALLER, Tree
 
 Change: TypeAlias = Callable[[Tree, int, int], Coroutine[Any, Any, object]]

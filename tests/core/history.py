@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
-from fusefs.filesystem import RENAME_EXCHANGE, AttributeChanges
+from fusefs.attribute_changes import AttributeChanges
+from fusefs.filesystem import RENAME_EXCHANGE
 from fusefs.inodes import Directory, File, Symlink
 from tests.core.tree import Tree
 

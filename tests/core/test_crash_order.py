@@ -22,8 +22,9 @@ from backends.base import ObjectStorage
 from backends.errors import StorageError, Unavailable
 from backends.intercepted import Request, T
 from backends.retrying import RetryingStorage, RetryPolicy
+from fusefs.attribute_changes import AttributeChanges
 from fusefs.attributes import to_metadata
-from fusefs.filesystem import RENAME_EXCHANGE, AttributeChanges
+from fusefs.filesystem import RENAME_EXCHANGE
 from tests.core.small_parts import PART, SmallPartsStorage, tree_options
 from tests.core.tree import Tree, open_tree, stored, stored_metadata
 from tests.support.every_call import at_every_call

@@ -19,6 +19,7 @@ from backends.base import KIB, MIB
 from backends.errors import Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
+from fusefs.attribute_changes import AttributeChanges
 from fusefs.attributes import to_metadata
 from fusefs.errors import (
     BadHandle,
@@ -31,7 +32,7 @@ from fusefs.errors import (
     ReadOnlyFilesystem,
     StaleFile,
 )
-from fusefs.filesystem import MAX_FILE_SIZE, AttributeChanges, Caller, Filesystem, FilesystemOptions
+from fusefs.filesystem import MAX_FILE_SIZE, Caller, Filesystem, FilesystemOptions
 from fusefs.inodes import ROOT_NUMBER, File
 from fusefs.namespace import Outline
 from fusefs.publisher import PublishOptions

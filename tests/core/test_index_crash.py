@@ -15,8 +15,9 @@ import trio
 from trio.testing import MockClock
 
 from backends.memory import MemoryStorage
+from fusefs.attribute_changes import AttributeChanges
 from fusefs.attributes import Attributes
-from fusefs.filesystem import AttributeChanges, FilesystemOptions
+from fusefs.filesystem import FilesystemOptions
 from fusefs.inodes import Directory, Inode, Symlink
 from tests.core.mortal import Death, MortalStorage
 from tests.core.tree import Tree, TreeOptions, open_tree

@@ -19,8 +19,9 @@ from trio.testing import MockClock
 import fusefs
 from backends.intercepted import InterceptedStorage, Request, T, Verb
 from backends.memory import MemoryStorage
+from fusefs.attribute_changes import AttributeChanges
 from fusefs.attributes import to_metadata
-from fusefs.filesystem import RENAME_EXCHANGE, AttributeChanges
+from fusefs.filesystem import RENAME_EXCHANGE
 from fusefs.inodes import Inode
 from tests.core.tree import CALLER, Tree, TreeOptions, open_tree, stored
 from tests.support.faulty import FaultyStorage

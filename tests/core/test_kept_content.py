@@ -16,9 +16,9 @@ from backends.base import KIB, MIB
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs import kept_content
+from fusefs.attribute_changes import AttributeChanges
 from fusefs.block_checksums import BLOCK_SIZE
 from fusefs.errors import DamagedCache
-from fusefs.filesystem import AttributeChanges
 from fusefs.kept_format import KeptVersion
 from fusefs.stage_budget import StageBudget
 from tests.core.small_disk import refuse_holes

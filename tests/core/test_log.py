@@ -17,9 +17,10 @@ from backends.base import CREATE_ONLY, KIB, Capabilities
 from backends.errors import AccessDenied
 from backends.intercepted import InterceptedStorage, Request, T, Verb
 from fusefs import committer, content
+from fusefs.attribute_changes import AttributeChanges
 from fusefs.change_log import LOG_KEY
 from fusefs.extents import Extent
-from fusefs.filesystem import RENAME_EXCHANGE, AttributeChanges
+from fusefs.filesystem import RENAME_EXCHANGE
 from fusefs.journal import MAX_IN_FLIGHT
 from fusefs.journal_format import (
     JOURNAL_PREFIX,

@@ -19,8 +19,8 @@ from backends.errors import AccessDenied, InvalidKey, Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs import committer
+from fusefs.attribute_changes import AttributeChanges
 from fusefs.content import PIECE_SIZE
-from fusefs.filesystem import AttributeChanges
 from fusefs.journal_format import JOURNAL_PREFIX
 from fusefs.publisher import PublishOptions
 from fusefs.stored_lease import LEASE_KEY

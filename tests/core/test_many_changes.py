@@ -18,8 +18,8 @@ from backends.base import KIB, ObjectStorage
 from backends.errors import AccessDenied, InvalidRequest
 from backends.intercepted import InterceptedStorage, Request, T, Verb
 from fusefs import committer
+from fusefs.attribute_changes import AttributeChanges
 from fusefs.committer import HEAD_SIZE, Committer
-from fusefs.filesystem import AttributeChanges
 from fusefs.journal import MAX_IN_FLIGHT
 from fusefs.journal_format import JOURNAL_PREFIX, decode, position_of
 from tests.core.history import History

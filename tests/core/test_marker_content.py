@@ -11,8 +11,8 @@ from trio.testing import MockClock
 
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
+from fusefs.attribute_changes import AttributeChanges
 from fusefs.errors import DirectoryNotEmpty
-from fusefs.filesystem import AttributeChanges
 from fusefs.object_writer import CONFLICTS_PREFIX
 from tests.core.tree import Tree, TreeOptions, open_tree, stored, stored_metadata
 from tests.support.faulty import FaultyStorage

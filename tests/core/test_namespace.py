@@ -19,6 +19,7 @@ from backends.errors import Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from backends.prefixed import PrefixedStorage
+from fusefs.attribute_changes import AttributeChanges
 from fusefs.attributes import to_metadata
 from fusefs.errors import (
     CrossesReserved,
@@ -33,7 +34,7 @@ from fusefs.errors import (
     NotADirectory,
     StaleFile,
 )
-from fusefs.filesystem import RENAME_EXCHANGE, RENAME_NOREPLACE, AttributeChanges, FilesystemOptions
+from fusefs.filesystem import RENAME_EXCHANGE, RENAME_NOREPLACE, FilesystemOptions
 from fusefs.inodes import Directory, File, Special, Symlink
 from fusefs.resolver import RESOLVE_TASKS
 from tests.core.tree import CALLER, Tree, TreeOptions, open_tree, stored, stored_metadata

@@ -12,8 +12,9 @@ from trio.testing import MockClock
 from backends.errors import Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
+from fusefs.attribute_changes import AttributeChanges
 from fusefs.errors import CrossesReserved, EntryExists
-from fusefs.filesystem import RENAME_EXCHANGE, AttributeChanges
+from fusefs.filesystem import RENAME_EXCHANGE
 from fusefs.inodes import Directory
 from tests.core.tree import CALLER, Tree, TreeOptions, open_tree, stored, stored_metadata
 from tests.support.faulty import FaultyStorage

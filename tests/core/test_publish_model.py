@@ -24,8 +24,9 @@ from backends.base import KIB, ObjectStorage
 from backends.errors import Unavailable
 from backends.intercepted import InterceptedStorage, Request, T
 from backends.retrying import RetryingStorage
+from fusefs.attribute_changes import AttributeChanges
 from fusefs.errors import FilesystemError
-from fusefs.filesystem import RENAME_EXCHANGE, AttributeChanges
+from fusefs.filesystem import RENAME_EXCHANGE
 from fusefs.inodes import Directory
 from fusefs.link_lists import LINK_KEY, metadata_of
 from tests.core.small_parts import SmallPartsStorage, tree_options

@@ -16,9 +16,10 @@ from backends.base import NO_METADATA, OVERWRITE, Data, Metadata, ObjectStorage,
 from backends.errors import AccessDenied, QuotaExceeded, Unavailable
 from backends.intercepted import InterceptedStorage, Request, T, Verb
 from backends.memory import MemoryStorage
+from fusefs.attribute_changes import AttributeChanges
 from fusefs.burst import MAX_SECONDS, QUIET_SECONDS
 from fusefs.errors import StaleFile
-from fusefs.filesystem import RENAME_EXCHANGE, AttributeChanges
+from fusefs.filesystem import RENAME_EXCHANGE
 from fusefs.object_writer import CONFLICTS_PREFIX
 from fusefs.publish_queue import RETRY_SECONDS
 from tests.core.small_parts import PART, SmallPartsStorage, tree_options

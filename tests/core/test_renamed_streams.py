@@ -18,7 +18,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from backends.base import KIB
 from backends.errors import Unavailable
 from backends.intercepted import Verb
-from fusefs.filesystem import RENAME_EXCHANGE, AttributeChanges
+from fusefs.attribute_changes import AttributeChanges
+from fusefs.filesystem import RENAME_EXCHANGE
 from tests.core.logs import batches, log_objects
 from tests.core.small_parts import LIMITS, PART, SmallPartsStorage, tree_options
 from tests.core.tree import Tree, open_tree, stored

@@ -12,9 +12,10 @@ import trio
 from trio.testing import MockClock
 
 from backends.memory import MemoryStorage
+from fusefs.attribute_changes import AttributeChanges
 from fusefs.attributes import to_metadata
 from fusefs.errors import NoSuchEntry, NoSuchInode, StaleFile
-from fusefs.filesystem import AttributeChanges, FilesystemOptions
+from fusefs.filesystem import FilesystemOptions
 from fusefs.inodes import File
 from tests.core.tree import CALLER, TreeOptions, open_tree
 

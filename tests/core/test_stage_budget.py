@@ -15,7 +15,8 @@ from backends.base import KIB, MIB, Data, RangeResult
 from backends.errors import AccessDenied, Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
-from fusefs.filesystem import AttributeChanges, FilesystemOptions
+from fusefs.attribute_changes import AttributeChanges
+from fusefs.filesystem import FilesystemOptions
 from fusefs.kept_content import KeptContent
 from fusefs.stage_budget import StageBudget
 from tests.core.small_disk import disk_use, limit_disk, refuse_holes

@@ -17,8 +17,9 @@ from backends.errors import PreconditionFailed, Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs import index_writer
+from fusefs.attribute_changes import AttributeChanges
 from fusefs.attributes import Attributes, Defaults, to_metadata
-from fusefs.filesystem import RENAME_EXCHANGE, AttributeChanges, FilesystemOptions
+from fusefs.filesystem import RENAME_EXCHANGE, FilesystemOptions
 from fusefs.index_writer import INTERVAL_SECONDS
 from fusefs.inodes import Directory, Symlink
 from fusefs.tree_index import shard_key, shard_of

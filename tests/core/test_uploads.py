@@ -20,9 +20,9 @@ from backends.base import KIB, MIB, Capabilities, Limits, ObjectStorage
 from backends.errors import AccessDenied, StorageError, Unavailable, UploadNotFound
 from backends.intercepted import InterceptedStorage, Request, T, Verb
 from fusefs import committer, content
+from fusefs.attribute_changes import AttributeChanges
 from fusefs.content import Content
 from fusefs.errors import StaleFile
-from fusefs.filesystem import AttributeChanges
 from fusefs.journal_format import JOURNAL_PREFIX
 from fusefs.object_writer import CONFLICTS_PREFIX
 from fusefs.publisher import PublishOptions
