@@ -21,9 +21,9 @@ from trio.testing import MockClock
 from backends.base import ObjectStorage
 from backends.intercepted import InterceptedStorage, Request, T
 from tests.core.history import History
+from tests.core.losses import check, live, look
 from tests.core.mortal import READING, Death
 from tests.core.small_parts import PART, SmallPartsStorage
-from tests.core.test_log_crash import check, live, look
 
 pytestmark = pytest.mark.usefixtures("small_parts")
 
