@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -25,6 +27,24 @@ def test_read_ahead_is_raised(new_mount: NewMount) -> None:
     backing = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}")
     assert int((backing / "read_ahead_kb").read_text()) == READ_AHEAD_KIB
     assert int((backing / "max_ratio").read_text()) == MAX_RATIO_PERCENT
+
+
+@pytest.mark.parametrize("flags", [[], ["--shared"]], ids=["default", "shared"])
+def test_the_kernel_takes_writes_alone_but_on_a_shared_mount(flags: list[str], new_mount: NewMount) -> None:
+    """It needs no daemon for them: that one is stopped."""
+    mount = new_mount("memory://", *flags).mount()
+    with (mount.path / "file").open("wb", buffering=0) as file:
+        file.write(b"1")  # which the kernel asks something for
+        writing = threading.Thread(target=file.write, args=[b"2"])
+        os.kill(mount.pid, signal.SIGSTOP)
+        try:
+            writing.start()
+            writing.join(1 if flags else 60)
+            assert writing.is_alive() == bool(flags)
+        finally:
+            os.kill(mount.pid, signal.SIGCONT)
+            writing.join()
+    assert (mount.path / "file").read_bytes() == b"12"
 
 
 @pytest.fixture
