@@ -658,3 +658,43 @@ async def test_the_time_of_a_directory_in_which_something_has_changed(
         assert await found(tree, "d") == before
         await tree.names("d")
         assert await found(tree, "d") == before
+
+
+async def test_a_directory_that_nobody_has_looked_up_since_a_crash(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """It stays in doubt, however often the index is written meanwhile."""
+    storage = Seconds()
+    async with open_tree(storage, tmp_path / "1", INDEXED) as tree:
+        await tree.mkdir("d", 0o711)
+        await tree.end()
+    storage.now_ns += SECOND
+    marker = await storage.head("d/")
+    killed = {**(marker.metadata or {}), "mode": str(stat.S_IFDIR | 0o700)}
+    await storage.copy("d/", "d/", metadata=killed)
+    for number in (2, 3):
+        storage.now_ns += SECOND
+        options = replace(INDEXED, follows_crash=number == 2)
+        async with open_tree(storage, tmp_path / f"{number}", options) as tree:
+            storage.now_ns += SECOND
+            await tree.write_file(f"f{number}", b"")
+            await tree.end()
+    async with open_tree(storage, tmp_path / "4", INDEXED) as tree:
+        assert stat.S_IMODE((await tree.find("d")).attributes.mode) == 0o700
+
+
+async def test_a_directory_that_another_host_has_changed_before_a_shared_mount_began(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """The index of the one that knew it before does not say, and is not believed."""
+    storage = Seconds()
+    shared = replace(INDEXED, filesystem=FilesystemOptions(shared=True))
+    async with open_tree(storage, tmp_path / "1", shared) as tree:
+        await tree.mkdir("d", 0o711)
+        await tree.end()
+    storage.now_ns += SECOND
+    marker = await storage.head("d/")
+    theirs = {**(marker.metadata or {}), "mode": str(stat.S_IFDIR | 0o700)}
+    await storage.copy("d/", "d/", metadata=theirs)
+    async with open_tree(storage, tmp_path / "2", shared) as tree:
+        assert stat.S_IMODE((await tree.find("d")).attributes.mode) == 0o700

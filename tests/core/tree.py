@@ -257,7 +257,8 @@ async def open_tree(
 
 
 def _assembled(sources: ContentSources, log: ChangeLog, options: TreeOptions) -> Tree:
-    index = TreeIndex(sources.storage, sources.spawn, options.defaults) if options.index else None
+    others_write = options.filesystem.shared
+    index = TreeIndex(sources.storage, sources.spawn, options.defaults, others_write=others_write)
     assembly_options = AssemblyOptions(
         mount_id=options.mount_id,
         defaults=options.defaults,
@@ -267,7 +268,9 @@ def _assembled(sources: ContentSources, log: ChangeLog, options: TreeOptions) ->
         part_size=options.part_size,
         bytes_in_flight=options.parts_in_flight * options.part_size,
     )
-    assembled = assembly.assemble(sources, log, index, TrioTime(), assembly_options)
+    assembled = assembly.assemble(
+        sources, log, index if options.index else None, TrioTime(), assembly_options
+    )
     parts = {part.name: getattr(assembled, part.name) for part in fields(assembled)}
     return Tree(storage=sources.storage, log=log, **parts)
 
