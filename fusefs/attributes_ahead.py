@@ -118,7 +118,7 @@ class RollingWindow:
         name = next(iter(self._waiting))
         landed = self._under_way[name] = self._waiting.pop(name)
         try:
-            await self._resolver.resolve(self._directory, name)
+            await self._resolver.learn(self._directory, name)
         except Exception as error:  # of any kind: it is for whoever looks the entry up
             self._failed.add(name)
             _log.debug("the attributes of %r cannot be had ahead: %s", name, error)

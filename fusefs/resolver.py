@@ -41,13 +41,22 @@ class Resolver:
                 raise NoSuchEntry(f"{name!r} does not exist")
             if isinstance(child, Inode) and not child.is_doubtful:
                 return child
-            if isinstance(child, Inode):
-                work = partial(self._reload, child)
-            elif self._remember(directory, name, child):
-                continue
-            else:
-                work = partial(self._resolve_now, directory, name, child)
-            await self._resolving.run((directory, name), work)
+            await self._find_out(directory, name, child)
+
+    async def learn(self, directory: Directory, name: bytes) -> None:
+        """Ask for what only a request tells of an entry. One of which everything is known becomes no inode by this."""
+        while costs_a_request(directory, name):
+            await self._find_out(directory, name, directory.children[name])
+
+    async def _find_out(self, directory: Directory, name: bytes, child: Child) -> None:
+        """Do the next that it takes to have the inode of an entry."""
+        if isinstance(child, Inode):
+            work = partial(self._reload, child)
+        elif self._remember(directory, name, child):
+            return
+        else:
+            work = partial(self._resolve_now, directory, name, child)
+        await self._resolving.run((directory, name), work)
 
     async def resolve_many(self, directory: Directory, names: Iterable[bytes]) -> None:
         """Resolve those of the names that still exist, several at once. Raises what the store raises."""

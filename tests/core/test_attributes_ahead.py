@@ -14,6 +14,7 @@ from backends.errors import AccessDenied, Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs.inodes import File
+from fusefs.listed import ListedObject
 from fusefs.look_ahead import MAX_GAP, MAX_WINDOW
 from fusefs.namespace import Outline
 from fusefs.resolver import RESOLVE_TASKS
@@ -120,3 +121,23 @@ async def test_what_fails_ahead_is_the_error_of_who_looks_it_up(
             await tree.find("f050")
         storage.heal()
         assert isinstance(await tree.find("f050"), File)
+
+
+async def test_what_was_looked_up_and_forgotten_before_its_turn_is_no_inode_again(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    """Nobody refers to it; and all that is to be known of it is known."""
+    storage = await filled()
+    names = FILES[: RESOLVE_TASKS + 8]
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.names()
+        first = storage.hold(Verb.HEAD, times=RESOLVE_TASKS)
+        tree.namespace.attributes_ahead(tree.root).go_on_with(name.encode() for name in names)
+        await first.reached.wait()
+        await wait_all_tasks_blocked()
+        inode = await tree.filesystem.lookup(1, names[-1].encode())
+        tree.filesystem.forget([(inode.number, 1)])
+        first.open()
+        await wait_all_tasks_blocked()
+        assert isinstance(tree.root.children[names[-2].encode()], File)
+        assert isinstance(tree.root.children[names[-1].encode()], ListedObject)
