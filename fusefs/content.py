@@ -11,9 +11,9 @@ Three sets of byte ranges tell where each byte is. `present` bytes are in the st
 with `take`, which removes them from `unsent`; a write puts them back. Whoever completes an upload looks, with no
 `await` between, whether `unsent` is empty inside what it sent: then the object is one whole version of the file.
 
-Blocks that came from the bucket have checksums (`fusefs.block_checksums`) and are compared with them whenever they are
-read: what the local disk has damaged is not present any more, is reported, and fetched again. What an earlier mount
-has kept of the base (`fusefs.kept_content`) becomes present when the file is first touched, and is checked as well.
+`fusefs.staged_bytes` has what is present, and notices what the local disk has damaged: that is not present any more,
+is reported, and fetched again. What an earlier mount has kept of the base (`fusefs.kept_content`) becomes present when
+the file is first touched, and is checked as well.
 
     blocks with a checksum  are inside  present without dirty    (invariant 4)
 
@@ -38,9 +38,9 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from backends.base import KIB, MIB, Data, ObjectStorage
+from backends.base import MIB, Data, ObjectStorage
 from backends.errors import NotFound, PreconditionFailed, RangeNotSatisfiable
-from fusefs.block_checksums import BlockChecksums, enclosing
+from fusefs.block_checksums import enclosing
 from fusefs.errors import DamagedCache, StaleFile
 from fusefs.extents import Extent, ExtentSet
 from fusefs.kept_content import KeptContent
@@ -48,6 +48,7 @@ from fusefs.open_upload import Flush, OpenUpload
 from fusefs.prefetch import SequentialDetector
 from fusefs.stage import Stage, StageFile
 from fusefs.stage_budget import StageBudget
+from fusefs.staged_bytes import StagedBytes
 
 _log = logging.getLogger(__name__)
 
@@ -56,12 +57,6 @@ FETCH_SIZE: Final = 4 * MIB
 
 DAMAGED_READS: Final = 3
 """How often one read fetches again what the local disk has damaged, before it is an error."""
-
-
-PIECE_SIZE: Final = 64 * KIB
-"""Bytes that are looked at together for whether they are all zeros."""
-
-_ZEROS: Final = bytes(PIECE_SIZE)
 
 
 class Spawn(Protocol):
@@ -108,12 +103,11 @@ class Content:
 
     def __init__(self, sources: ContentSources, *, base: Version | None = None) -> None:
         self._sources = sources
-        self._file = sources.stage.new_file()
+        self._staged = StagedBytes(sources.stage.new_file(), ExtentSet())
         self._fetching: list[_Fetch] = []
         self.base = base
         self.size = base.size if base else 0
         self.base_limit = self.size
-        self.present = ExtentSet()
         self.dirty = ExtentSet()
         self.unsent = ExtentSet()
         self.resized = False
@@ -128,9 +122,6 @@ class Content:
         self._writable: trio.Event | None = None
         self._replaced: trio.Event | None = None
         self._pins = 0
-        #: Which ranges of `FETCH_SIZE` were used, the last one at the end. What is in none of them is evicted last.
-        self._used: dict[int, None] = {}
-        self.checksums = BlockChecksums()
         self._is_untouched = base is not None
         self._damage_reported = False
         self._missing_are_zeros = False
@@ -149,13 +140,18 @@ class Content:
         """Return a content with `written` bytes in `file` already; the others, up to `base_limit`, are the base's."""
         content = cls(sources, base=base)
         content._is_untouched = False
-        content._file = file
+        content._staged = StagedBytes(file, written)
         content.size = content.logged_size = size
         content.base_limit = base_limit
-        content.present, content.dirty, content.unsent = written, written.copy(), written.copy()
+        content.dirty, content.unsent = written.copy(), written.copy()
         content.resized = base is None or size != base.size
         content._note_staged()
         return content
+
+    @property
+    def present(self) -> ExtentSet:
+        """Which bytes are staged."""
+        return self._staged.present
 
     @property
     def changed(self) -> bool:
@@ -165,12 +161,12 @@ class Content:
     @property
     def detached(self) -> bool:
         """Whether every byte is staged and was seen to be right, so that the base is not needed any more."""
-        return self.present.covers(0, self.base_limit) and self.checksums.all_proved
+        return self._staged.present.covers(0, self.base_limit) and self._staged.checksums.all_proved
 
     @property
     def is_bare(self) -> bool:
         """Whether the bucket has all bytes and the local disk none, and nobody fetches any."""
-        return self.base is not None and not (self.changed or self.present or self._fetching)
+        return self.base is not None and not (self.changed or self._staged.present or self._fetching)
 
     def write(self, offset: int, data: Data) -> None:
         """Put bytes into the stage; beyond the end the file grows, with zeros in between.
@@ -180,13 +176,13 @@ class Content:
         self._take_over_kept()
         view = memoryview(data)
         while view:
-            end = offset + self._file.write(offset, view)
+            end = offset + self._staged.file.write(offset, view)
             if offset > self.size:
                 self._mark_written(self.size, offset)
             self._mark_written(offset, end)
             if end > self.size:
                 self._resize(end)
-            self._note_use(offset, end)
+            self._staged.note_use(offset, end, self.size)
             view = view[end - offset :]
             offset = end
             self._note_staged()
@@ -195,9 +191,8 @@ class Content:
         """Cut the file, or let it grow with zeros."""
         self._take_over_kept()
         if size < self.size:
-            self._forget_checksums(size, self.size)
-            self._file.truncate(size)
-            for extents in (self.present, self.dirty, self.unsent, self.unlogged):
+            self._staged.truncate(size, self.size)
+            for extents in (self.dirty, self.unsent, self.unlogged):
                 extents.truncate(size)
             self.base_limit = min(self.base_limit, size)
             self.cut = size if self.cut is None else min(self.cut, size)
@@ -212,8 +207,8 @@ class Content:
 
         Raises `DamagedCache` where the disk has damaged clean ones, which have to be fetched again then.
         """
-        is_whole = self._missing_are_zeros or self.present.covers(start, min(end, self.size))
-        data = self._staged(start, end) if is_whole else None
+        is_whole = self._missing_are_zeros or self._staged.present.covers(start, min(end, self.size))
+        data = self._read_checked(start, end) if is_whole else None
         if data is None:
             raise DamagedCache(f"staged bytes between {start} and {end} were damaged")
         self.unsent.remove(start, end)
@@ -221,20 +216,11 @@ class Content:
 
     def staged(self, start: int, end: int) -> Iterator[tuple[Extent, bytes | None]]:
         """Yield a range of present bytes in pieces; None in the place of bytes is a piece of zeros."""
-        for data_start, data_end in self._file.data_in(start, end):
-            if start < data_start:
-                yield Extent(start, data_start), None
-            for piece_start in range(data_start, data_end, PIECE_SIZE):
-                piece = Extent(piece_start, min(piece_start + PIECE_SIZE, data_end))
-                data = self._file.read(piece.start, piece.length)
-                yield piece, None if data == _ZEROS[: piece.length] else data
-            start = data_end
-        if start < end:
-            yield Extent(start, end), None
+        return self._staged.pieces(start, end)
 
     def staged_bytes(self, start: int, end: int) -> int:
         """Return how many bytes of a range `staged` yields at most, those of zeros left out."""
-        return self._file.allocated_in(start, end)
+        return self._staged.file.allocated_in(start, end)
 
     def note_unlogged(self, start: int, end: int) -> None:
         """Note that the log has to be given what the file has of a range."""
@@ -313,27 +299,8 @@ class Content:
         """
         if self._pins or self.base is None:
             return
-        goal = self._file.allocated - wanted
-        for unit in list(self._used) if goal > 0 else []:
-            if self._file.allocated <= goal:
-                break
-            start, end = unit * FETCH_SIZE, (unit + 1) * FETCH_SIZE
-            self._drop_clean(start, min(end, self.base_limit))
-            if not self.present.intersect(start, end):
-                del self._used[unit]
-        else:
-            if not self.dirty:
-                self._file.discard()
-            self._drop_clean(0, self.base_limit)
+        self._staged.evict(wanted, self.dirty, self.base_limit)
         self._note_staged()
-
-    def _drop_clean(self, start: int, end: int) -> None:
-        for gap in self.dirty.gaps(start, end):
-            for clean in self.present.intersect(*gap):
-                if not self._file.give_back(clean.start, clean.length):
-                    return
-                self.present.remove(*clean)
-                self.checksums.forget(*clean)
 
     def keep(self, used_at_ns: int, deadline: float) -> None:
         """Leave what is clean to later mounts, at the end of this one; the content is of no use after it.
@@ -342,37 +309,29 @@ class Content:
         is written to the disk.
         """
         base = self.base
-        if base is None or self.changed or (self._file.is_in_memory and time.monotonic() >= deadline):
+        if base is None or self.changed or (self._staged.file.is_in_memory and time.monotonic() >= deadline):
             return
-        self._add_checksums(deadline)
-        for extent in self.present:
-            for gap in ExtentSet(self.checksums.extents(self.size)).gaps(*extent):
-                self._file.give_back(gap.start, gap.length)
-        if self.checksums:
-            checksums = self.checksums.by_block
+        checksums = self._staged.prepare_to_keep(base.size, deadline)
+        if checksums:
             self._sources.kept.keep(
-                self._file, checksums, key=base.key, etag=base.etag, size=base.size, used_at_ns=used_at_ns
+                self._staged.file,
+                checksums,
+                key=base.key,
+                etag=base.etag,
+                size=base.size,
+                used_at_ns=used_at_ns,
             )
-
-    def _add_checksums(self, deadline: float) -> None:
-        for extent in self.present:
-            for block in self.checksums.lacking(*extent, self.size):
-                if time.monotonic() >= deadline:
-                    return
-                self.checksums.record(block.start, self._file.read(block.start, block.length), self.size)
 
     def discard(self) -> None:
         """Remove everything from the local disk; the file is gone for good, and nothing is fetched for it any more."""
         self.detach()
-        self._file.discard()
-        self.present, self.dirty, self.unsent, self.unlogged = (ExtentSet() for _ in range(4))
-        self.checksums = BlockChecksums()
-        self._used.clear()
+        self._staged.discard()
+        self.dirty, self.unsent, self.unlogged = (ExtentSet() for _ in range(3))
         self._note_staged()
 
     def rescue(self, where: Path) -> None:
         """Move what is staged to a file of its own; bytes that were never staged are holes in it."""
-        self._file.move_to(where, self.size)
+        self._staged.file.move_to(where, self.size)
 
     def hold_writers(self) -> None:
         """Let writers wait, so that an upload of a file that never rests can end."""
@@ -413,13 +372,13 @@ class Content:
 
     async def _read_staged(self, offset: int, end: int, reader: SequentialDetector | None) -> bytes:
         """Return bytes of a pinned content by way of the stage."""
-        self._note_use(offset, end)
+        self._staged.note_use(offset, end, self.size)
         for _ in range(DAMAGED_READS):
-            if not self.present.covers(offset, min(end, self.base_limit)):
+            if not self._staged.present.covers(offset, min(end, self.base_limit)):
                 await self._read_through(offset, end, reader)
             elif reader is not None:
                 self._fetch_ahead(end, reader.observe(offset, end - offset).ahead_end)
-            data = self._staged(offset, min(end, self.size))
+            data = self._read_checked(offset, min(end, self.size))
             if data is not None:
                 return data
             reader = None  # it has seen this read
@@ -464,16 +423,16 @@ class Content:
 
     def _first_missing(self, start: int, end: int, fetched: ExtentSet) -> Extent | None:
         """Return what one GET is to bring of what is neither staged nor fetched; None if there is nothing."""
-        for gap in self.present.gaps(start, max(start, min(end, self.base_limit))):
+        for gap in self._staged.present.gaps(start, max(start, min(end, self.base_limit))):
             for missing in fetched.gaps(*gap):
                 return Extent(missing.start, min(missing.end, missing.start + FETCH_SIZE))
         return None
 
     def _copy_staged(self, offset: int, end: int, data: BytesIO) -> bool:
         """Put what is staged into `data`, which begins at `offset`; False where the disk has damaged some of it."""
-        for extent in self.present.intersect(offset, min(end, self.size)):
+        for extent in self._staged.present.intersect(offset, min(end, self.size)):
             for start in range(extent.start, extent.end, FETCH_SIZE):
-                staged = self._staged(start, min(start + FETCH_SIZE, extent.end))
+                staged = self._read_checked(start, min(start + FETCH_SIZE, extent.end))
                 if staged is None:
                     return False
                 data.seek(start - offset)
@@ -491,7 +450,7 @@ class Content:
                 raise failures[0]
             while (fetch_of_another := self._overlapping(start, end)) is not None:
                 await fetch_of_another.done.wait()
-            if self.present.covers(start, min(end, self.base_limit)):
+            if self._staged.present.covers(start, min(end, self.base_limit)):
                 return
             # The other task failed, or the file changed meanwhile: what is missing now is ours to fetch.
 
@@ -508,70 +467,44 @@ class Content:
             for fetch in begun:
                 nursery.start_soon(self._carry_out, fetch, [], nullcontext())
 
-    def _note_use(self, start: int, end: int) -> None:
-        """Note that bytes are written, read, or fetched for who will read them. A small file goes as a whole."""
-        if self.size > FETCH_SIZE:
-            for unit in range(start // FETCH_SIZE, -(-min(end, self.size) // FETCH_SIZE)):
-                self._used.pop(unit, None)
-                self._used[unit] = None
-
     def _note_staged(self) -> None:
-        clean = 0 if self.base is None or self._pins else self.present.total - self.dirty.total
-        allocated = self._file.allocated
+        clean = 0 if self.base is None or self._pins else self._staged.present.total - self.dirty.total
+        allocated = self._staged.file.allocated
         self._sources.budget.note(self, allocated, clean, min(allocated, self.dirty.total))
 
     def _take_over_kept(self) -> None:
         """Stage what an earlier mount has kept, before the file is read or changed for the first time."""
         base = self.base
         if self._is_untouched and base is not None:
-            checksums = self._sources.kept.take_over(self._file, key=base.key, etag=base.etag, size=base.size)
-            self.checksums = BlockChecksums(checksums)
-            for extent in self.checksums.extents(base.size):
-                self.present.add(*extent)
-                self._note_use(*extent)
+            checksums = self._sources.kept.take_over(
+                self._staged.file, key=base.key, etag=base.etag, size=base.size
+            )
+            self._staged.take_over(checksums, base.size)
             self._note_staged()
         self._is_untouched = False
 
-    def _staged(self, start: int, end: int) -> bytes | None:
+    def _read_checked(self, start: int, end: int) -> bytes | None:
         """Return staged bytes; None where the disk has damaged some of them, which are not present any more then.
 
         Raises `DamagedCache` for those that nobody else has.
         """
-        if start >= end:
-            return b""
-        if not self.checksums:
-            return self._file.read(start, end - start)
-        wide = self.checksums.widened(start, end, self.size)
-        data = self._file.read(wide.start, wide.length)
-        damaged = self.checksums.damaged(wide.start, data, self.size)
-        if damaged:
-            self._drop_damaged(damaged)
-            return None
-        return data if wide == (start, end) else data[start - wide.start : end - wide.start]
+        data = self._staged.read(start, end, size=self.size, replaceable=self.base_limit)
+        if data is None:
+            self._note_staged()
+            self._tell_of_damage()
+        return data
 
-    def _drop_damaged(self, blocks: list[Extent]) -> None:
-        if self.base is None or blocks[-1].end > self.base_limit:
-            raise DamagedCache(f"bytes {blocks[0].start} to {blocks[-1].end} of a removed file were damaged")
-        for block in blocks:
-            self._file.punch_hole(block.start, block.length)
-            self.checksums.forget(*block)
-            self.present.remove(*block)
-        self._note_staged()
-        if not self._damage_reported:
+    def _tell_of_damage(self) -> None:
+        if self.base is not None and not self._damage_reported:
             self._damage_reported = True
             _log.warning(
                 "the local disk has damaged cached bytes of %r; they are fetched again", self.base.key
             )
 
-    def _forget_checksums(self, start: int, end: int) -> None:
-        """Note that bytes change, and drop what could not be checked any more after it."""
-        for block in self.checksums.forget(start, end):
-            self.present.remove(*block)
-
     def _mark_written(self, start: int, end: int) -> None:
-        self._forget_checksums(start, end)
-        for extents in (self.present, self.dirty, self.unsent):
-            extents.add(start, end)
+        self._staged.note_written(start, end)
+        self.dirty.add(start, end)
+        self.unsent.add(start, end)
         if self._sources.logged:
             self.unlogged.add(start, end)
 
@@ -595,9 +528,9 @@ class Content:
     def _begin_missing(self, start: int, end: int) -> list[_Fetch]:
         """Claim the ranges, none longer than one GET, that are neither present nor being fetched."""
         self._take_over_kept()
-        self._note_use(start, end)
+        self._staged.note_use(start, end, self.size)
         absent = ExtentSet()
-        for gap in self.present.gaps(start, max(start, min(end, self.base_limit))):
+        for gap in self._staged.present.gaps(start, max(start, min(end, self.base_limit))):
             absent.add(gap.start, gap.end)
         for fetch in self._fetching:
             absent.remove(fetch.start, fetch.end)
@@ -660,15 +593,5 @@ class Content:
             self._store_fetched(start, data)
 
     def _store_fetched(self, start: int, data: bytes) -> None:
-        """Stage fetched bytes where nothing newer has been written and the file was not cut."""
-        end = min(start + len(data), self.base_limit)
-        view = memoryview(data)
-        for gap in list(self.present.gaps(start, max(start, end))):
-            position = gap.start
-            while position < gap.end:
-                written = self._file.write(position, view[position - start : gap.end - start])
-                self.present.add(position, position + written)
-                position += written
-            self.checksums.record(gap.start, view[gap.start - start : gap.end - start], self.size)
-        self._note_use(start, end)
+        self._staged.store(start, data, size=self.size, replaceable=self.base_limit)
         self._note_staged()

@@ -3,7 +3,7 @@
 At its end a mount moves the stage files of what is in the bucket to `cache_dir/kept`, one file for each version of an
 object (`fusefs.kept_format`). A later mount takes such a file over, by renaming it into its own stage, when the object
 is first read or written: so of several mounts one gets it, and nobody reads what another one writes. Every block is
-compared with its checksum before it is served (`fusefs.content`).
+compared with its checksum before it is served (`fusefs.staged_bytes`).
 
 Nothing is synced to the disk, and nothing is kept of a mount that was killed: what a crash leaves behind is found
 damaged, reported, and fetched. Kept files that nobody has taken over count towards `cache_size` with the stage, as

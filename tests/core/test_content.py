@@ -64,7 +64,7 @@ def check_invariants(content: Content) -> None:
     assert content.base_limit <= (content.base.size if content.base else 0)
     assert all(content.present.covers(*extent) for extent in content.dirty)
     assert all(content.dirty.covers(*extent) for extent in content.unsent)
-    for block in content.checksums.extents(content.size):
+    for block in content._staged.checksums.extents(content.size):
         assert content.present.covers(*block)
         assert not content.dirty.intersect(*block)
 
@@ -136,15 +136,15 @@ class Machine:
     async def evict(self, wanted: int) -> None:
         """Give back what is asked for, or else all that is clean."""
         content = self.content
-        before = content._file.allocated
+        before = content._staged.file.allocated
         content.evict(wanted)
-        if content.base and not content._pins and content._file.allocated > before - wanted:
+        if content.base and not content._pins and content._staged.file.allocated > before - wanted:
             assert content.present == content.dirty
 
     async def damage(self, offset: int) -> None:
         """Change a byte on the disk that can be fetched again, and read it."""
-        blocks = self.content.checksums.extents(len(self.model))
-        if any(block.start <= offset < block.end for block in blocks) and self.content._file.data_in(
+        blocks = self.content._staged.checksums.extents(len(self.model))
+        if any(block.start <= offset < block.end for block in blocks) and self.content._staged.file.data_in(
             offset, offset + 1
         ):
             _change_a_byte(self.directory / "stage", offset)
@@ -168,10 +168,10 @@ class Machine:
         """See that all that the disk has of the content is counted, if nothing of it is in a kept file any more."""
         if not list((self.directory / "kept").iterdir()):
             on_disk = ExtentSet()
-            for start, end in self.content._file.data_in(0, 200 * KIB):
+            for start, end in self.content._staged.file.data_in(0, 200 * KIB):
                 on_disk.add(start - start % BLOCK_BYTES, end + -end % BLOCK_BYTES)
             assert self.sources.budget.total >= on_disk.total
-            assert self.sources.budget.total == self.content._file.allocated
+            assert self.sources.budget.total == self.content._staged.file.allocated
 
     async def turn(self) -> None:
         await trio.testing.wait_all_tasks_blocked()

@@ -16,7 +16,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from backends.base import CREATE_ONLY, KIB, Capabilities
 from backends.errors import AccessDenied
 from backends.intercepted import InterceptedStorage, Request, T, Verb
-from fusefs import committer, content
+from fusefs import committer, staged_bytes
 from fusefs.attribute_changes import AttributeChanges
 from fusefs.change_log import LOG_KEY
 from fusefs.extents import Extent
@@ -54,7 +54,7 @@ RANDOM: Final = Random(7)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make batches of the log smaller by the same factor as parts."""
     monkeypatch.setattr(committer, "BATCH_SIZE", PART)
-    monkeypatch.setattr(content, "PIECE_SIZE", KIB)
+    monkeypatch.setattr(staged_bytes, "PIECE_SIZE", KIB)
 
 
 def options(*, publishes: bool = False) -> TreeOptions:

@@ -20,9 +20,9 @@ from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs import committer
 from fusefs.attribute_changes import AttributeChanges
-from fusefs.content import PIECE_SIZE
 from fusefs.journal_format import JOURNAL_PREFIX
 from fusefs.publisher import PublishOptions
+from fusefs.staged_bytes import PIECE_SIZE
 from fusefs.stored_lease import LEASE_KEY
 from tests.core.leases import TERM, take
 from tests.core.logs import log_size

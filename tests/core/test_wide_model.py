@@ -26,7 +26,7 @@ from backends.base import KIB, ObjectStorage
 from backends.errors import ConcurrentRequest, Throttled, Unavailable
 from backends.intercepted import InterceptedStorage, Request, T
 from backends.retrying import RetryingStorage, RetryPolicy
-from fusefs import committer, content
+from fusefs import committer, staged_bytes
 from tests.core import test_renamed_directories_model as renamed
 from tests.core.history import History, State
 from tests.core.losses import OPTIONS, PATIENCE_SECONDS, QUIET_SECONDS, check_bucket, difference, look, settle
@@ -167,7 +167,7 @@ async def test_random_deaths_of_all_kinds(
 ) -> None:
     rng = Random(seed)
     if rng.random() < 0.5:
-        monkeypatch.setattr(content, "PIECE_SIZE", KIB)
+        monkeypatch.setattr(staged_bytes, "PIECE_SIZE", KIB)
         monkeypatch.setattr(committer, "BATCH_SIZE", 2 * PART)
         monkeypatch.setattr(committer, "TRIM_BATCHES", 1)
     if rng.random() < 0.3:
