@@ -20,8 +20,8 @@ the file is first touched, and is checked as well.
 On a mount with a log, `unlogged` tells what the log has not been given yet; `changes_to_log` reads it, and
 `note_logged` clears it. Bytes that went up as `parts` of an upload under way need not be given to the log again.
 
-Everything here is synchronous but `read` and `fetch`; after each of their awaits the sets are looked at anew,
-because writers and publishers have been at work meanwhile.
+Everything here is synchronous, and so one step for every other task, but for `wait_writable` and `wait_replaced`.
+`fusefs.fetching` reads contents, and fetches what is missing.
 """
 
 from __future__ import annotations
@@ -30,33 +30,23 @@ import errno
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import trio
 
-from backends.base import MIB, Data, ObjectStorage
-from backends.errors import NotFound, PreconditionFailed, RangeNotSatisfiable
-from fusefs.block_checksums import enclosing
-from fusefs.errors import DamagedCache, StaleFile
+from backends.base import Data, ObjectStorage
+from fusefs.errors import DamagedCache
 from fusefs.extents import Extent, ExtentSet
 from fusefs.kept_content import KeptContent
 from fusefs.open_upload import Flush, OpenUpload
-from fusefs.prefetch import SequentialDetector
 from fusefs.stage import Stage, StageFile
 from fusefs.stage_budget import StageBudget
 from fusefs.staged_bytes import StagedBytes
 
 _log = logging.getLogger(__name__)
-
-FETCH_SIZE: Final = 4 * MIB
-"""Bytes of one ranged GET: long enough to be limited by the network and not by the request, and many fit a window."""
-
-DAMAGED_READS: Final = 3
-"""How often one read fetches again what the local disk has damaged, before it is an error."""
 
 
 class Spawn(Protocol):
@@ -90,7 +80,7 @@ class ContentSources:
 
 
 @dataclass(eq=False, slots=True)
-class _Fetch:
+class Claim:
     """A range that some task is fetching; others wait for it instead of fetching it too."""
 
     start: int
@@ -102,9 +92,9 @@ class Content:
     """The bytes of one file. A new file has no base; a file from the bucket begins with nothing staged."""
 
     def __init__(self, sources: ContentSources, *, base: Version | None = None) -> None:
-        self._sources = sources
+        self.sources = sources
         self._staged = StagedBytes(sources.stage.new_file(), ExtentSet())
-        self._fetching: list[_Fetch] = []
+        self._claims: list[Claim] = []
         self.base = base
         self.size = base.size if base else 0
         self.base_limit = self.size
@@ -124,7 +114,8 @@ class Content:
         self._pins = 0
         self._is_untouched = base is not None
         self._damage_reported = False
-        self._missing_are_zeros = False
+        #: While `zeros_for_missing`.
+        self.missing_are_zeros = False
 
     @classmethod
     def restored(
@@ -166,7 +157,7 @@ class Content:
     @property
     def is_bare(self) -> bool:
         """Whether the bucket has all bytes and the local disk none, and nobody fetches any."""
-        return self.base is not None and not (self.changed or self._staged.present or self._fetching)
+        return self.base is not None and not (self.changed or self._staged.present or self._claims)
 
     def write(self, offset: int, data: Data) -> None:
         """Put bytes into the stage; beyond the end the file grows, with zeros in between.
@@ -182,7 +173,7 @@ class Content:
             self._mark_written(offset, end)
             if end > self.size:
                 self._resize(end)
-            self._staged.note_use(offset, end, self.size)
+            self.note_use(offset, end)
             view = view[end - offset :]
             offset = end
             self._note_staged()
@@ -207,8 +198,8 @@ class Content:
 
         Raises `DamagedCache` where the disk has damaged clean ones, which have to be fetched again then.
         """
-        is_whole = self._missing_are_zeros or self._staged.present.covers(start, min(end, self.size))
-        data = self._read_checked(start, end) if is_whole else None
+        is_whole = self.missing_are_zeros or self._staged.present.covers(start, min(end, self.size))
+        data = self.read_staged(start, end) if is_whole else None
         if data is None:
             raise DamagedCache(f"staged bytes between {start} and {end} were damaged")
         self.unsent.remove(start, end)
@@ -272,11 +263,11 @@ class Content:
     @contextmanager
     def zeros_for_missing(self) -> Iterator[None]:
         """Let uploads take bytes that can be fetched nowhere any more, as zeros, for the block."""
-        self._missing_are_zeros = True
+        self.missing_are_zeros = True
         try:
             yield
         finally:
-            self._missing_are_zeros = False
+            self.missing_are_zeros = False
 
     @contextmanager
     def being_replaced(self) -> Iterator[None]:
@@ -313,7 +304,7 @@ class Content:
             return
         checksums = self._staged.prepare_to_keep(base.size, deadline)
         if checksums:
-            self._sources.kept.keep(
+            self.sources.kept.keep(
                 self._staged.file,
                 checksums,
                 key=base.key,
@@ -349,141 +340,20 @@ class Content:
         while self._writable is not None:
             await self._writable.wait()
 
-    async def read(self, offset: int, length: int, reader: SequentialDetector | None = None) -> bytes:
-        """Return up to `length` bytes; fewer only at the end of the file.
+    async def wait_replaced(self) -> None:
+        """Return when no block of `being_replaced` is under way that was when this was called."""
+        if self._replaced is not None:
+            await self._replaced.wait()
 
-        Raises `StaleFile` when the base was replaced in the bucket, and what the store raises.
-        """
-        end = min(offset + length, self.size)
-        if offset >= end:
-            return b""
-        disk_is_full = False
-        with self.pinned():
-            try:
-                data = await self._read_staged(offset, end, reader)
-            except OSError as error:
-                if error.errno != errno.ENOSPC:
-                    raise
-                disk_is_full = True
-                data = await self._read_past_stage(offset, end)
-        if disk_is_full:
-            self._sources.budget.make_room(goal_bytes=0)
-        return data
+    def missing(self, start: int, end: int) -> list[Extent]:
+        """Return what has to be fetched of a range before it can be read."""
+        return self._staged.present.gaps(start, max(start, min(end, self.base_limit)))
 
-    async def _read_staged(self, offset: int, end: int, reader: SequentialDetector | None) -> bytes:
-        """Return bytes of a pinned content by way of the stage."""
-        self._staged.note_use(offset, end, self.size)
-        for _ in range(DAMAGED_READS):
-            if not self._staged.present.covers(offset, min(end, self.base_limit)):
-                await self._read_through(offset, end, reader)
-            elif reader is not None:
-                self._fetch_ahead(end, reader.observe(offset, end - offset).ahead_end)
-            data = self._read_checked(offset, min(end, self.size))
-            if data is not None:
-                return data
-            reader = None  # it has seen this read
-        raise DamagedCache(f"what is staged between {offset} and {end} is damaged again and again")
+    def has_staged(self, start: int, end: int) -> bool:
+        """Whether nothing is `missing` of a range."""
+        return self._staged.present.covers(start, min(end, self.base_limit))
 
-    async def obtain(self, start: int, end: int) -> bytes:
-        """Return bytes of a pinned content for an upload, as `take`; what is missing is fetched first.
-
-        Where the local disk has no room for that it does without: what is dirty must be able to leave a full disk.
-        """
-        try:
-            if not self._missing_are_zeros:
-                await self.fetch(start, min(end, self.size))
-            return self.take(start, end)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-        data = await self._read_past_stage(start, min(end, self.size))
-        self.unsent.remove(start, end)
-        return data.ljust(end - start, b"\0")
-
-    async def _read_past_stage(self, offset: int, end: int) -> bytes:
-        """Return bytes of a pinned content where the local disk has no room for those that are missing.
-
-        They are in memory once: it may be a whole part. Fewer are returned where the file was cut meanwhile.
-        """
-        data = BytesIO()  # which gives its bytes away without a copy
-        base, fetched = self.base, ExtentSet()
-        while True:
-            if self.base != base:
-                base, fetched = self.base, ExtentSet()
-            piece = self._first_missing(offset, end, fetched)
-            if piece is not None:
-                async with self._sources.fetch_limiter:
-                    found = await self._get(_Fetch(*piece), base)
-                data.seek(piece.start - offset)
-                data.write(found)
-                fetched.add(*piece)
-            elif self._copy_staged(offset, end, data):
-                data.truncate(max(0, self.size - offset))
-                return data.getvalue()
-
-    def _first_missing(self, start: int, end: int, fetched: ExtentSet) -> Extent | None:
-        """Return what one GET is to bring of what is neither staged nor fetched; None if there is nothing."""
-        for gap in self._staged.present.gaps(start, max(start, min(end, self.base_limit))):
-            for missing in fetched.gaps(*gap):
-                return Extent(missing.start, min(missing.end, missing.start + FETCH_SIZE))
-        return None
-
-    def _copy_staged(self, offset: int, end: int, data: BytesIO) -> bool:
-        """Put what is staged into `data`, which begins at `offset`; False where the disk has damaged some of it."""
-        for extent in self._staged.present.intersect(offset, min(end, self.size)):
-            for start in range(extent.start, extent.end, FETCH_SIZE):
-                staged = self._read_checked(start, min(start + FETCH_SIZE, extent.end))
-                if staged is None:
-                    return False
-                data.seek(start - offset)
-                data.write(staged)
-        return True
-
-    async def fetch(self, start: int, end: int) -> None:
-        """Stage what is missing of a range; several GETs at once where it is long. Raises as `read`."""
-        while True:
-            failures: list[Exception] = []
-            async with trio.open_nursery() as nursery:
-                for fetch in self._begin_missing(start, end):
-                    nursery.start_soon(self._carry_out, fetch, failures)
-            if failures:
-                raise failures[0]
-            while (fetch_of_another := self._overlapping(start, end)) is not None:
-                await fetch_of_another.done.wait()
-            if self._staged.present.covers(start, min(end, self.base_limit)):
-                return
-            # The other task failed, or the file changed meanwhile: what is missing now is ours to fetch.
-
-    async def fetch_unasked(self) -> None:
-        """Stage what is missing of a small file, of which the caller bounds how many are fetched at once.
-
-        A failure is not told: whoever needs the bytes asks for them.
-        """
-        begun = self._begin_missing(0, self.size)
-        if len(begun) == 1:
-            await self._carry_out(begun[0], [], nullcontext())
-            return
-        async with trio.open_nursery() as nursery:  # whoever is cancelled lets go of all that is claimed
-            for fetch in begun:
-                nursery.start_soon(self._carry_out, fetch, [], nullcontext())
-
-    def _note_staged(self) -> None:
-        clean = 0 if self.base is None or self._pins else self._staged.present.total - self.dirty.total
-        allocated = self._staged.file.allocated
-        self._sources.budget.note(self, allocated, clean, min(allocated, self.dirty.total))
-
-    def _take_over_kept(self) -> None:
-        """Stage what an earlier mount has kept, before the file is read or changed for the first time."""
-        base = self.base
-        if self._is_untouched and base is not None:
-            checksums = self._sources.kept.take_over(
-                self._staged.file, key=base.key, etag=base.etag, size=base.size
-            )
-            self._staged.take_over(checksums, base.size)
-            self._note_staged()
-        self._is_untouched = False
-
-    def _read_checked(self, start: int, end: int) -> bytes | None:
+    def read_staged(self, start: int, end: int) -> bytes | None:
         """Return staged bytes; None where the disk has damaged some of them, which are not present any more then.
 
         Raises `DamagedCache` for those that nobody else has.
@@ -493,6 +363,67 @@ class Content:
             self._note_staged()
             self._tell_of_damage()
         return data
+
+    def note_use(self, start: int, end: int) -> None:
+        """Note that bytes are written, read, or fetched for who will read them."""
+        self._staged.note_use(start, end, self.size)
+
+    def claim(self, start: int, end: int, max_length: int) -> list[Claim]:
+        """Claim the ranges, none of more than `max_length` bytes, that are neither present nor claimed.
+
+        Whoever claims fetches them, or fails to, and has to `release` each of them.
+        """
+        self._take_over_kept()
+        self.note_use(start, end)
+        absent = ExtentSet(self.missing(start, end))
+        for claim in self._claims:
+            absent.remove(claim.start, claim.end)
+        claims = [
+            Claim(position, min(position + max_length, gap.end))
+            for gap in absent
+            for position in range(gap.start, gap.end, max_length)
+        ]
+        self._claims.extend(claims)
+        return claims
+
+    def claimed_in(self, start: int, end: int) -> Claim | None:
+        """Return a claim that has bytes of a range, if there is one."""
+        return next((claim for claim in self._claims if claim.start < end and start < claim.end), None)
+
+    def release(self, claim: Claim) -> None:
+        """Note that nobody fetches a claimed range any more, and wake those who wait for it."""
+        self._claims.remove(claim)
+        claim.done.set()
+
+    def store_fetched(self, start: int, data: bytes) -> None:
+        """Stage fetched bytes of the base; where the disk is full, let other contents give theirs back first."""
+        try:
+            self._store_fetched(start, data)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            self.sources.budget.make_room(keep=self, goal_bytes=0)
+            self._store_fetched(start, data)
+
+    def _store_fetched(self, start: int, data: bytes) -> None:
+        self._staged.store(start, data, size=self.size, replaceable=self.base_limit)
+        self._note_staged()
+
+    def _note_staged(self) -> None:
+        clean = 0 if self.base is None or self._pins else self._staged.present.total - self.dirty.total
+        allocated = self._staged.file.allocated
+        self.sources.budget.note(self, allocated, clean, min(allocated, self.dirty.total))
+
+    def _take_over_kept(self) -> None:
+        """Stage what an earlier mount has kept, before the file is read or changed for the first time."""
+        base = self.base
+        if self._is_untouched and base is not None:
+            checksums = self.sources.kept.take_over(
+                self._staged.file, key=base.key, etag=base.etag, size=base.size
+            )
+            self._staged.take_over(checksums, base.size)
+            self._note_staged()
+        self._is_untouched = False
 
     def _tell_of_damage(self) -> None:
         if self.base is not None and not self._damage_reported:
@@ -505,93 +436,9 @@ class Content:
         self._staged.note_written(start, end)
         self.dirty.add(start, end)
         self.unsent.add(start, end)
-        if self._sources.logged:
+        if self.sources.logged:
             self.unlogged.add(start, end)
 
     def _resize(self, size: int) -> None:
         self.size = size
         self.resized = self.base is None or size != self.base.size
-
-    async def _read_through(self, offset: int, end: int, reader: SequentialDetector | None) -> None:
-        if reader is None:
-            await self.fetch(*enclosing(offset, end, self.size))
-            return
-        wish = reader.observe(offset, end - offset)
-        self._fetch_ahead(wish.end, wish.ahead_end)
-        await self.fetch(wish.start, min(wish.end, self.size))
-
-    def _fetch_ahead(self, start: int, end: int) -> None:
-        for fetch in self._begin_missing(start, end):
-            # Nobody has asked for these bytes yet: whoever does gets the error of their own request.
-            self._sources.spawn(self._carry_out, fetch, [])
-
-    def _begin_missing(self, start: int, end: int) -> list[_Fetch]:
-        """Claim the ranges, none longer than one GET, that are neither present nor being fetched."""
-        self._take_over_kept()
-        self._staged.note_use(start, end, self.size)
-        absent = ExtentSet()
-        for gap in self._staged.present.gaps(start, max(start, min(end, self.base_limit))):
-            absent.add(gap.start, gap.end)
-        for fetch in self._fetching:
-            absent.remove(fetch.start, fetch.end)
-        begun = [
-            _Fetch(position, min(position + FETCH_SIZE, gap.end))
-            for gap in absent
-            for position in range(gap.start, gap.end, FETCH_SIZE)
-        ]
-        self._fetching.extend(begun)
-        return begun
-
-    def _overlapping(self, start: int, end: int) -> _Fetch | None:
-        return next((fetch for fetch in self._fetching if fetch.start < end and start < fetch.end), None)
-
-    async def _carry_out(
-        self,
-        fetch: _Fetch,
-        failures: list[Exception],
-        limiter: AbstractAsyncContextManager[None] | None = None,
-    ) -> None:
-        """Fetch and stage one claimed range; a failure is noted, so that a nursery has no group of them to raise."""
-        try:
-            async with limiter or self._sources.fetch_limiter:
-                if failures:
-                    return  # whoever has asked for this range gets that error
-                base = self.base
-                data = await self._get(fetch, base)
-            if self.base == base:  # or else these bytes may be older than what was published meanwhile
-                self._make_room_and_store(fetch.start, data)
-        except Exception as error:  # of any kind: nothing may end the nursery of the whole mount
-            failures.append(error)
-        finally:
-            self._fetching.remove(fetch)
-            fetch.done.set()
-
-    async def _get(self, fetch: _Fetch, base: Version | None) -> bytes:
-        end = min(fetch.end, self.base_limit)
-        if base is None or end <= fetch.start:
-            return b""  # let go of, or cut, while the fetch waited for its turn
-        try:
-            # A whole object is asked for as such: S3 has checksums of objects, not of ranges.
-            length = None if (fetch.start, end) == (0, base.size) else end - fetch.start
-            result = await self._sources.storage.get_range(base.key, fetch.start, length, if_match=base.etag)
-        except (NotFound, PreconditionFailed, RangeNotSatisfiable) as error:
-            if self._replaced is not None:
-                await self._replaced.wait()
-            if self.base != base:
-                return b""  # published or moved meanwhile; whoever still misses bytes asks for them again
-            raise StaleFile(f"{base.key!r} was changed in the bucket while it was open") from error
-        return result.data
-
-    def _make_room_and_store(self, start: int, data: bytes) -> None:
-        """Stage fetched bytes; where the disk is full, let other contents give theirs back first."""
-        try:
-            self._store_fetched(start, data)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            self._sources.budget.make_room(keep=self, goal_bytes=0)
-            self._store_fetched(start, data)
-
-    def _store_fetched(self, start: int, data: bytes) -> None:
-        self._staged.store(start, data, size=self.size, replaceable=self.base_limit)
-        self._note_staged()

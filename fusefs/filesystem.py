@@ -21,6 +21,7 @@ from typing import Final
 
 from backends.base import Data
 from backends.errors import StorageError, is_outage
+from fusefs import fetching
 from fusefs.attribute_changes import AttributeChanges, with_owner_and_mode, with_times, without_set_id_bits
 from fusefs.attributes import Attributes, fresh
 from fusefs.change_log import ChangeLog
@@ -276,7 +277,7 @@ class Filesystem:
 
     async def read(self, handle: int, offset: int, length: int) -> bytes:
         opened = self._handles.get(handle, OpenFile)
-        return await opened.file.content.read(offset, length, opened.reader)
+        return await fetching.read(opened.file.content, offset, length, opened.reader)
 
     async def write(self, handle: int, offset: int, data: Data) -> int:
         """Put `data` into the file and return its length. Raises `StaleFile` if somebody else changed the object."""

@@ -12,6 +12,7 @@ import trio
 
 from backends.base import Metadata, MultipartUpload, ObjectStorage, Part, PutMode
 from backends.byte_budget import ByteBudget
+from fusefs import fetching
 from fusefs.change_log import ChangeLog
 from fusefs.content import Content, Version
 from fusefs.inodes import File
@@ -153,7 +154,9 @@ class _Patch:
             return await self._upload.copy_part(
                 part.number, self._base.key, part.start, part.end - part.start, if_match=self._base.etag
             )
-        return await self._upload.upload_part(part.number, await self._content.obtain(part.start, part.end))
+        return await self._upload.upload_part(
+            part.number, await fetching.obtain(self._content, part.start, part.end)
+        )
 
 
 def _copies(planned: Multipart) -> bool:

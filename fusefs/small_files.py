@@ -16,6 +16,7 @@ from typing import Final
 import trio
 
 from fusefs.content import ContentSources
+from fusefs.fetching import fetch_unasked
 from fusefs.files_ahead import FIRST_EXPECTED, FIRST_UNUSED, MAX_SIZE, FilesAhead
 from fusefs.inodes import Directory, File
 from fusefs.listed import ListedObject
@@ -132,7 +133,7 @@ class SmallFiles:
             with trio.move_on_after(PATIENCE_SECONDS):
                 inode = await self._resolver.resolve(directory, name)
                 if isinstance(inode, File) and inode.content.is_bare:
-                    await inode.content.fetch_unasked()
+                    await fetch_unasked(inode.content)
         except Exception as error:  # of any kind: nobody has asked
             _log.debug("%r could not be fetched ahead: %s", name, error)
 

@@ -23,6 +23,7 @@ from backends.base import MIB, Metadata, MultipartUpload, Part, PutMode
 from backends.errors import StorageError
 from backends.multipart import BufferedMultipartWriter, OnStored
 from backends.multipart import SentPart as WrittenPart
+from fusefs import fetching
 from fusefs.change_log import ChangeLog
 from fusefs.content import Content, Version
 from fusefs.inodes import File
@@ -146,7 +147,7 @@ class Stream:
         await writer.reserve(end - start)
         self._check_not_cut()
         self.moved_at = trio.current_time()
-        await writer.write(await self._content.obtain(start, end))
+        await writer.write(await fetching.obtain(self._content, start, end))
 
     async def _send_until_whole(self, writer: BufferedMultipartWriter) -> None:
         """Send what is missing and what was written again, until there is nothing of either."""
@@ -225,7 +226,7 @@ class Stream:
     async def _rewrite(self, writer: BufferedMultipartWriter, number: int, start: int, end: int) -> None:
         await writer.reserve(end - start)
         self._check_not_cut()
-        await writer.rewrite(number, await self._content.obtain(start, end))
+        await writer.rewrite(number, await fetching.obtain(self._content, start, end))
 
     # What the log may refer to
 

@@ -21,6 +21,7 @@ from backends.base import CREATE_ONLY, MIB, Metadata, ObjectStorage, PutMode
 from backends.byte_budget import ByteBudget
 from backends.errors import InvalidPart, UploadNotFound
 from backends.multipart import BufferedMultipartWriter, OnStored, open_writer
+from fusefs import fetching
 from fusefs.change_log import ChangeLog
 from fusefs.content import Content, Spawn, Version
 from fusefs.errors import DamagedCache, StaleFile
@@ -199,10 +200,10 @@ async def _stage_all(content: Content) -> None:
     """Fetch what is missing, many GETs at once; a disk that has no room for it gets it part by part later."""
     asked_for = 0
     try:
-        for gap in content.present.gaps(0, content.base_limit):
+        for gap in content.missing(0, content.size):
             for start in range(max(gap.start, asked_for), gap.end, STAGED_AT_ONCE):
                 asked_for = start + STAGED_AT_ONCE
-                await content.fetch(start, asked_for)
+                await fetching.fetch(content, start, asked_for)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

@@ -22,6 +22,7 @@ from backends.base import KIB, ObjectStorage, RangeResult
 from backends.errors import Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
+from fusefs import fetching
 from fusefs.content import Content, ContentSources, Version
 from fusefs.errors import DamagedCache, StaleFile
 from fusefs.extents import ExtentSet
@@ -99,24 +100,26 @@ class Machine:
         self.content.truncate(size)
 
     async def read(self, offset: int, length: int) -> None:
-        assert await self.content.read(offset, length) == bytes(self.model[offset : offset + length])
+        assert await fetching.read(self.content, offset, length) == bytes(
+            self.model[offset : offset + length]
+        )
 
     async def read_ahead(self, offset: int, length: int) -> None:
-        data = await self.content.read(offset, length, self.reader)
+        data = await fetching.read(self.content, offset, length, self.reader)
         assert data == bytes(self.model[offset : offset + length])
 
     async def read_later(self, offset: int, length: int) -> None:
         """Begin a read and go on; what it returns may be of any moment until then."""
 
         async def read() -> None:
-            await self.content.read(offset, length)
+            await fetching.read(self.content, offset, length)
 
         self.sources.spawn(read)
 
     async def begin_upload(self) -> None:
         with self.content.pinned():
             while self.taken is None:
-                await self.content.fetch(0, self.content.size)
+                await fetching.fetch(self.content, 0, self.content.size)
                 self.content.give_back()
                 with contextlib.suppress(DamagedCache):
                     self.taken = self.content.take(0, self.content.size)
@@ -262,8 +265,8 @@ async def test_each_byte_is_fetched_once_however_many_read_it(small_parts: None,
         async with trio.open_nursery() as nursery:
             for _ in range(5):
                 for offset in range(0, 20 * KIB, KIB):
-                    nursery.start_soon(content.read, offset, 8 * KIB)
-        await content.read(0, 27 * KIB)
+                    nursery.start_soon(fetching.read, content, offset, 8 * KIB)
+        await fetching.read(content, 0, 27 * KIB)
         assert (
             sum(end - start for start, end in storage.ranges) == ExtentSet(storage.ranges).total == 27 * KIB
         )
@@ -282,7 +285,7 @@ async def test_what_is_ahead_of_a_reader_is_not_evicted(
         readers = [(start, SequentialDetector(256 * KIB)) for start in starts]
         for offset in range(0, len(body) // len(starts), 64 * KIB):
             for start, reader in readers:
-                data = await content.read(start + offset, 64 * KIB, reader)
+                data = await fetching.read(content, start + offset, 64 * KIB, reader)
                 assert data == body[start + offset :][: 64 * KIB]
                 await trio.testing.wait_all_tasks_blocked()
                 assert sources.budget.total <= 1024 * KIB
@@ -296,7 +299,7 @@ async def test_no_more_is_evicted_than_has_to_be(small_parts: None, tmp_path: Pa
         older, newer = [await stored_content(sources, key) for key in ("older", "newer")]
         for content in (older, newer):
             for offset in (*range(0, len(BODY), FETCH), 0):
-                await content.read(offset, FETCH)
+                await fetching.read(content, offset, FETCH)
         for unit in (1, 2):
             assert sources.budget.make_room(goal_bytes=sources.budget.total - 10)
             assert older.present == ExtentSet([(0, FETCH), ((unit + 1) * FETCH, len(BODY))])
@@ -312,11 +315,11 @@ async def test_a_write_during_a_fetch_is_not_overwritten(small_parts: None, tmp_
     async with open_sources(faulty, tmp_path) as sources, trio.open_nursery() as nursery:
         content = await stored_content(sources)
         gate = faulty.hold(Verb.GET_RANGE)
-        nursery.start_soon(content.read, 0, FETCH)
+        nursery.start_soon(fetching.read, content, 0, FETCH)
         await gate.reached.wait()
         content.write(100, b"newer")
         gate.open()
-        assert await content.read(90, 20) == BODY[90:100] + b"newer" + BODY[105:110]
+        assert await fetching.read(content, 90, 20) == BODY[90:100] + b"newer" + BODY[105:110]
 
 
 async def test_a_cut_during_a_fetch_stays_cut(small_parts: None, tmp_path: Path) -> None:
@@ -325,12 +328,12 @@ async def test_a_cut_during_a_fetch_stays_cut(small_parts: None, tmp_path: Path)
     async with open_sources(faulty, tmp_path) as sources, trio.open_nursery() as nursery:
         content = await stored_content(sources)
         gate = faulty.hold(Verb.GET_RANGE)
-        nursery.start_soon(content.read, 0, FETCH)
+        nursery.start_soon(fetching.read, content, 0, FETCH)
         await gate.reached.wait()
         content.truncate(10)
         content.truncate(FETCH)
         gate.open()
-        assert await content.read(0, FETCH) == BODY[:10] + bytes(FETCH - 10)
+        assert await fetching.read(content, 0, FETCH) == BODY[:10] + bytes(FETCH - 10)
 
 
 async def test_bytes_of_an_older_base_are_not_staged_over_a_newer_one(
@@ -344,14 +347,14 @@ async def test_bytes_of_an_older_base_are_not_staged_over_a_newer_one(
     late = _LateStorage(storage)
     async with open_sources(late, tmp_path) as sources, trio.open_nursery() as nursery:
         content = await stored_content(sources, body=BODY[:FETCH])
-        nursery.start_soon(content.fetch_unasked)
+        nursery.start_soon(fetching.fetch_unasked, content)
         await late.answered.wait()
         content.write(0, bytes(FETCH))
         etag = await storage.put("k", content.take(0, FETCH))
         content.published(Version("k", etag, FETCH))
         content.evict(1 << 40)
         late.let_go.set()
-        assert await content.read(0, FETCH) == bytes(FETCH)
+        assert await fetching.read(content, 0, FETCH) == bytes(FETCH)
 
 
 class _LateStorage(FaultyStorage):
@@ -380,7 +383,7 @@ async def test_a_fetch_that_waited_while_the_file_was_cut_and_published_is_no_co
         results: list[bytes] = []
 
         async def read(offset: int) -> None:
-            results.append(await content.read(offset, 10))
+            results.append(await fetching.read(content, offset, 10))
 
         gate = faulty.hold(Verb.GET_RANGE)
         nursery.start_soon(read, 0)
@@ -400,14 +403,14 @@ async def test_a_foreign_change_under_an_open_file_is_stale_and_never_a_mixture(
     storage = MemoryStorage()
     async with open_sources(storage, tmp_path) as sources:
         content = await stored_content(sources)
-        assert await content.read(0, 10) == BODY[:10]
+        assert await fetching.read(content, 0, 10) == BODY[:10]
         await storage.put("k", bytes(len(BODY)))
-        assert await content.read(0, 10) == BODY[:10]  # staged: still the version that was opened
+        assert await fetching.read(content, 0, 10) == BODY[:10]  # staged: still the version that was opened
         with pytest.raises(StaleFile):
-            await content.read(len(BODY) - 10, 10)
+            await fetching.read(content, len(BODY) - 10, 10)
         await storage.delete("k")
         with pytest.raises(StaleFile):
-            await content.read(len(BODY) - 10, 10)
+            await fetching.read(content, len(BODY) - 10, 10)
 
 
 async def test_a_read_between_the_stores_new_version_and_our_knowing_of_it_is_not_stale(
@@ -420,7 +423,7 @@ async def test_a_read_between_the_stores_new_version_and_our_knowing_of_it_is_no
         read: list[bytes] = []
 
         async def read_all() -> None:
-            read.append(await content.read(0, len(BODY)))
+            read.append(await fetching.read(content, 0, len(BODY)))
 
         async with trio.open_nursery() as nursery:
             with content.being_replaced():
@@ -442,14 +445,14 @@ async def test_a_fetch_that_fails_is_made_again_by_whoever_waits_for_it(
 
         async def fail() -> None:
             with pytest.raises(Unavailable):
-                await content.read(0, 10)
+                await fetching.read(content, 0, 10)
 
         nursery.start_soon(fail)
         await gate.reached.wait()
         results: list[bytes] = []
 
         async def read() -> None:
-            results.append(await content.read(0, 10))
+            results.append(await fetching.read(content, 0, 10))
 
         nursery.start_soon(read)
         await trio.testing.wait_all_tasks_blocked()
@@ -466,11 +469,11 @@ async def test_a_reader_that_is_cancelled_leaves_no_claim(small_parts: None, tmp
         gate = faulty.hold(Verb.GET_RANGE)
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(content.read, 0, 10)
+                nursery.start_soon(fetching.read, content, 0, 10)
                 await gate.reached.wait()
                 scope.cancel()
         with trio.fail_after(5):
-            assert await content.read(0, 10) == BODY[:10]
+            assert await fetching.read(content, 0, 10) == BODY[:10]
 
 
 async def test_reading_ahead_is_bounded_and_its_failures_are_nobodys(
@@ -481,16 +484,16 @@ async def test_reading_ahead_is_bounded_and_its_failures_are_nobodys(
     async with open_sources(faulty, tmp_path) as sources:
         content = await stored_content(sources, body=bytes(4 * 1024 * KIB))
         reader = SequentialDetector(256 * KIB)
-        await content.read(0, KIB, reader)
+        await fetching.read(content, 0, KIB, reader)
         await trio.testing.wait_all_tasks_blocked()
         assert content.present.end <= KIB + 256 * KIB + FETCH
         faulty.fail(RuntimeError, verb=Verb.GET_RANGE, times=1_000)
         content.evict(1 << 40)
         with pytest.raises(RuntimeError):
-            await content.read(0, KIB, reader)
+            await fetching.read(content, 0, KIB, reader)
         await trio.testing.wait_all_tasks_blocked()
         faulty.heal()
-        assert await content.read(0, KIB, reader) == bytes(KIB)
+        assert await fetching.read(content, 0, KIB, reader) == bytes(KIB)
 
 
 class _CountingGets(FaultyStorage):
@@ -521,7 +524,7 @@ async def test_ranges_are_fetched_at_the_same_time(
         reader = SequentialDetector(64 * KIB)
         began = trio.current_time()
         for offset, length in reads:
-            assert await content.read(offset, length, reader) == BODY[offset : offset + length]
+            assert await fetching.read(content, offset, length, reader) == BODY[offset : offset + length]
         assert storage.most == 4
         assert trio.current_time() - began < 0.5 * len(BODY) / FETCH
 
@@ -559,5 +562,5 @@ async def test_a_whole_object_is_fetched_with_its_checksum(small_parts: None, tm
     async with open_sources(store, tmp_path) as sources:
         for size in (1, FETCH, FETCH + 1):
             content = await stored_content(sources, f"k{size}", BODY[:size])
-            assert await content.read(0, size) == BODY[:size]
+            assert await fetching.read(content, 0, size) == BODY[:size]
         assert sorted(store.ranges, key=str) == [(0, FETCH), (0, None), (0, None), (FETCH, 1)]

@@ -19,7 +19,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from backends.base import KIB, MIB, Capabilities, Limits, ObjectStorage
 from backends.errors import AccessDenied, StorageError, Unavailable, UploadNotFound
 from backends.intercepted import InterceptedStorage, Request, T, Verb
-from fusefs import committer, staged_bytes
+from fusefs import committer, fetching, staged_bytes
 from fusefs.attribute_changes import AttributeChanges
 from fusefs.content import Content
 from fusefs.errors import StaleFile
@@ -800,7 +800,7 @@ async def test_a_part_that_the_disk_has_no_room_for_is_in_memory_once(
         tracemalloc.start()
         try:
             with content.pinned():
-                obtained = await content.obtain(0, size)
+                obtained = await fetching.obtain(content, 0, size)
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -822,7 +822,7 @@ async def test_a_file_that_changes_while_it_is_read_past_the_disk(
 
         async def obtain() -> None:
             with content.pinned():
-                obtained.append(await content.obtain(PART, size))
+                obtained.append(await fetching.obtain(content, PART, size))
 
         gate = faulty.hold(Verb.GET_RANGE, call=10)  # those that were to be staged have come first
         nursery.start_soon(obtain)

@@ -1,0 +1,212 @@
+"""Reads the bytes of a file, and fetches those that are not staged.
+
+What is missing is claimed (`Content.claim`), so that each byte is fetched once however many tasks ask for it: whoever
+finds a range claimed waits for that task, and looks again. Claimed ranges are fetched by GETs that are pinned to the
+base's ETag, several at once, some of them ahead of a reader who goes forward (`fusefs.prefetch`).
+
+Writers, publishers and evictions are at work while a task waits here. So after each await the content is looked at
+anew: bytes of a base that is not the base any more are thrown away, what was cut is not asked for, and what was written
+meanwhile is newer than what has come.
+"""
+
+from __future__ import annotations
+
+import errno
+from contextlib import AbstractAsyncContextManager, nullcontext
+from io import BytesIO
+from typing import Final
+
+import trio
+
+from backends.base import MIB
+from backends.errors import NotFound, PreconditionFailed, RangeNotSatisfiable
+from fusefs.block_checksums import enclosing
+from fusefs.content import Claim, Content, Version
+from fusefs.errors import DamagedCache, StaleFile
+from fusefs.extents import Extent, ExtentSet
+from fusefs.prefetch import SequentialDetector
+
+FETCH_SIZE: Final = 4 * MIB
+"""Bytes of one ranged GET: long enough to be limited by the network and not by the request, and many fit a window."""
+
+DAMAGED_READS: Final = 3
+"""How often one read fetches again what the local disk has damaged, before it is an error."""
+
+
+async def read(content: Content, offset: int, length: int, reader: SequentialDetector | None = None) -> bytes:
+    """Return up to `length` bytes; fewer only at the end of the file.
+
+    Raises `StaleFile` when the base was replaced in the bucket, and what the store raises.
+    """
+    end = min(offset + length, content.size)
+    if offset >= end:
+        return b""
+    disk_is_full = False
+    with content.pinned():
+        try:
+            data = await _read_by_stage(content, offset, end, reader)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            disk_is_full = True
+            data = await _read_past_stage(content, offset, end)
+    if disk_is_full:
+        content.sources.budget.make_room(goal_bytes=0)
+    return data
+
+
+async def obtain(content: Content, start: int, end: int) -> bytes:
+    """Return bytes of a pinned content for an upload, as `Content.take`; what is missing is fetched first.
+
+    Where the local disk has no room for that it does without: what is dirty must be able to leave a full disk.
+    """
+    try:
+        if not content.missing_are_zeros:
+            await fetch(content, start, min(end, content.size))
+        return content.take(start, end)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+    data = await _read_past_stage(content, start, min(end, content.size))
+    content.unsent.remove(start, end)
+    return data.ljust(end - start, b"\0")
+
+
+async def fetch(content: Content, start: int, end: int) -> None:
+    """Stage what is missing of a range; several GETs at once where it is long. Raises as `read`."""
+    while True:
+        failures: list[Exception] = []
+        async with trio.open_nursery() as nursery:
+            for claim in content.claim(start, end, FETCH_SIZE):
+                nursery.start_soon(_carry_out, content, claim, failures)
+        if failures:
+            raise failures[0]
+        while (claim_of_another := content.claimed_in(start, end)) is not None:
+            await claim_of_another.done.wait()
+        if content.has_staged(start, end):
+            return
+        # The other task failed, or the file changed meanwhile: what is missing now is ours to fetch.
+
+
+async def fetch_unasked(content: Content) -> None:
+    """Stage what is missing of a small file, of which the caller bounds how many are fetched at once.
+
+    A failure is not told: whoever needs the bytes asks for them.
+    """
+    claims = content.claim(0, content.size, FETCH_SIZE)
+    if len(claims) == 1:
+        await _carry_out(content, claims[0], [], nullcontext())
+        return
+    async with trio.open_nursery() as nursery:  # whoever is cancelled lets go of all that is claimed
+        for claim in claims:
+            nursery.start_soon(_carry_out, content, claim, [], nullcontext())
+
+
+async def _read_by_stage(content: Content, offset: int, end: int, reader: SequentialDetector | None) -> bytes:
+    """Return bytes of a pinned content by way of the stage."""
+    content.note_use(offset, end)
+    for _ in range(DAMAGED_READS):
+        if not content.has_staged(offset, end):
+            await _read_through(content, offset, end, reader)
+        elif reader is not None:
+            _fetch_ahead(content, end, reader.observe(offset, end - offset).ahead_end)
+        data = content.read_staged(offset, min(end, content.size))
+        if data is not None:
+            return data
+        reader = None  # it has seen this read
+    raise DamagedCache(f"what is staged between {offset} and {end} is damaged again and again")
+
+
+async def _read_through(content: Content, offset: int, end: int, reader: SequentialDetector | None) -> None:
+    if reader is None:
+        await fetch(content, *enclosing(offset, end, content.size))
+        return
+    wish = reader.observe(offset, end - offset)
+    _fetch_ahead(content, wish.end, wish.ahead_end)
+    await fetch(content, wish.start, min(wish.end, content.size))
+
+
+def _fetch_ahead(content: Content, start: int, end: int) -> None:
+    for claim in content.claim(start, end, FETCH_SIZE):
+        # Nobody has asked for these bytes yet: whoever does gets the error of their own request.
+        content.sources.spawn(_carry_out, content, claim, [])
+
+
+async def _read_past_stage(content: Content, offset: int, end: int) -> bytes:
+    """Return bytes of a pinned content where the local disk has no room for those that are missing.
+
+    They are in memory once: it may be a whole part. Fewer are returned where the file was cut meanwhile.
+    """
+    data = BytesIO()  # which gives its bytes away without a copy
+    base, fetched = content.base, ExtentSet()
+    while True:
+        if content.base != base:
+            base, fetched = content.base, ExtentSet()
+        piece = _first_missing(content, offset, end, fetched)
+        if piece is not None:
+            async with content.sources.fetch_limiter:
+                found = await _get(content, piece.start, piece.end, base)
+            data.seek(piece.start - offset)
+            data.write(found)
+            fetched.add(*piece)
+        elif _copy_staged(content, offset, end, data):
+            data.truncate(max(0, content.size - offset))
+            return data.getvalue()
+
+
+def _first_missing(content: Content, start: int, end: int, fetched: ExtentSet) -> Extent | None:
+    """Return what one GET is to bring of what is neither staged nor fetched; None if there is nothing."""
+    for gap in content.missing(start, end):
+        for missing in fetched.gaps(*gap):
+            return Extent(missing.start, min(missing.end, missing.start + FETCH_SIZE))
+    return None
+
+
+def _copy_staged(content: Content, offset: int, end: int, data: BytesIO) -> bool:
+    """Put what is staged into `data`, which begins at `offset`; False where the disk has damaged some of it."""
+    for extent in content.present.intersect(offset, min(end, content.size)):
+        for start in range(extent.start, extent.end, FETCH_SIZE):
+            staged = content.read_staged(start, min(start + FETCH_SIZE, extent.end))
+            if staged is None:
+                return False
+            data.seek(start - offset)
+            data.write(staged)
+    return True
+
+
+async def _carry_out(
+    content: Content,
+    claim: Claim,
+    failures: list[Exception],
+    limiter: AbstractAsyncContextManager[None] | None = None,
+) -> None:
+    """Fetch and stage one claimed range; a failure is noted, so that a nursery has no group of them to raise."""
+    try:
+        async with limiter or content.sources.fetch_limiter:
+            if failures:
+                return  # whoever has asked for this range gets that error
+            base = content.base
+            data = await _get(content, claim.start, claim.end, base)
+        if content.base == base:  # or else these bytes may be older than what was published meanwhile
+            content.store_fetched(claim.start, data)
+    except Exception as error:  # of any kind: nothing may end the nursery of the whole mount
+        failures.append(error)
+    finally:
+        content.release(claim)
+
+
+async def _get(content: Content, start: int, end: int, base: Version | None) -> bytes:
+    """Return what `base` has of a range, or nothing where the content does not need that any more."""
+    end = min(end, content.base_limit)
+    if base is None or end <= start:
+        return b""  # let go of, or cut, while the fetch waited for its turn
+    try:
+        # A whole object is asked for as such: S3 has checksums of objects, not of ranges.
+        length = None if (start, end) == (0, base.size) else end - start
+        result = await content.sources.storage.get_range(base.key, start, length, if_match=base.etag)
+    except (NotFound, PreconditionFailed, RangeNotSatisfiable) as error:
+        await content.wait_replaced()
+        if content.base != base:
+            return b""  # published or moved meanwhile; whoever still misses bytes asks for them again
+        raise StaleFile(f"{base.key!r} was changed in the bucket while it was open") from error
+    return result.data
