@@ -17,8 +17,8 @@ the file is first touched, and is checked as well.
 
     blocks with a checksum  are inside  present without dirty    (invariant 4)
 
-On a mount with a log, `unlogged` tells what the log has not been given yet; `changes_to_log` reads it, and
-`note_logged` clears it. Bytes that went up as `parts` of an upload under way need not be given to the log again.
+On a mount with a log, `unlogged` tells what the log has not been given yet; `fusefs.capture` reads it, and takes out
+what it has captured. Bytes that went up as parts of an `upload` under way need not be given to the log again.
 
 Everything here is synchronous, and so one step for every other task, but for `wait_writable` and `wait_replaced`.
 `fusefs.fetching` reads contents, and fetches what is missing.
