@@ -14,10 +14,10 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from backends.base import KIB, ObjectStorage
+from backends.base import KIB, MIB, ObjectStorage
 from backends.errors import AccessDenied, InvalidRequest
 from backends.intercepted import InterceptedStorage, Request, T, Verb
-from fusefs import committer
+from fusefs import committer, staged_bytes
 from fusefs.attribute_changes import AttributeChanges
 from fusefs.committer import HEAD_SIZE, Committer
 from fusefs.journal import MAX_IN_FLIGHT
@@ -275,6 +275,46 @@ async def test_objects_of_the_same_bytes_are_told_apart(
     begin = partial(filled, BareMarkers if is_bare else SmallPartsStorage, before)
     act = partial(exchange_equals, pause_seconds=0.2 if is_bare else 0.015, has_attributes=not is_bare)
     await die_at_every_call(begin, act, Death.ANSWER_LOST, tmp_path, over=SlowStorage)
+
+
+class LateLogStorage(InterceptedStorage):
+    """Takes a while for the log."""
+
+    async def _carry_out(self, request: Request, send: Callable[[], Awaitable[T]]) -> T:
+        if request.key.startswith(JOURNAL_PREFIX):
+            await trio.sleep(0.1)
+        return await send()
+
+
+async def test_who_writes_faster_than_the_log_takes_it_waits_for_a_commit(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or else it would never come to its last batch; and then the writer goes on."""
+    monkeypatch.setattr(staged_bytes, "PIECE_SIZE", KIB)
+    monkeypatch.setattr(committer, "BATCH_SIZE", 16 * KIB)
+    written = 0
+
+    async def write(tree: Tree, handle: int) -> None:
+        nonlocal written
+        while True:
+            await tree.write(handle, written % (4 * MIB), b"x" * 16 * KIB)
+            written += 16 * KIB
+            await trio.sleep(0.005)
+
+    async with open_tree(LateLogStorage(SmallPartsStorage()), tmp_path, options()) as tree:
+        await tree.write_file("file", b"")
+        await tree.publish_all()
+        handle = await tree.open("file")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write, tree, handle)
+            await trio.sleep(0.1)
+            for _ in range(3):
+                before = written
+                with trio.fail_after(60):
+                    await tree.filesystem.fsync(handle)
+                await trio.sleep(1)
+                assert written > before
+            nursery.cancel_scope.cancel()
 
 
 async def test_objects_that_are_written_again_as_they_were_are_no_news_to_the_log(
