@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Final
 
 import pytest
 
+from backends.base import S3_LIMITS
 from fusefs.kernel_tuning import MAX_RATIO_PERCENT, READ_AHEAD_KIB
 from tests.mount.conftest import NewMount
 
@@ -45,6 +47,31 @@ def test_the_kernel_takes_writes_alone_but_on_a_shared_mount(flags: list[str], n
             os.kill(mount.pid, signal.SIGCONT)
             writing.join()
     assert (mount.path / "file").read_bytes() == b"12"
+
+
+def test_what_lies_beyond_the_largest_object_fails_when_the_kernel_hands_it_over(new_mount: NewMount) -> None:
+    """Only truncate(2) asks before; what else there is in the file stays."""
+    mount = new_mount("memory://").mount()
+    path = mount.path / "file"
+    with path.open("w+b", buffering=0) as file:
+        file.write(b"bytes")
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+            file.truncate(S3_LIMITS.max_object_size + 1)
+        assert os.pwrite(file.fileno(), b"x", S3_LIMITS.max_object_size) == 1
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+            os.fsync(file.fileno())
+        os.fsync(file.fileno())  # it is told once
+        assert os.pread(file.fileno(), 5, 0) == b"bytes"
+    # Here, too, and then umount has nothing to say of it.
+    assert subprocess.run(["sync", "--file-system", path], check=False).returncode == 1
+
+
+def test_a_shared_mount_refuses_at_once_what_lies_beyond_the_largest_object(new_mount: NewMount) -> None:
+    mount = new_mount("memory://", "--shared").mount()
+    with (mount.path / "file").open("wb", buffering=0) as file:
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+            os.pwrite(file.fileno(), b"x", S3_LIMITS.max_object_size)
+        assert os.fstat(file.fileno()).st_size == 0
 
 
 @pytest.fixture
