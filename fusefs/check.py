@@ -269,7 +269,7 @@ def _damages(info: ObjectInfo, metadata: Metadata) -> Iterator[str]:
         yield f"the metadata {name!r} cannot be read: {metadata[name]!r}"
     if kind == stat.S_IFLNK and info.size > MAX_SYMLINK_SIZE:
         yield f"a symbolic link's target of {info.size} bytes is too long, and shown as a file"
-    if kind == stat.S_IFDIR and not info.key.endswith("/"):
+    if kind == stat.S_IFDIR and not info.key.endswith("/") and not info.key.startswith(RESERVED_PREFIX):
         yield "a directory's key ends with a slash, and this is shown as a file"
 
 

@@ -279,6 +279,17 @@ async def test_damaged_attributes(metadata: Mapping[str, str], size: int, reason
     assert await lines(storage, attributes=True) == [f"damaged 'damaged': {reason}"]
 
 
+async def test_markers_whose_keys_are_ours() -> None:
+    """The root has one, and one that is out of the way of another has its directory's kind."""
+    storage = MemoryStorage()
+    marker = to_metadata(fresh(mode=stat.S_IFDIR | 0o755, uid=1, gid=1, now_ns=1))
+    moving = ".fusefs/moving/0123456789ab-1"
+    for key in (".fusefs/root", moving):
+        await storage.put(key, b"", metadata=marker)
+    assert await lines(storage, attributes=True) == await lines(storage)
+    assert not [line for line in await lines(storage) if line.startswith("damaged")]
+
+
 async def test_extended_attributes_in_objects_of_their_own() -> None:
     """What nobody refers to was left when a file was removed; what is not there was lost."""
     storage = MemoryStorage()
