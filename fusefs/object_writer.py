@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from backends.base import CREATE_ONLY, OVERWRITE, IfMatch, Limits, Metadata, ObjectStorage, PutMode
-from backends.errors import NotFound, PreconditionFailed
+from backends.errors import NotFound, PreconditionFailed, StorageError
 from fusefs.attributes import to_metadata
 from fusefs.change_log import ChangeLog
 from fusefs.content import Version
@@ -51,7 +51,11 @@ class ObjectWriter:
         """Make the object under `target` equal to the inode, and those beside it, to which it refers."""
         await self._sidecars.keep_xattrs(inode.subject)
         written = await self._write(inode, target, mode, metadata)
-        await self._sidecars.list_names(inode.subject)
+        try:
+            await self._sidecars.list_names(inode.subject)
+        except StorageError as error:
+            error.is_in_doubt = True  # the object is there: whoever tries again has to know it for our own
+            raise
         return written
 
     async def _write(self, inode: Inode, target: str, mode: PutMode, metadata: Metadata) -> Written:

@@ -11,6 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from backends.errors import AccessDenied
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs.committer import Committer
@@ -40,6 +41,23 @@ async def test_objects_follow_whichever_name_is_written(autojump_clock: MockCloc
         assert await stored(storage) == {"b": b"new"}
         assert await lists_in(storage) == []
         assert LINK_KEY not in ((await storage.head("b")).metadata or {})
+
+
+async def test_an_object_whose_list_of_names_is_denied_is_still_our_own(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    storage = FaultyStorage(inner := MemoryStorage())
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.write_file("a", b"content")
+        await tree.link("a", "b")
+        storage.fail(AccessDenied, verb=Verb.PUT, call=2)
+        with pytest.raises(AccessDenied):
+            await tree.publish_all()
+        await tree.publish_all()
+        assert tree.publisher.statistics().conflicts == 0
+        assert await tree.names() == ["a", "b"]
+    assert await stored(storage) == {"a": b"content", "b": b"content"}
+    assert len(await lists_in(inner)) == 1
 
 
 async def test_a_temporary_name_costs_nothing(autojump_clock: MockClock, tmp_path: Path) -> None:
