@@ -39,7 +39,7 @@ def bytes_to_carry(inode: Inode) -> int:
     if not isinstance(inode, File) or not inode.linked:
         return 0
     carried = _to_carry(inode.content)
-    return sum(inode.content.staged_bytes(*extent) for extent in carried)
+    return sum(inode.content.staged_length(*extent) for extent in carried)
 
 
 def is_behind(inode: Inode) -> bool:

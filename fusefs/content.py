@@ -209,7 +209,7 @@ class Content:
         """Yield a range of present bytes in pieces; None in the place of bytes is a piece of zeros."""
         return self._staged.pieces(start, end)
 
-    def staged_bytes(self, start: int, end: int) -> int:
+    def staged_length(self, start: int, end: int) -> int:
         """Return how many bytes of a range `staged` yields at most, those of zeros left out."""
         return self._staged.file.allocated_in(start, end)
 
@@ -290,7 +290,12 @@ class Content:
         """
         if self._pins or self.base is None:
             return
-        self._staged.evict(wanted, self.dirty, self.base_limit)
+        try:
+            self._staged.evict(wanted, self.dirty, self.base_limit)
+        except OSError as error:  # nothing that whoever needs room could do about
+            _log.warning("the local disk does not give back cached bytes of %r: %s", self.base.key, error)
+            if not self.dirty:
+                self._staged.discard()
         self._note_staged()
 
     def keep(self, used_at_ns: int, deadline: float) -> None:
@@ -302,7 +307,11 @@ class Content:
         base = self.base
         if base is None or self.changed or (self._staged.file.is_in_memory and time.monotonic() >= deadline):
             return
-        checksums = self._staged.prepare_to_keep(base.size, deadline)
+        try:
+            checksums = self._staged.prepare_to_keep(base.size, deadline)
+        except OSError as error:
+            _log.warning("what is cached of %r is not kept: %s", base.key, error)
+            return
         if checksums:
             self.sources.kept.keep(
                 self._staged.file,
@@ -354,11 +363,17 @@ class Content:
         return self._staged.present.covers(start, min(end, self.base_limit))
 
     def read_staged(self, start: int, end: int) -> bytes | None:
-        """Return staged bytes; None where the disk has damaged some of them, which are not present any more then.
+        """Return staged bytes; None where the disk has damaged or lost some of them, which are not present any more.
 
-        Raises `DamagedCache` for those that nobody else has.
+        Raises `DamagedCache`, or OSError of the disk, for those that nobody else has.
         """
-        data = self._staged.read(start, end, size=self.size, replaceable=self.base_limit)
+        try:
+            data = self._staged.read(start, end, size=self.size, replaceable=self.base_limit)
+        except OSError:
+            if self.base is None or self.changed:
+                raise
+            self._staged.discard()  # the base has all of them
+            data = None
         if data is None:
             self._note_staged()
             self._tell_of_damage()

@@ -19,6 +19,7 @@ from fusefs import fetching
 from fusefs.attribute_changes import AttributeChanges
 from fusefs.filesystem import FilesystemOptions
 from fusefs.kept_content import KeptContent
+from fusefs.stage import MEMORY_FILE_BYTES
 from fusefs.stage_budget import StageBudget
 from tests.core.small_disk import disk_use, limit_disk, refuse_holes
 from tests.core.tree import TreeOptions, open_tree, stored
@@ -190,6 +191,54 @@ async def test_the_number_of_files_that_have_anything_there_is_bounded(
         assert staged == [0, 1, 9, 11]
         assert await tree.filesystem.read(handle, 0, 5) == b"dirty"
         await tree.close(handle)
+
+
+def lose_stage(directory: Path) -> None:
+    """Remove the stage files, as a program may that clears caches; those that are open are there still."""
+    for path in (directory / "stage").iterdir():
+        path.unlink()
+
+
+async def test_clean_bytes_that_somebody_has_removed_are_fetched_again(
+    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = MemoryStorage()
+    contents = {name: os.urandom(MEMORY_FILE_BYTES + 1) for name in "abc"}
+    for name, content in contents.items():
+        await storage.put(name, content)
+    async with open_tree(storage, tmp_path, TreeOptions(max_open_stage_files=1)) as tree:
+        await tree.write_file("c", contents["c"][::-1])
+        await tree.publish_all()
+        for name in "abca":
+            await tree.read_file(name)
+        lose_stage(tmp_path)
+        for name in "bab":
+            assert await tree.read_file(name) == contents[name]
+        assert "the local disk has damaged cached bytes of 'b'; they are fetched again" in caplog.text
+        assert "is not kept" not in caplog.text
+    assert "what is cached of 'c' is not kept" in caplog.text
+
+
+async def test_what_cannot_be_given_back_is_not_the_failure_of_who_needs_room(
+    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Files whose bytes somebody has removed from the local disk: one is clean, one is dirty in part."""
+    storage = MemoryStorage()
+    await storage.put("dirty", original := os.urandom(6 * MIB))
+    for name in ("clean", "other"):
+        await storage.put(name, os.urandom(6 * MIB))
+    options = TreeOptions(cache_size=20 * MIB, max_open_stage_files=1)
+    async with open_tree(storage, tmp_path, options) as tree:
+        handle = await tree.open("dirty")
+        await tree.write(handle, 0, b"written")
+        for name in ("dirty", "clean", "other"):
+            await tree.read_file(name)
+        lose_stage(tmp_path)
+        assert tree.sources.budget.make_room(goal_bytes=tree.sources.budget.total - 4 * MIB)
+        assert caplog.text.count("the local disk does not give back cached bytes") == 2
+        assert (await tree.find_file("clean")).content.present.total == 0
+        assert (await tree.find_file("dirty")).content.dirty.total == len(b"written")
+        assert original == (await stored(storage))["dirty"]
 
 
 async def test_eviction_keeps_what_is_dirty(tmp_path: Path, autojump_clock: MockClock) -> None:
