@@ -2,7 +2,7 @@
 
 Nothing but these classes crosses the seam. Each backend translates its own failures (an errno, a botocore
 exception, an S3 error code) at the place where they occur, `raise Ours(...) from theirs`; the layers above
-decide by class and by `retryable`, never by the text of a message.
+decide by class, by `retryable` and by `is_in_doubt`, never by the text of a message.
 
 Messages are written for the person who reads the log: they name the key or the bucket, and never a secret.
 """

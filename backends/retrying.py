@@ -1,4 +1,4 @@
-"""The only retry loop of the program: what failed and is `retryable` is asked again, after a growing, jittered pause.
+"""The only place that repeats a request: what failed and is `retryable` is asked again, after growing, jittered pauses.
 
 Where a condition fails after an attempt whose answer was lost, the store is asked whether the conflict is with our
 own first attempt (`backends.lost_answers`); if it is, the call has succeeded.
@@ -312,9 +312,8 @@ class RetryingStorage(InterceptedStorage):
 
     async def _pause(self, request: Request, patience: _Patience, error: StorageError) -> bool:
         """Pause after a retryable failure; False if the call's time is over."""
-        if not isinstance(
-            error, ConcurrentRequest
-        ):  # which says that the store is well, and busy with this key
+        # A concurrent request says that the store is well, and busy with this key.
+        if not isinstance(error, ConcurrentRequest):
             self._outage.goes_on(request, error)
         if await patience.wait_after(error):
             self._repeated += 1

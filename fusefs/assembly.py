@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -102,34 +102,32 @@ async def open_tree(
     """
     log: ChangeLog = term.committer if term is not None else NoLog()
     options = _options(config, mount_id)
-    stage = Stage(cache.stage)
     kept = KeptContent(cache.kept, budget, store=config.store.identity)
-    async with trio.open_nursery() as nursery:
-        spawn, fetches = nursery.start_soon, trio.CapacityLimiter(FETCHES_IN_FLIGHT)
-        sources = ContentSources(stage, storage, spawn, budget, fetches, kept, logged=log.is_kept)
-        index = TreeIndex(storage, spawn, options.defaults, others_write=term is None)
-        tree = assemble(sources, log, index, SystemClock(), options)
-        with _as_mount_error(config, cache):
-            if term is not None and term.follows_crash:
-                await index.note_crash()
-            await tree.namespace.load_root(tree.root)
-            if term is not None:
-                spawn(term.committer.run)
-                await recover(tree, term.old, term.committer, options.defaults, progress)
-        if term is not None and term.log_room is not None:
-            # Only now: what was restored is in the log already.
-            stage.leave_room(term.log_room.is_left_after)
-        spawn(tree.publisher.run)
-        spawn(tree.packer.run)
-        if tree.index_writer is not None:
-            spawn(tree.index_writer.run)
-        try:
-            yield tree
-        finally:
-            nursery.cancel_scope.cancel()
-            stage.close()
-    keep_all(budget)
-    stage.close()
+    with closing(Stage(cache.stage)) as stage:
+        async with trio.open_nursery() as nursery:
+            spawn, fetches = nursery.start_soon, trio.CapacityLimiter(FETCHES_IN_FLIGHT)
+            sources = ContentSources(stage, storage, spawn, budget, fetches, kept, logged=log.is_kept)
+            index = TreeIndex(storage, spawn, options.defaults, others_write=term is None)
+            tree = assemble(sources, log, index, SystemClock(), options)
+            with _as_mount_error(config, cache):
+                if term is not None and term.follows_crash:
+                    await index.note_crash()
+                await tree.namespace.load_root(tree.root)
+                if term is not None:
+                    spawn(term.committer.run)
+                    await recover(tree, term.old, term.committer, options.defaults, progress)
+            if term is not None and term.log_room is not None:
+                # Only now: what was restored is in the log already.
+                stage.leave_room(term.log_room.is_left_after)
+            spawn(tree.publisher.run)
+            spawn(tree.packer.run)
+            if tree.index_writer is not None:
+                spawn(tree.index_writer.run)
+            try:
+                yield tree
+            finally:
+                nursery.cancel_scope.cancel()
+        keep_all(budget)
 
 
 def _options(config: Config, mount_id: str) -> AssemblyOptions:

@@ -166,7 +166,7 @@ class FilesAhead:
         return is_used_up or GROWTH * self._hits > len(self._unused)
 
     @property
-    def waiting(self) -> list[bytes]:
+    def unused(self) -> list[bytes]:
         """What was fetched and not opened."""
         return list(self._unused)
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
-from backends.base import Data
+from backends.base import S3_LIMITS, Data
 from backends.errors import StorageError, is_outage
 from fusefs import fetching
 from fusefs.attribute_changes import AttributeChanges, with_owner_and_mode, with_times, without_set_id_bits
@@ -45,7 +45,7 @@ from fusefs.prefetch import SequentialDetector
 from fusefs.publisher import Publisher
 from fusefs.stage_budget import StageBudget
 
-MAX_FILE_SIZE: Final = 5 * 1024**4
+MAX_FILE_SIZE: Final = S3_LIMITS.max_object_size
 """Bytes: what S3 allows for one object."""
 
 FULL_DISK_ATTEMPTS: Final = 5

@@ -38,6 +38,7 @@ from fusefs.request_turns import Trio
 from fusefs.stage_budget import StageBudget
 from fusefs.start_progress import StartProgress
 from fusefs.status import LastComplaint, Requests, Status, document, identity_of, starting_document
+from fusefs.status_text import counted
 from fusefs.stores import OpenStore, open_store
 from fusefs.term import Term, log_place, open_term
 from fusefs.upload_notes import Writer, open_notes
@@ -388,12 +389,13 @@ class _Session:
         left = self.progress().pending_inodes
         if in_log and left:
             error = (
-                f"{left} changes are in the log and not under their names yet;"
-                f" the next mount of {self._config.store.url} publishes them"
+                f"{counted(left, 'change is', 'changes are')} in the log and not published yet;"
+                f" the next mount of {self._config.store.url} does that"
             )
         elif rescued:
             error = (
-                f"{rescued} changed files could not be published; their bytes are in {self._cache.rescued}"
+                f"{rescued} changed files could not be published; what could be saved of them is in"
+                f" {self._cache.rescued}, and the log names each"
             )
         elif left:
             error = "not every change of names and attributes could be published; the log says which"

@@ -66,7 +66,10 @@ class PublishStatistics:
 
 
 class Publisher:
-    """The only writer of the bucket. `changes` is told what there is to do, `run` does it, others wait for it."""
+    """The only writer of the tree's objects, once a recovery is over.
+
+    `changes` is told what there is to do, `run` does it, others wait for it.
+    """
 
     def __init__(
         self,

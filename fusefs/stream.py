@@ -268,7 +268,9 @@ class Stream:
         try:
             await self._withdraw(list(upload.parts))
         except BaseException as error:
-            _log.warning("the log needs upload %s of %r, which is not aborted", upload.upload_id, self.key)
+            _log.warning(
+                "the log needs upload %s of %r, which is not aborted: %r", upload.upload_id, self.key, error
+            )
             writer.leave()
             if not isinstance(error, Exception):
                 raise

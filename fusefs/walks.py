@@ -72,7 +72,7 @@ class Walks:
 
     def _expect_below(self, directory: Directory) -> None:
         """Fetch the first files of the directories that were listed ahead before it was known that files are read."""
-        for name in directory.directories_ahead.waiting if directory.directories_ahead is not None else ():
+        for name in directory.directories_ahead.unused if directory.directories_ahead is not None else ():
             below = directory.children.get(name)
             if isinstance(below, Directory) and self._is_listed(below):
                 self._small_files.expect(below)

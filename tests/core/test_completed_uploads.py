@@ -6,12 +6,11 @@ as an object that the file had before.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from itertools import count, pairwise
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -30,6 +29,7 @@ from tests.core.mortal import Death, MortalStorage
 from tests.core.small_parts import PART, SmallPartsStorage
 from tests.core.test_log_uploads import BYTES, NEXT, abort_all, recover
 from tests.core.tree import Tree, open_tree, stored
+from tests.support.every_call import at_every_call
 from tests.support.faulty import FaultyStorage
 
 pytestmark = pytest.mark.usefixtures("small_parts")
@@ -108,13 +108,12 @@ async def test_an_older_object_under_the_name_that_the_file_has_again(
     dies: str,
     tmp_path: Path,
     autojump_clock: MockClock,
-    caplog: pytest.LogCaptureFixture,
+    quiet: None,
 ) -> None:
     """It had another one in between, under which its upload began: the newer object is there.
 
     It may look like the object that was there before all, of which the log tells, too.
     """
-    caplog.set_level(logging.CRITICAL)
     storage = SmallPartsStorage()
     faulty = FaultyStorage(mortal := _DiesCompleting(storage))
     async with open_tree(faulty, tmp_path / "1", NEXT) as tree:
@@ -159,10 +158,9 @@ async def test_an_older_object_under_the_name_that_the_file_has_again(
 
 
 async def test_an_older_object_of_which_the_log_does_not_tell(
-    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, autojump_clock: MockClock, quiet: None
 ) -> None:
     """It could not be deleted, and is under a name that the file had again; an upload needs what the newer one has."""
-    caplog.set_level(logging.CRITICAL)
     storage = SmallPartsStorage()
     faulty = FaultyStorage(storage)
     end = 3 * PART + 2_000
@@ -193,10 +191,9 @@ async def test_an_older_object_of_which_the_log_does_not_tell(
 
 
 async def test_what_somebody_else_gets_back_of_a_file_with_an_older_object(
-    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, autojump_clock: MockClock, quiet: None
 ) -> None:
     """The older one is under a third name, and is never taken for the upload that waits, wherever a recovery dies."""
-    caplog.set_level(logging.CRITICAL)
     storage = SmallPartsStorage()
     faulty = FaultyStorage(storage)
     async with open_tree(faulty, tmp_path / "1", NEXT) as tree:
@@ -212,7 +209,9 @@ async def test_what_somebody_else_gets_back_of_a_file_with_an_older_object(
         await tree.log.commit()
     await storage.put("temporary", b"theirs")
     waited = False
-    for call in count(1):
+
+    async def die_and_look(call: int) -> bool:
+        nonlocal waited
         twin = storage.twin()
         has_died = await recover(twin, tmp_path / f"{call}", call, Death.ANSWER_LOST)
         waited = waited or any(key.startswith(DETOURS_PREFIX) for key in twin.snapshot())
@@ -220,21 +219,21 @@ async def test_what_somebody_else_gets_back_of_a_file_with_an_older_object(
             assert await tree.read_file("final") == OTHER
             await tree.publish_all()
         assert (await stored(twin))["final"] == OTHER
-        if not has_died:
-            assert waited
-            break
+        return has_died
+
+    await at_every_call(die_and_look)
+    assert waited
 
 
 @pytest.mark.parametrize("death", [Death.CALL_LOST, Death.ANSWER_LOST])
 async def test_what_was_in_the_way_of_an_upload_is_newer_than_what_its_file_has_left(
-    death: Death, tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    death: Death, tmp_path: Path, autojump_clock: MockClock, quiet: None
 ) -> None:
     """It waits elsewhere when a recovery dies behind the upload, and is found there by the next one.
 
     What was left cannot be deleted, and is under a name that the file had again: the log tells of that, and not of the
     bytes any more.
     """
-    caplog.set_level(logging.CRITICAL)
     storage = SmallPartsStorage()
     faulty = FaultyStorage(storage)
     async with open_tree(faulty, tmp_path / "1", replace(NEXT, max_log_bytes=KIB)) as tree:
@@ -260,7 +259,9 @@ async def test_what_was_in_the_way_of_an_upload_is_newer_than_what_its_file_has_
     left = {"old": b"old", "name": b"newer", "other": bytes(2 * KIB)}
     assert await stored(storage) == left
     waited = False
-    for call in count(1):
+
+    async def die_and_look(call: int) -> bool:
+        nonlocal waited
         twin = storage.twin()
         has_died = await recover(twin, tmp_path / f"{call}", call, death)
         waited = waited or any(key.startswith(DETOURS_PREFIX) for key in twin.snapshot())
@@ -269,9 +270,10 @@ async def test_what_was_in_the_way_of_an_upload_is_newer_than_what_its_file_has_
             assert await tree.read_file("name") == BYTES
             await tree.publish_all()
         assert await stored(twin) == {"away": b"newer", "name": BYTES, "other": left["other"]}
-        if not has_died:
-            assert waited
-            break
+        return has_died
+
+    await at_every_call(die_and_look)
+    assert waited
 
 
 async def test_two_uploads_one_of_which_is_where_the_other_has_an_object(
@@ -313,13 +315,12 @@ async def test_two_uploads_one_of_which_is_where_the_other_has_an_object(
 
 @pytest.mark.parametrize("is_told", [True, False])
 async def test_an_object_of_which_the_log_says_that_it_was_that_of_another_file_before(
-    is_told: bool, tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    is_told: bool, tmp_path: Path, autojump_clock: MockClock, quiet: None
 ) -> None:
     """Two files of the same bytes, one after the other under the key of an upload.
 
     The second one is in the bucket, and the log does not tell of it any more: it is not what the first one has left.
     """
-    caplog.set_level(logging.CRITICAL)
     storage = SmallPartsStorage()
     faulty = FaultyStorage(storage)
     async with open_tree(faulty, tmp_path / "1", NEXT) as tree:

@@ -57,7 +57,7 @@ async def stored_content(sources: ContentSources, key: str = "k", body: bytes = 
 
 
 def check_invariants(content: Content) -> None:
-    """Hold the three invariants of `fusefs.content`."""
+    """Hold the four invariants of `fusefs.content`."""
     covered = content.present.copy()
     covered.add(0, content.base_limit)
     assert covered.covers(0, content.size)

@@ -1,6 +1,7 @@
 """A store that denies a mount what it allowed before, or asks it to slow down for an hour: all is there afterwards.
 
-What the calls say meanwhile is in `test_semantics_of_failures`; here it is what that costs, and how it ends.
+What calls say while a store does not answer is in `test_semantics_of_failures`; here it is also what that costs, and
+how it ends.
 """
 
 from __future__ import annotations
@@ -262,7 +263,7 @@ async def test_an_hour_of_slow_down(tmp_path: Path, autojump_clock: MockClock) -
                 assert trio.current_time() == began_at
                 with trio.fail_after(PATIENCE + 1), pytest.raises(Throttled) as failure:
                     await tree.filesystem.fsync(handle)
-                assert errno_of(failure.value) == 5
+                assert errno_of(failure.value) == errno.EIO
                 await trio.sleep(5)
 
         async with trio.open_nursery() as nursery:

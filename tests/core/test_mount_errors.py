@@ -100,7 +100,5 @@ async def test_what_is_only_to_be_deleted_is_in_the_log_like_everything_else(
     monkeypatch.setattr(pyfuse3, "close", lambda unmount: None)
     monkeypatch.setattr(mount, "tune_process", lambda: None)
     monkeypatch.setattr(mount, "tune_mount", lambda device: None)
-    with pytest.raises(
-        MountError, match=r"^1 changes are in the log and not under their names yet; the next"
-    ):
+    with pytest.raises(MountError, match=r"^1 change is in the log and not published yet; the next"):
         await mount.run_mount(config, lambda: None, tell_nobody)

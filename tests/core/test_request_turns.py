@@ -70,9 +70,6 @@ def test_pyfuse3_has_trio_where_that_can_be_replaced() -> None:
 
 
 async def test_where_the_task_that_reads_ends_the_others_hear_of_it() -> None:
-    device = Device(0)
-    with trio.fail_after(5):
-        await device.serve(3)
     device = Device(1)
     with trio.fail_after(5):
         await device.serve(3)

@@ -7,7 +7,6 @@ die at once, one after the other.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -25,7 +24,7 @@ from tests.core.losses import check, live, look
 from tests.core.mortal import READING, Death
 from tests.core.small_parts import PART, SmallPartsStorage
 
-pytestmark = pytest.mark.usefixtures("small_parts")
+pytestmark = pytest.mark.usefixtures("small_parts", "quiet")
 
 NAMES: Final = ("a", "b", "c", "d")
 SIZES: Final = (6 * PART, 6 * PART, 4 * PART + 100, 3 * PART + 2_000, 50)
@@ -103,9 +102,8 @@ class Walk:
 
 @pytest.mark.parametrize("seed", range(WALKS))
 async def test_mounts_die_at_random_calls_while_large_files_are_renamed(
-    seed: int, tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    seed: int, tmp_path: Path, autojump_clock: MockClock
 ) -> None:
-    caplog.set_level(logging.CRITICAL)
     rng = Random(seed)
     storage, history = SmallPartsStorage(), History({})
     for mount in range(MOUNTS):

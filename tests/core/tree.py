@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Final
@@ -226,8 +226,8 @@ async def open_tree(
     What is clean then is kept in `directory` for the next tree, as it is at the end of a mount.
     """
     options = options or TreeOptions()
-    stage = Stage(directory / "stage", max_open_files=options.max_open_stage_files)
-    with bare_failures():
+    stage_files = Stage(directory / "stage", max_open_files=options.max_open_stage_files)
+    with bare_failures(), closing(stage_files) as stage:
         async with trio.open_nursery() as nursery:
             budget = StageBudget(options.cache_size, max_clean=options.max_clean)
             old, log, log_room = await _begin_log(storage, options, budget)
@@ -251,9 +251,7 @@ async def open_tree(
                 yield tree
             finally:
                 nursery.cancel_scope.cancel()
-                stage.close()
         keep_all(budget)
-        stage.close()
 
 
 def _assembled(sources: ContentSources, log: ChangeLog, options: TreeOptions) -> Tree:

@@ -98,7 +98,7 @@ def test_outage_that_does_not_end(own_server: SeaweedFS, new_mount: NewMount) ->
     daemon.send_signal(signal.SIGTERM)
     _, error = daemon.communicate(timeout=60)
     assert daemon.returncode == 1
-    assert "1 changes are in the log and not under their names yet" in error
+    assert "1 change is in the log and not published yet" in error
     own_server.start()
     mount.mount()
     assert (mount.path / "file").read_bytes() == b"bytes"
