@@ -190,7 +190,9 @@ class Listings:
                 if run.is_first:
                     self._merges[directory] = merge
             self._merger.finish(merge)
-            if index is not None:
+            if (
+                index is not None and directory.listed_at is not None
+            ):  # or the next listing needs it as this one did
                 index.let_go(listing.prefix)
 
 

@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -320,6 +321,40 @@ async def test_what_is_found_out_while_a_first_listing_goes_on_is_written_into_t
         await tree.names("d")
         await tree.end()
     assert not storage.calls_of(Verb.PUT), "nothing is new to the index"
+
+
+class OldPages(MemoryStorage):
+    """Answers requests for pages of `d/` behind the first as it was before `hidden` was there, if there is any."""
+
+    hidden: str | None = None
+
+    async def list_prefix(self, prefix: str = "", **query: Any) -> ListPage:
+        page = await super().list_prefix(prefix, **query)
+        return replace(page, objects=tuple(each for each in page.objects if each.key != self.hidden))
+
+
+async def test_a_listing_that_is_not_to_be_trusted_takes_nothing_from_the_next(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """A page of it is older than the answer that had a name ahead of it: what the index has of that is needed again."""
+    pages, indexed = OldPages(), TreeOptions(index=True)
+    storage = FaultyStorage(pages)
+    for name in LARGE:
+        await storage.put(f"d/{name}", b"")
+    async with open_tree(storage, tmp_path / "1", indexed) as tree:
+        await tree.names("d")
+        number = (await tree.find("d/f2000")).number
+        await tree.end()
+    async with half_listed(storage, tmp_path / "2", indexed) as (tree, gate):
+        await tree.find("d/f2000")
+        pages.hidden = "d/f2000"
+        gate.open()
+        await trio.testing.wait_all_tasks_blocked()
+        assert b"f2000" not in await children_of(tree, "d")
+        pages.hidden = None
+        assert await tree.names("d") == LARGE
+        assert (await tree.find("d/f2000")).number == number
+        assert not storage.calls_of(Verb.HEAD)
 
 
 async def test_pages_are_asked_for_ahead_of_who_reads_them_and_few_wait(autojump_clock: MockClock) -> None:
