@@ -48,11 +48,17 @@ def is_behind(inode: Inode) -> bool:
 
 
 def capture(inode: Inode, *, room: int) -> Capture:
-    """Return a record of an inode with at most `room` of its unlogged bytes. Raises OSError of the local disk."""
+    """Return a record of an inode with at most `room` of its unlogged bytes.
+
+    Raises OSError of the local disk, which names the file.
+    """
     content: ContentRecord | None = None
     covered: list[Extent] = []
     if isinstance(inode, File) and (is_behind(inode) or _is_uploaded_elsewhere(inode)):
-        content, covered = _capture_content(inode.content, room)
+        try:
+            content, covered = _capture_content(inode.content, room)
+        except OSError as error:
+            raise OSError(error.errno, f"bytes of {inode.path_key!r} cannot be read: {error}") from error
     record = InodeRecord(
         log_id=inode.log_id,
         number=inode.number,

@@ -346,7 +346,7 @@ class Committer:
                         await self._send(nursery)
                     self._capture_failure = None
                 except OSError as error:
-                    _log.error("what is to be committed cannot be read: %s", error)
+                    _log.error("nothing can be committed: %s", error)
                     self._capture_failure = error
                 except StorageError as error:  # of batches before this one, and told by the journal
                     self._capture_failure = error

@@ -23,6 +23,7 @@ from fusefs.errors import LeaseLost
 from fusefs.journal_format import Batch, Position, batch_key, encode
 from fusefs.log_reader import LogReader
 from fusefs.publisher import PublishOptions
+from fusefs.stage import MEMORY_FILE_BYTES
 from tests.core.history import History, state_of
 from tests.core.logs import batches
 from tests.core.losses import difference
@@ -310,3 +311,27 @@ async def test_a_batch_that_cannot_be_made(
         if not encoding.has_failed:
             break
     assert fails_at > 2 + 3  # the last commit is several batches
+
+
+async def test_bytes_that_the_local_disk_does_not_give_back(
+    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is acknowledged, of any file, until the one that is lacking is removed; what it is, is told."""
+    storage = SmallPartsStorage()
+    options, large = replace(LOG_ALONE, max_open_stage_files=1), BYTES * (MEMORY_FILE_BYTES // len(BYTES) + 1)
+    async with open_tree(storage, tmp_path / "mount", options) as tree:
+        lost, other = await tree.create("lost"), await tree.create("other")
+        for handle in (lost, other):
+            await tree.write(handle, 0, large)
+        [oldest, *_] = sorted((tmp_path / "mount" / "stage").iterdir(), key=lambda path: int(path.name, 16))
+        oldest.unlink()
+        for handle in (lost, other, lost):
+            with pytest.raises(OSError, match="bytes of 'lost'") as failure:
+                await tree.filesystem.fsync(handle)
+            assert errno_of(failure.value) == errno.EIO
+        assert "bytes of 'lost'" in caplog.text
+        await tree.unlink("lost")
+        await tree.filesystem.fsync(other)
+    async with open_tree(storage, tmp_path / "next", LOG_ALONE) as tree:
+        assert await tree.names() == ["other"]
+        assert await tree.read_file("other") == large
