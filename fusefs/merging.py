@@ -204,9 +204,8 @@ class Merger:
         self._compare_marker(directory, merge.listing.marker, started)
         directory.listed_at = started if merge.run.is_trusted else None
         directory.listing_took = trio.current_time() - started
-        directory.files_ahead = directory.directories_ahead = (
-            None  # they know the names of the listing before
-        )
+        # They know the names of the listing before.
+        directory.files_ahead = directory.directories_ahead = None
         if merge.run.is_first:
             directory.is_indexed &= merge.memories.believed == len(merge.memories)
 
