@@ -278,8 +278,9 @@ async def test_a_damaged_index_is_reported_and_replaced(
         before = await found(tree, *PATHS)
     damaged = [key for key in await stored(storage, ours=True) if key.startswith(".fusefs/index/")]
     for key in damaged:
-        data = (await storage.get_range(key)).data
-        await storage.put(key, damage if damage is not None else data[:-20] + b"x" + data[-19:])
+        data = bytearray((await storage.get_range(key)).data)
+        data[-20] ^= 1
+        await storage.put(key, bytes(data) if damage is None else damage)
     async with open_tree(storage, tmp_path / "2", INDEXED) as tree:
         after = await found(tree, *PATHS)
         assert [attributes for _, attributes in after.values()] == [known for _, known in before.values()]
