@@ -77,10 +77,16 @@ class ObjectInfo:
 class RangeResult:
     """Bytes of one version of an object."""
 
-    data: bytes
+    #: As they have come: the memory may be a client's own, and to copy it takes the interpreter's time.
+    body: Data
     etag: str
-    #: Of the whole object, not of `data`.
+    #: Of the whole object, not of `body`.
     object_size: int
+
+    @property
+    def data(self) -> bytes:
+        """The bytes as Python's own, copied if they are not."""
+        return bytes(self.body)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

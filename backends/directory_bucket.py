@@ -77,7 +77,7 @@ class DirectoryBucket:
             rules.check_if_match(key, if_match, version.etag)
             first, end = rules.resolve_range(key, start, length, version.size)
             data = read_range(descriptor, first, end)
-        return RangeResult(data=data, etag=version.etag, object_size=version.size)
+        return RangeResult(body=data, etag=version.etag, object_size=version.size)
 
     def put(self, key: str, data: Data, metadata: Metadata, mode: PutMode) -> str:
         rules.check_key(key)

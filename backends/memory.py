@@ -104,7 +104,7 @@ class MemoryStorage(ObjectStorage):
         found = self._find(key)
         rules.check_if_match(key, if_match, found.etag)
         first, end = rules.resolve_range(key, start, length, len(found.data))
-        return RangeResult(data=found.data[first:end], etag=found.etag, object_size=len(found.data))
+        return RangeResult(body=found.data[first:end], etag=found.etag, object_size=len(found.data))
 
     async def put(
         self, key: str, data: Data, *, metadata: Metadata = NO_METADATA, mode: PutMode = OVERWRITE

@@ -201,7 +201,7 @@ class QuickClient:
             raise StoreCorrupt(
                 f"the store answered with {len(data)} bytes of {result.range}, not of {expected}"
             )
-        return RangeResult(data=data, etag=_etag(result.meta), object_size=size)
+        return RangeResult(body=data, etag=_etag(result.meta), object_size=size)
 
     def put(self, key: str, data: Data, metadata: Metadata, mode: PutMode) -> str:
         """As `ObjectStorage.put`. `Unreadable` only where nothing was done: or else the object may be there."""
@@ -236,17 +236,17 @@ class QuickClient:
         if hashlib.md5(data, usedforsecurity=False).hexdigest() != etag:
             self._etags_are_md5 = False
             raise Unreadable(f"{etag} is not the MD5 of {len(data)} bytes")
-        return RangeResult(data=data, etag=etag, object_size=len(data))
+        return RangeResult(body=data, etag=etag, object_size=len(data))
 
     def _get(
         self, key: str, options: GetOptions, *, read_if: re.Pattern[str] | None = None
-    ) -> tuple[GetResult, bytes]:
+    ) -> tuple[GetResult, memoryview]:
         """Return an answer and its body; `Unreadable` before the body comes if the ETag does not match `read_if`."""
         try:
             result = obstore.get(self._store, key, options=options)
             if read_if is not None and not read_if.fullmatch(_etag(result.meta)):
                 raise Unreadable(f"{result.meta['e_tag']} is no MD5")
-            return result, bytes(result.bytes())
+            return result, memoryview(result.bytes())
         except (BaseError, FileNotFoundError) as error:
             raise self._translated(error, "GetObject", key) from error
 

@@ -35,7 +35,7 @@ async def read_range(
 
 def _read_whole(response: Response) -> RangeResult:
     data = response["Body"].read()
-    return RangeResult(data=data, etag=unquote_etag(response["ETag"]), object_size=len(data))
+    return RangeResult(body=data, etag=unquote_etag(response["ETag"]), object_size=len(data))
 
 
 def _read_part(start: int, length: int | None, response: Response) -> RangeResult:
@@ -52,7 +52,7 @@ def _read_part(start: int, length: int | None, response: Response) -> RangeResul
     data = response["Body"].read()
     if len(data) != last + 1 - first:
         raise Unavailable(f"the store sent {len(data)} bytes of {last + 1 - first}")
-    return RangeResult(data=data, etag=unquote_etag(response["ETag"]), object_size=size)
+    return RangeResult(body=data, etag=unquote_etag(response["ETag"]), object_size=size)
 
 
 def _cut_out(start: int, length: int | None, response: Response) -> RangeResult:
@@ -73,7 +73,7 @@ def _cut_out(start: int, length: int | None, response: Response) -> RangeResult:
     body.close()
     if len(data) != wanted:
         raise Unavailable(f"the store sent {len(data)} bytes of {wanted}")
-    return RangeResult(data=data, etag=unquote_etag(response["ETag"]), object_size=size)
+    return RangeResult(body=data, etag=unquote_etag(response["ETag"]), object_size=size)
 
 
 def _end(start: int, length: int | None, size: int) -> int:

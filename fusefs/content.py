@@ -410,7 +410,7 @@ class Content:
         self._claims.remove(claim)
         claim.done.set()
 
-    def store_fetched(self, start: int, data: bytes) -> None:
+    def store_fetched(self, start: int, data: Data) -> None:
         """Stage fetched bytes of the base; where the disk is full, let other contents give theirs back first."""
         try:
             self._store_fetched(start, data)
@@ -420,7 +420,7 @@ class Content:
             self.sources.budget.make_room(keep=self, goal_bytes=0)
             self._store_fetched(start, data)
 
-    def _store_fetched(self, start: int, data: bytes) -> None:
+    def _store_fetched(self, start: int, data: Data) -> None:
         self._staged.store(start, data, size=self.size, replaceable=self.base_limit)
         self._note_staged()
 

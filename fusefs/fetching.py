@@ -18,7 +18,7 @@ from typing import Final
 
 import trio
 
-from backends.base import MIB
+from backends.base import MIB, Data
 from backends.errors import NotFound, PreconditionFailed, RangeNotSatisfiable
 from fusefs.block_checksums import enclosing
 from fusefs.content import Claim, Content, Version
@@ -195,7 +195,7 @@ async def _carry_out(
         content.release(claim)
 
 
-async def _get(content: Content, start: int, end: int, base: Version | None) -> bytes:
+async def _get(content: Content, start: int, end: int, base: Version | None) -> Data:
     """Return what `base` has of a range, or nothing where the content does not need that any more."""
     end = min(end, content.base_limit)
     if base is None or end <= start:
@@ -209,4 +209,4 @@ async def _get(content: Content, start: int, end: int, base: Version | None) -> 
         if content.base != base:
             return b""  # published or moved meanwhile; whoever still misses bytes asks for them again
         raise StaleFile(f"{base.key!r} was changed in the bucket while it was open") from error
-    return result.data
+    return result.body

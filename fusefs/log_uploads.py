@@ -118,7 +118,7 @@ class LogUploads:
             digest = hashlib.md5(usedforsecurity=False)
             for start, end in _pieces(part.start, part.end, FETCHED_PART):
                 stored = await self._storage.get_range(version.key, start, end - start, if_match=version.etag)
-                digest.update(stored.data)
+                digest.update(stored.body)
             if digest.hexdigest() != part.etag:
                 return False
         return True
@@ -246,7 +246,7 @@ class LogUploads:
         data = bytearray()
         if base is not None and start < min(end, base.size) and not sources.explicit.covers(start, end):
             length = min(end, base.size) - start
-            data += (await self._storage.get_range(base.key, start, length, if_match=base.etag)).data
+            data += (await self._storage.get_range(base.key, start, length, if_match=base.etag)).body
         of_base = ExtentSet([(start, start + len(data))])
         data += bytes(end - start - len(data))
         for gap in sources.explicit.gaps(start, end):
@@ -267,7 +267,7 @@ class LogUploads:
         if self._storage.capabilities.copy_part:
             return await upload.copy_part(number, source.key, start, length, if_match=source.etag)
         stored = await self._storage.get_range(source.key, start, length, if_match=source.etag)
-        return await upload.upload_part(number, stored.data)
+        return await upload.upload_part(number, stored.body)
 
 
 def needed_upload(replayed: Replayed) -> UploadReference | None:

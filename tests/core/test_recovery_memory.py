@@ -46,7 +46,7 @@ class MadeUpLog(MemoryStorage):
         if position is None or found.data != STAND_IN:
             return found
         data = encode(_batch(position))
-        return RangeResult(data=data, etag=found.etag, object_size=len(data))
+        return RangeResult(body=data, etag=found.etag, object_size=len(data))
 
 
 def _batch(position: Position) -> Batch:
