@@ -17,7 +17,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from backends.errors import NotFound, StorageError, Unavailable
 from backends.intercepted import Verb
 from backends.retrying import RetryingStorage, RetryPolicy
-from fusefs import committer, staged_bytes
+from fusefs import batch_contents, staged_bytes
 from fusefs.errno_boundary import errno_of
 from fusefs.errors import LeaseLost
 from fusefs.journal_format import Batch, Position, batch_key, encode
@@ -285,7 +285,7 @@ async def test_a_batch_that_cannot_be_made(
     tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever it is: fsync says so, and the next one acknowledges what is in the log, and not what is nowhere."""
-    monkeypatch.setattr(committer, "BATCH_SIZE", 2 * PART)
+    monkeypatch.setattr(batch_contents, "BATCH_SIZE", 2 * PART)
     monkeypatch.setattr(staged_bytes, "PIECE_SIZE", 1024)
     before = {"changed": b"before", "removed": b"before"}
     for fails_at in count(1):

@@ -24,9 +24,9 @@ from backends.errors import AccessDenied, AuthenticationFailed, StorageError, Th
 from backends.intercepted import InterceptedStorage, Request, T, Verb
 from backends.memory import MemoryStorage
 from backends.retrying import RetryingStorage, RetryPolicy
-from fusefs.committer import IDLE_SECONDS, TRIM_BATCHES
 from fusefs.errno_boundary import errno_of
 from fusefs.journal_format import JOURNAL_PREFIX, Position, batch_key, position_of
+from fusefs.log_trimmer import IDLE_SECONDS, TRIM_BATCHES
 from fusefs.publisher import PublishOptions
 from tests.core.logs import batches, log_objects
 from tests.core.mortal import READING

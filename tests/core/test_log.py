@@ -16,9 +16,10 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from backends.base import CREATE_ONLY, KIB, Capabilities
 from backends.errors import AccessDenied
 from backends.intercepted import InterceptedStorage, Request, T, Verb
-from fusefs import committer, staged_bytes
+from fusefs import batch_contents, staged_bytes
 from fusefs.attribute_changes import AttributeChanges
 from fusefs.change_log import LOG_KEY
+from fusefs.committer import Committer
 from fusefs.extents import Extent
 from fusefs.filesystem import RENAME_EXCHANGE
 from fusefs.journal import MAX_IN_FLIGHT
@@ -53,7 +54,7 @@ RANDOM: Final = Random(7)
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make batches of the log smaller by the same factor as parts."""
-    monkeypatch.setattr(committer, "BATCH_SIZE", PART)
+    monkeypatch.setattr(batch_contents, "BATCH_SIZE", PART)
     monkeypatch.setattr(staged_bytes, "PIECE_SIZE", KIB)
 
 
@@ -169,7 +170,7 @@ async def test_a_rename_of_a_directory_is_noted_once_and_in_the_log_whole(
     async with open_tree(storage, tmp_path / "1", options()) as tree:
         await tree.rename("d", "once")
         await wait_all_tasks_blocked()  # until all that is below is known
-        assert isinstance(tree.log, committer.Committer)
+        assert isinstance(tree.log, Committer)
         await tree.log.commit()
         storage.calls.clear()
         await tree.rename("once", "moved")
@@ -464,7 +465,7 @@ async def test_a_commit_that_comes_while_a_stream_looks_for_full_parts(
     autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It asks the stream as it is then, and ends."""
-    monkeypatch.setattr(committer, "BATCH_SIZE", PART)
+    monkeypatch.setattr(batch_contents, "BATCH_SIZE", PART)
     storage = FaultyStorage(SmallPartsStorage())
     async with open_tree(storage, tmp_path, options()) as tree:
         handle = await tree.create("file")
@@ -479,7 +480,7 @@ async def test_a_commit_waits_for_no_parts_of_holes(
     autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They cost the log nothing."""
-    monkeypatch.setattr(committer, "BATCH_SIZE", PART)
+    monkeypatch.setattr(batch_contents, "BATCH_SIZE", PART)
     storage = FaultyStorage(_Slow(SmallPartsStorage()))
     async with open_tree(storage, tmp_path, options()) as tree:
         handle = await tree.create("sparse")
@@ -674,7 +675,7 @@ async def test_what_is_done_to_a_file_without_a_name_is_told_to_nobody(
     """Its attributes are its descriptors' alone; a log that told of them would be kept for that."""
     storage = FaultyStorage(SmallPartsStorage())
     async with open_tree(storage, tmp_path, options(publishes=True)) as tree:
-        assert isinstance(tree.log, committer.Committer)
+        assert isinstance(tree.log, Committer)
         handle = await tree.create("f")
         number = (await tree.find("f")).number
         await tree.publish_all()

@@ -18,7 +18,7 @@ from backends.base import KIB, MIB
 from backends.errors import AccessDenied, InvalidKey, Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
-from fusefs import committer
+from fusefs import batch_contents, log_trimmer
 from fusefs.attribute_changes import AttributeChanges
 from fusefs.journal_format import JOURNAL_PREFIX
 from fusefs.publisher import PublishOptions
@@ -36,7 +36,7 @@ COMMITS: Final = 1_000
 HOUR: Final = 3_600.0
 
 LOG_SIZE: Final = 256 * KIB
-UNTRIMMED: Final = committer.TRIM_BATCHES * (PAGE + KIB)
+UNTRIMMED: Final = log_trimmer.TRIM_BATCHES * (PAGE + KIB)
 """Bytes of batches that are not needed any more, and too few for a request to delete them."""
 
 
@@ -243,7 +243,7 @@ async def test_what_is_most_of_the_log_is_told_again_seldom(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where the log cannot become much shorter by it: not before as much has gone into it; here in several batches."""
-    monkeypatch.setattr(committer, "BATCH_SIZE", 4 * PIECE_SIZE)
+    monkeypatch.setattr(batch_contents, "BATCH_SIZE", 4 * PIECE_SIZE)
     data = Random(2).randbytes(MIB)
 
     async def act(tree: Tree, storage: FaultyStorage) -> None:

@@ -22,7 +22,7 @@ from trio.testing import MockClock
 from backends.base import ObjectStorage, iterate_pages
 from backends.directory import DirectoryStorage
 from backends.intercepted import Verb
-from fusefs import committer
+from fusefs import batch_contents
 from fusefs.errors import MountError
 from fusefs.journal_format import JOURNAL_PREFIX, Position, batch_key, position_of
 from fusefs.lease_record import LogEnd
@@ -142,7 +142,7 @@ async def test_a_mount_dies_in_the_middle_of_a_commit_of_several_batches(
         for path in FILES:
             await history.create(path)
         await history.commit()
-        monkeypatch.setattr(committer, "HEADS_SIZE", 1)
+        monkeypatch.setattr(batch_contents, "HEADS_SIZE", 1)
         for path in FILES:
             await history.chmod(path, 0o600)
         async with trio.open_nursery() as nursery:

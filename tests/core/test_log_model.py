@@ -21,7 +21,7 @@ from trio.testing import MockClock
 
 from backends.base import KIB, MIB
 from backends.errors import AccessDenied, Unavailable
-from fusefs import committer, staged_bytes
+from fusefs import batch_contents, log_trimmer, staged_bytes
 from tests.core.history import History, State
 from tests.core.losses import OPTIONS, QUIET_SECONDS, check, live, look
 from tests.core.mortal import Death
@@ -159,8 +159,8 @@ async def test_random_deaths_where_the_log_is_told_again(
 ) -> None:
     """What is refused for as long as a mount lives is told again all the time, in several batches."""
     monkeypatch.setattr(staged_bytes, "PIECE_SIZE", KIB)
-    monkeypatch.setattr(committer, "BATCH_SIZE", 2 * PART)
-    monkeypatch.setattr(committer, "TRIM_BATCHES", 1)
+    monkeypatch.setattr(batch_contents, "BATCH_SIZE", 2 * PART)
+    monkeypatch.setattr(log_trimmer, "TRIM_BATCHES", 1)
     rng = Random(seed)
     storage, history = SmallPartsStorage(), History({})
     for mount in range(MOUNTS):

@@ -17,9 +17,10 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from backends.base import KIB, MIB, ObjectStorage
 from backends.errors import AccessDenied, InvalidRequest
 from backends.intercepted import InterceptedStorage, Request, T, Verb
-from fusefs import committer, staged_bytes
+from fusefs import batch_contents, log_trimmer, staged_bytes
 from fusefs.attribute_changes import AttributeChanges
-from fusefs.committer import HEAD_SIZE, Committer
+from fusefs.batch_contents import HEAD_SIZE
+from fusefs.committer import Committer
 from fusefs.journal import MAX_IN_FLIGHT
 from fusefs.journal_format import JOURNAL_PREFIX, decode, position_of
 from tests.core.history import History
@@ -42,7 +43,7 @@ HEADS: Final = 100
 @pytest.fixture
 def short_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a batch have room for `HEADS` heads."""
-    monkeypatch.setattr(committer, "HEADS_SIZE", HEADS * HEAD_SIZE)
+    monkeypatch.setattr(batch_contents, "HEADS_SIZE", HEADS * HEAD_SIZE)
 
 
 def log_puts(storage: FaultyStorage) -> list[int]:
@@ -113,7 +114,7 @@ async def test_what_changes_meanwhile_is_told_as_it_is_in_the_end(
     tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What went ahead has another mode, name, content or none any more when the last batch is captured."""
-    monkeypatch.setattr(committer, "HEADS_SIZE", 4 * HEAD_SIZE)
+    monkeypatch.setattr(batch_contents, "HEADS_SIZE", 4 * HEAD_SIZE)
     inner = SmallPartsStorage()
     storage = FaultyStorage(inner)
     async with open_tree(storage, tmp_path / "1", options()) as tree, trio.open_nursery() as nursery:
@@ -143,7 +144,7 @@ async def test_a_directory_that_is_renamed_again_and_again(
     tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever does that while batches go ahead does not keep the last one from coming."""
-    monkeypatch.setattr(committer, "HEADS_SIZE", 10 * HEAD_SIZE)
+    monkeypatch.setattr(batch_contents, "HEADS_SIZE", 10 * HEAD_SIZE)
     inner = SmallPartsStorage()
     for number in range(60):
         await inner.put(f"a/{number:03}", b"bytes")
@@ -177,7 +178,7 @@ async def test_a_commit_that_fails_between_its_batches(
     tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever waits is told, nothing counts as confirmed, and the next commit ends what was begun."""
-    monkeypatch.setattr(committer, "HEADS_SIZE", 4 * HEAD_SIZE)
+    monkeypatch.setattr(batch_contents, "HEADS_SIZE", 4 * HEAD_SIZE)
     inner = SmallPartsStorage()
     storage = FaultyStorage(inner)
     async with open_tree(storage, tmp_path / "1", options()) as tree:
@@ -209,7 +210,7 @@ async def test_a_mount_may_die_between_the_batches_of_a_commit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """At every call; a batch has room for one head."""
-    monkeypatch.setattr(committer, "HEADS_SIZE", 1)
+    monkeypatch.setattr(batch_contents, "HEADS_SIZE", 1)
     await die_at_every_call(partial(bucket, SCENARIOS[name]), SCENARIOS[name].act, death, tmp_path)
 
 
@@ -222,7 +223,7 @@ async def test_random_deaths_with_short_batches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rng = Random(seed)
-    monkeypatch.setattr(committer, "HEADS_SIZE", rng.choice([1, KIB, 2 * KIB]))
+    monkeypatch.setattr(batch_contents, "HEADS_SIZE", rng.choice([1, KIB, 2 * KIB]))
     storage, history = await bucket(SCENARIOS["create"])
     for mount in range(4):
         death = rng.choice(list(Death))
@@ -268,8 +269,8 @@ async def test_objects_of_the_same_bytes_are_told_apart(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An object that was one's, and is another's by now, is not deleted as what the first has left."""
-    monkeypatch.setattr(committer, "HEADS_SIZE", 1)
-    monkeypatch.setattr(committer, "TRIM_BATCHES", 1)
+    monkeypatch.setattr(batch_contents, "HEADS_SIZE", 1)
+    monkeypatch.setattr(log_trimmer, "TRIM_BATCHES", 1)
     is_bare = kind == "bare directories"
     before = {"other": b""} | (dict.fromkeys("ab", b"same") if kind == "files" else {})
     begin = partial(filled, BareMarkers if is_bare else SmallPartsStorage, before)
@@ -291,7 +292,7 @@ async def test_who_writes_faster_than_the_log_takes_it_waits_for_a_commit(
 ) -> None:
     """Or else it would never come to its last batch; and then the writer goes on."""
     monkeypatch.setattr(staged_bytes, "PIECE_SIZE", KIB)
-    monkeypatch.setattr(committer, "BATCH_SIZE", 16 * KIB)
+    monkeypatch.setattr(batch_contents, "BATCH_SIZE", 16 * KIB)
     written = 0
 
     async def write(tree: Tree, handle: int) -> None:
@@ -371,7 +372,7 @@ async def test_a_further_name_is_told_with_its_inode_wherever_a_commit_is_divide
     tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The inode is published, and its batch would go; the name is not."""
-    monkeypatch.setattr(committer, "HEADS_SIZE", 1)
+    monkeypatch.setattr(batch_contents, "HEADS_SIZE", 1)
     storage = FaultyStorage(SmallPartsStorage())
     async with open_tree(storage, tmp_path / "1", options(publishes=True)) as tree:
         await tree.write_file("a", b"bytes")
@@ -393,7 +394,7 @@ async def test_a_further_name_is_told_again_with_its_inode_wherever_a_commit_is_
     tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The name is denied, and so both are told again; then the inode is published, and its batch would go."""
-    monkeypatch.setattr(committer, "HEADS_SIZE", 1)
+    monkeypatch.setattr(batch_contents, "HEADS_SIZE", 1)
     storage = FaultyStorage(SmallPartsStorage())
     short = replace(options(publishes=True), max_log_bytes=0)
     async with open_tree(storage, tmp_path / "1", short) as tree:

@@ -19,7 +19,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from backends.base import KIB, MIB, Capabilities, Limits, ObjectStorage
 from backends.errors import AccessDenied, StorageError, Unavailable, UploadNotFound
 from backends.intercepted import InterceptedStorage, Request, T, Verb
-from fusefs import committer, fetching, staged_bytes
+from fusefs import batch_contents, fetching, staged_bytes
 from fusefs.attribute_changes import AttributeChanges
 from fusefs.content import Content
 from fusefs.errors import StaleFile
@@ -393,7 +393,7 @@ async def test_a_commit_that_waits_for_parts_is_not_waited_for_with_memory_held(
     tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Streams are asked for their parts, which need room, while files that would take all of it wait for the log."""
-    monkeypatch.setattr(committer, "BATCH_SIZE", PART)
+    monkeypatch.setattr(batch_contents, "BATCH_SIZE", PART)
     monkeypatch.setattr(staged_bytes, "PIECE_SIZE", KIB)
     store = _SlowStore(SmallPartsStorage())
     data = Random(8).randbytes(100 * PART)

@@ -26,7 +26,7 @@ from backends.base import KIB, ObjectStorage
 from backends.errors import ConcurrentRequest, Throttled, Unavailable
 from backends.intercepted import InterceptedStorage, Request, T
 from backends.retrying import RetryingStorage, RetryPolicy
-from fusefs import committer, staged_bytes
+from fusefs import batch_contents, log_trimmer, staged_bytes
 from tests.core import test_renamed_directories_model as renamed
 from tests.core.history import History, State
 from tests.core.losses import OPTIONS, PATIENCE_SECONDS, QUIET_SECONDS, check_bucket, difference, look, settle
@@ -168,10 +168,10 @@ async def test_random_deaths_of_all_kinds(
     rng = Random(seed)
     if rng.random() < 0.5:
         monkeypatch.setattr(staged_bytes, "PIECE_SIZE", KIB)
-        monkeypatch.setattr(committer, "BATCH_SIZE", 2 * PART)
-        monkeypatch.setattr(committer, "TRIM_BATCHES", 1)
+        monkeypatch.setattr(batch_contents, "BATCH_SIZE", 2 * PART)
+        monkeypatch.setattr(log_trimmer, "TRIM_BATCHES", 1)
     if rng.random() < 0.3:
-        monkeypatch.setattr(committer, "HEADS_SIZE", 2 * committer.HEAD_SIZE)
+        monkeypatch.setattr(batch_contents, "HEADS_SIZE", 2 * batch_contents.HEAD_SIZE)
     circumstances = Circumstances(rng.choice([0, 0.05, 0.2]), rng.random() < 0.5, rng.random() < 0.5)
     is_unlisted = circumstances.is_unlisted
     storage, history = await renamed.begin(rng) if is_unlisted else (SmallPartsStorage(), History({}))

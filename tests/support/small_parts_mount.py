@@ -18,8 +18,8 @@ from backends.errors import Unavailable
 from backends.intercepted import InterceptedStorage, Request, T
 from fusefs import (
     assembly,
+    batch_contents,
     block_checksums,
-    committer,
     fetching,
     options,
     prefetch,
@@ -69,7 +69,7 @@ if __name__ == "__main__":
     staged_bytes.PIECE_SIZE = 2 * KIB  # type: ignore[misc]
     block_checksums.BLOCK_SIZE = prefetch.BLOCK_SIZE = KIB  # type: ignore[misc]
     prefetch.FIRST_WINDOW, prefetch.MAX_GAP = 4 * KIB, 8 * KIB  # type: ignore[misc]
-    committer.BATCH_SIZE = 32 * KIB  # type: ignore[misc]
+    batch_contents.BATCH_SIZE = 32 * KIB  # type: ignore[misc]
     stage.MEMORY_FILE_BYTES, stage.MEMORY_BYTES = 16 * KIB, 32 * KIB  # type: ignore[misc]
     options._MIN_CACHE_SIZE = 16 * KIB  # type: ignore[misc]
     let_store_fail(float(os.environ.get("FAULT_SHARE", "0")))
