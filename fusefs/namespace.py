@@ -7,7 +7,7 @@ an entry is follows from its object's metadata, which is read when the entry is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,41 +20,20 @@ from fusefs.attributes import Attributes, Defaults
 from fusefs.attributes_ahead import AttributesAhead, RollingWindow
 from fusefs.content import Content, ContentSources, Version
 from fusefs.directory_names import DirectoryNames
-from fusefs.errors import (
-    DirectoryNotEmpty,
-    EntryExists,
-    InvalidArgument,
-    IsADirectory,
-    NameTooLong,
-    NoSuchEntry,
-    NoSuchInode,
-    NotADirectory,
-    OperationNotPermitted,
-)
+from fusefs.entry_changes import EntryChanges
+from fusefs.entry_numbers import number_of_listed, numbers_in
+from fusefs.errors import EntryExists, IsADirectory, NoSuchEntry, NoSuchInode, NotADirectory
 from fusefs.inode_loader import InodeLoader
 from fusefs.inode_packing import pack
-from fusefs.inodes import (
-    ROOT_NUMBER,
-    Alias,
-    Child,
-    Directory,
-    File,
-    Inode,
-    InodeTable,
-    Links,
-    Special,
-    Symlink,
-    is_joined,
-    number_of_key,
-)
-from fusefs.link_lists import new_list_number
+from fusefs.inodes import Directory, File, Inode, InodeTable, Special, Symlink, is_joined
 from fusefs.linked_names import LinkedNames
-from fusefs.listed import ListedDirectory, ListedEntry, outline_of
+from fusefs.listed import ListedEntry, outline_of
 from fusefs.listings import Listings
 from fusefs.look_ahead import LookAhead
 from fusefs.merging import Merger
 from fusefs.placement import ROOT_MARKER, Placement
 from fusefs.publisher import Publisher
+from fusefs.rename_checks import Rename, check_empty, check_rename
 from fusefs.renamed_directories import RenamedDirectories
 from fusefs.resolver import Resolver
 from fusefs.small_files import SmallFiles
@@ -98,6 +77,7 @@ class Namespace:
         index: TreeIndex | None = None,
     ) -> None:
         self._storage = storage
+        self._max_key_length = storage.limits.max_key_length
         self._sources = sources
         self._placement = placement
         self._changes = publisher.changes
@@ -114,8 +94,8 @@ class Namespace:
             sources.spawn,
             self._listings,
             self._resolver,
-            SmallFiles(sources, self._resolver, _numbers_in),
-            _numbers_in,
+            SmallFiles(sources, self._resolver, numbers_in),
+            numbers_in,
             # On a shared mount what is listed ahead again may be too old again by the time that it is read.
             max_age_seconds=math.inf if options.shared else options.revalidate_seconds,
         )
@@ -125,8 +105,9 @@ class Namespace:
             Subtrees(self._listings, self._resolver, self._names),
             placement,
             publisher,
-            max_key_length=storage.limits.max_key_length,
+            max_key_length=self._max_key_length,
         )
+        self._entries = EntryChanges(inodes, self._changes, self._merger, self._renamed)
 
     # Looking
 
@@ -170,7 +151,7 @@ class Namespace:
         """
         self._walks.reads(directory)
         names = await self._listings.names(directory, max_age_seconds=self._options.revalidate_seconds)
-        directory.look_ahead = LookAhead(names.so_far, _numbers_in(directory))
+        directory.look_ahead = LookAhead(names.so_far, numbers_in(directory))
         self._walks.has_read(directory)
         return names
 
@@ -188,7 +169,7 @@ class Namespace:
             child = children.get(name)
             if isinstance(child, ListedEntry):
                 number, kind = outline_of(child)
-                yield name, Outline(number or _number_of_key(prefix, name, child), kind), position
+                yield name, Outline(number or number_of_listed(prefix, name, child), kind), position
             elif child is not None:
                 inode = child.subject
                 is_known = is_current and not inode.is_doubtful and is_joined(inode)
@@ -210,7 +191,7 @@ class Namespace:
         await self._listings.ensure_listed(directory)
         if self._options.shared:
             await self._revalidate(directory, name)
-        self._check_free(directory, name)
+        self._entries.check_free(directory, name)
 
     def new_file(self, attributes: Attributes) -> File:
         """Return an empty file that is not in the tree yet."""
@@ -237,36 +218,19 @@ class Namespace:
         return Special(number=self._inodes.new_number(), attributes=attributes)
 
     def add(self, directory: Directory, name: bytes, inode: Inode, now_ns: int) -> None:
-        """Enter a new inode. Raises `EntryExists` if somebody was quicker, `NoSuchEntry` in a removed directory."""
-        self._check_free(directory, name)
-        directory.attach(name, inode)
-        self._inodes.add(inode)
-        self._note_children_changed(directory, now_ns)
-        self._changes.changed(inode)
+        """As `EntryChanges`."""
+        self._entries.add(directory, name, inode, now_ns)
 
     def link(self, inode: Inode, directory: Directory, name: bytes, now_ns: int) -> None:
-        """Give an inode a further name. Raises as `add`, and `NoSuchEntry` for an inode without a name."""
-        if isinstance(inode, Directory):
-            raise OperationNotPermitted("a directory has one name")
-        if not inode.linked:
-            raise NoSuchEntry(f"inode {inode.number} was removed")
-        self._check_free(directory, name)
-        if inode.links is None:
-            inode.links = Links(number=new_list_number(inode.number))
-        alias = Alias(number=self._inodes.new_number(), attributes=inode.attributes, of=inode)
-        inode.links.aliases.append(alias)
-        directory.attach(name, alias)
-        inode.share_xattrs()  # somebody else may make a file of its own of each name
-        inode.attributes = inode.attributes.changed(now_ns)
-        self._note_children_changed(directory, now_ns)
-        self._changes.changed(inode)
+        """As `EntryChanges`."""
+        self._entries.link(inode, directory, name, now_ns)
 
     async def unlink(self, directory: Directory, name: bytes, now_ns: int) -> Inode:
         """Remove the entry of anything but a directory; return its inode. Raises `NoSuchEntry`, `IsADirectory`."""
         entry = await self._lookup_entry(directory, name)
         if isinstance(entry, Directory):
             raise IsADirectory(f"{entry.path_key!r} is a directory")
-        self._remove(directory, name, entry, now_ns)
+        self._entries.remove(directory, name, entry, now_ns)
         return entry.subject
 
     async def rmdir(self, directory: Directory, name: bytes, now_ns: int) -> Inode:
@@ -278,8 +242,8 @@ class Namespace:
             await self._listings.ensure_listed(inode, max_age_seconds=self._options.revalidate_seconds)
             if directory.children.get(name) is inode:
                 break
-        _check_empty(inode)
-        self._remove(directory, name, inode, now_ns)
+        check_empty(inode)
+        self._entries.remove(directory, name, inode, now_ns)
         return inode
 
     async def rename(
@@ -322,8 +286,17 @@ class Namespace:
                 break
         if other is not None and inode.subject is other.subject:
             return None
-        self._check_rename(inode, new_directory, new_name, other, exchange=exchange)
-        self._move(directory, name, inode, new_directory, new_name, other, now_ns, exchange=exchange)
+        rename = Rename(
+            directory=directory,
+            name=name,
+            inode=inode,
+            new_directory=new_directory,
+            new_name=new_name,
+            other=other,
+            exchange=exchange,
+        )
+        check_rename(rename, max_key_length=self._max_key_length)
+        self._entries.move(rename, now_ns)
         return None if exchange or other is None else other.subject
 
     def go_on_with_move(self, directory: Directory) -> None:
@@ -341,118 +314,8 @@ class Namespace:
         except NoSuchEntry:
             return None
 
-    # Changing: the synchronous halves
-
     def _check_key(self, directory: Directory, name: bytes) -> None:
-        keys.join(directory.prefix, name, max_length=self._storage.limits.max_key_length)
-
-    def _check_free(self, directory: Directory, name: bytes) -> None:
-        if not directory.linked:
-            raise NoSuchEntry("the directory was removed")
-        if name in directory.children:
-            raise EntryExists(f"{name!r} exists")
-
-    def _check_rename(
-        self,
-        inode: Inode,
-        new_directory: Directory,
-        new_name: bytes,
-        other: Inode | None,
-        *,
-        exchange: bool,
-    ) -> None:
-        if not new_directory.linked:
-            raise NoSuchEntry("the directory was removed")
-        self._check_not_below(inode, new_directory)
-        self._check_keys_below(inode, new_directory, new_name)
-        if other is None:
-            return
-        if exchange:
-            assert inode.parent is not None, "it was found under a name"
-            _check_stays_veiled(inode.parent, inode.name, by=other)
-            _check_stays_veiled(new_directory, new_name, by=inode)
-            self._check_not_below(other, inode.parent)
-            self._check_keys_below(other, inode.parent, inode.name)
-            return
-        if isinstance(inode, Directory) and not isinstance(other, Directory):
-            raise NotADirectory(f"{other.path_key!r} is no directory")
-        if isinstance(other, Directory):
-            if not isinstance(inode, Directory):
-                raise IsADirectory(f"{other.path_key!r} is a directory")
-            _check_empty(other)
-
-    @staticmethod
-    def _check_not_below(inode: Inode, directory: Directory) -> None:
-        if any(above is inode for above in (directory, *directory.above())):
-            raise InvalidArgument("a directory cannot be moved below itself")
-
-    def _check_keys_below(self, inode: Inode, new_directory: Directory, new_name: bytes) -> None:
-        """Raise `NameTooLong` if something below a directory would have too long a key in its new place."""
-        room = (
-            self._storage.limits.max_key_length - len(new_directory.prefix.encode()) - _key_length(new_name)
-        )
-        if _most_below(inode) >= room and _longest_path_below(inode) >= room:
-            raise NameTooLong(f"{new_name!r} would have a path below it that is too long for a key")
-
-    def _move(
-        self,
-        directory: Directory,
-        name: bytes,
-        inode: Inode,
-        new_directory: Directory,
-        new_name: bytes,
-        other: Inode | None,
-        now_ns: int,
-        *,
-        exchange: bool,
-    ) -> None:
-        swapped = other if exchange else None
-        sources = {each: each.bucket_prefix for each in (inode, swapped) if isinstance(each, Directory)}
-        directory.detach(name)
-        if other is not None:
-            new_directory.detach(new_name)
-        new_directory.attach(new_name, inode)
-        if swapped is not None:
-            directory.attach(name, swapped)
-        else:
-            self._merger.unveil(directory, name)
-            if other is not None:
-                self._note_unlinked(other, now_ns)
-        for moved in (inode, swapped) if swapped is not None else (inode,):
-            self._note_moved(moved, now_ns)
-        for moved, source in sources.items():
-            self._renamed.moved(moved, source)
-        self._note_children_changed(directory, now_ns)
-        if new_directory is not directory:
-            self._note_children_changed(new_directory, now_ns)
-
-    def _remove(self, directory: Directory, name: bytes, inode: Inode, now_ns: int) -> None:
-        directory.detach(name)
-        self._merger.unveil(directory, name)
-        self._note_unlinked(inode, now_ns)
-        self._note_children_changed(directory, now_ns)
-
-    def _note_children_changed(self, directory: Directory, now_ns: int) -> None:
-        directory.attributes = directory.attributes.changed(now_ns, contents=True)
-        if directory.parent is not None:
-            directory.parent.are_times_indexed = False
-        if not directory.children and directory.version is None and directory.number != ROOT_NUMBER:
-            self._changes.changed(directory)  # a common prefix of nothing is gone: it needs a marker now
-
-    def _note_unlinked(self, entry: Inode, now_ns: int) -> None:
-        """Note that an entry is detached; its inode may have other names."""
-        inode, gone = entry.subject, entry.lose_name()
-        inode.attributes = inode.attributes.changed(now_ns)
-        self._changes.unlinked(gone)
-        if gone is not inode:
-            self._changes.changed(inode)
-
-    def _note_moved(self, inode: Inode, now_ns: int) -> None:
-        inode.subject.attributes = inode.subject.attributes.changed(now_ns)
-        self._changes.moved(inode)
-        if isinstance(inode, Directory):
-            for directory in inode.with_directories_below():
-                directory.is_indexed = False  # but under the prefix that it had
+        keys.join(directory.prefix, name, max_length=self._max_key_length)
 
     # Shared mounts
 
@@ -484,74 +347,5 @@ class Namespace:
             await self._listings.ensure_listed(directory, max_age_seconds=self._options.revalidate_seconds)
 
 
-def _check_empty(directory: Directory) -> None:
-    """Raise `DirectoryNotEmpty` if there is anything that would go with a directory."""
-    if directory.children:
-        raise DirectoryNotEmpty(f"{directory.path_key!r} is not empty")
-    if directory.hides_content:
-        raise DirectoryNotEmpty(f"the object of {directory.path_key!r} has bytes of somebody else")
-
-
-def _check_stays_veiled(directory: Directory, name: bytes, *, by: Inode) -> None:
-    """Raise `EntryExists` if something else than a directory would have the key of an object beside a directory."""
-    if not isinstance(by, Directory) and directory.has_file_beside(name):
-        raise EntryExists(f"the key of {name!r} has an object, which is beside the directory")
-
-
-def _number_of(prefix: str, name: bytes, child: Child) -> int:
-    """Return the number that an entry has or, if nobody has looked at it, would get."""
-    if isinstance(child, Inode):
-        return child.subject.number
-    return child.number or _number_of_key(prefix, name, child)
-
-
-def _number_of_key(prefix: str, name: bytes, child: ListedEntry) -> int:
-    slash = "/" if isinstance(child, ListedDirectory) else ""
-    return number_of_key(f"{prefix}{keys.segment_of(name)}{slash}")
-
-
-def _numbers_in(directory: Directory) -> Callable[[bytes], int]:
-    """Return what tells the numbers of the entries of a directory; 0 for those that are gone."""
-    prefix = directory.bucket_prefix
-
-    def number_of(name: bytes) -> int:
-        child = directory.children.get(name)
-        return 0 if child is None else _number_of(prefix, name, child)
-
-    return number_of
-
-
 def _prefix_of(directory: Directory, name: bytes) -> str:
     return f"{directory.prefix}{keys.segment_of(name)}/"
-
-
-def _key_length(name: bytes) -> int:
-    """Return the bytes that a name has in a key."""
-    return len(keys.segment_of(name).encode())
-
-
-def _most_below(inode: Inode) -> int:
-    """Return what `_longest_path_below` does not exceed, without a look at what each name is in a key."""
-    if not isinstance(inode, Directory):
-        return 0
-    most = 0
-    lengths: dict[Directory | None, int] = {}
-    for known in inode.with_directories_below():
-        length = 0 if known is inode else lengths[known.parent] + 1 + _key_length(known.name)
-        lengths[known] = length
-        most = max(most, length + 1 + keys.longest_segment(max(map(len, known.children), default=0)))
-    return most
-
-
-def _longest_path_below(inode: Inode) -> int:
-    """Return the bytes, slashes included, of the longest path that begins below a directory; 0 for anything else."""
-    longest = 0
-    lengths: dict[Inode, int] = {inode: 0}
-    for known in inode.with_directories_below() if isinstance(inode, Directory) else ():
-        length = lengths.pop(known)
-        for name, child in known.children.items():
-            below = length + 1 + _key_length(name)
-            longest = max(longest, below)
-            if isinstance(child, Directory):
-                lengths[child] = below
-    return longest
