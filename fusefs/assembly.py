@@ -23,7 +23,8 @@ from fusefs.errors import MountError
 from fusefs.filesystem import Filesystem, FilesystemOptions
 from fusefs.index_writer import IndexWriter
 from fusefs.inode_packing import Packer
-from fusefs.inodes import ROOT_NUMBER, Directory, InodeTable
+from fusefs.inode_table import InodeTable
+from fusefs.inodes import ROOT_NUMBER, Directory
 from fusefs.kept_content import KeptContent, keep_all
 from fusefs.log_reader import OldLog
 from fusefs.namespace import Namespace, NamespaceOptions

@@ -10,7 +10,8 @@ from typing import Final
 
 from fusefs.changes import Changes
 from fusefs.errors import EntryExists, NoSuchEntry, OperationNotPermitted
-from fusefs.inodes import ROOT_NUMBER, Alias, Directory, Inode, InodeTable, Links
+from fusefs.inode_table import InodeTable
+from fusefs.inodes import ROOT_NUMBER, Alias, Directory, Inode, Links
 from fusefs.link_lists import new_list_number
 from fusefs.merging import Merger
 from fusefs.rename_checks import Rename

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fusefs import keys
-from fusefs.inodes import Child, Directory, Inode, number_of_key
+from fusefs.inode_table import number_of_key
+from fusefs.inodes import Child, Directory, Inode
 from fusefs.listed import ListedDirectory, ListedEntry
 
 

@@ -37,7 +37,8 @@ from fusefs.errors import (
     ReadOnlyFilesystem,
     StaleFile,
 )
-from fusefs.inodes import Directory, File, Inode, InodeTable, Symlink
+from fusefs.inode_table import InodeTable
+from fusefs.inodes import Directory, File, Inode, Symlink
 from fusefs.look_ahead import MAX_WINDOW
 from fusefs.namespace import Namespace, Outline
 from fusefs.open_files import Handles, OpenDirectory, OpenFile

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from fusefs.attributes import Defaults
-from fusefs.inodes import NUMBER_BITS, ROOT_NUMBER
+from fusefs.inode_table import NUMBER_BITS
+from fusefs.inodes import ROOT_NUMBER
 from fusefs.listed import ListedDirectory, ListedEntry, ListedObject
 
 MAGIC: Final = b"fusefs index 1\n"

@@ -16,7 +16,8 @@ from fusefs.attributes import Defaults
 from fusefs.changes import Changes
 from fusefs.index_format import Block, encode_block
 from fusefs.inode_packing import entry_of
-from fusefs.inodes import Directory, InodeTable
+from fusefs.inode_table import InodeTable
+from fusefs.inodes import Directory
 from fusefs.keys import name_of
 from fusefs.listed import ListedDirectory, ListedEntry, ListedObject
 from fusefs.placement import Placement

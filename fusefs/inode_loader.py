@@ -13,7 +13,8 @@ from backends.base import ObjectInfo, ObjectStorage
 from backends.errors import NotFound, PreconditionFailed
 from fusefs.attributes import Attributes, Defaults, from_metadata
 from fusefs.content import Content, ContentSources, Version
-from fusefs.inodes import Directory, File, Inode, Links, Special, Symlink, number_of_key
+from fusefs.inode_table import number_of_key
+from fusefs.inodes import Directory, File, Inode, Links, Special, Symlink
 from fusefs.link_lists import list_of
 from fusefs.listed import MAX_SYMLINK_SIZE, ListedDirectory, ListedEntry
 

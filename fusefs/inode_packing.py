@@ -18,7 +18,8 @@ from typing import Final
 import trio
 
 from fusefs.changes import Changes
-from fusefs.inodes import Alias, Directory, File, Inode, InodeTable, Symlink, is_joined
+from fusefs.inode_table import InodeTable
+from fusefs.inodes import Alias, Directory, File, Inode, Symlink, is_joined
 from fusefs.listed import ListedDirectory, ListedEntry, ListedObject, Remembered, nothing_but
 from fusefs.placement import Placement
 

@@ -17,7 +17,8 @@ from backends.base import ObjectStorage
 from backends.errors import NotFound
 from fusefs.changes import Changes
 from fusefs.errors import NoSuchEntry
-from fusefs.inodes import Alias, Directory, File, Inode, InodeTable, Links, is_joined
+from fusefs.inode_table import InodeTable
+from fusefs.inodes import Alias, Directory, File, Inode, Links, is_joined
 from fusefs.keys import name_of, name_of_file_beside
 from fusefs.link_lists import inode_number, read_list
 from fusefs.listings import Listings

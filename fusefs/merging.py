@@ -21,7 +21,8 @@ from fusefs.changes import Changes
 from fusefs.directory_listing import DirectoryListing
 from fusefs.directory_names import ListingRun
 from fusefs.hidden_keys import HiddenKeys
-from fusefs.inodes import ROOT_NUMBER, Alias, Child, Directory, File, Inode, InodeTable
+from fusefs.inode_table import InodeTable
+from fusefs.inodes import ROOT_NUMBER, Alias, Child, Directory, File, Inode
 from fusefs.keys import name_of_file_beside, segment_of
 from fusefs.listed import UNKNOWN_DIRECTORY, ListedDirectory, ListedObject
 from fusefs.placement import Deletions, Placement

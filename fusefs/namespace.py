@@ -25,7 +25,8 @@ from fusefs.entry_numbers import number_of_listed, numbers_in
 from fusefs.errors import EntryExists, IsADirectory, NoSuchEntry, NoSuchInode, NotADirectory
 from fusefs.inode_loader import InodeLoader
 from fusefs.inode_packing import pack
-from fusefs.inodes import Directory, File, Inode, InodeTable, Special, Symlink, is_joined
+from fusefs.inode_table import InodeTable
+from fusefs.inodes import Directory, File, Inode, Special, Symlink, is_joined
 from fusefs.linked_names import LinkedNames
 from fusefs.listed import ListedEntry, outline_of
 from fusefs.listings import Listings

@@ -14,7 +14,8 @@ import trio
 from fusefs.content import Version
 from fusefs.errors import NoSuchEntry
 from fusefs.inode_loader import InodeLoader
-from fusefs.inodes import Child, Directory, Inode, InodeTable, number_of_key
+from fusefs.inode_table import InodeTable, number_of_key
+from fusefs.inodes import Child, Directory, Inode
 from fusefs.keys import segment_of
 from fusefs.listed import ListedDirectory, ListedEntry
 from fusefs.placement import Placement

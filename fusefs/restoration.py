@@ -18,7 +18,8 @@ from backends.errors import InvalidKey
 from fusefs.changes import Changes
 from fusefs.committer import Committer
 from fusefs.errors import NoSuchEntry
-from fusefs.inodes import Directory, InodeTable
+from fusefs.inode_table import InodeTable
+from fusefs.inodes import Directory
 from fusefs.listed import UNKNOWN_DIRECTORY
 from fusefs.namespace import Namespace
 from fusefs.placement import Placement

@@ -20,7 +20,8 @@ from fusefs.errors import (
     NoSuchAttribute,
     NotSupportedHere,
 )
-from fusefs.inodes import File, Inode, InodeTable
+from fusefs.inode_table import InodeTable
+from fusefs.inodes import File, Inode
 from fusefs.publisher import Publisher
 
 

@@ -12,7 +12,8 @@ from fusefs.changes import Changes
 from fusefs.content import Version
 from fusefs.entry_changes import EntryChanges
 from fusefs.errors import EntryExists, NoSuchEntry, OperationNotPermitted
-from fusefs.inodes import ROOT_NUMBER, Directory, Inode, InodeTable, Special
+from fusefs.inode_table import InodeTable
+from fusefs.inodes import ROOT_NUMBER, Directory, Inode, Special
 from fusefs.merging import Merger
 from fusefs.rename_checks import Rename
 from fusefs.renamed_directories import RenamedDirectories

@@ -6,7 +6,8 @@ import stat
 
 from fusefs.attributes import fresh
 from fusefs.entry_numbers import number_of_listed, numbers_in
-from fusefs.inodes import ROOT_NUMBER, Alias, Directory, Special, number_of_key
+from fusefs.inode_table import number_of_key
+from fusefs.inodes import ROOT_NUMBER, Alias, Directory, Special
 from fusefs.listed import UNKNOWN_DIRECTORY, ListedObject, nothing_but
 
 OBJECT = ListedObject.pack(size=1, stored_at_ns=0, etag="e")
