@@ -30,11 +30,12 @@ from fusefs.cache_directory import CacheDirectory
 from fusefs.config import Config
 from fusefs.control import ControlServer, Progress, socket_path
 from fusefs.errors import MountError
-from fusefs.inodes import File
 from fusefs.kernel_tuning import tune_mount, tune_process
 from fusefs.mountpoints import check_mountpoint, sync_filesystem
 from fusefs.operations import FuseOperations, KernelOptions
+from fusefs.page_collector import PageCollector
 from fusefs.request_turns import Trio
+from fusefs.rescue import rescue
 from fusefs.stage_budget import StageBudget
 from fusefs.start_progress import StartProgress
 from fusefs.status import LastComplaint, Requests, Status, document, identity_of, starting_document
@@ -45,12 +46,6 @@ from fusefs.upload_notes import Writer, open_notes
 from fusefs.upload_orphans import abort_orphans, clear_trials, find_orphans
 
 _log = logging.getLogger(__name__)
-
-COLLECTING_SHARE: Final = 0.5
-"""Of `commit_interval`: how long written pages of open files stay with the kernel; the rest is the log's."""
-
-USUAL_SYNC_SECONDS: Final = 0.1
-"""In which the kernel has handed over its pages, unless those who write them have to wait for the store."""
 
 INDEX_PATIENCE_SECONDS: Final = 30.0
 """For how long the end of a mount waits for the index, which nothing depends on."""
@@ -207,7 +202,6 @@ class _Session:
     ) -> None:
         self._config = config
         self._mountpoint = config.mount.mountpoint
-        self._filesystem = tree.filesystem
         self._publisher = tree.publisher
         self._index_writer = tree.index_writer
         self._committer = term.committer if term is not None else None
@@ -225,6 +219,14 @@ class _Session:
             ),
             tree.xattrs if config.mount.xattr else None,
         )
+        self._page_collector: PageCollector | None = None
+        if term is not None:
+            self._page_collector = PageCollector(
+                config.mount.mountpoint,
+                has_writers=lambda: tree.filesystem.has_writers,
+                commit=term.committer.commit,
+                interval_seconds=config.mount.commit_interval_seconds,
+            )
         self._mounted = False
         #: Whether what could not be published has been rescued.
         self._ended = False
@@ -244,8 +246,8 @@ class _Session:
                         await nursery.start(self._control.serve)
                     nursery.start_soon(self._stop_on_signal, signals, nursery)
                     nursery.start_soon(self._announce, on_ready)
-                    if self._operations.enable_writeback_cache and not self._config.mount.read_only:
-                        nursery.start_soon(self._collect_pages)
+                    if self._page_collector is not None:
+                        nursery.start_soon(self._page_collector.run)
                     await pyfuse3.main()
                     self._unmount()
                     await self._end()
@@ -307,41 +309,6 @@ class _Session:
                 _log.error("not everything could be published while mounted: %s", error)
         if self._mounted:
             pyfuse3.terminate()
-
-    async def _collect_pages(self) -> None:
-        """Fetch what was written to files that stay open, and that only the kernel has; let the log have it in time.
-
-        With no writer there are no such pages, and the descriptor of the call would only be in the way of umount(8).
-        """
-        while True:
-            await trio.sleep(self._collecting_seconds)
-            if self._filesystem.has_writers:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._commit_meanwhile)
-                    try:
-                        await trio.to_thread.run_sync(sync_filesystem, self._mountpoint)
-                    except OSError as error:
-                        _log.warning("the kernel's pages could not be fetched: %s", error.strerror)
-                    nursery.cancel_scope.cancel()
-            await self._commit()
-
-    async def _commit_meanwhile(self) -> None:
-        """Let the log have everything else while the kernel cannot hand over its pages: who writes has to wait."""
-        await trio.sleep(USUAL_SYNC_SECONDS)
-        while True:
-            await self._commit()
-            await trio.sleep(self._collecting_seconds)
-
-    @property
-    def _collecting_seconds(self) -> float:
-        return self._config.mount.commit_interval_seconds * COLLECTING_SHARE
-
-    async def _commit(self) -> None:
-        try:
-            if self._committer is not None:
-                await self._committer.commit()
-        except Exception as error:  # of any kind: who waits for a commit has it, and nobody does here
-            _log.warning("what was done without fsync is not in the log yet: %s", error)
 
     async def drain(self) -> None:
         """Publish everything, the pages that only the kernel holds included. Raises why something was not."""
@@ -423,24 +390,7 @@ class _Session:
             _log.error("the log could not be finished: %s", failure)
 
     def _rescue(self) -> int:
-        files = [
-            inode
-            for inode in self._publisher.pending_inodes()
-            if isinstance(inode, File) and inode.linked and inode.content.changed
-        ]
-        for file in files:
-            where = self._cache.rescued.joinpath(*map(os.fsdecode, file.path))
-            try:
-                where.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                file.content.rescue(where)
-            except OSError as error:
-                _log.error("%r was not published and cannot be rescued: %s", file.path_key, error)
-                continue
-            staged = [(extent.start, extent.end) for extent in file.content.present]
-            _log.error(
-                "%r was not published; bytes %s of %d are in %s", file.path_key, staged, file.size, where
-            )
-        return len(files)
+        return rescue(self._publisher.pending_inodes(), self._cache.rescued)
 
 
 def _why_not(config: Config) -> str:

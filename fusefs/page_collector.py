@@ -1,0 +1,75 @@
+"""What was done without fsync is in the log in time, what was written and only the kernel has included.
+
+The kernel's writeback cache keeps the dirty pages of files that stay open until somebody asks for them. They are asked
+for every half `commit_interval` and committed then, so that nothing is older than that in memory alone, if a commit
+takes a quarter of it at most.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from fusefs.mountpoints import sync_filesystem
+
+_log = logging.getLogger(__name__)
+
+COLLECTING_SHARE: Final = 0.5
+"""Of `commit_interval`: how long written pages of open files stay with the kernel; the rest is the log's."""
+
+USUAL_SYNC_SECONDS: Final = 0.1
+"""In which the kernel has handed over its pages, unless those who write them have to wait for the store."""
+
+
+class PageCollector:
+    """Commits at least once in `interval_seconds`, with the pages of open files; `run` does the work.
+
+    `has_writers` says whether a file is open for writing, and `commit` lets the log have what has changed.
+    """
+
+    def __init__(
+        self,
+        mountpoint: Path,
+        *,
+        has_writers: Callable[[], bool],
+        commit: Callable[[], Awaitable[None]],
+        interval_seconds: float,
+    ) -> None:
+        self._mountpoint: Final = mountpoint
+        self._has_writers: Final = has_writers
+        self._commit_all: Final = commit
+        self._pause_seconds: Final = interval_seconds * COLLECTING_SHARE
+
+    async def run(self) -> None:
+        """Fetch what was written to files that stay open, and that only the kernel has; let the log have it in time.
+
+        With no writer there are no such pages, and the descriptor of the call would only be in the way of umount(8).
+        """
+        while True:
+            await trio.sleep(self._pause_seconds)
+            if self._has_writers():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._commit_meanwhile)
+                    try:
+                        await trio.to_thread.run_sync(sync_filesystem, self._mountpoint)
+                    except OSError as error:
+                        _log.warning("the kernel's pages could not be fetched: %s", error.strerror)
+                    nursery.cancel_scope.cancel()
+            await self._commit()
+
+    async def _commit_meanwhile(self) -> None:
+        """Let the log have everything else while the kernel cannot hand over its pages: who writes has to wait."""
+        await trio.sleep(USUAL_SYNC_SECONDS)
+        while True:
+            await self._commit()
+            await trio.sleep(self._pause_seconds)
+
+    async def _commit(self) -> None:
+        try:
+            await self._commit_all()
+        except Exception as error:  # of any kind: who waits for a commit has it, and nobody does here
+            _log.warning("what was done without fsync is not in the log yet: %s", error)
