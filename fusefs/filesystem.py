@@ -11,16 +11,14 @@ read-only mount refuses every change with `ReadOnlyFilesystem`.
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
 from backends.base import S3_LIMITS, Data
-from backends.errors import StorageError, is_outage
+from backends.errors import is_outage
 from fusefs import fetching
 from fusefs.attribute_changes import AttributeChanges, with_owner_and_mode, with_times, without_set_id_bits
 from fusefs.attributes import Attributes, fresh
@@ -35,7 +33,6 @@ from fusefs.errors import (
     NoSuchInode,
     NotADirectory,
     ReadOnlyFilesystem,
-    StaleFile,
 )
 from fusefs.inode_table import InodeTable
 from fusefs.inodes import Directory, File, Inode, Symlink
@@ -45,12 +42,10 @@ from fusefs.open_files import Handles, OpenDirectory, OpenFile
 from fusefs.prefetch import SequentialDetector
 from fusefs.publisher import Publisher
 from fusefs.stage_budget import StageBudget
+from fusefs.stage_writer import StageWriter, check_not_stale
 
 MAX_FILE_SIZE: Final = S3_LIMITS.max_object_size
 """Bytes: what S3 allows for one object."""
-
-FULL_DISK_ATTEMPTS: Final = 5
-"""Of a write, most after everything was published; while it waited for that, other writers may have had the room."""
 
 WINDOWS: Final = 4
 """Of a sequential reader there is always room for: what it reads, and what is fetched ahead, is not evicted unread."""
@@ -99,7 +94,7 @@ class Filesystem:
         self._publisher = publisher
         self._changes = publisher.changes
         self._log = log
-        self._budget = budget
+        self._stage = StageWriter(budget, publisher, log)
         self._clock = clock
         self._options = options
         self._read_ahead = min(options.read_ahead, budget.limit // WINDOWS)
@@ -290,56 +285,11 @@ class Filesystem:
         file = opened.file
         await self._log.wait_for_room()
         await file.content.wait_writable()
-        await self._stage(file, offset, data)
+        await self._stage.write(file, offset, data)
         if not self._options.kernel_keeps_times:
             file.attributes = file.attributes.changed(self._clock.realtime_ns(), contents=True)
         self._changes.written(file)
         return len(data)
-
-    async def _stage(self, file: File, offset: int, data: Data) -> None:
-        """Write into the stage; where it is full, first publish, so that clean bytes can make room.
-
-        Raises what keeps this file from being published, or OSError (ENOSPC) where nothing can give way.
-        """
-        if self._budget.is_exceeded:
-            await self._publisher.publish(file)
-            self._budget.make_room()
-        if self._budget.is_exceeded:
-            failure = await self._publish_what_can_be()
-            self._budget.make_room()
-            if failure is not None and self._budget.is_exceeded:
-                raise OSError(errno.ENOSPC, f"nothing in the cache can give way: {failure}") from failure
-        for attempt in range(1, FULL_DISK_ATTEMPTS + 1):
-            _check_not_stale(file)  # a publication that was waited for may have found that out
-            try:
-                with self._telling(file):
-                    file.content.write(offset, data)
-                return
-            except OSError as error:
-                if error.errno != errno.ENOSPC or attempt == FULL_DISK_ATTEMPTS:
-                    raise
-                full = error
-            if not self._budget.make_room(goal_bytes=0):
-                await self._publish_or_raise(full)
-
-    async def _publish_or_raise(self, full: OSError) -> None:
-        """Publish everything on a full disk, and let it give way; raises `full` where that makes no room."""
-        failure = await self._publish_what_can_be()
-        has_room = self._budget.make_room(goal_bytes=0)
-        try:
-            has_room |= await self._log.give_way()
-        except StorageError as error:
-            failure = failure or error
-        if not has_room and failure is not None:
-            raise full from failure
-
-    async def _publish_what_can_be(self) -> Exception | None:
-        """Publish everything, and return one of the failures, if any: it is no answer to the writer of another file."""
-        try:
-            await self._publisher.publish_all()
-        except Exception as error:
-            return error
-        return None
 
     async def flush(self, handle: int) -> None:
         """Come once per close(2) of a descriptor. Raises a failure that is not made good yet.
@@ -372,9 +322,9 @@ class Filesystem:
         if not self._log.is_kept:
             await self._publisher.publish(file)
             return
-        _check_not_stale(file)
+        check_not_stale(file)
         await self._log.commit()
-        _check_not_stale(file)  # or what the log has by now may be a file without this name
+        check_not_stale(file)  # or what the log has by now may be a file without this name
 
     # Directories
 
@@ -499,20 +449,9 @@ class Filesystem:
         _check_has_content(file)
         if size == file.content.size and self._options.kernel_keeps_times:
             return  # the kernel has changed no time, and would show ours once it has forgotten the file
-        with self._telling(file):
-            file.content.truncate(size)
+        self._stage.truncate(file, size)
         file.attributes = file.attributes.changed(now_ns, contents=True)
         self._changes.written(file)
-
-    @contextmanager
-    def _telling(self, file: File) -> Iterator[None]:
-        """Note what the block has changed before it fails, by whatever: what nobody knows of is lost."""
-        try:
-            yield
-        except BaseException:
-            if file.content.changed:
-                self._changes.changed(file)
-            raise
 
     @staticmethod
     def _referred_to(inode: Inode) -> Inode:
@@ -520,14 +459,9 @@ class Filesystem:
         return inode
 
 
-def _check_not_stale(file: File) -> None:
-    if isinstance(file.state.failure, StaleFile):
-        raise file.state.failure
-
-
 def _check_has_content(file: File) -> None:
     """Raise `StaleFile`, or `NoSuchInode` for a file that was removed while it was open nowhere."""
-    _check_not_stale(file)
+    check_not_stale(file)
     if not file.linked and not file.handles:
         raise NoSuchInode(f"inode {file.number} was removed, and its content with it")
 
