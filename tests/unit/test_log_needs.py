@@ -207,3 +207,14 @@ def test_what_is_told_again_is_not_most_of_the_log() -> None:
 
 def test_a_log_without_a_limit_has_none() -> None:
     assert LogNeeds(max_log_bytes=math.inf).limit == math.inf
+
+
+def test_an_older_story_is_kept_in_order_behind_one_that_was_told_again() -> None:
+    needs, again, older = new_needs(), new_inode(), new_inode()
+    needs.need(again, at(1))
+    needs.tell_again(again)
+    needs.note_told(again, at(5))
+    needs.need_from_where_told_again()
+    assert needs.cutoff_before(at(6)) == at(5)
+    needs.need(older, at(3))
+    assert needs.cutoff_before(at(6)) == at(3)
