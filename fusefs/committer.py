@@ -306,7 +306,7 @@ class Committer:
         """
         position = self._journal.next_position
         for each in contents.captured:
-            if each.inode.linked or each.inode.version is not None:
+            if _is_to_be_settled(each.inode):
                 self._needs.need(each.inode, self._unlogged.told_from(each.inode, position))
             self._needs.note_told(each.inode, position, each.size_bytes)
         for version in contents.leftovers:
@@ -389,6 +389,15 @@ class Committer:
         """Delete what `finish` has left, when no lease tells of it: nothing is committed any more. Raises nothing."""
         if self.is_empty:
             await self._journal.remove()
+
+
+def _is_to_be_settled(inode: Inode) -> bool:
+    """Return whether the log is needed of an inode until the bucket has all of it.
+
+    Not of what has lost its name to somebody else: what is kept of it stays where it is, for as long as it is open.
+    """
+    is_behind = inode.state.changes != inode.state.published_changes
+    return inode.linked or (inode.version is not None and is_behind)
 
 
 def _stored(version: Version) -> StoredVersion:

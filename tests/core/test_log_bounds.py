@@ -20,6 +20,7 @@ from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs import batch_contents, log_trimmer
 from fusefs.attribute_changes import AttributeChanges
+from fusefs.errors import StaleFile
 from fusefs.journal_format import JOURNAL_PREFIX
 from fusefs.publisher import PublishOptions
 from fusefs.staged_bytes import PIECE_SIZE
@@ -146,6 +147,15 @@ async def _hold_object(tree: Tree, storage: FaultyStorage) -> None:
     await tree.log.commit()
 
 
+async def _replace_while_open(tree: Tree, storage: FaultyStorage) -> None:
+    handle = await tree.open("theirs")
+    await tree.write(handle, 0, b"ours")
+    await storage.put("theirs", b"another's")
+    await tree.publish_all()
+    with pytest.raises(StaleFile):
+        await tree.filesystem.fsync(handle)
+
+
 HANDICAPS: Final = {
     "a name that is refused": Handicap(
         act=_refuse_name, files={"name": bytes([1]) * (PAGE // 2) + bytes([1]) * PAGE + bytes(7 * PAGE // 2)}
@@ -163,6 +173,9 @@ HANDICAPS: Final = {
         act=_deny_link, before={"file": b"bytes"}, files={"file": b"bytes", "link": b"bytes"}
     ),
     "an object that is held": Handicap(act=_hold_object, before={"held": b"bytes"}),
+    "a file in conflict that stays open": Handicap(
+        act=_replace_while_open, before={"theirs": b"bytes"}, files={"theirs": b"another's"}
+    ),
 }
 
 
