@@ -147,6 +147,13 @@ async def _hold_object(tree: Tree, storage: FaultyStorage) -> None:
     await tree.log.commit()
 
 
+async def _deny_way_out(tree: Tree, storage: FaultyStorage) -> None:
+    storage.fail(AccessDenied, verb=Verb.COPY, times=math.inf)
+    await tree.open("removed")
+    await tree.unlink("removed")
+    await tree.log.commit()
+
+
 async def _replace_while_open(tree: Tree, storage: FaultyStorage) -> None:
     handle = await tree.open("theirs")
     await tree.write(handle, 0, b"ours")
@@ -173,6 +180,7 @@ HANDICAPS: Final = {
         act=_deny_link, before={"file": b"bytes"}, files={"file": b"bytes", "link": b"bytes"}
     ),
     "an object that is held": Handicap(act=_hold_object, before={"held": b"bytes"}),
+    "a removed file that stays open": Handicap(act=_deny_way_out, before={"removed": b"bytes"}),
     "a file in conflict that stays open": Handicap(
         act=_replace_while_open, before={"theirs": b"bytes"}, files={"theirs": b"another's"}
     ),
