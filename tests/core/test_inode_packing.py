@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import stat
 import tracemalloc
@@ -17,6 +18,7 @@ import trio.testing
 from trio.testing import MockClock
 
 import fusefs
+from backends.errors import AccessDenied
 from backends.intercepted import InterceptedStorage, Request, T, Verb
 from backends.memory import MemoryStorage
 from fusefs.attribute_changes import AttributeChanges
@@ -246,6 +248,31 @@ async def test_what_the_log_tells_of_stays(autojump_clock: MockClock, tmp_path: 
         await tree.filesystem.fsync(kept)
         await tree.packer.pack_all()
         assert await tree.find("f") is not file
+
+
+async def test_what_the_log_of_an_earlier_mount_tells_of_stays(
+    autojump_clock: MockClock, tmp_path: Path, quiet: None
+) -> None:
+    """The same, as long as that log is needed, if only for another file: or else the next recovery finds both."""
+    logged = TreeOptions(logged=True)
+    inner = MemoryStorage()
+    lost, storage = FaultyStorage(inner), FaultyStorage(inner)
+    lost.fail(AccessDenied, verb=Verb.PUT, key="f", times=math.inf)
+    for each in (lost, storage):
+        each.fail(AccessDenied, verb=Verb.PUT, key="denied", times=math.inf)
+    async with open_tree(lost, tmp_path / "lost", logged) as tree:
+        await tree.write_file("f", b"")
+        await tree.write_file("denied", b"bytes")
+        await tree.log.commit()
+    async with open_tree(storage, tmp_path / "mount", logged) as tree:
+        file = await tree.find_file("f")
+        await tree.publisher.publish(file)
+        await tree.packer.pack_all()
+        assert await tree.find("f") is file
+        await tree.write_file("f", b"newer")
+        await tree.log.commit()
+    async with open_tree(inner, tmp_path / "next", logged) as tree:
+        assert await tree.read_file("f") == b"newer"
 
 
 class LateListings(InterceptedStorage):
