@@ -154,8 +154,7 @@ class Committer:
 
     @contextmanager
     def publishing(self, inode: Inode) -> Iterator[Publication]:
-        """As `ChangeLog`. The caller has committed, so that what the log lacks of the inode are times."""
-        self._unlogged.forget_times(inode)
+        """As `ChangeLog`."""
         with self._needs.publishing(inode) as publication:
             yield publication
         self._trimmer.look_for_end()

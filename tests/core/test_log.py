@@ -690,3 +690,22 @@ async def test_what_is_done_to_a_file_without_a_name_is_told_to_nobody(
         await tree.log.finish()
         assert tree.log.is_empty
         assert await stored(storage) == {}
+
+
+async def test_times_of_what_cannot_be_published(
+    autojump_clock: MockClock, tmp_path: Path, quiet: None
+) -> None:
+    """They are told with what comes next, after an attempt that has failed, too."""
+    inner = SmallPartsStorage()
+    await inner.put("denied", b"bytes")
+    storage = FaultyStorage(inner)
+    storage.fail(AccessDenied, verb=Verb.COPY, key="denied", times=math.inf)
+    async with open_tree(storage, tmp_path / "1", options(publishes=True)) as tree:
+        number = (await tree.find("denied")).number
+        await tree.filesystem.setattr(number, AttributeChanges(mtime_ns=5))
+        with pytest.raises(AccessDenied):
+            await tree.publish_all()
+        await tree.mkdir("next")
+        await tree.log.commit()
+    async with open_tree(inner, tmp_path / "2", options()) as tree:
+        assert (await tree.find("denied")).attributes.mtime_ns == 5
