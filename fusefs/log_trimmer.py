@@ -84,7 +84,6 @@ class LogTrimmer:
     async def finish(self, nursery: trio.Nursery) -> None:
         """Empty the log, if nothing of it is needed, but for a batch that says so. Raises what the store raises."""
         if self.is_idle:
-            self._unlogged.forget_in_use()  # of an empty log there is nothing to say
             await self._journal.finish(nursery)
             if self._journal.is_empty:
                 end = self._journal.next_position

@@ -162,10 +162,6 @@ class Unlogged:
         for version in versions:
             del self._in_use[version]
 
-    def forget_in_use(self) -> None:
-        """Note that the log says of no object any more whose it is."""
-        self._in_use.clear()
-
     def clear(self) -> None:
         """Note that a commit has told of everything that is worth it."""
         self._inodes.clear()
