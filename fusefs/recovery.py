@@ -133,8 +133,6 @@ class Recovery:
         await self._for_each(with_lists, partial(self._note_list, by_log_id, recovered))
         await self._for_each(replay.leftovers, partial(self._note_leftover, recovered))
         recovered.inodes.sort(key=lambda each: each.path)
-        taken = {each.version for each in recovered.inodes}
-        recovered.leftovers = [version for version in recovered.leftovers if version not in taken]
 
     async def _replay(self, logs: Sequence[OldLog]) -> Replay:
         """Read all that counts, and tell how far that is."""
