@@ -47,6 +47,13 @@ def is_behind(inode: Inode) -> bool:
     return isinstance(inode, File) and inode.linked and _is_behind(inode.content)
 
 
+def has_ended_upload(inode: Inode) -> bool:
+    """Return whether the log refers to an upload of an inode that is under way no more."""
+    if not isinstance(inode, File) or not inode.linked:
+        return False
+    return inode.content.is_referred and inode.content.upload is None
+
+
 def capture(inode: Inode, *, room: int) -> Capture:
     """Return a record of an inode with at most `room` of its unlogged bytes.
 
@@ -54,7 +61,7 @@ def capture(inode: Inode, *, room: int) -> Capture:
     """
     content: ContentRecord | None = None
     covered: list[Extent] = []
-    if isinstance(inode, File) and (is_behind(inode) or _is_uploaded_elsewhere(inode)):
+    if isinstance(inode, File) and _has_content_to_tell(inode):
         try:
             content, covered = _capture_content(inode.content, room)
         except OSError as error:
@@ -84,6 +91,7 @@ def note_captured(captured: Capture) -> None:
         content.unlogged.remove(*extent)
     content.cut = None
     content.logged_size = captured.record.content.size
+    content.is_referred = captured.record.content.upload is not None
     if content.upload is not None and content.upload.parts:
         content.upload.logged.update(content.upload.parts)
         content.upload.told_under = inode.path_key
@@ -108,6 +116,10 @@ def _metadata(inode: Inode) -> dict[str, str]:
 
 def _is_behind(content: Content) -> bool:
     return bool(content.unlogged) or content.cut is not None or content.size != content.logged_size
+
+
+def _has_content_to_tell(file: File) -> bool:
+    return is_behind(file) or _is_uploaded_elsewhere(file) or has_ended_upload(file)
 
 
 def _is_uploaded_elsewhere(file: File) -> bool:

@@ -25,7 +25,7 @@ import trio
 from backends.base import Metadata
 from backends.errors import StorageError
 from fusefs.batch_contents import BatchContents, enough_ahead, exceeds_a_batch, rest_of, some_of
-from fusefs.capture import bytes_to_carry, note_captured, stored_version
+from fusefs.capture import bytes_to_carry, has_ended_upload, note_captured, stored_version
 from fusefs.change_log import LOG_KEY, Publication
 from fusefs.content import Version
 from fusefs.inodes import Directory, File, Inode
@@ -162,6 +162,8 @@ class Committer:
     def settled(self, inode: Inode) -> None:
         """As `ChangeLog`."""
         self._unlogged.forget_times(inode)
+        if has_ended_upload(inode) and not inode.aliases:  # whose names would have to be told with it
+            self._unlogged.completed(inode)
         self._forget_need(inode)
 
     def _forget_need(self, thing: Inode | StoredVersion) -> None:
@@ -305,7 +307,7 @@ class Committer:
         """
         position = self._journal.next_position
         for each in contents.captured:
-            if _is_to_be_settled(each.inode):
+            if each.inode in self._unlogged.inodes and _is_to_be_settled(each.inode):
                 self._needs.need(each.inode, self._unlogged.told_from(each.inode, position))
             self._needs.note_told(each.inode, position, each.size_bytes)
         for version in contents.leftovers:

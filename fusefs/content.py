@@ -106,6 +106,8 @@ class Content:
         self.cut: int | None = None
         self.logged_size = self.size
         self.upload: OpenUpload | None = None
+        #: Whether the log refers to parts of an upload, be it this one or one that has ended since it was told last.
+        self.is_referred = False
         #: Set while a stream sends parts as the file grows.
         self.flush: Flush | None = None
         #: While writers have to wait, and while the base is being replaced: an event takes 272 bytes.

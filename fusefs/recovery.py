@@ -315,7 +315,7 @@ class Recovery:
             sources.stored.truncate(0)
         else:
             sources.stored.truncate(min(base.size, replayed.size))
-        return Content.restored(
+        content = Content.restored(
             self._sources,
             replayed.file,
             base=base,
@@ -323,6 +323,8 @@ class Recovery:
             written=_with_zeros(sources.explicit, sources.stored, replayed),
             base_limit=sources.stored.end,
         )
+        content.is_referred = replayed.upload is not None
+        return content
 
 
 def _with_zeros(explicit: ExtentSet, stored: ExtentSet, replayed: Replayed) -> ExtentSet:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Iterable, Iterator
+from itertools import chain
 
-from fusefs.capture import is_behind
+from fusefs.capture import has_ended_upload, is_behind
 from fusefs.inodes import Alias, Directory, Inode, is_joined
 from fusefs.journal_format import Position, StoredVersion
 from fusefs.moves import Moves
@@ -38,9 +39,11 @@ class Unlogged:
         self._ahead: set[Inode | StoredVersion] = set()
         #: Objects of which the log may say that they are another's, or to be deleted: the next batch says otherwise.
         self._in_use: dict[StoredVersion, None] = {}
+        #: Files with an object made of parts to which the log refers: the next batch says that it has them no more.
+        self._completed: dict[Inode, None] = {}
 
     def __len__(self) -> int:
-        """How many inodes and objects are noted. What is only in use is none of them."""
+        """How many inodes and objects are noted. What is only in use, or completed, is none of them."""
         return len(self._inodes) + len(self._leftovers)
 
     @property
@@ -95,6 +98,10 @@ class Unlogged:
         self._in_use[version] = None
         self.gone(version)
 
+    def completed(self, inode: Inode) -> None:
+        """Note that an upload to which the log refers has become the object of a file; the log is not needed for that."""
+        self._completed[inode] = None
+
     def forget(self, inode: Inode) -> None:
         """Note that the log has the inode as it is."""
         self._inodes.pop(inode, None)
@@ -123,9 +130,17 @@ class Unlogged:
     def to_tell(self) -> Iterator[Inode]:
         """Yield what the next batch has to tell of, if there is room for it."""
         self._note_moved()
-        for inode in self._inodes:
+        for inode in chain(self._inodes, self._completed_alone()):
             if self._is_worth_telling(inode) and (inode not in self._ahead or is_behind(inode)):
                 yield inode
+
+    def _completed_alone(self) -> Iterator[Inode]:
+        """Yield files of which there is nothing to tell but that an upload has become their object.
+
+        Or else the upload would be looked for as long as the log is needed for others, and be missed when somebody else
+        has removed the object.
+        """
+        return (each for each in self._completed if each not in self._inodes and has_ended_upload(each))
 
     def leftovers_to_tell(self) -> list[StoredVersion]:
         """Return the objects of which the next batch has to say that they are to be deleted."""
@@ -166,4 +181,5 @@ class Unlogged:
         """Note that a commit has told of everything that is worth it."""
         self._inodes.clear()
         self._leftovers.clear()
+        self._completed.clear()
         self._ahead.clear()

@@ -18,11 +18,13 @@ from backends.base import Capabilities, Data, Metadata, MultipartUpload, Part
 from backends.errors import AccessDenied
 from backends.intercepted import InterceptedStorage, InterceptedUpload, Request, T, Verb
 from fusefs.errors import LogDamaged, MountError
+from fusefs.journal_format import InodeRecord, decode, position_of
 from fusefs.log_repair import LogRepair
 from fusefs.object_writer import CONFLICTS_PREFIX
 from fusefs.placement import DETOURS_PREFIX
 from fusefs.publisher import PublishOptions
 from tests.core.history import state_of
+from tests.core.logs import batches
 from tests.core.losses import check, live
 from tests.core.mortal import Death, MortalStorage
 from tests.core.small_parts import PART, SmallPartsStorage, tree_options
@@ -267,6 +269,104 @@ async def test_an_upload_that_is_gone_is_told_and_what_was_before_it_saved(
     assert (await repair.diagnose()).lost == ()
     async with open_tree(storage, tmp_path / "3", NEXT) as tree:
         assert await tree.names() == ["before"]
+
+
+@pytest.mark.parametrize("theirs", [None, b"theirs"], ids=["removed", "replaced"])
+@pytest.mark.parametrize("by_recovery", [False, True])
+async def test_an_upload_that_was_completed_before_somebody_else_took_its_object(
+    by_recovery: bool, theirs: bytes | None, tmp_path: Path, autojump_clock: MockClock, quiet: None
+) -> None:
+    """The log has told so with the next commit: it is not damaged, and what it is kept for is there."""
+
+    async def act(tree: Tree) -> None:
+        await tree.create("other")
+        await stream(tree)
+
+    bucket = SmallPartsStorage()
+    storage = FaultyStorage(bucket)
+    storage.fail(AccessDenied, verb=Verb.PUT, key="other", times=math.inf)
+    if by_recovery:
+        await die(bucket, tmp_path / "dying", act)
+    mortal = MortalStorage(storage)
+    async with open_tree(mortal, tmp_path / "1", NEXT) as tree:
+        if not by_recovery:
+            await act(tree)
+        await tree.publisher.publish(await tree.find("big"))
+        other = await tree.open("other")
+        await tree.write(other, 0, b"confirmed")
+        await tree.filesystem.fsync(other)
+        mortal.die()
+    assert len((await stored(bucket))["big"]) == len(BYTES)
+    if theirs is None:
+        await bucket.delete("big")
+    else:
+        await bucket.put("big", theirs)
+    async with open_tree(bucket, tmp_path / "2", NEXT) as tree:
+        assert await tree.read_file("other") == b"confirmed"
+        await tree.publish_all()
+    assert await stored(bucket) == {"other": b"confirmed"} | ({} if theirs is None else {"big": theirs})
+
+
+async def test_an_upload_of_a_file_with_several_names_was_completed(
+    tmp_path: Path, autojump_clock: MockClock, quiet: None
+) -> None:
+    """A record of one of the names alone would make an end of the others."""
+    bucket = SmallPartsStorage()
+    storage = FaultyStorage(bucket)
+    storage.fail(AccessDenied, verb=Verb.PUT, key="other", times=math.inf)
+    async with open_tree(storage, tmp_path / "1", NEXT) as tree:
+        handle = await tree.create("big")
+        await tree.write(handle, 0, BYTES)
+        await trio.sleep(0.1)
+        await tree.link("big", "second")
+        await tree.filesystem.fsync(handle)
+        other = await tree.create("other")
+        await tree.filesystem.fsync(other)
+        await tree.publisher.publish(await tree.find("big"))
+        await tree.write(other, 0, b"bytes")
+        await tree.filesystem.fsync(other)
+    for mount in ("2", "3"):
+        async with open_tree(bucket, tmp_path / mount, NEXT) as tree:
+            assert await tree.find("big") is await tree.find("second")
+            await tree.publish_all()
+
+
+async def test_that_an_upload_was_completed_keeps_no_log(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """The bucket has the file: what the log says of it after that is needed by nobody."""
+    bucket = SmallPartsStorage()
+    async with open_tree(bucket, tmp_path, NEXT) as tree:
+        await stream(tree)
+        await tree.publisher.publish(await tree.find("big"))
+        await tree.write_file("other", b"bytes")
+        await tree.log.commit()
+        await trio.sleep(60)
+        assert await batches(bucket) == []
+
+
+async def test_a_completed_upload_of_a_file_that_was_forgotten_since(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """The next batch, which comes much later, does not tell of it: it would be of a file without a name."""
+    bucket = SmallPartsStorage()
+    async with open_tree(bucket, tmp_path, NEXT) as tree:
+        handle = await tree.create("big")
+        await tree.write(handle, 0, BYTES)
+        await trio.sleep(0.1)
+        await tree.filesystem.fsync(handle)
+        await tree.close(handle)
+        await trio.sleep(60)
+        file = await tree.find("big")
+        tree.sources.budget.make_room(goal_bytes=0)
+        await tree.packer.pack_all()
+        assert await tree.find("big") is not file
+        await tree.create("other")
+        await tree.log.commit()
+    [key] = await batches(bucket)
+    position = position_of(key)
+    assert position is not None
+    [record] = decode((await bucket.get_range(key)).data, position).records
+    assert isinstance(record, InodeRecord)
+    assert record.path == (b"other",)
 
 
 STREAMS: Final = [
