@@ -26,6 +26,7 @@ from fusefs.change_log import ChangeLog
 from fusefs.clock import Clock
 from fusefs.errors import (
     BadHandle,
+    EntryExists,
     FileTooLarge,
     InvalidArgument,
     IsADirectory,
@@ -151,8 +152,17 @@ class Filesystem:
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
     ) -> tuple[Inode, int]:
-        """Make a file and open it; returns the inode and the handle."""
-        directory = await self._prepare_create(parent, name)
+        """Make a file and open it; returns the inode and the handle.
+
+        Raises `NoSuchInode` where the name is taken and `flags` do not say O_EXCL: the kernel believes what it was told
+        before somebody else took it. It looks again then, and opens what there is, if permissions let it.
+        """
+        try:
+            directory = await self._prepare_create(parent, name)
+        except EntryExists as error:
+            if flags & os.O_EXCL:
+                raise
+            raise NoSuchInode(f"{name!r} has come up since it was looked up") from error
         file = self._namespace.new_file(self._fresh(directory, stat.S_IFREG | stat.S_IMODE(mode), caller))
         handle = self._open(file, flags)  # first: a file that is being written is not published at once
         self._namespace.add(directory, name, file, self._clock.realtime_ns())

@@ -23,6 +23,7 @@ from fusefs.attribute_changes import AttributeChanges
 from fusefs.attributes import to_metadata
 from fusefs.errors import (
     BadHandle,
+    EntryExists,
     FileTooLarge,
     InvalidArgument,
     IsADirectory,
@@ -73,6 +74,27 @@ async def test_a_new_entry_belongs_to_its_maker(autojump_clock: Clock, tmp_path:
         link = await tree.filesystem.symlink(1, b"l", b"x", caller)
         assert link.attributes.mode == stat.S_IFLNK | 0o777
         assert (link.size, made.link_count, tree.root.link_count) == (1, 2, 3)
+
+
+async def test_a_name_that_somebody_has_taken_since_it_was_looked_up(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    """The kernel believes that it is free, and asks for a new file, also of who would take one that is there.
+
+    ESTALE makes it look again, and ask for what permissions it takes.
+    """
+    storage = FaultyStorage(MemoryStorage())
+    async with open_tree(storage, tmp_path, shared()) as tree:
+        with pytest.raises(NoSuchEntry):
+            await tree.filesystem.lookup(ROOT_NUMBER, b"f")
+        await storage.put("f", b"theirs")
+        await trio.sleep(1.1)
+        for flags in (os.O_WRONLY, os.O_WRONLY | os.O_APPEND, os.O_RDWR | os.O_TRUNC):
+            with pytest.raises(NoSuchInode):
+                await tree.filesystem.create(ROOT_NUMBER, b"f", 0o644, flags | os.O_CREAT, CALLER)
+        with pytest.raises(EntryExists):
+            await tree.filesystem.create(ROOT_NUMBER, b"f", 0o644, os.O_CREAT | os.O_EXCL, CALLER)
+        assert await tree.read_file("f") == b"theirs"
 
 
 async def test_a_set_group_id_directory_hands_its_group_down(autojump_clock: Clock, tmp_path: Path) -> None:

@@ -499,7 +499,7 @@ async def test_what_somebody_else_put_is_found_although_a_listing_was_under_way(
         assert looked_up == [b"theirs"]
         assert "f0001" in listed
         with pytest.raises(EntryExists):
-            await tree.create("f0001")
+            await tree.create("f0001", flags=os.O_RDWR | os.O_EXCL)
 
 
 async def test_an_object_and_a_directory_of_one_name_on_different_pages(

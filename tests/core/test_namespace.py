@@ -990,7 +990,7 @@ async def test_nothing_is_made_in_a_directory_that_was_removed(posix: Tree) -> N
 )
 async def test_names_that_cannot_be_made(posix: Tree, name: bytes, error: type[FilesystemError]) -> None:
     for make in (
-        lambda: posix.filesystem.create(1, name, 0o644, os.O_RDWR, CALLER),
+        lambda: posix.filesystem.create(1, name, 0o644, os.O_RDWR | os.O_EXCL, CALLER),
         lambda: posix.filesystem.mkdir(1, name, 0o755, CALLER),
         lambda: posix.filesystem.symlink(1, name, b"x", CALLER),
         lambda: posix.filesystem.mknod(1, name, stat.S_IFIFO | 0o644, 0, CALLER),
