@@ -180,32 +180,34 @@ class Filesystem:
         directory = self._directory(parent)
         inode = await self._namespace.unlink(directory, name, self._clock.realtime_ns())
         self._namespace.drop_if_unused(inode)
-        await self._names_changed()
+        await self._names_changed(inode)
 
     async def rmdir(self, parent: int, name: bytes) -> None:
         self.check_writable()
         inode = await self._namespace.rmdir(self._directory(parent), name, self._clock.realtime_ns())
         self._namespace.drop_if_unused(inode)
-        await self._names_changed()
+        await self._names_changed(inode)
 
     async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
         """As renameat2(2); raises `InvalidArgument` for flags other than RENAME_NOREPLACE and RENAME_EXCHANGE."""
         self.check_writable()
         if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
             raise InvalidArgument(f"rename flags {flags:#x} are not known")
+        directory, new_directory = self._directory(parent), self._directory(new_parent)
         with self._inodes.kept():
             replaced = await self._namespace.rename(
-                self._directory(parent),
+                directory,
                 name,
-                self._directory(new_parent),
+                new_directory,
                 new_name,
                 self._clock.realtime_ns(),
                 exchange=flags == RENAME_EXCHANGE,
                 replace=flags != RENAME_NOREPLACE,
             )
+        renamed = (directory.children.get(name), new_directory.children.get(new_name))
         if replaced is not None:
             self._namespace.drop_if_unused(replaced)
-        await self._names_changed()
+        await self._names_changed(*(entry for entry in renamed if isinstance(entry, Inode)))
 
     async def readlink(self, number: int) -> bytes:
         inode = self._inodes[number]
@@ -436,15 +438,15 @@ class Filesystem:
     async def _entered(self, inode: Inode) -> Inode:
         self._referred_to(inode)  # now: while it is published, somebody may remove it
         try:
-            await self._names_changed()
+            await self._names_changed(inode)
         except BaseException:
             self.forget([(inode.number, 1)])
             raise
         return inode
 
-    async def _names_changed(self) -> None:
+    async def _names_changed(self, *inodes: Inode) -> None:
         if self._options.shared:
-            await self._publisher.publish_all(open_files=False)
+            await self._publisher.publish_names(*inodes)
 
     def _open(self, file: File, flags: int) -> int:
         opened = OpenFile(file, flags, SequentialDetector(self._read_ahead))

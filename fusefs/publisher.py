@@ -11,7 +11,7 @@ What waits for the end of a source waits for somebody above, who finds out what 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -218,12 +218,27 @@ class Publisher:
         Without `open_files`, files with a writer are left alone unless they were renamed: that is what an fsync of a
         directory asks for.
         """
-        deletions_failed = self._sweeper.forgive()
         self._hurried.set()
         self._hurried = trio.Event()
+        await self._publish_all(self._sweeper.forgive(), open_files=open_files)
+
+    async def publish_names(self, *changed: Inode) -> None:
+        """Publish every change of names that is pending now; the caller waits for those of what has `changed`.
+
+        Raises one of the failures. What has failed before is left to its next attempt and is none of them, unless it is
+        one of those that `changed`, or below.
+        """
+        self._queue.note_moves()
+        failed = {inode for inode in self._queue if inode.state.failure is not None}
+        failed.difference_update(*(inode.with_all_below() for inode in changed if failed))
+        await self._publish_all(self._sweeper.failure_count, open_files=False, but=failed)
+
+    async def _publish_all(
+        self, deletions_failed: int, *, open_files: bool, but: Collection[Inode] = ()
+    ) -> None:
         moving = {*self._placement.moving}
         while True:
-            goals = await self._publish_pending(open_files=open_files)
+            goals = await self._publish_pending(open_files=open_files, but=but)
             has_more = moving - {*self._placement.moving}
             if not (has_more or self._mark()):
                 break
@@ -237,15 +252,18 @@ class Publisher:
         for error in self._sweeper.failures(deletions_failed):
             raise error
 
-    async def _publish_pending(self, *, open_files: bool) -> list[Inode]:
+    async def _publish_pending(self, *, open_files: bool, but: Collection[Inode]) -> list[Inode]:
         """Return when of all that is pending now an attempt has succeeded or failed, and what that was."""
         self._queue.note_moves()
         inodes = [
             inode
             for inode in self._queue
-            if open_files
-            or not (isinstance(inode, File) and inode.writers)
-            or self._placement.is_elsewhere(inode)
+            if inode not in but
+            and (
+                open_files
+                or not (isinstance(inode, File) and inode.writers)
+                or self._placement.is_elsewhere(inode)
+            )
         ]
         attempted: dict[Inode, None] = {}
         while inodes:

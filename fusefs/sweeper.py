@@ -44,7 +44,8 @@ class Sweeper:
         self._resting: set[Version] = set()
         #: Which of all failures was the last of what is still there, and why; outlasts the next attempt's begin.
         self._failed: dict[Version, tuple[int, Exception]] = {}
-        self._failures = 0
+        #: How many failures there were.
+        self.failure_count = 0
         #: Keys that are being deleted now.
         self.busy: frozenset[str] = frozenset()
 
@@ -54,14 +55,17 @@ class Sweeper:
         return bool(self._resting)
 
     def is_done(self, since: int) -> bool:
-        """Return whether nothing is left that could be deleted, but for what has failed since `forgive`.
+        """Return whether nothing is left to be deleted, but for what rests or has failed since so many failures.
 
-        That may be on its way again: of what fails at different times, something always is.
+        The latter may be on its way again: of what fails at different times, something always is.
         """
-        return all(self._has_failed(version, since) for version in self._placement.deletable())
+        return all(
+            version in self._resting or self._has_failed(version, since)
+            for version in self._placement.deletable()
+        )
 
     def failures(self, since: int) -> list[Exception]:
-        """Return why objects could not be deleted, since `forgive`, that are still there."""
+        """Return why objects could not be deleted, since so many failures, that are still there."""
         return [
             error
             for version, (_, error) in self._failed.items()
@@ -75,7 +79,7 @@ class Sweeper:
     def forgive(self) -> int:
         """Let what has failed be tried again at once; return how many failures there were."""
         self._resting.clear()
-        return self._failures
+        return self.failure_count
 
     def start(self, nursery: trio.Nursery, busy_elsewhere: set[str]) -> None:
         """Begin to delete what may be deleted now, unless a sweep is under way."""
@@ -143,8 +147,8 @@ class Sweeper:
     def _fail(self, version: Version, error: Exception, nursery: trio.Nursery) -> None:
         _log.error("cannot delete %r, trying again in %.0f s: %s", version.key, RETRY_SECONDS, error)
         self._resting.add(version)
-        self._failures += 1
-        self._failed[version] = self._failures, error
+        self.failure_count += 1
+        self._failed[version] = self.failure_count, error
         nursery.start_soon(self._try_again, version)
 
     async def _try_again(self, version: Version) -> None:

@@ -16,7 +16,7 @@ import trio
 import trio.testing
 
 from backends.base import KIB, MIB
-from backends.errors import Unavailable
+from backends.errors import AccessDenied, Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs.attribute_changes import AttributeChanges
@@ -767,6 +767,41 @@ async def test_a_shared_mount_reports_what_could_not_be_published(
         storage.fail(Unavailable, verb=Verb.PUT)
         with pytest.raises(Unavailable):
             await tree.write_file("f", b"x")
+
+
+async def test_what_cannot_be_published_is_no_failure_of_other_calls(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    """On a shared mount each change of names waits for the bucket: for its own, and not for what had failed before."""
+    storage = await filled("kept", "gone", "f", "g")
+    async with open_tree(storage, tmp_path, shared()) as tree:
+        for key in ("denied", "denied too", "d/denied"):
+            storage.fail(AccessDenied, verb=Verb.PUT, key=key, times=math.inf)
+        storage.fail(AccessDenied, verb=Verb.DELETE, key="kept", times=math.inf)
+        with pytest.raises(AccessDenied):
+            await tree.write_file("denied", b"x")
+        with pytest.raises(AccessDenied):
+            await tree.unlink("kept")
+        storage.calls.clear()
+        await tree.mkdir("d")
+        await tree.symlink("l", b"x")
+        await tree.link("f", "second")
+        await tree.rename("f", "renamed")
+        await tree.unlink("gone")
+        assert not {call.key for call in storage.calls} & {"denied", "kept"}, "that is tried again by itself"
+        assert await stored(storage) == {
+            "d/": b"",
+            "g": b"g",
+            "kept": b"kept",
+            "l": b"x",
+            "renamed": b"f",
+            "second": b"f",
+        }
+        with pytest.raises(AccessDenied):
+            await tree.rename("denied", "denied too")
+        with pytest.raises(AccessDenied):
+            await tree.rename("denied too", "d/denied")
+        await tree.mkdir("d/e")
 
 
 async def test_what_is_removed_while_it_is_being_made_is_not_forgotten_too_early(
