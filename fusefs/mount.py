@@ -11,6 +11,7 @@ is moved to `cache_dir/rescued`, and the process ends with an error that says so
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -248,7 +249,7 @@ class _Session:
                     nursery.start_soon(self._announce, on_ready)
                     if self._page_collector is not None:
                         nursery.start_soon(self._page_collector.run)
-                    await pyfuse3.main()
+                    await self._serve()
                     self._unmount()
                     await self._end()
                     nursery.cancel_scope.cancel()
@@ -257,6 +258,19 @@ class _Session:
                 if not self._ended and not (self._committer and self._committer.has_everything):
                     self._rescue()  # whatever ended the mount, what was written is not thrown away with the stage
                 raise
+
+    async def _serve(self) -> None:
+        """Answer the kernel until the mount goes away, or `_stop` ends that.
+
+        Where the unmount comes while a request is being read, the kernel says so with ECONNABORTED, and not as usual.
+        """
+        try:
+            await pyfuse3.main()
+        except BaseExceptionGroup as group:
+            _, others = group.split(_is_cut_off)
+            if others is not None:
+                raise
+            _log.debug("the mount has gone while a request was being read")
 
     def _mount(self) -> None:
         pyfuse3.trio = Trio  # type: ignore[attr-defined]
@@ -391,6 +405,10 @@ class _Session:
 
     def _rescue(self) -> int:
         return rescue(self._publisher.pending_inodes(), self._cache.rescued)
+
+
+def _is_cut_off(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno == errno.ECONNABORTED
 
 
 def _why_not(config: Config) -> str:

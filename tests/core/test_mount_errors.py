@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pyfuse3
 import pytest
@@ -14,7 +16,7 @@ from backends.memory import MemoryStorage
 from fusefs import mount
 from fusefs.config import Config
 from fusefs.errors import MountError
-from fusefs.filesystem import Caller
+from fusefs.filesystem import Caller, Filesystem
 from fusefs.operations import FuseOperations
 from fusefs.start_progress import tell_nobody
 
@@ -28,11 +30,39 @@ def config(tmp_path: Path) -> Config:
     )
 
 
+@pytest.fixture
+def bucket(tmp_path: Path) -> Path:
+    (tmp_path / "bucket").mkdir()
+    return tmp_path / "bucket"
+
+
+@pytest.fixture
+def config_of_bucket(config: Config, bucket: Path) -> Config:
+    return Config.from_sources(
+        url=f"file://{bucket}",
+        mountpoint=str(config.mount.mountpoint),
+        config_path=None,
+        flags={"cache_dir": str(config.mount.cache_dir)},
+    )
+
+
 def failing(error: Exception) -> Callable[..., object]:
     async def run(*_: object, **__: object) -> None:
         raise error
 
     return run
+
+
+def serve_with(
+    monkeypatch: pytest.MonkeyPatch, serve: Callable[[Filesystem], Coroutine[Any, Any, None]]
+) -> None:
+    """Let a mount do something else than to answer the kernel, of which there is none."""
+    operations: list[FuseOperations] = []
+    monkeypatch.setattr(pyfuse3, "init", lambda ours, *_: operations.append(ours))
+    monkeypatch.setattr(pyfuse3, "main", lambda: serve(operations[0]._filesystem))
+    monkeypatch.setattr(pyfuse3, "close", lambda unmount: None)
+    monkeypatch.setattr(mount, "tune_process", lambda: None)
+    monkeypatch.setattr(mount, "tune_mount", lambda device: None)
 
 
 async def test_a_mount_error_comes_out_of_all_nurseries(
@@ -62,23 +92,32 @@ async def test_what_was_written_is_rescued_from_a_defect(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However the mount ends, bytes that are not published are not thrown away with the stage."""
-    operations: list[FuseOperations] = []
 
-    async def write_and_fail() -> None:
-        filesystem = operations[0]._filesystem
+    async def write_and_fail(filesystem: Filesystem) -> None:
         _, handle = await filesystem.create(1, b"file", 0o644, os.O_WRONLY, Caller(uid=0, gid=0))
         await filesystem.write(handle, 0, b"precious")
         raise KeyError("a defect")
 
-    monkeypatch.setattr(pyfuse3, "init", lambda ours, *_: operations.append(ours))
-    monkeypatch.setattr(pyfuse3, "main", write_and_fail)
-    monkeypatch.setattr(pyfuse3, "close", lambda unmount: None)
-    monkeypatch.setattr(mount, "tune_process", lambda: None)
-    monkeypatch.setattr(mount, "tune_mount", lambda device: None)
+    serve_with(monkeypatch, write_and_fail)
     with pytest.raises(ExceptionGroup):
         await mount.run_mount(config, lambda: None, tell_nobody)
     [rescued] = [path for path in (config.mount.cache_dir / "rescued").rglob("*") if path.is_file()]
     assert (rescued.name, rescued.read_bytes()) == ("file", b"precious")
+
+
+async def test_an_unmount_while_a_request_is_read_is_one_like_any_other(
+    bucket: Path, config_of_bucket: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel gives pyfuse3 another error than usual then; what was written is published all the same."""
+
+    async def write_and_be_cut_off(filesystem: Filesystem) -> None:
+        _, handle = await filesystem.create(1, b"file", 0o644, os.O_WRONLY, Caller(uid=0, gid=0))
+        await filesystem.write(handle, 0, b"precious")
+        raise ExceptionGroup("", [OSError(errno.ECONNABORTED, "fuse_session_receive_buf failed")])
+
+    serve_with(monkeypatch, write_and_be_cut_off)
+    await mount.run_mount(config_of_bucket, lambda: None, tell_nobody)
+    assert (bucket / "file").read_bytes() == b"precious"
 
 
 async def test_what_is_only_to_be_deleted_is_in_the_log_like_everything_else(
@@ -87,18 +126,12 @@ async def test_what_is_only_to_be_deleted_is_in_the_log_like_everything_else(
     """Where the store denies that, the next mount does it, and nobody has to look for what it was."""
     monkeypatch.setattr(MemoryStorage, "delete", failing(AccessDenied("deletions are denied")))
 
-    async def remove_file() -> None:
-        filesystem = operations[0]._filesystem
+    async def remove_file(filesystem: Filesystem) -> None:
         _, handle = await filesystem.create(1, b"file", 0o644, os.O_WRONLY, Caller(uid=0, gid=0))
         await filesystem.release(handle)
         await filesystem._publisher.publish_all()
         await filesystem.unlink(1, b"file")
 
-    operations: list[FuseOperations] = []
-    monkeypatch.setattr(pyfuse3, "init", lambda ours, *_: operations.append(ours))
-    monkeypatch.setattr(pyfuse3, "main", remove_file)
-    monkeypatch.setattr(pyfuse3, "close", lambda unmount: None)
-    monkeypatch.setattr(mount, "tune_process", lambda: None)
-    monkeypatch.setattr(mount, "tune_mount", lambda device: None)
+    serve_with(monkeypatch, remove_file)
     with pytest.raises(MountError, match=r"^1 change is in the log and not published yet; the next"):
         await mount.run_mount(config, lambda: None, tell_nobody)
