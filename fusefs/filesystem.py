@@ -328,6 +328,11 @@ class Filesystem:
             self._changes.released(file)
         self._namespace.drop_if_unused(file)
 
+    async def release_all(self) -> None:
+        """Close what is open still, when the kernel has gone: of what was closed just before, it does not tell."""
+        for handle in self._handles.of_files():
+            await self.release(handle)
+
     async def fsync(self, handle: int) -> None:
         """Return when the file, as it is now, is durable under its name. Raises why it is not."""
         file = self._handles.get(handle, OpenFile).file

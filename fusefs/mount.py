@@ -251,6 +251,7 @@ class _Session:
                         nursery.start_soon(self._page_collector.run)
                     await self._serve()
                     self._unmount()
+                    await self._filesystem.release_all()
                     await self._end()
                     nursery.cancel_scope.cancel()
             except BaseException:

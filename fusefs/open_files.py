@@ -94,6 +94,10 @@ class Handles:
         """Whether a file is open for writing."""
         return any(isinstance(handle, OpenFile) and handle.writable for handle in self._handles.values())
 
+    def of_files(self) -> list[int]:
+        """Return the numbers of the open files, as they are now."""
+        return [number for number, handle in self._handles.items() if isinstance(handle, OpenFile)]
+
     def add(self, handle: OpenFile | OpenDirectory) -> int:
         """Return the number by which the kernel will name the handle."""
         number = self._next_number

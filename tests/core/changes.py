@@ -42,7 +42,7 @@ CHANGES: Final[dict[str, Change]] = {
 """By the method that is called, and what is done by it."""
 
 UNCHANGING: Final = {
-    *("lookup", "readlink", "getattr", "read", "flush", "release", "fsync"),
+    *("lookup", "readlink", "getattr", "read", "flush", "release", "release_all", "fsync"),
     *("opendir", "readdir", "releasedir", "fsyncdir"),
     *("get", "names"),
 }

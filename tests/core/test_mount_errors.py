@@ -120,6 +120,24 @@ async def test_an_unmount_while_a_request_is_read_is_one_like_any_other(
     assert (bucket / "file").read_bytes() == b"precious"
 
 
+async def test_what_is_open_at_the_end_leaves_nothing_in_the_bucket(
+    bucket: Path, config_of_bucket: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel drops the closes that nobody has read when it unmounts; a removed file has no use for its bytes."""
+    (bucket / "file").write_bytes(b"removed while it was open")
+
+    async def unlink_what_is_open(filesystem: Filesystem) -> None:
+        inode = await filesystem.lookup(1, b"file")
+        await filesystem.open(inode.number, os.O_RDONLY, Caller(uid=0, gid=0))
+        await filesystem.unlink(1, b"file")
+        await filesystem._publisher.publish_all()
+        assert list((bucket / ".fusefs" / "orphans").iterdir())
+
+    serve_with(monkeypatch, unlink_what_is_open)
+    await mount.run_mount(config_of_bucket, lambda: None, tell_nobody)
+    assert not (bucket / ".fusefs" / "orphans").exists()
+
+
 async def test_what_is_only_to_be_deleted_is_in_the_log_like_everything_else(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
