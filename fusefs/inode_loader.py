@@ -101,8 +101,8 @@ class InodeLoader:
         if not is_directory or "mode" in (info.metadata or {}):
             found = self.attributes_of(info, directory=is_directory)
             inode.attributes = replace(found, mode=before.kind | stat.S_IMODE(found.mode))
-        if is_directory and not inode.stored_at_ns:
-            # This mount wrote it before they did, and neither tells what has happened inside since.
+        if is_directory and inode.stored_at_ns in (None, 0, info.last_modified_ns):
+            # This mount wrote it before they did, or nobody has; neither tells what has happened inside since.
             inode.attributes = replace(
                 inode.attributes,
                 mtime_ns=max(inode.attributes.mtime_ns, before.mtime_ns),

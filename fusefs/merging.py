@@ -149,6 +149,7 @@ class Merger:
         directory = merge.directory
         known = directory.children.get(name)
         if isinstance(known, Directory):
+            known.is_doubtful = known.is_doubtful or self._may_be_changed(known, merge.run.began)
             return
         if known == UNKNOWN_DIRECTORY != child:
             directory.attach(name, child)  # a recovery has found it, and knew nothing else
@@ -164,6 +165,11 @@ class Merger:
             if name not in merge.ahead and (merge.seen is None or name in merge.seen):
                 self._veil(merge, name)
             self._replace(directory, name, child)
+
+    def _may_be_changed(self, known: Directory, started: float) -> bool:
+        """Return whether others may have changed the marker of a directory that was not listed since `started`."""
+        is_listed = known.listed_at is not None and known.listed_at >= started
+        return self._others_write and not is_listed and not self._is_newer(known, started)
 
     def _veil(self, merge: Merge, name: bytes) -> None:
         """Make room for the directory of the same name as an object, which gets another one."""

@@ -126,13 +126,15 @@ class Resolver:
         if inode.state.is_behind:
             inode.is_doubtful = False  # it was changed here since, and what the bucket has is to be replaced
             return
+        before = (inode.attributes, inode.stored_at_ns)
         version = await self._loader.reload(inode)
-        if version is not None and inode.linked and isinstance(inode, Directory):
+        is_known = version == inode.version and before == (inode.attributes, inode.stored_at_ns)
+        if version is not None and inode.linked and isinstance(inode, Directory) and not is_known:
             stored_at_ns = inode.stored_at_ns
             self._placement.place(inode, version)
             inode.stored_at_ns = stored_at_ns
         inode.is_doubtful = False
-        if inode.parent is not None:
+        if inode.parent is not None and not is_known:
             inode.parent.is_indexed = False
 
 

@@ -193,19 +193,42 @@ async def test_attributes_that_the_next_mount_remembers(autojump_clock: MockCloc
 
 
 async def test_attributes_of_directories(autojump_clock: MockClock, tmp_path: Path) -> None:
-    """The listing of the directory itself tells that somebody has changed them, and none before."""
+    """Whoever may not enter a directory must see that they may by now, and cannot list it; so nobody has to."""
+    for number, (asked, came) in enumerate(product(STEPS, STEPS)):
+        storage = MemoryStorage()
+        await storage.put("d/marked/", b"", metadata={"mode": str(0o40755)})
+        await storage.put("d/not marked/f", b"")
+        async with open_tree(storage, tmp_path / f"{number}", SHARED) as tree:
+            kernel, began = Kernel(tree), trio.current_time()
+            assert len([name async for name in kernel.list("d")]) == 2
+            events: list[tuple[float, Callable[[], Awaitable[object]]]] = []
+            for path in ("d/marked", "d/not marked"):
+                change = partial(storage.put, f"{path}/", b"", metadata={"mode": str(0o40700)})
+                events += [(asked, partial(kernel.stat, path)), (came, change)]
+            for moment, do in sorted(events, key=lambda event: event[0]):
+                await trio.sleep_until(began + moment)
+                await do()
+            await trio.sleep_until(began + came + INTERVAL)
+            for path in ("d/marked", "d/not marked"):
+                assert await kernel.stat(path) == (0o40700, 0), (asked, came)
+
+
+async def test_times_of_a_directory_whose_marker_is_what_it_was(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """What has changed inside since has moved them; they do not go back each time that the marker is looked at."""
     storage = MemoryStorage(clock_ns=lambda: EPOCH_NS + int(trio.current_time() * 1e9))
-    await storage.put("d/", b"", metadata={"mode": str(0o40755)})
+    await storage.put("d/", b"", metadata={"mode": str(0o40755), "mtime": "5"})
     async with open_tree(storage, tmp_path, SHARED) as tree:
-        kernel = Kernel(tree)
-        assert await kernel.stat("d") == (0o40755, 0)
-        await trio.sleep(1)  # or the answer to HEAD, which tells seconds, would be the same
-        await storage.copy("d/", "d/", metadata={"mode": str(0o40700)})
+        assert (await tree.find("d")).attributes.mtime_ns == 5_000_000_000
+        await tree.write_file("d/f", b"")
+        moved = (await tree.find("d")).attributes
+        assert moved.mtime_ns > EPOCH_NS
         await trio.sleep(INTERVAL)
-        assert await kernel.stat("d") == (0o40755, 0)
-        assert [name async for name in kernel.list("d")] == []
-        await trio.sleep(HALF)
-        assert await kernel.stat("d") == (0o40700, 0)
+        assert (await tree.find("d")).attributes == moved
+        await trio.sleep(INTERVAL)
+        await storage.copy("d/", "d/", metadata={"mode": str(0o40700), "mtime": "7"})
+        assert (await tree.find("d")).attributes.mtime_ns == 7_000_000_000
 
 
 class SlowListings(FaultyStorage):

@@ -383,7 +383,7 @@ def _bytes_seen(descriptor: int) -> set[int]:
 def test_foreign_entries_are_seen(new_mount: NewMount, bucket: Bucket, tmp_path: Path) -> None:
     """What others add to a directory, change or remove there is seen when it is listed again after
     `revalidate_interval`. A shared mount sees it within a second, or within four times as long as the directory
-    takes to be listed, and at open of the file at once.
+    takes to be listed, and at open at once what has become of a file that it knows.
     """
     owner = new_mount(None, "--config", _configuration(tmp_path, 'revalidate_interval = "1 s"')).mount()
     shared = new_mount(None, "--shared").mount()
