@@ -89,7 +89,7 @@ class Changes:
             self._placement.expect(file, key)
 
     def closed(self, file: File) -> None:
-        """Note that the last handle that could write is gone: what is pending is due soon."""
+        """Note that a handle that could write is gone: if that was the last one, what is pending is due soon."""
         self._queue.note_activity()
         if file in self._queue:
             self._queue.schedule(file)

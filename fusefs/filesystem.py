@@ -322,7 +322,7 @@ class Filesystem:
         file = opened.file
         file.handles -= 1
         file.writers -= opened.writable
-        if file.writers == 0 and file.linked:
+        if opened.writable:
             self._changes.closed(file)
         if file.handles == 0 and not file.linked:
             self._changes.released(file)

@@ -947,6 +947,20 @@ async def test_a_burst_without_an_end_is_not_waited_for(autojump_clock: MockCloc
         assert len(await stored(faulty)) >= made * 3 / 4
 
 
+async def test_who_reads_files_keeps_none_from_being_published(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """However many are opened and closed, nothing is made by that."""
+    faulty = FaultyStorage(MemoryStorage())
+    await faulty.put("read", b"bytes")
+    async with open_tree(faulty, tmp_path, TreeOptions(logged=True)) as tree:
+        await tree.write_file("written", b"bytes")
+        for _ in range(10):
+            await tree.read_file("read")
+            await trio.sleep(QUIET_SECONDS / 2)
+        assert "written" in await stored(faulty)
+
+
 async def test_pauses_that_are_too_short_for_everything_do_not_put_it_off(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
