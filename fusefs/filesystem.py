@@ -339,7 +339,6 @@ class Filesystem:
         if not self._log.is_kept:
             await self._publisher.publish(file)
             return
-        check_not_stale(file)
         await self._log.commit()
         check_not_stale(file)  # or what the log has by now may be a file without this name
 
