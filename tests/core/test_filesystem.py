@@ -371,6 +371,25 @@ async def forget(tree: Tree, number: int, count: int = 1) -> None:
     tree.filesystem.forget([(number, count)])
 
 
+async def test_the_bytes_of_an_unlinked_file_go_with_its_last_handle(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    """Whether the kernel has forgotten the inode by then or not."""
+    storage = await filled("f")
+    async with open_tree(storage, tmp_path) as tree:
+        first, second = [await tree.open("f", os.O_RDONLY) for _ in range(2)]
+        tree.filesystem.refer(await tree.find("f"))
+        await tree.unlink("f")
+        await tree.publish_all()
+        assert list((await stored(storage, ours=True)).values()) == [b"f"]
+        await tree.filesystem.release(first)
+        await tree.publish_all()
+        assert await tree.filesystem.read(second, 0, 10) == b"f"
+        await tree.filesystem.release(second)
+        await tree.publish_all()
+        assert await stored(storage, ours=True) == {}
+
+
 async def test_dots_are_looked_up_for_whoever_has_a_file_handle(
     autojump_clock: Clock, tmp_path: Path
 ) -> None:
@@ -715,6 +734,7 @@ async def test_an_owner_answers_at_once_and_publishes_behind(autojump_clock: Clo
         await tree.find("gone")
         storage.calls.clear()
         await tree.write_file("f", b"x")
+        await tree.filesystem.setattr((await tree.find("f")).number, AttributeChanges(mode=0o600))
         await tree.mkdir("d")
         await tree.unlink("gone")
         assert storage.calls == []
@@ -752,6 +772,23 @@ async def test_a_shared_mount_publishes_before_it_answers(autojump_clock: Clock,
         await tree.unlink("d/f")
         await tree.rmdir("d")
         assert await stored(storage) == {"l": b"f"}
+
+
+async def test_attributes_of_a_file_that_is_being_written_come_with_its_close(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    """On a shared mount, too: with half of its bytes they would be of no use to another host."""
+    storage = FaultyStorage(MemoryStorage())
+    async with open_tree(storage, tmp_path, shared()) as tree:
+        handle = await tree.create("f")
+        await tree.write(handle, 0, b"x")
+        number = (await tree.find("f")).number
+        storage.calls.clear()
+        await tree.filesystem.setattr(number, AttributeChanges(mode=0o600))
+        assert storage.calls == []
+        await tree.close(handle)
+        assert [call.verb for call in storage.calls] == [Verb.PUT]
+        assert (await stored_metadata(storage))["f"]["mode"] == str(stat.S_IFREG | 0o600)
 
 
 async def test_a_shared_mount_reports_what_could_not_be_published(

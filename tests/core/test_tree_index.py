@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 from dataclasses import replace
@@ -699,3 +700,72 @@ async def test_a_directory_that_another_host_has_changed_before_a_shared_mount_b
     await storage.copy("d/", "d/", metadata=theirs)
     async with open_tree(storage, tmp_path / "2", shared) as tree:
         assert stat.S_IMODE((await tree.find("d")).attributes.mode) == 0o700
+
+
+async def test_a_directory_that_another_host_changes_in_the_second_in_which_the_index_is_written(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """The end of a shared mount is not the end of changes, and its index not the last word on that second."""
+    storage = Seconds()
+    shared = replace(INDEXED, filesystem=FilesystemOptions(shared=True))
+    async with open_tree(storage, tmp_path / "1", shared) as tree:
+        await tree.mkdir("d", 0o711)
+        marker = await storage.head("d/")
+        theirs = {**(marker.metadata or {}), "mode": str(stat.S_IFDIR | 0o700)}
+        await storage.copy("d/", "d/", metadata=theirs)
+        await tree.end()
+    async with open_tree(storage, tmp_path / "2", INDEXED) as tree:
+        await tree.names("d")
+        assert stat.S_IMODE((await tree.find("d")).attributes.mode) == 0o700
+
+
+async def test_a_directory_that_another_host_has_made_just_now_stays_in_the_index(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """A shared mount that has not heard of it writes the same object of the index."""
+    storage = FaultyStorage(MemoryStorage())
+    made, known = same_shard()
+    shared = replace(INDEXED, filesystem=FilesystemOptions(shared=True), revalidate_seconds=1.0)
+    async with (
+        open_tree(storage, tmp_path / "1", replace(shared, mount_id="one")) as one,
+        open_tree(storage, tmp_path / "2", replace(shared, mount_id="two")) as two,
+    ):
+        for tree, name in ((two, known), (one, made)):
+            await tree.mkdir(name)
+            await tree.write_file(f"{name}/f", b"x")
+            await trio.sleep(2.0)  # what a shared mount has written it knows once it has looked at it
+            await tree.find(f"{name}/f")
+        for tree in (one, two):
+            assert tree.index_writer is not None
+            await tree.index_writer.save()
+    storage.calls.clear()
+    async with open_tree(storage, tmp_path / "3", INDEXED) as tree:
+        await tree.find(f"{made}/f")
+    assert f"{made}/f" not in {call.key for call in storage.calls_of(Verb.HEAD)}
+
+
+async def test_what_is_below_a_renamed_directory_stays_in_the_index(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Under the names that the objects still have, as long as nobody has looked who they are."""
+    storage = FaultyStorage(MemoryStorage())
+    renamed, other = same_shard()
+    async with open_tree(storage, tmp_path / "1", INDEXED) as tree:
+        for name in (renamed, other):
+            await tree.mkdir(name)
+            await tree.write_file(f"{name}/f", b"x")
+        await tree.end()
+    logged = replace(INDEXED, logged=True)
+    async with open_tree(storage, tmp_path / "2", logged) as tree:
+        await tree.find(f"{other}/f")
+        storage.hold(Verb.LIST_PREFIX, key=f"{renamed}/", times=math.inf)
+        await tree.rename(renamed, "new")
+        await tree.unlink(f"{other}/f")
+        await trio.sleep(5.0)
+        assert tree.index_writer is not None
+        await tree.index_writer.save()
+        await tree.log.commit()
+    storage = FaultyStorage(storage._inner)
+    async with open_tree(storage, tmp_path / "3", logged) as tree:
+        await tree.find("new/f")
+    assert f"{renamed}/f" not in {call.key for call in storage.calls_of(Verb.HEAD)}
