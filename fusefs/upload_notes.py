@@ -136,6 +136,8 @@ class UploadNotes:
         self._changes += 1
         try:
             await self._save()
+            # Or else the upload would not begin, and nobody end its note.
+            await trio.lowlevel.checkpoint_if_cancelled()
         except BaseException:
             self.forget(entry)
             raise

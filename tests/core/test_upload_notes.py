@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from backends.base import MIB, ObjectStorage
+from backends.base import MIB, NO_METADATA, OVERWRITE, Data, Metadata, ObjectStorage, PutMode
 from backends.errors import AccessDenied, StorageError, Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
@@ -148,6 +148,27 @@ async def test_nothing_begins_that_is_not_noted(autojump_clock: MockClock) -> No
     with pytest.raises(Unavailable):
         await NotingStorage(faulty, notes).create_multipart("key")
     assert faulty.calls_of(Verb.CREATE_MULTIPART) == []
+
+
+async def test_what_is_given_up_while_it_is_noted_leaves_no_note(autojump_clock: MockClock) -> None:
+    """The request for the note goes on to its end, as every mutation does."""
+    store = _SlowStore()
+    async with open_notes(store, "mount", Writer.OWNER) as notes:
+        with trio.move_on_after(0.5):
+            await NotingStorage(store, notes).create_multipart("key")
+        assert len(await _notes(store)) == 1
+    assert await _keys(store) == []
+    assert await _notes(store) == {}
+
+
+class _SlowStore(MemoryStorage):
+    async def put(
+        self, key: str, data: Data, *, metadata: Metadata = NO_METADATA, mode: PutMode = OVERWRITE
+    ) -> str:
+        etag = await super().put(key, data, metadata=metadata, mode=mode)
+        with trio.CancelScope(shield=True):
+            await trio.sleep(1)
+        return etag
 
 
 async def test_many_that_begin_together_share_a_put(autojump_clock: MockClock) -> None:
