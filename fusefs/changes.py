@@ -121,9 +121,11 @@ class Changes:
         self._placement.vacate(inode)
         self._placement.expect_no_more(inode)
         if isinstance(inode, File):
-            inode.content.detach()
             if not inode.handles:
                 inode.content.discard()
+            elif inode.content.detached:
+                inode.content.detach()
+            # Or else somebody else has changed the object, and who still reads the file has to hear of it.
         self.settle(inode)
         self._queue.wake()
 

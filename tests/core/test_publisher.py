@@ -12,7 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from backends.base import NO_METADATA, OVERWRITE, Data, Metadata, ObjectStorage, PutMode
+from backends.base import MIB, NO_METADATA, OVERWRITE, Data, Metadata, ObjectStorage, PutMode
 from backends.errors import AccessDenied, QuotaExceeded, Unavailable
 from backends.intercepted import InterceptedStorage, Request, T, Verb
 from backends.memory import MemoryStorage
@@ -229,6 +229,37 @@ async def test_a_file_that_somebody_else_changed_before_its_rename_was_published
         await tree.publish_all()
         assert await stored(storage) == {"old": b"theirs"}
         assert await _conflicts(storage) == []
+
+
+@pytest.mark.parametrize("change", ["chmod", "rename", "unlink"])
+@pytest.mark.parametrize("theirs", [b"theirs", None], ids=["changed", "removed"])
+async def test_who_still_reads_a_file_that_somebody_else_changed_gets_no_zeros(
+    theirs: bytes | None, change: str, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Ours had no bytes of its own, so none are kept: what was not read before is nowhere any more."""
+    storage = FaultyStorage(MemoryStorage())
+    body = Random(0).randbytes(3 * MIB)
+    await storage.put("file", body)
+    async with open_tree(storage, tmp_path) as tree:
+        handle = await tree.open("file", os.O_RDONLY)
+        assert await tree.filesystem.read(handle, 0, 10) == body[:10]
+        gate = storage.hold(Verb.COPY)
+        if change == "rename":
+            await tree.rename("file", "other")
+        else:
+            mode = AttributeChanges(mode=0o600)
+            await tree.filesystem.setattr((await tree.find("file")).number, mode)
+        await gate.reached.wait()
+        if change == "unlink":
+            await tree.unlink("file")
+        await (storage.delete("file") if theirs is None else storage.put("file", theirs))
+        gate.open()
+        await tree.publish_all()
+        assert await tree.filesystem.read(handle, 0, 10) == body[:10]
+        with pytest.raises(StaleFile):
+            await tree.filesystem.read(handle, 2 * MIB, 10)
+        await tree.filesystem.release(handle)
+        assert await stored(storage) == ({} if theirs is None else {"file": theirs})
 
 
 async def test_a_directory_that_somebody_else_made_too_is_shared(
