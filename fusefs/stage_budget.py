@@ -95,7 +95,7 @@ class StageBudget:
         try:
             for _ in range(len(self._clean) - self._max_clean):
                 content, _ = self._clean.popitem(last=False)
-                content.evict(self._staged[content])
+                content.evict(self._staged.get(content, 0))  # holes take nothing
                 self._clean.pop(content, None)  # as in `make_room`
         finally:
             self._is_making_room = False

@@ -193,6 +193,20 @@ async def test_the_number_of_files_that_have_anything_there_is_bounded(
         await tree.close(handle)
 
 
+async def test_a_file_of_holes_counts_as_well(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """It takes nothing of the disk, and has clean bytes all the same."""
+    storage = MemoryStorage()
+    async with open_tree(storage, tmp_path, TreeOptions(max_clean=4)) as tree:
+        for number in range(12):
+            handle = await tree.create(f"file-{number:02}")
+            file = await tree.find_file(f"file-{number:02}")
+            await tree.filesystem.setattr(file.number, AttributeChanges(size=100))
+            await tree.close(handle)
+        await tree.publish_all()
+        assert len(tree.sources.budget.by_last_use) <= 5
+        assert await stored(storage) == {f"file-{number:02}": bytes(100) for number in range(12)}
+
+
 def lose_stage(directory: Path) -> None:
     """Remove the stage files, as a program may that clears caches; those that are open are there still."""
     for path in (directory / "stage").iterdir():
