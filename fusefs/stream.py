@@ -186,9 +186,10 @@ class Stream:
 
     async def _complete(self, writer: BufferedMultipartWriter, mode: PutMode) -> Version:
         size = self._content.size
-        version = Version(self.key, await writer.close(mode), size)
-        self._content.published(version)
-        return version
+        with self._content.being_replaced():
+            version = Version(self.key, await writer.close(mode), size)
+            self._content.published(version)
+            return version
 
     async def _send_rest(self, writer: BufferedMultipartWriter) -> None:
         """Send what is missing, but for a file that is less than a part: that is read when the log has it."""

@@ -838,6 +838,50 @@ async def test_a_file_that_changes_while_it_is_read_past_the_disk(
     assert obtained == [now[PART:] + bytes(6 * PART)]
 
 
+class _LateStorage(InterceptedStorage):
+    """Holds the answers of one verb back, once that is set."""
+
+    late: Verb | None = None
+
+    def __init__(self, inner: ObjectStorage) -> None:
+        super().__init__(inner)
+        self.taken, self.answer = trio.Event(), trio.Event()
+
+    async def _carry_out(self, request: Request, send: Callable[[], Awaitable[T]]) -> T:
+        result = await send()
+        if request.verb is self.late:
+            self.taken.set()
+            await self.answer.wait()
+        return result
+
+
+@pytest.mark.parametrize(("size", "last"), [(PART - 100, Verb.PUT), (3 * PART, Verb.COMPLETE)])
+async def test_a_read_while_the_store_has_our_new_version_and_we_do_not_know(
+    size: int, last: Verb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """On a full disk the base is what is read from: that it is not there any more is nobody else's doing."""
+    storage = _LateStorage(SmallPartsStorage())
+    await storage.put("file", BASE[:size])
+    async with open_tree(storage, tmp_path, tree_options()) as tree, trio.open_nursery() as nursery:
+        handle = await tree.open("file")
+        await tree.write(handle, 0, NEW)
+        limit_disk(monkeypatch, tmp_path / "stage", 0)
+        storage.late = last
+        nursery.start_soon(tree.filesystem.fsync, handle)
+        await storage.taken.wait()
+        read: list[bytes] = []
+
+        async def read_end() -> None:
+            read.append(await tree.filesystem.read(handle, size - 10, 10))
+
+        nursery.start_soon(read_end)
+        await wait_all_tasks_blocked()
+        storage.answer.set()
+        await wait_all_tasks_blocked()
+        assert read == [BASE[size - 10 : size]]
+        await tree.close(handle)
+
+
 async def test_what_is_nowhere_any_more_is_zeros(
     tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
