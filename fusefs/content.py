@@ -114,6 +114,8 @@ class Content:
         self._writable: trio.Event | None = None
         self._replaced: trio.Event | None = None
         self._pins = 0
+        #: Ranges that are being read.
+        self._in_use: list[Extent] = []
         self._is_untouched = base is not None
         self._damage_reported = False
         #: While `zeros_for_missing`.
@@ -254,12 +256,26 @@ class Content:
 
     @contextmanager
     def pinned(self) -> Iterator[None]:
-        """Keep every staged byte staged for the block: uploads and reads fetch clean bytes, and use them later."""
+        """Keep every staged byte staged for the block: uploads fetch clean bytes, and use them later."""
         self._pins += 1
         try:
             yield
         finally:
             self._pins -= 1
+            self._note_staged()
+
+    @contextmanager
+    def in_use(self, start: int, end: int) -> Iterator[None]:
+        """Keep what is staged of a range staged for the block: reads fetch bytes, and return them later.
+
+        Not all of the file: where there are many readers, one of them is always at work.
+        """
+        extent = Extent(start, end)
+        self._in_use.append(extent)
+        try:
+            yield
+        finally:
+            self._in_use.remove(extent)
             self._note_staged()
 
     @contextmanager
@@ -293,10 +309,12 @@ class Content:
         if self._pins or self.base is None:
             return
         try:
-            self._staged.evict(wanted, self.dirty, self.base_limit)
+            self._staged.evict(
+                wanted, dirty=self.dirty, in_use=ExtentSet(self._in_use), replaceable=self.base_limit
+            )
         except OSError as error:  # nothing that whoever needs room could do about
             _log.warning("the local disk does not give back cached bytes of %r: %s", self.base.key, error)
-            if not self.dirty:
+            if not (self.dirty or self._in_use):
                 self._staged.discard()
         self._note_staged()
 

@@ -42,7 +42,7 @@ async def read(content: Content, offset: int, length: int, reader: SequentialDet
     if offset >= end:
         return b""
     disk_is_full = False
-    with content.pinned():
+    with content.in_use(*enclosing(offset, end, content.size)):
         try:
             data = await _read_by_stage(content, offset, end, reader)
         except OSError as error:
@@ -74,18 +74,19 @@ async def obtain(content: Content, start: int, end: int) -> bytes:
 
 async def fetch(content: Content, start: int, end: int) -> None:
     """Stage what is missing of a range; several GETs at once where it is long. Raises as `read`."""
-    while True:
-        failures: list[Exception] = []
-        async with trio.open_nursery() as nursery:
-            for claim in content.claim(start, end, FETCH_SIZE):
-                nursery.start_soon(_carry_out, content, claim, failures)
-        if failures:
-            raise failures[0]
-        while (claim_of_another := content.claimed_in(start, end)) is not None:
-            await claim_of_another.done.wait()
-        if content.has_staged(start, end):
-            return
-        # The other task failed, or the file changed meanwhile: what is missing now is ours to fetch.
+    with content.in_use(start, end):  # or else some of it might give way while the rest is on its way
+        while True:
+            failures: list[Exception] = []
+            async with trio.open_nursery() as nursery:
+                for claim in content.claim(start, end, FETCH_SIZE):
+                    nursery.start_soon(_carry_out, content, claim, failures)
+            if failures:
+                raise failures[0]
+            while (claim_of_another := content.claimed_in(start, end)) is not None:
+                await claim_of_another.done.wait()
+            if content.has_staged(start, end):
+                return
+            # The other task failed, or the file changed meanwhile: what is missing now is ours to fetch.
 
 
 async def fetch_unasked(content: Content) -> None:
@@ -103,7 +104,7 @@ async def fetch_unasked(content: Content) -> None:
 
 
 async def _read_by_stage(content: Content, offset: int, end: int, reader: SequentialDetector | None) -> bytes:
-    """Return bytes of a pinned content by way of the stage."""
+    """Return bytes that are in use by way of the stage."""
     content.note_use(offset, end)
     for _ in range(DAMAGED_READS):
         if not content.has_staged(offset, end):
@@ -133,7 +134,7 @@ def _fetch_ahead(content: Content, start: int, end: int) -> None:
 
 
 async def _read_past_stage(content: Content, offset: int, end: int) -> bytes:
-    """Return bytes of a pinned content where the local disk has no room for those that are missing.
+    """Return bytes that are in use, or pinned, where the local disk has no room for those that are missing.
 
     They are in memory once: it may be a whole part. Fewer are returned where the file was cut meanwhile.
     """

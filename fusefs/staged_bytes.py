@@ -112,22 +112,22 @@ class StagedBytes:
                 self._used.pop(unit, None)
                 self._used[unit] = None
 
-    def evict(self, wanted: int, dirty: ExtentSet, replaceable: int) -> None:
-        """Give back the disk space of `wanted` bytes that are not dirty, or of all: of a large file what was not used
-        for longest.
+    def evict(self, wanted: int, *, dirty: ExtentSet, in_use: ExtentSet, replaceable: int) -> None:
+        """Give back the disk space of `wanted` bytes that are neither dirty nor in use, or of all: of a large file what
+        was not used for longest.
         """
         goal = self.file.allocated - wanted
         for unit in list(self._used) if goal > 0 else []:
             if self.file.allocated <= goal:
                 break
             start, end = unit * EVICTED_AT_ONCE, (unit + 1) * EVICTED_AT_ONCE
-            self._drop_clean(start, min(end, replaceable), dirty)
+            self._drop_clean(start, min(end, replaceable), dirty, in_use)
             if not self.present.intersect(start, end):
                 del self._used[unit]
         else:
-            if not dirty:
+            if not (dirty or in_use):
                 self.file.discard()
-            self._drop_clean(0, replaceable, dirty)
+            self._drop_clean(0, replaceable, dirty, in_use)
 
     def take_over(self, checksums: Mapping[int, int], size: int) -> None:
         """Count as present what an earlier mount has left in the file: the blocks that have `checksums`, by number."""
@@ -162,13 +162,13 @@ class StagedBytes:
             self.checksums.forget(*block)
             self.present.remove(*block)
 
-    def _drop_clean(self, start: int, end: int, dirty: ExtentSet) -> None:
-        for gap in dirty.gaps(start, end):
-            for clean in self.present.intersect(*gap):
-                if not self.file.give_back(clean.start, clean.length):
-                    return
-                self.present.remove(*clean)
-                self.checksums.forget(*clean)
+    def _drop_clean(self, start: int, end: int, dirty: ExtentSet, in_use: ExtentSet) -> None:
+        clean = (each for gap in dirty.gaps(start, end) for each in self.present.intersect(*gap))
+        for unused in [part for extent in clean for part in in_use.gaps(*extent)]:
+            if not self.file.give_back(unused.start, unused.length):
+                return
+            self.present.remove(*unused)
+            self.checksums.forget(*unused)
 
     def _forget_checksums(self, start: int, end: int) -> None:
         """Note that bytes change, and drop what could not be checked any more after it."""

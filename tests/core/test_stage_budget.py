@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import math
 import os
+from collections.abc import Awaitable, Callable, Iterator
+from itertools import count, islice
 from pathlib import Path
+from random import Random
 
 import pytest
 import trio
@@ -13,7 +16,7 @@ from trio.testing import MockClock
 
 from backends.base import KIB, MIB, Data, RangeResult
 from backends.errors import AccessDenied, Unavailable
-from backends.intercepted import Verb
+from backends.intercepted import InterceptedStorage, Request, T, Verb
 from backends.memory import MemoryStorage
 from fusefs import fetching
 from fusefs.attribute_changes import AttributeChanges
@@ -22,7 +25,7 @@ from fusefs.kept_content import KeptContent
 from fusefs.stage import MEMORY_FILE_BYTES
 from fusefs.stage_budget import StageBudget
 from tests.core.small_disk import disk_use, limit_disk, refuse_holes
-from tests.core.tree import TreeOptions, open_tree, stored
+from tests.core.tree import Tree, TreeOptions, open_tree, stored
 from tests.support.faulty import FaultyStorage
 
 
@@ -74,6 +77,70 @@ async def test_a_reader_of_a_file_larger_than_the_stage_fetches_it_once(
             assert tree.sources.budget.total <= 16 * MIB
         await tree.close(handle)
     assert storage.bytes_fetched == 40 * MIB
+
+
+class _DistantStorage(InterceptedStorage):
+    """Takes a round trip for each GET."""
+
+    async def _carry_out(self, request: Request, send: Callable[[], Awaitable[T]]) -> T:
+        if request.verb is Verb.GET_RANGE:
+            await trio.sleep(0.02)
+        return await send()
+
+
+def jumping(reader: int) -> Iterator[int]:
+    random = Random(reader)
+    return (128 * KIB * random.randrange(40 * 8) for _ in count())
+
+
+def going_forward(reader: int) -> Iterator[int]:
+    return (128 * KIB * ((40 * reader + step) % (40 * 8)) for step in count())
+
+
+async def read_on(tree: Tree, body: bytes, offsets: Iterator[int]) -> None:
+    """Read 128 KiB at each offset of the file `large`, and compare."""
+    handle = await tree.open("large", os.O_RDONLY)
+    try:
+        for offset in offsets:
+            data = await tree.filesystem.read(handle, offset, 128 * KIB)
+            assert data == body[offset : offset + 128 * KIB]
+            assert tree.sources.budget.total <= tree.sources.budget.limit
+    finally:
+        await tree.filesystem.release(handle)
+
+
+@pytest.mark.parametrize("way", [jumping, going_forward])
+async def test_many_readers_of_a_file_larger_than_the_stage(
+    way: Callable[[int], Iterator[int]], tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """One of them is always at work; what none of them reads just now gives way all the same."""
+    storage = _DistantStorage(MemoryStorage())
+    body = os.urandom(40 * MIB)
+    await storage.put("large", body)
+    async with (
+        open_tree(storage, tmp_path, TreeOptions(cache_size=8 * MIB)) as tree,
+        trio.open_nursery() as nursery,
+    ):
+        for reader in range(8):
+            nursery.start_soon(read_on, tree, body, islice(way(reader), 200))
+
+
+async def test_a_writer_beside_many_readers_on_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """What is read is clean, and gives way to what is written."""
+    storage = _DistantStorage(MemoryStorage())
+    body = os.urandom(40 * MIB)
+    await storage.put("large", body)
+    limit_disk(monkeypatch, tmp_path / "stage", 8 * MIB)
+    async with open_tree(storage, tmp_path) as tree, trio.open_nursery() as nursery:
+        for reader in range(8):
+            nursery.start_soon(read_on, tree, body, jumping(reader))
+        await trio.sleep(5)
+        await tree.write_file("new", body[: 20 * MIB])
+        await tree.publish_all()
+        nursery.cancel_scope.cancel()
+    assert (await stored(storage))["new"] == body[: 20 * MIB]
 
 
 class _CountingStorage(MemoryStorage):
