@@ -56,20 +56,24 @@ async def read(content: Content, offset: int, length: int, reader: SequentialDet
 
 
 async def obtain(content: Content, start: int, end: int) -> bytes:
-    """Return bytes of a pinned content for an upload, as `Content.take`; what is missing is fetched first.
+    """Return bytes for an upload, as `Content.take`; what is missing is fetched first.
 
-    Where the local disk has no room for that it does without: what is dirty must be able to leave a full disk.
+    Where there is no room for that it does without, on the local disk or within the bound of what is staged: what is
+    dirty must be able to leave either.
     """
-    try:
-        if not content.missing_are_zeros:
-            await fetch(content, start, min(end, content.size))
-        return content.take(start, end)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-    data = await _read_past_stage(content, start, min(end, content.size))
-    content.unsent.remove(start, end)
-    return data.ljust(end - start, b"\0")
+    with content.in_use(start, end):
+        try:
+            if content.missing_are_zeros:
+                return content.take(start, end)
+            if content.has_staged(start, end) or not content.sources.budget.is_exceeded:
+                await fetch(content, start, min(end, content.size))
+                return content.take(start, end)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+        data = await _read_past_stage(content, start, min(end, content.size))
+        content.unsent.remove(start, end)
+        return data.ljust(end - start, b"\0")
 
 
 async def fetch(content: Content, start: int, end: int) -> None:
@@ -134,7 +138,7 @@ def _fetch_ahead(content: Content, start: int, end: int) -> None:
 
 
 async def _read_past_stage(content: Content, offset: int, end: int) -> bytes:
-    """Return bytes that are in use, or pinned, where the local disk has no room for those that are missing.
+    """Return bytes that are in use, where there is no room to stage those that are missing.
 
     They are in memory once: it may be a whole part. Fewer are returned where the file was cut meanwhile.
     """

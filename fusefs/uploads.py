@@ -112,9 +112,10 @@ class Uploads:
                     planned = self._patches.plan(content)
                     if planned is not None:
                         return await self._patches.publish(file, target, planned, mode, metadata), metadata
-                    stream = await self._stream_for(file, target, metadata)
-                    file.state.storing = (target, stream.metadata)
-                    return await stream.finish(mode), stream.metadata
+                    with content.pinned():
+                        stream = await self._stream_for(file, target, metadata)
+                        file.state.storing = (target, stream.metadata)
+                        return await stream.finish(mode), stream.metadata
                 except FileWasCut:
                     # The parts that went up do not fit any more; the next plan is for the shorter file.
                     cuts += 1
@@ -132,7 +133,7 @@ class Uploads:
         Where the base is gone, what was not staged is zeros; the log says which ranges are the file's own. Every other
         failure is raised: the caller deletes what this has kept, so nothing may be missing that the bucket still has.
         """
-        with self._alone_with(file) as content, ExitStack() as stack:
+        with self._alone_with(file) as content, content.pinned(), ExitStack() as stack:
             try:
                 await _stage_all(content)
             except StaleFile:
@@ -144,12 +145,11 @@ class Uploads:
 
     @contextmanager
     def _alone_with(self, file: File) -> Iterator[Content]:
-        """Let nothing else begin an upload of the file in the block, nor anything staged be evicted."""
+        """Let nothing else begin an upload of the file in the block."""
         content = file.content
         self._finishing.add(file)
         try:
-            with content.pinned():
-                yield content
+            yield content
         except BaseException:
             content.give_back()
             raise
@@ -197,13 +197,15 @@ class Uploads:
 
 
 async def _stage_all(content: Content) -> None:
-    """Fetch what is missing, many GETs at once; a disk that has no room for it gets it part by part later."""
+    """Fetch what is missing, many GETs at once; what there is no room for comes part by part later (`obtain`)."""
     asked_for = 0
     try:
         for gap in content.missing(0, content.size):
             for start in range(max(gap.start, asked_for), gap.end, STAGED_AT_ONCE):
                 asked_for = start + STAGED_AT_ONCE
                 await fetching.fetch(content, start, asked_for)
+                if content.sources.budget.is_exceeded:
+                    return
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

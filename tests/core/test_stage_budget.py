@@ -9,12 +9,13 @@ from collections.abc import Awaitable, Callable, Iterator
 from itertools import count, islice
 from pathlib import Path
 from random import Random
+from typing import Final
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from backends.base import KIB, MIB, Data, RangeResult
+from backends.base import KIB, MIB, Capabilities, Data, RangeResult
 from backends.errors import AccessDenied, Unavailable
 from backends.intercepted import InterceptedStorage, Request, T, Verb
 from backends.memory import MemoryStorage
@@ -23,8 +24,9 @@ from fusefs.attribute_changes import AttributeChanges
 from fusefs.filesystem import FilesystemOptions
 from fusefs.kept_content import KeptContent
 from fusefs.stage import MEMORY_FILE_BYTES
-from fusefs.stage_budget import StageBudget
+from fusefs.stage_budget import Evictable, StageBudget
 from tests.core.small_disk import disk_use, limit_disk, refuse_holes
+from tests.core.small_parts import PART, SmallPartsStorage, tree_options
 from tests.core.tree import Tree, TreeOptions, open_tree, stored
 from tests.support.faulty import FaultyStorage
 
@@ -141,6 +143,63 @@ async def test_a_writer_beside_many_readers_on_a_full_disk(
         await tree.publish_all()
         nursery.cancel_scope.cancel()
     assert (await stored(storage))["new"] == body[: 20 * MIB]
+
+
+@pytest.mark.usefixtures("small_parts")
+async def test_an_upload_of_a_file_larger_than_the_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """Where nothing of it can be copied, all of it goes up, and what is clean goes past the stage."""
+    monkeypatch.setattr(SmallPartsStorage, "capabilities", Capabilities(copy_part=False))
+    storage = SmallPartsStorage()
+    body = bytearray(os.urandom(100 * PART))
+    await storage.put("large", bytes(body))
+    async with open_tree(storage, tmp_path, tree_options(cache_size=300 * KIB)) as tree:
+        handle = await tree.open("large")
+        for start in range(0, len(body), 10 * PART):
+            await tree.write(handle, start, b"changed")
+            body[start : start + 7] = b"changed"
+        staged = watched(monkeypatch, tree.sources.budget)
+        await tree.close(handle)
+        await tree.publish_all()
+        assert max(staged) <= 300 * KIB + STAGED_AT_ONCE
+        assert await stored(storage) == {"large": bytes(body)}
+
+
+STAGED_AT_ONCE: Final = 64 * KIB
+"""What an upload asks for at a time with `small_parts`."""
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, budget: StageBudget) -> list[int]:
+    """Return a list of how much is staged, which goes on."""
+    totals = [budget.total]
+    note = budget.note
+
+    def note_and_look(content: Evictable, staged: int, clean: int, dirty: int = 0) -> None:
+        note(content, staged, clean, dirty)
+        totals.append(budget.total)
+
+    monkeypatch.setattr(budget, "note", note_and_look)
+    return totals
+
+
+async def test_a_reader_of_a_file_that_is_going_up(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """The store copies what has not changed, which may take long: nothing of that is needed here."""
+    storage = FaultyStorage(MemoryStorage())
+    body = os.urandom(40 * MIB)
+    await storage.put("large", body)
+    async with (
+        open_tree(storage, tmp_path, TreeOptions(cache_size=8 * MIB)) as tree,
+        trio.open_nursery() as nursery,
+    ):
+        completing = storage.hold(Verb.COMPLETE)
+        handle = await tree.open("large")
+        await tree.write(handle, 0, body[:10])
+        nursery.start_soon(tree.close, handle)
+        await completing.reached.wait()
+        await read_on(tree, body, islice(going_forward(0), 40 * 8))
+        completing.open()
+        await tree.publish_all()
 
 
 class _CountingStorage(MemoryStorage):
