@@ -280,12 +280,17 @@ class Content:
 
     @contextmanager
     def zeros_for_missing(self) -> Iterator[None]:
-        """Let uploads take bytes that can be fetched nowhere any more, as zeros, for the block."""
+        """Let uploads take bytes that can be fetched nowhere any more, as zeros, for the block.
+
+        Readers go on with what they had: to them these bytes are gone with the base, and no zeros.
+        """
+        base, base_limit, dirty = self.base, self.base_limit, self.dirty
         self.missing_are_zeros = True
         try:
             yield
         finally:
             self.missing_are_zeros = False
+            self.base, self.base_limit, self.dirty = base, base_limit, dirty
 
     @contextmanager
     def being_replaced(self) -> Iterator[None]:

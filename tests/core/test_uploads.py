@@ -895,3 +895,23 @@ async def test_what_is_nowhere_any_more_is_zeros(
         assert objects["old"] == b"theirs, too"
         assert f"the rest is zeros: [(0, {len(OURS)})]" in caplog.text
         assert len([r for r in faulty.calls_of(Verb.GET_RANGE) if r.key == "old"]) <= 5
+
+
+async def test_who_reads_what_is_nowhere_any_more_gets_no_zeros(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """They are in the copy that is kept, and to who has the file open they are gone; what is ours is there."""
+    faulty = new_store()
+    async with half_ours(faulty, tmp_path) as tree:
+        handle = await tree.open("new")
+        await tree.write(handle, len(BASE), NEW)
+        await faulty.put("old", b"theirs, too")
+        await tree.publish_all()
+        assert kept(await stored(faulty, ours=True)) == [OURS + bytes(len(BASE) - len(OURS)) + NEW]
+        tree.sources.budget.give_back_all()
+        assert await tree.filesystem.read(handle, 0, len(OURS)) == OURS
+        assert await tree.filesystem.read(handle, len(BASE), KIB) == NEW
+        with pytest.raises(StaleFile):
+            await tree.filesystem.read(handle, len(BASE) - 10, 10)
+        await tree.filesystem.release(handle)
+        assert not tree.sources.budget.total
