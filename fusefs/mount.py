@@ -203,6 +203,7 @@ class _Session:
     ) -> None:
         self._config = config
         self._mountpoint = config.mount.mountpoint
+        self._filesystem = tree.filesystem
         self._publisher = tree.publisher
         self._index_writer = tree.index_writer
         self._committer = term.committer if term is not None else None

@@ -99,7 +99,7 @@ class Unlogged:
         self.gone(version)
 
     def completed(self, inode: Inode) -> None:
-        """Note that an upload to which the log refers has become the object of a file; the log is not needed for that."""
+        """Note that an upload to which the log refers is the object of a file now. The log is not needed for that."""
         self._completed[inode] = None
 
     def forget(self, inode: Inode) -> None:
