@@ -30,6 +30,7 @@ from fusefs.kept_content import KeptContent
 from fusefs.prefetch import SequentialDetector
 from fusefs.stage import BLOCK_BYTES, Stage
 from fusefs.stage_budget import StageBudget
+from tests.core.small_disk import limit_disk
 from tests.support.faulty import FaultyStorage
 
 FETCH: Final = 4 * KIB
@@ -62,7 +63,7 @@ def check_invariants(content: Content) -> None:
     covered.add(0, content.base_limit)
     assert covered.covers(0, content.size)
     assert all(extents.end <= content.size for extents in (content.present, content.dirty, content.unsent))
-    assert content.base_limit <= (content.base.size if content.base else 0)
+    assert content.base_limit <= min(content.size, content.base.size if content.base else 0)
     assert all(content.present.covers(*extent) for extent in content.dirty)
     assert all(content.dirty.covers(*extent) for extent in content.unsent)
     for block in content._staged.checksums.extents(content.size):
@@ -336,6 +337,23 @@ async def test_a_cut_during_a_fetch_stays_cut(small_parts: None, tmp_path: Path)
         assert await fetching.read(content, 0, FETCH) == BODY[:10] + bytes(FETCH - 10)
 
 
+async def test_a_file_that_was_cut_while_it_went_up_has_nothing_behind_its_end(
+    small_parts: None, tmp_path: Path
+) -> None:
+    """The object is longer: what it has there is not fetched ahead, and not there when the file grows again."""
+    storage = MemoryStorage()
+    async with open_sources(storage, tmp_path) as sources:
+        content = await stored_content(sources)
+        etag = (await storage.head("k")).etag
+        content.truncate(10 * KIB)
+        content.published(Version("k", etag, len(BODY)))
+        check_invariants(content)
+        await fetching.read(content, 0, KIB, SequentialDetector(64 * KIB))
+        await trio.testing.wait_all_tasks_blocked()
+        content.truncate(len(BODY))
+        assert await fetching.read(content, 0, len(BODY)) == BODY[: 10 * KIB] + bytes(30 * KIB)
+
+
 async def test_bytes_of_an_older_base_are_not_staged_over_a_newer_one(
     small_parts: None, tmp_path: Path
 ) -> None:
@@ -431,6 +449,30 @@ async def test_a_read_between_the_stores_new_version_and_our_knowing_of_it_is_no
                 nursery.start_soon(read_all)
                 await trio.testing.wait_all_tasks_blocked()
                 content.published(Version("k", etag, len(ours)))
+        assert read == [ours]
+
+
+async def test_a_read_past_a_full_disk_is_of_the_version_that_has_come_meanwhile(
+    small_parts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read of the older one is thrown away with it."""
+    faulty = FaultyStorage(MemoryStorage())
+    async with open_sources(faulty, tmp_path) as sources, trio.open_nursery() as nursery:
+        content = await stored_content(sources)
+        limit_disk(monkeypatch, tmp_path / "stage", 0)
+        read: list[bytes] = []
+
+        async def read_all() -> None:
+            read.append(await fetching.read(content, 0, len(BODY)))
+
+        pieces = len(BODY) // FETCH
+        gate = faulty.hold(Verb.GET_RANGE, call=pieces + 2)  # all that were to be staged, and one
+        nursery.start_soon(read_all)
+        await gate.reached.wait()
+        ours = Random(2).randbytes(len(BODY))
+        content.published(Version("k", await faulty.put("k", ours), len(ours)))
+        gate.open()
+        await trio.testing.wait_all_tasks_blocked()
         assert read == [ours]
 
 

@@ -855,6 +855,34 @@ class _LateStorage(InterceptedStorage):
         return result
 
 
+async def test_a_read_while_the_store_has_another_etag_for_the_same_bytes(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """A copy onto itself, for the sake of new attributes, of what was uploaded in parts."""
+    storage = _LateStorage(SmallPartsStorage())
+    upload = await storage.create_multipart("file")
+    parts = [await upload.upload_part(number, BASE[:PART]) for number in (1, 2)]
+    before = await upload.complete(parts)
+    async with open_tree(storage, tmp_path, tree_options()) as tree, trio.open_nursery() as nursery:
+        handle = await tree.open("file", os.O_RDONLY)
+        await tree.filesystem.setattr((await tree.find("file")).number, AttributeChanges(mode=0o600))
+        storage.late = Verb.COPY
+        nursery.start_soon(tree.publish_all)
+        await storage.taken.wait()
+        assert (await storage.head("file")).etag != before
+        read: list[bytes] = []
+
+        async def read_end() -> None:
+            read.append(await tree.filesystem.read(handle, 2 * PART - 10, 10))
+
+        nursery.start_soon(read_end)
+        await wait_all_tasks_blocked()
+        storage.answer.set()
+        await wait_all_tasks_blocked()
+        assert read == [BASE[PART - 10 : PART]]
+        await tree.filesystem.release(handle)
+
+
 @pytest.mark.parametrize(("size", "last"), [(PART - 100, Verb.PUT), (3 * PART, Verb.COMPLETE)])
 async def test_a_read_while_the_store_has_our_new_version_and_we_do_not_know(
     size: int, last: Verb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
