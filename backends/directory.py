@@ -48,6 +48,7 @@ from backends.directory_bucket import DirectoryBucket
 from backends.directory_files import translate
 from backends.errors import StorageError
 from backends.listing import parse_query
+from backends.threads import Threads
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -67,8 +68,7 @@ class DirectoryStorage(ObjectStorage):
         """`clock_ns` tells the time since the epoch in nanoseconds; an upload id is 32 hex digits."""
         self._root: Final = os.path.abspath(root)
         self._bucket: Final = DirectoryBucket(self._root, clock_ns, new_upload_id)
-        self._max_threads: Final = max_threads
-        self._threads: Final = trio.CapacityLimiter(max_threads)
+        self._threads: Final = Threads(max_threads)
         self._closed = False
 
     @property
@@ -144,10 +144,9 @@ class DirectoryStorage(ObjectStorage):
             await trio.lowlevel.checkpoint()
             return
         self._closed = True
-        # With all tokens in hand no call is under way; those that are end soon and cannot be cancelled either.
+        # The calls that are under way end soon, and cannot be cancelled either.
         with trio.CancelScope(shield=True):
-            for number in range(self._max_threads):
-                await self._threads.acquire_on_behalf_of((self, number))
+            await self._threads.wait_until_idle()
             await trio.to_thread.run_sync(self._bucket.close)
 
     async def _run(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -161,7 +160,7 @@ class DirectoryStorage(ObjectStorage):
 
         if self._closed:
             raise StorageError(f"the directory store in {self._root} was closed")
-        return await trio.to_thread.run_sync(translated, limiter=self._threads)
+        return await self._threads.run(translated)
 
 
 class _DirectoryUpload(MultipartUpload):

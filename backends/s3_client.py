@@ -32,8 +32,8 @@ from backends.s3_errors import Request, translate
 from backends.s3_list_answers import read_at_once
 from backends.s3_options import S3Options
 from backends.s3_quick import QuickClient, Route, Unreadable, is_plain, serves
-from backends.s3_threads import Threads
 from backends.s3_values import Checksum, content_md5, quote_etag, unquote_etag
+from backends.threads import Threads
 
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSPreparedRequest, AWSRequest

@@ -301,11 +301,11 @@ async def test_closing_waits_for_calls_under_way_even_when_cancelled(
 ) -> None:
     """The put has begun and is held back in its first fsync; neither call is abandoned."""
     begun, held = trio.Event(), threading.Event()
-    fsync = os.fsync
+    fsync, token = os.fsync, trio.lowlevel.current_trio_token()
 
     def slow_fsync(descriptor: int) -> None:
         if not held.is_set():
-            trio.from_thread.run_sync(begun.set)
+            token.run_sync_soon(begun.set)
             held.wait()
         fsync(descriptor)
 

@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from backends.s3_threads import Threads
+from backends.threads import Threads
 
 
 async def test_each_caller_gets_the_answer_or_the_error_of_its_call() -> None:
