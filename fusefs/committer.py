@@ -205,7 +205,8 @@ class Committer:
         sequence = self._journal.last_sequence
         await self._journal.acknowledged(sequence)
         # Only now: where somebody has taken over and emptied the log, a batch arrives and counts for nobody.
-        await self._lease.wait_held(patience_seconds=self._patience_seconds)
+        if not self._lease.is_held:
+            await self._lease.wait_held(patience_seconds=self._patience_seconds)
         self._confirmed = max(self._confirmed, sequence)
         self._commits += 1
 
