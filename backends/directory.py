@@ -9,7 +9,8 @@ together, so they cannot disagree after a crash (see `directory_records`). The p
 Every mutation is durable when it returns: the bytes and the record are fsynced under a temporary name, renamed, and the
 directory is fsynced. Conditions are judged under a lock that holds between processes. ETags are made from content
 as S3 makes them. Keys that are no path of files are escaped (`escaping`); everything of the store's own is in
-`.fusefs-store` (`directory_private`), which may be removed while no process has the store open and no upload matters.
+`.fusefs-store` (`directory_private`), which may be removed while no process has the store open, no upload matters and
+no objects share files there (`packing_bucket`; by default none do).
 
 Limits: file work takes threads of a limiter of its own, and one that has begun is waited for. A listing reads whole
 directories, one for each level that it goes down, and reads them again for the next page; it may miss an object `x`
@@ -48,6 +49,7 @@ from backends.directory_bucket import DirectoryBucket
 from backends.directory_files import translate
 from backends.errors import StorageError
 from backends.listing import parse_query
+from backends.packing_bucket import Packing, PackingBucket
 from backends.threads import Threads
 
 _P = ParamSpec("_P")
@@ -64,10 +66,18 @@ class DirectoryStorage(ObjectStorage):
         max_threads: int = 8,
         clock_ns: Callable[[], int] = time.time_ns,
         new_upload_id: Callable[[], str] = lambda: secrets.token_hex(16),
+        packing: Packing | None = None,
     ) -> None:
-        """`clock_ns` tells the time since the epoch in nanoseconds; an upload id is 32 hex digits."""
+        """`clock_ns` tells the time since the epoch in nanoseconds; an upload id is 32 hex digits.
+
+        `packing` says which objects share files, if any do.
+        """
         self._root: Final = os.path.abspath(root)
-        self._bucket: Final = DirectoryBucket(self._root, clock_ns, new_upload_id)
+        self._bucket: Final = (
+            DirectoryBucket(self._root, clock_ns, new_upload_id)
+            if packing is None
+            else PackingBucket(self._root, clock_ns, new_upload_id, packing=packing)
+        )
         self._threads: Final = Threads(max_threads)
         self._closed = False
 

@@ -124,12 +124,21 @@ class DirectoryBucket:
         return failures
 
     def list_page(self, query: Query) -> ListPage:
-        cut = cut_page(self._tree.walk(query), query)
+        cut = cut_page(self._names(query), query)
         objects: list[ObjectInfo] = []
         for key in cut.keys:
-            with contextlib.suppress(NotFound), self._opened(key) as (_, version):
-                objects.append(_info(key, version, metadata=None))
+            with contextlib.suppress(NotFound):
+                objects.append(self._listed(key))
         return ListPage(objects=tuple(objects), prefixes=cut.prefixes, next_token=cut.next_token)
+
+    def _names(self, query: Query) -> Iterator[bytes]:
+        """Yield the candidates for a page, as `cut_page` wants them."""
+        return self._tree.walk(query)
+
+    def _listed(self, key: str) -> ObjectInfo:
+        """Return what a listing tells of an object. Raises `NotFound`."""
+        with self._opened(key) as (_, version):
+            return _info(key, version, metadata=None)
 
     def begin_upload(self, key: str, metadata: Metadata) -> str:
         rules.check_key(key)

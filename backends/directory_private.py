@@ -1,9 +1,10 @@
-"""The private part of a directory store, `.fusefs-store` in its root: locks, temporary files, uploads.
+"""The private part of a directory store, `.fusefs-store` in its root: locks, temporary files, uploads, packs.
 
     lock            held while sessions come and go
     locks/XX        held (flock) while an object whose key hashes to XX is judged and changed, by any process
     tmp/SESSION/    temporary files of one process; its `lock` is held as long as the process lives
     uploads/ID/     multipart uploads, see `directory_uploads`
+    packs/          objects that share files, where there are any, see `packs`
 
 A lock is a file opened anew each time it is taken, so that it excludes threads of one process as well as other
 processes, and the kernel drops it with a killed process. No thread that holds a key's lock waits for another one.

@@ -8,16 +8,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
-from backends.base import ObjectStorage
+from backends.base import KIB, ObjectStorage
 from backends.directory import DirectoryStorage
 from backends.memory import MemoryStorage
 from backends.metered import MeteredStorage
+from backends.packing_bucket import Packing
 from backends.prefixed import PrefixedStorage
 from backends.retrying import RetryingStorage, RetryPolicy
 from backends.s3 import S3Storage
 from backends.s3_options import S3Options
+from fusefs.journal_format import JOURNAL_PREFIX, SEAL_SIZES
 from fusefs.options import BucketStore, DirectoryStore, Store
+
+LOG_PACKING: Final = Packing(prefix=JOURNAL_PREFIX, sizes=(max(SEAL_SIZES) + 1, 256 * KIB))
+"""What of a log on the local disk shares files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +65,12 @@ def open_beside(
     return _wrapped(store, MeteredStorage(backend, counted_with=opened.meter), retry_timeout_seconds)
 
 
-def open_local(directory: Path) -> ObjectStorage:
-    """Return a store in a directory of this host; what it has confirmed is on the disk."""
-    return DirectoryStorage(directory)
+def open_local(directory: Path, kind: type[DirectoryStorage] = DirectoryStorage) -> ObjectStorage:
+    """Return the store of a log in a directory of this host; what it has confirmed is on the disk.
+
+    Batches are packed, unless they are large. So are none without records: of these a seal stays when the others go.
+    """
+    return kind(directory, packing=LOG_PACKING)
 
 
 def _wrapped(store: Store, meter: MeteredStorage, retry_timeout_seconds: float) -> OpenStore:

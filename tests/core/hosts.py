@@ -34,7 +34,7 @@ from fusefs.lease_record import LeaseRecord
 from fusefs.log_reader import LogPart
 from fusefs.stage_budget import StageBudget
 from fusefs.start_progress import StartProgress, tell_nobody
-from fusefs.stores import OpenStore
+from fusefs.stores import OpenStore, open_local
 from fusefs.term import old_log_parts, open_term
 from tests.core.history import History
 from tests.core.leases import record_in
@@ -199,7 +199,7 @@ class Prefix:
         assert (lease.released, lease.logs) == (True, ())
 
     def _open_disk(self, life: Life, directory: Path) -> ObjectStorage:
-        return MortalStorage(self.over_disk(PromptDirectory(directory)), life)
+        return MortalStorage(self.over_disk(open_local(directory, PromptDirectory)), life)
 
     async def lease(self) -> LeaseRecord:
         """Return what the lease says."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from fusefs.config import Config
 from fusefs.disk_log import open_disk_log
+from fusefs.stores import open_local
 from tests.core.hosts import PromptDirectory
 from tests.support.crashing_disk import Disk, Killed
 
@@ -31,7 +33,7 @@ async def test_an_identity_that_a_mount_has_seen_is_on_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The lease names it then; if it were gone, the log would be taken for that of another disk."""
-    monkeypatch.setattr("fusefs.disk_log.open_local", PromptDirectory)
+    monkeypatch.setattr("fusefs.disk_log.open_local", partial(open_local, kind=PromptDirectory))
     for call in count(0):
         root = tmp_path / f"{call}"
         root.mkdir()

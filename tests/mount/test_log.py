@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import signal
 import socket
@@ -442,22 +443,25 @@ def test_a_log_whose_end_is_removed(new_mount: NewMount, bucket: Bucket) -> None
 def test_a_damaged_log_on_the_local_disk(new_mount: NewMount) -> None:
     """It is told of, and set aside, where the disk is; elsewhere there is one line that says where that is."""
     mount, elsewhere = new_mount(None, "--no-ack-after-upload", *UNPUBLISHED).mount(), new_mount()
-    _write_synced(mount.path / "file", b"bytes")
+    for number in range(2):
+        _write_synced(mount.path / f"file-{number}", b"bytes of %d" % number)
     mount.kill()
-    (batch,) = sorted((mount.cache_dir / "log").glob("*/.fusefs/journal/*/*"))[-1:]
-    batch.write_bytes(batch.read_bytes()[:-1])
+    (directory,) = (mount.cache_dir / "log").iterdir()
+    (pack,) = (directory / ".fusefs-store" / "packs").glob("*-*")
+    pack.write_bytes(pack.read_bytes().replace(b"bytes of 0", b"Bytes of 0"))
     refused = mount.run(mount.mount_command())
     assert refused.returncode == 1
     assert "the log is damaged" in refused.stderr
-    assert f"in {batch.parents[3]}:" in refused.stderr
+    assert f"in {directory}:" in refused.stderr
     recover = [sys.executable, "-m", "fusefs", "recover", mount.url, *elsewhere.flags, "--cache-dir"]
     for flags in ([], ["--set-aside"]):
         missed = elsewhere.run([*recover, str(elsewhere.cache_dir), *flags])
         assert (missed.returncode, missed.stdout, len(missed.stderr.splitlines())) == (3, "", 1)
-        assert f"{socket.gethostname()}:{batch.parents[3]}" in missed.stderr
+        assert f"{socket.gethostname()}:{directory}" in missed.stderr
     told = mount.run([*recover, str(mount.cache_dir)])
     assert told.returncode == 1
-    assert f"{batch.parent.name}/{batch.name}' in {batch.parents[3]} cannot be applied" in told.stdout
+    (batch,) = re.findall(rf"(\w+/\w+)' in {directory} cannot be applied", told.stdout)
     assert mount.run([*recover, str(mount.cache_dir), "--set-aside"]).returncode == 0
     mount.mount()
-    assert (batch.parents[2] / "damaged" / batch.parent.name / batch.name).exists()
+    assert "file-1" not in os.listdir(mount.path)
+    assert b"Bytes of 0" in (directory / ".fusefs" / "damaged" / batch).read_bytes()

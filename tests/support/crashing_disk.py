@@ -4,8 +4,9 @@
     with suppress(Killed), disk.watched(monkeypatch): ...   # calls of `os` below root; the process may be killed at one
     disk.image(target, rng)                                 # what a crash of the machine leaves now
 
-A file's bytes and attributes are kept as they were at its last fsync, or as they are now, or half; a directory's names
-as they were at its last fsync, or as they are now.
+A file's bytes and attributes are kept as they were at its last fsync, or as they are now, or half; of one that was
+written over since then, each block is as it was or as it is. A directory's names are as they were at its last fsync, or
+as they are now.
 """
 
 from __future__ import annotations
@@ -20,8 +21,13 @@ from typing import Any, Final
 
 import pytest
 
-CALLS: Final = ("fsync", "rename", "mkdir", "unlink", "rmdir", "setxattr", "write")
+CALLS: Final = (
+    *("fsync", "fdatasync", "rename", "mkdir", "unlink", "rmdir", "setxattr"),
+    *("write", "pwrite", "ftruncate"),
+)
 """What counts, and may be the last thing that a process does."""
+
+_BLOCK: Final = 4_096
 
 
 class Killed(BaseException):
@@ -91,7 +97,7 @@ class Disk:
                 if self.calls_left is not None and self.calls >= self.calls_left:
                     raise Killed
                 self.calls += 1
-                if name == "fsync":
+                if name in {"fsync", "fdatasync"}:
                     self.sync(os.readlink(f"/proc/self/fd/{args[0]}"))
                     return None
                 return real[name](*args, **kwargs)
@@ -128,7 +134,9 @@ class Disk:
         file = self.files.get(number, _File(b"", {}, 0))
         if rng is not None and rng.random() < 0.5:
             now = self._file(number)
-            if now != file:
+            if now != file and file.data:
+                file = _File(_torn(file.data, now.data, rng), now.attributes, now.mtime_ns)
+            elif now != file:
                 file = rng.choice(
                     [now, _File(now.data[: len(now.data) // 2], {}, 0), _File(bytes(len(now.data)), {}, 0)]
                 )
@@ -138,5 +146,16 @@ class Disk:
         os.utime(target, ns=(file.mtime_ns, file.mtime_ns))
 
     def close(self) -> None:
+        """Let the numbers be used again."""
         for descriptor in self._held.values():
             os.close(descriptor)
+
+
+def _torn(before: bytes, now: bytes, rng: Random) -> bytes:
+    """Return bytes of a file of which each block was written, or not."""
+    length = rng.choice([len(before), len(now)])
+    blocks = (
+        rng.choice([before, now])[start : start + _BLOCK].ljust(_BLOCK, b"\0")
+        for start in range(0, length, _BLOCK)
+    )
+    return b"".join(blocks)[:length]
