@@ -30,7 +30,7 @@ from backends.base import (
     RangeResult,
 )
 from backends.directory_bucket import DirectoryBucket
-from backends.directory_files import translate, write_all
+from backends.directory_files import sync_directory, translate, write_all
 from backends.errors import NotFound, PreconditionFailed, StorageError
 from backends.escaping import PRIVATE_NAME
 from backends.listing import Query
@@ -93,15 +93,23 @@ class PackingBucket(DirectoryBucket):
         return heapq.merge(super()._names(query), self._packs.names(query.prefix))
 
     def _listed(self, key: str) -> ObjectInfo:
-        found = self._packs.find(key)
-        return super()._listed(key) if found is None else _info(key, found, metadata=None)
+        try:
+            return super()._listed(key)
+        except NotFound:
+            found = self._packs.find(key)
+            if found is None:
+                raise
+            return _info(key, found, metadata=None)
 
     def _find(self, key: str) -> _Place | None:
-        """Return where an object is if it is in a pack."""
-        if not self._is_below(key):
+        """Return where an object is if it is in a pack, and no file.
+
+        A file may be newer: what was dropped from a pack is back for another process.
+        """
+        if not self._is_below(key) or self._has_file(key):
             return None
         found = self._packs.find(key)
-        if found is None and not self._has_file(key):
+        if found is None:
             self._packs.refresh()
             found = self._packs.find(key)
         return found
@@ -201,19 +209,26 @@ class PackingBucket(DirectoryBucket):
 
     def _make_file(self, key: str) -> None:
         """Make files of all objects of the pack that has one, if any has; they keep their ETags."""
-        found = self._packs.find(key)
-        if found is None:
-            return
-        pack, _ = found
-        for each in pack.objects.values():
-            data = pack.read(each, 0, each.size)
-            with (
-                contextlib.suppress(PreconditionFailed),  # a process died at this, and has made some
-                self._private.temporary() as (descriptor, path),
-            ):
-                write_all(descriptor, data)
-                self._publish(each.key, descriptor, path, _etag((pack, each)), NO_METADATA, CREATE_ONLY)
-        self._packs.remove(pack)
+        while (found := self._packs.find(key)) is not None:
+            pack, _ = found
+            for each in pack.objects.values():
+                data = pack.read(each, 0, each.size)
+                with self._private.temporary() as (descriptor, path):
+                    write_all(descriptor, data)
+                    try:
+                        self._publish(
+                            each.key, descriptor, path, _etag((pack, each)), NO_METADATA, CREATE_ONLY
+                        )
+                    except PreconditionFailed:  # it is newer, or a process has died at this
+                        self._sync_name(each.key)
+            self._packs.remove(pack)
+
+    def _sync_name(self, key: str) -> None:
+        """Make the name of a file durable: whoever has given it may have been killed before that."""
+        found = self._tree.open_object(key)
+        if found is not None:
+            os.close(found[0])
+            sync_directory(os.path.dirname(found[1]))
 
 
 def _etag(place: _Place) -> str:

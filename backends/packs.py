@@ -237,7 +237,7 @@ class Packs:
         """Close the files, and remove what was begun in vain."""
         with self._guard:
             if any(pack.own is not None and not pack.objects for pack in self._packs.values()):
-                with self.locked():
+                with contextlib.suppress(OSError), self.locked():
                     self.drop(())
             for name in list(self._packs):
                 self._forget(name)

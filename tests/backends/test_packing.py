@@ -196,6 +196,20 @@ async def test_a_pack_that_another_process_has_taken_apart(storage: ObjectStorag
         assert (await each.get_range("aside")).data == body(2)
 
 
+async def test_what_is_written_again_is_newer_than_what_is_back(
+    storage: ObjectStorage, tmp_path: Path
+) -> None:
+    """For another process nothing was dropped from a pack of which something is left."""
+    await append(storage, 1, 2)
+    await storage.delete_many(["log/1/1"])
+    await storage.put("log/1/1", b"new", mode=CREATE_ONLY)
+    other = opened(tmp_path)
+    assert await contents(other) == {**bodies(2), "log/1/1": b"new"}
+    await other.delete("log/1/2")
+    for each in (storage, other, opened(tmp_path)):
+        assert await contents(each) == {"log/1/1": b"new"}
+
+
 async def test_another_process_sees_what_is_there_now(storage: ObjectStorage, tmp_path: Path) -> None:
     other = opened(tmp_path)
     for number in range(5):
@@ -287,7 +301,20 @@ async def test_a_pack_that_was_begun_in_vain(
     with pytest.raises(QuotaExceeded):
         await other.put("log/2/1", body(1), mode=CREATE_ONLY)
     assert len(packs(tmp_path)) == 2
+    left.clear()
     await other.aclose()
+    assert len(packs(tmp_path)) == 1
+
+
+async def test_the_end_of_a_store_whose_disk_fails(
+    storage: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was begun in vain stays, and harms nobody."""
+    failing(monkeypatch, "pwrite", errno.EIO)
+    with pytest.raises(StorageError):
+        await append(storage, 1)
+    failing(monkeypatch, "unlink", errno.EIO)
+    await storage.aclose()
     assert len(packs(tmp_path)) == 1
 
 

@@ -20,7 +20,6 @@ import trio
 from trio.testing import MockClock
 
 from backends.base import ObjectStorage, iterate_pages
-from backends.directory import DirectoryStorage
 from backends.intercepted import Verb
 from fusefs import batch_contents
 from fusefs.errors import MountError
@@ -28,6 +27,7 @@ from fusefs.journal_format import JOURNAL_PREFIX, Position, batch_key, position_
 from fusefs.lease_record import LogEnd
 from fusefs.log_repair import LogRepair
 from fusefs.stored_lease import LEASE_KEY
+from fusefs.stores import open_local
 from tests.core.history import History
 from tests.core.hosts import BUCKET, DISK, NEVER, RENEWED_SECONDS, Prefix
 from tests.core.logs import log_objects
@@ -70,7 +70,7 @@ def log_of(prefix: Prefix, host: str, flags: Mapping[str, object]) -> ObjectStor
     if flags is BUCKET:
         return prefix.storage
     (directory,) = (prefix.directory / host / "log").iterdir()
-    return DirectoryStorage(directory)
+    return open_local(directory)
 
 
 async def remove(storage: ObjectStorage, *, since: int = 1) -> None:
