@@ -177,6 +177,9 @@ class Packs:
         return pack, written
 
     def _begin(self, group: str) -> Pack:
+        """Make a pack, durably, in place of those that have nothing since they could not be synced."""
+        for pack in [pack for pack in self._packs.values() if pack.own is not None and not pack.objects]:
+            self._unlink(pack)
         times = [int(name.partition("-")[2], 16) for name in self._packs if name.startswith(group)]
         name = f"{group}-{max([time.time_ns(), *(each + 1 for each in times)]):016x}"
         status = os.statvfs(self._directory)

@@ -271,6 +271,22 @@ async def test_a_sync_that_fails(
     assert packs(tmp_path) == []
 
 
+async def test_a_disk_on_which_every_sync_fails(
+    storage: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it is tried, that takes no more of the disk, and no more descriptors."""
+    await append(storage, 1)
+    left = failing(monkeypatch, "fdatasync", errno.ENOSPC)
+    for _ in range(10):
+        with pytest.raises(QuotaExceeded):
+            await append(storage, 2)
+    assert len(packs(tmp_path)) == 2
+    left.clear()
+    await append(storage, 2)
+    assert len(packs(tmp_path)) == 2
+    assert await contents(storage) == await contents(opened(tmp_path)) == bodies(1, 2)
+
+
 async def test_a_full_disk(storage: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = failing(monkeypatch, "pwrite", errno.ENOSPC)
     with pytest.raises(QuotaExceeded):
