@@ -181,7 +181,7 @@ class PackingBucket(DirectoryBucket):
                 self._packs.drop(packed)
             except OSError as error:
                 return dict.fromkeys(keys, translate(error, self._root))
-            return super().delete_many([key for key in keys if key not in packed], if_match)
+        return super().delete_many([key for key in keys if key not in packed], if_match)
 
     # What is a file, and what is not
 

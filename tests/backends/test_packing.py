@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -236,6 +237,31 @@ async def test_many_that_write_at_a_time(storage: ObjectStorage, monkeypatch: py
             nursery.start_soon(append, storage, number)
     assert syncs <= 100
     assert await contents(storage) == bodies(*range(100))
+
+
+async def test_an_object_is_packed_while_a_file_is_removed(
+    storage: ObjectStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That takes the disk long if the file is large."""
+    await append(storage, 1)
+    await storage.put("log/1/2", bytes(101), mode=CREATE_ONLY)
+    unlink, has_begun, is_packed = os.unlink, threading.Event(), threading.Event()
+    was_packed: list[bool] = []
+
+    def slow_unlink(path: str, **options: Any) -> None:
+        if path.endswith("log/1/2"):
+            has_begun.set()
+            was_packed.append(is_packed.wait(2))
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "unlink", slow_unlink)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(storage.delete_many, ["log/1/1", "log/1/2"])
+        await trio.to_thread.run_sync(has_begun.wait, 2)
+        await append(storage, 3)
+        is_packed.set()
+    assert was_packed == [True]
+    assert await contents(storage) == bodies(3)
 
 
 # Failures
