@@ -82,7 +82,7 @@ class PackingBucket(DirectoryBucket):
             first, end = rules.resolve_range(key, start, length, packed.size)
             with contextlib.suppress(NotFound):  # it may be a file by now
                 data = pack.read(packed, first, end)
-                return RangeResult(data=data, etag=_etag(found), object_size=packed.size)
+                return RangeResult(body=data, etag=_etag(found), object_size=packed.size)
         return super().get_range(key, start, length, if_match)
 
     def _names(self, query: Query) -> Iterator[bytes]:
