@@ -27,6 +27,17 @@ from tests.support.faulty import FaultyStorage
 OBJECT = StoredVersion("k", "e", 1)
 
 
+class Lease(NoLease):
+    """Notes what it is told of the log: the last commit, and whether anything of it is needed."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.told: list[tuple[int, bool]] = []
+
+    def acknowledged(self, sequence: int, *, is_needed: bool = True) -> None:
+        self.told.append((sequence, is_needed))
+
+
 class Log:
     """A log of one term, to which batches are added that tell of nothing."""
 
@@ -34,7 +45,7 @@ class Log:
         self._nursery = nursery
         self.bucket = MemoryStorage()
         self.faulty = FaultyStorage(self.bucket)
-        self.lease = NoLease(1)
+        self.lease = Lease()
         self.journal = Journal(self.faulty, self.lease.epoch)
         self.needs = LogNeeds(max_log_bytes=math.inf)
         self.unlogged = Unlogged()
@@ -104,6 +115,7 @@ async def test_an_idle_log_is_emptied_but_for_its_last_word(autojump_clock: Mock
         assert log.is_empty()
         assert log.trimmer.cutoff == log.position(2)
         assert not log.unlogged.in_use_to_tell()
+        assert log.lease.told == [(1, True), (2, False)]
         assert await log.count() == 1
 
 
@@ -155,3 +167,4 @@ async def test_a_batch_that_does_not_arrive_says_nothing(autojump_clock: MockClo
         log.faulty.fail(Unavailable, verb=Verb.PUT, times=math.inf)
         await log.append(log.position(2))
         assert log.trimmer.cutoff == log.position(1)
+        assert log.lease.told == [(1, True)]

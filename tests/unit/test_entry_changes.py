@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import stat
+from dataclasses import replace
 from typing import cast
 
 import pytest
 
+from fusefs import extended_attributes
 from fusefs.attributes import fresh
 from fusefs.changes import Changes
 from fusefs.content import Version
@@ -127,10 +129,14 @@ def test_what_can_have_no_further_name() -> None:
 
 
 def test_a_further_name_and_the_end_of_the_first() -> None:
+    """The object with the extended attributes stays from then on: more than one may refer to it."""
     tree = Tree()
     inode = tree.special(tree.root, b"first")
+    text = extended_attributes.named(extended_attributes.encode({b"user.a": bytes(60_000)}))
+    inode.attributes = replace(inode.attributes, xattrs=text)
     tree.entries.link(inode, tree.root, b"further", NOW)
     (alias,) = inode.aliases
+    assert inode.attributes.xattrs == extended_attributes.shared(text) != text
     assert tree.root.children == {b"first": inode, b"further": alias}
     assert is_touched(inode, contents=False)
     assert tree.told.calls == [("changed", inode)]
