@@ -329,6 +329,26 @@ async def test_our_own_upload_whose_answer_never_came_is_no_conflict(
         assert await _conflicts(faulty) == []
 
 
+@pytest.mark.parametrize("based", [False, True], ids=["new", "changed"])
+async def test_what_is_there_after_an_attempt_without_an_answer_may_be_somebody_elses(
+    based: bool, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """It is not taken for ours, and overwritten: an object of ours has the metadata of the attempt."""
+    faulty = FaultyStorage(MemoryStorage())
+    if based:
+        await faulty.put("file", b"base")
+    async with open_tree(faulty, tmp_path) as tree:
+        handle = await (tree.open("file") if based else tree.create("file"))
+        await tree.write(handle, 0, b"ours")
+        faulty.fail(Unavailable, verb=Verb.PUT)
+        with pytest.raises(Unavailable):
+            await tree.filesystem.fsync(handle)
+        await faulty.put("file", b"theirs")
+        await _expect_stale(tree, handle)
+        assert await stored(faulty) == {"file": b"theirs"}
+        assert await _conflicts(faulty) == [b"ours"]
+
+
 @pytest.mark.parametrize("based", [False, True], ids=["stream", "patch"])
 async def test_our_own_parts_whose_completion_was_never_answered_are_no_conflict(
     based: bool, autojump_clock: MockClock, tmp_path: Path, small_parts: None
