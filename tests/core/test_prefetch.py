@@ -58,6 +58,17 @@ def test_a_small_gap_keeps_the_window_and_a_jump_closes_it() -> None:
     assert detector.observe(81 * MIB, MIB).ahead_end > 82 * MIB, "it goes on from there"
 
 
+def test_what_was_left_out_long_ago_is_a_jump() -> None:
+    """A request can be late, but not by so much."""
+    detector = SequentialDetector(MAX_WINDOW)
+    for start in range(0, 64 * MIB, MIB):
+        detector.observe(start, MIB // 2)
+    late = detector.observe(62 * MIB + MIB // 2, 8 * KIB)
+    assert late.ahead_end > 64 * MIB
+    jump = detector.observe(30 * MIB + MIB // 2, 8 * KIB)
+    assert jump.ahead_end == jump.end
+
+
 @pytest.mark.parametrize("seek", [3 * MIB, 10 * MIB, 15 * MIB])
 def test_a_seek_inside_the_window_keeps_it(seek: int) -> None:
     """Nothing more is fetched for the seek itself, and who was there before goes on as if there had been none."""
