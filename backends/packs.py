@@ -81,7 +81,6 @@ class Packs:
         self._packs: Final[dict[str, Pack]] = {}
         #: By group, to which this process appends.
         self._current: Final[dict[str, Pack]] = {}
-        self._has_synced_names = False
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -117,9 +116,6 @@ class Packs:
             for name in names:
                 if name not in self._packs or self._packs[name].own is None:
                     self._look(name)
-            if any(pack.own is None for pack in self._packs.values()) and not self._has_synced_names:
-                sync_directory(self._directory)
-                self._has_synced_names = True
 
     def _look(self, name: str) -> None:
         pack = self._packs.setdefault(name, Pack(os.path.join(self._directory, name)))
@@ -187,7 +183,7 @@ class Packs:
         pack = Pack(os.path.join(self._directory, name))
         pack.own = OwnPack(pack.path, room=room)
         self._packs[name] = pack
-        sync_directory(self._directory)
+        sync_directory(self._directory)  # before there is an object: whoever reads one need not do it
         self._current[group] = pack
         return pack
 
