@@ -33,6 +33,7 @@ class OwnPack:
         self._path: Final = path
         self._room: Final = room
         self._descriptor: Final = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        self._number: Final = os.fstat(self._descriptor).st_ino
         #: Where the next record begins.
         self._end = 0
         #: Up to where the file has bytes.
@@ -46,8 +47,11 @@ class OwnPack:
 
     @property
     def is_removed(self) -> bool:
-        """Whether another process has removed it."""
-        return os.fstat(self._descriptor).st_nlink == 0
+        """Whether another process has removed it, or it is elsewhere: no reader finds what is appended then."""
+        try:
+            return os.stat(self._path).st_ino != self._number
+        except (FileNotFoundError, NotADirectoryError):
+            return True
 
     def takes(self, key: str, data: Data) -> bool:
         """Return whether there is room for an object."""

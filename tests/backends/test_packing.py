@@ -211,6 +211,15 @@ async def test_what_is_written_again_is_newer_than_what_is_back(
         assert await contents(each) == {"log/1/1": b"new"}
 
 
+async def test_a_pack_that_somebody_has_moved_away(storage: ObjectStorage, tmp_path: Path) -> None:
+    """So does the system, in place of removing it, where it is open, in some file systems. No new object goes there."""
+    await append(storage, 1)
+    (pack,) = packs(tmp_path)
+    pack.rename(pack.with_name(".nfs0001"))
+    await append(storage, 2)
+    assert await contents(storage) == await contents(opened(tmp_path)) == bodies(2)
+
+
 async def test_another_process_sees_what_is_there_now(storage: ObjectStorage, tmp_path: Path) -> None:
     other = opened(tmp_path)
     for number in range(5):
