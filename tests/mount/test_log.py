@@ -38,8 +38,7 @@ def test_commit_interval(new_mount: NewMount, bucket: Bucket) -> None:
     mount = new_mount(None, "--commit-interval", "1 s", "--publish-interval", "1 h").mount()
     writer = os.open(mount.path / "open", os.O_WRONLY | os.O_CREAT)
     os.write(writer, b"only the kernel has it")
-    before = bucket.log_size()
-    wait_until(lambda: bucket.log_size() > before + 22, "the log to have it")
+    wait_until(lambda: bucket.log_holds(b"only the kernel has it"), "the log to have it")
     mount.kill()
     with contextlib.suppress(OSError):
         os.close(writer)
