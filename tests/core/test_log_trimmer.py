@@ -106,7 +106,6 @@ async def test_an_idle_log_is_emptied_but_for_its_last_word(autojump_clock: Mock
         log.needs.need(OBJECT, log.position(1))
         log.trimmer.restored()
         await log.append(log.position(1))
-        log.unlogged.in_use(StoredVersion("used", "e", 1))
         log.needs.forget(OBJECT)
         log.trimmer.look_for_end()
         await trio.sleep(IDLE_SECONDS / 2)
@@ -114,7 +113,6 @@ async def test_an_idle_log_is_emptied_but_for_its_last_word(autojump_clock: Mock
         await trio.sleep(IDLE_SECONDS)
         assert log.is_empty()
         assert log.trimmer.cutoff == log.position(2)
-        assert not log.unlogged.in_use_to_tell()
         assert log.lease.told == [(1, True), (2, False)]
         assert await log.count() == 1
 
