@@ -132,5 +132,5 @@ async def outcome(call: Call, store: ObjectStorage) -> object:
 
 TestSameObjects = SameObjects.TestCase
 TestSameObjects.settings = settings(
-    max_examples=1000, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
