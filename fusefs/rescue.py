@@ -27,5 +27,7 @@ def rescue(inodes: Iterable[Inode], directory: Path) -> int:
             _log.error("%r was not published and cannot be rescued: %s", file.path_key, error)
             continue
         staged = [(extent.start, extent.end) for extent in file.content.present]
-        _log.error("%r was not published; bytes %s of %d are in %s", file.path_key, staged, file.size, where)
+        _log.error(
+            "%r was not published; bytes %s of %d are in %r", file.path_key, staged, file.size, f"{where}"
+        )
     return len(files)
