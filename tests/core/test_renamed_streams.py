@@ -314,26 +314,10 @@ async def test_a_change_that_is_renamed_while_it_goes_up_is_not_sent_again(
         await assert_only(faulty, {"file": BYTES[: 3 * PART] + OTHER[3 * PART :]})
 
 
-async def test_a_small_file_that_is_renamed_while_the_log_is_told_goes_up_under_its_own_name(
-    faulty: FaultyStorage, tmp_path: Path, autojump_clock: MockClock
-) -> None:
-    """No object of it appears under the old one: after a crash there would be a file that nobody knows."""
-    async with open_tree(faulty, tmp_path, LOGGED) as tree:
-        handle = await tree.create("old")
-        await tree.write(handle, 0, BYTES[:KIB])
-        telling = faulty.hold(Verb.PUT)
-        await tree.close(handle)
-        await telling.reached.wait()
-        await tree.rename("old", "new")
-        telling.open()
-        await tree.publish_all()
-        assert "old" not in [call.key for call in faulty.calls_of(Verb.PUT)]
-        await assert_only(faulty, {"new": BYTES[:KIB]})
-
-
 async def test_a_change_that_is_renamed_twice_while_it_goes_up_has_no_object_between(
     faulty: FaultyStorage, tmp_path: Path, autojump_clock: MockClock
 ) -> None:
+    """After a crash it would be a file that nobody knows."""
     await faulty.put("first", BYTES)
     async with open_tree(faulty, tmp_path, LOGGED) as tree:
         handle = await tree.open("first")
