@@ -246,6 +246,7 @@ async def test_what_the_log_tells_of_stays(autojump_clock: MockClock, tmp_path: 
         assert await tree.find("f") is file, "no batch says that the log is not needed"
         await tree.write(kept, 0, b"of the next batch")
         await tree.filesystem.fsync(kept)
+        await trio.testing.wait_all_tasks_blocked()  # who notes its cutoff has to see it, too
         await tree.packer.pack_all()
         assert await tree.find("f") is not file
 
