@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import weakref
 from collections.abc import Iterator
 from typing import Final
 
@@ -38,6 +39,18 @@ _CLASSES: Final[dict[int, type[StorageError]]] = {
     errno.ESTALE: Unavailable,
     errno.ETIMEDOUT: Unavailable,
 }
+
+
+class Descriptor:
+    """An open file: closed by `close`, and at the latest when nobody has this any more."""
+
+    def __init__(self, number: int) -> None:
+        self.number: Final = number
+        self._close: Final = weakref.finalize(self, os.close, number)
+
+    def close(self) -> None:
+        """Close the file, unless it is closed. Raises OSError."""
+        self._close()
 
 
 def translate(error: OSError, root: str) -> StorageError:

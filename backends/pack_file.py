@@ -17,6 +17,7 @@ import threading
 from typing import Final
 
 from backends.base import MIB, Data
+from backends.directory_files import Descriptor
 from backends.pack_format import PackedObject, decode, encode, record_length
 
 _AHEAD_BYTES: Final = MIB
@@ -32,8 +33,10 @@ class OwnPack:
         """Create the file, which gets records to about `room` bytes. Raises OSError, if it is there already, too."""
         self._path: Final = path
         self._room: Final = room
-        self._descriptor: Final = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        self._number: Final = os.fstat(self._descriptor).st_ino
+        self._file: Final = Descriptor(
+            os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        )
+        self._number: Final = os.fstat(self._file.number).st_ino
         #: Where the next record begins.
         self._end = 0
         #: Up to where the file has bytes.
@@ -64,7 +67,7 @@ class OwnPack:
         if end > self._filled:
             self._fill(max(end, min(self._filled + _AHEAD_BYTES, self._room)))
         try:
-            _write(self._descriptor, record, self._end)
+            _write(self._file.number, record, self._end)
         except OSError:
             self._cut()
             raise
@@ -77,7 +80,7 @@ class OwnPack:
     def _fill(self, end: int) -> None:
         """Write zeros up to `end`; where there is no room for these, there may be some for a record."""
         try:
-            _write(self._descriptor, bytes(end - self._filled), self._filled)
+            _write(self._file.number, bytes(end - self._filled), self._filled)
         except OSError:
             self._cut()
         else:
@@ -86,7 +89,7 @@ class OwnPack:
     def _cut(self) -> None:
         """Give back what a failed write has taken."""
         with contextlib.suppress(OSError):
-            os.ftruncate(self._descriptor, self._filled)
+            os.ftruncate(self._file.number, self._filled)
 
     def sync(self, written: PackedObject) -> None:
         """Return when an object is on the disk. Raises OSError, and then it counts as not there."""
@@ -97,7 +100,7 @@ class OwnPack:
                 raise OSError(self._failure, os.strerror(self._failure), self._path)
             reached = self._end
             try:
-                os.fdatasync(self._descriptor)
+                os.fdatasync(self._file.number)
             except OSError as error:
                 self._failure = error.errno
                 raise
@@ -108,7 +111,7 @@ class OwnPack:
         with self._syncing:
             self._filled = self._end
             self._cut()
-            os.close(self._descriptor)
+            self._file.close()
             self._failure = errno.EBADF
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from backends.base import MIB, Data
-from backends.directory_files import closing, open_regular, read_range, sync_directory
+from backends.directory_files import Descriptor, closing, open_regular, read_range, sync_directory
 from backends.errors import NotFound
 from backends.pack_file import OwnPack
 from backends.pack_format import PackedObject, scan
@@ -76,7 +76,7 @@ class Packs:
         self._directory: Final = os.path.join(private, "packs")
         #: Guards all that follows; held as long as `locked`.
         self._guard: Final = threading.RLock()
-        self._lock: int | None = None
+        self._lock: Descriptor | None = None
         #: By name, which is the order in which they were made, of one group.
         self._packs: Final[dict[str, Pack]] = {}
         #: By group, to which this process appends.
@@ -89,12 +89,12 @@ class Packs:
             if self._lock is None:
                 self._make_directory()
                 path = os.path.join(self._directory, _LOCK)
-                self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+                self._lock = Descriptor(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
+            fcntl.flock(self._lock.number, fcntl.LOCK_EX)
             try:
                 yield
             finally:
-                fcntl.flock(self._lock, fcntl.LOCK_UN)
+                fcntl.flock(self._lock.number, fcntl.LOCK_UN)
 
     def _make_directory(self) -> None:
         for path in (self._private, self._directory):
@@ -241,7 +241,7 @@ class Packs:
             for name in list(self._packs):
                 self._forget(name)
             if self._lock is not None:
-                os.close(self._lock)
+                self._lock.close()
             self._lock = None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import threading
 from collections.abc import AsyncIterator
@@ -401,3 +402,18 @@ async def test_damage(storage: ObjectStorage, tmp_path: Path) -> None:
         assert [key for key in there if there[key] != bodies(1, 2, 3)[key]] == [
             f"log/1/{each}" for each in left if each == number
         ]
+
+
+async def test_who_has_gone_without_closing_leaves_no_file_open(tmp_path: Path) -> None:
+    storage = opened(tmp_path)
+    await append(storage, 1)
+    assert open_below(tmp_path)
+    del storage
+    gc.collect()
+    assert not open_below(tmp_path)
+
+
+def open_below(directory: Path) -> list[str]:
+    """Return the files below a directory that this process has open."""
+    paths = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    return [path for path in paths if path.startswith(str(directory))]
