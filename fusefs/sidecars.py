@@ -42,9 +42,9 @@ class Sidecars:
     def leave_xattrs(self, inode: Inode, *, but: str | None) -> None:
         """Delete the objects with extended attributes that were the inode's alone, but for one that still is.
 
-        Without a log, others may be about to write what refers to them.
+        A further name has none of its own. Without a log, others may be about to write what refers to them.
         """
-        if not self._log.is_kept:
+        if inode is not inode.subject or not self._log.is_kept:
             return
         if extended_attributes.is_reference(inode.attributes.xattrs):
             inode.note_stored_xattrs()

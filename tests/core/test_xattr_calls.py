@@ -232,6 +232,25 @@ async def test_an_open_file_without_a_name_has_them(autojump_clock: MockClock, t
             assert await xattr_objects(storage) == set()
 
 
+async def test_a_name_that_comes_and_goes_takes_none_with_it(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Nobody has read them since the mount began, so the file says no more of them than where they are."""
+    storage = MemoryStorage()
+    async with open_tree(storage, tmp_path / "1", LOGGED) as tree:
+        await tree.write_file("f", b"bytes")
+        await set_large(tree, "f")
+        await tree.publish_all()
+        await trio.sleep(60)
+    async with open_tree(storage, tmp_path / "2", LOGGED) as tree:
+        await tree.link("f", "link")
+        await tree.publish_all()
+        await tree.unlink("link")
+        await tree.publish_all()
+        await trio.sleep(60)
+        assert await get_large(tree, "f") == LARGE
+
+
 async def test_what_others_may_refer_to_stays(autojump_clock: MockClock, tmp_path: Path) -> None:
     """Those of a file with several names, of one that somebody else has moved, and of what is kept of a conflict."""
     storage = MemoryStorage()
