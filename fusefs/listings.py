@@ -190,9 +190,8 @@ class Listings:
                 if run.is_first:
                     self._merges[directory] = merge
             self._merger.finish(merge)
-            if (
-                index is not None and directory.listed_at is not None
-            ):  # or the next listing needs it as this one did
+            # One that is not trusted is made again, and needs the index as this one did.
+            if index is not None and directory.listed_at is not None:
                 index.let_go(listing.prefix)
 
 
