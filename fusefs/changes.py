@@ -114,8 +114,11 @@ class Changes:
         if inode in self._queue.running:
             return  # it is released when that has ended
         self._sidecars.leave_list(inode)
-        if inode.state.in_doubt:
-            self._queue.schedule_now(inode)  # there may be an object that we do not know of
+        if inode.state.in_doubt:  # there may be an object that we do not know of, and it must not be taken for theirs
+            for key, _ in inode.state.in_doubt:
+                if self._placement.may_expect(inode, key):
+                    self._placement.expect(inode, key)
+            self._queue.schedule_now(inode)
             return
         self._sidecars.leave_xattrs(inode, but=None)
         self._placement.vacate(inode)

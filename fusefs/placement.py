@@ -205,12 +205,12 @@ class Placement:
     def obstacle(self, inode: Inode, target: str) -> Inode | None:
         """Return the inode whose object has to leave before that of `inode` can go to `target`.
 
-        It is there, or will be, or has the name of a directory on the way there: where a store keeps a file system
-        below, it takes nothing below an object. What stays beside the directory is in nobody's way; its own object may
-        be.
+        It is there, or will be, or may be for all that is known, or has the name of a directory on the way there: where
+        a store keeps a file system below, it takes nothing below an object. What stays beside the directory is in
+        nobody's way; its own object may be.
         """
         for owner in self._owners_of(target):
-            if owner is not inode and self.target(owner) is not None:
+            if owner is not inode and (self.target(owner) is not None or owner.state.in_doubt):
                 return owner
         for key in directories_of(target):
             for owner in self._owners_of(key):

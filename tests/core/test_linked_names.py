@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from backends.errors import AccessDenied
+from backends.errors import AccessDenied, Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs.committer import Committer
@@ -58,6 +58,30 @@ async def test_an_object_whose_list_of_names_is_denied_is_still_our_own(
         assert await tree.names() == ["a", "b"]
     assert await stored(storage) == {"a": b"content", "b": b"content"}
     assert len(await lists_in(inner)) == 1
+
+
+async def test_a_name_is_given_away_whose_object_had_no_answer(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """It is ours, and is looked for before another file is to be there: while the list of names is deleted, too."""
+    storage = FaultyStorage(MemoryStorage())
+    async with open_tree(storage, tmp_path, TreeOptions(logged=True)) as tree:
+        await tree.write_file("a", b"linked")
+        await tree.write_file("c", b"another")
+        await tree.publish_all()
+        await tree.link("a", "b")
+        storage.fail(Unavailable, verb=Verb.COPY, key="b", answer_lost=True)
+        with pytest.raises(Unavailable):
+            await tree.publish_all()
+        deleting = storage.hold(Verb.DELETE)
+        await tree.rename("c", "b")
+        await deleting.reached.wait()
+        await trio.sleep(1)
+        deleting.open()
+        await tree.publish_all()
+        assert tree.publisher.statistics().conflicts == 0
+        assert await tree.read_file("b") == b"another"
+    assert await stored(storage) == {"a": b"linked", "b": b"another"}
 
 
 async def test_a_temporary_name_costs_nothing(autojump_clock: MockClock, tmp_path: Path) -> None:
