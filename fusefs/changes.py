@@ -114,7 +114,8 @@ class Changes:
         if inode in self._queue.running:
             return  # it is released when that has ended
         self._sidecars.leave_list(inode)
-        if inode.state.in_doubt:  # there may be an object that we do not know of, and it must not be taken for theirs
+        if inode.state.in_doubt:
+            # There may be an object that we do not know of, and it must not be taken for theirs.
             for key, _ in inode.state.in_doubt:
                 if self._placement.may_expect(inode, key):
                     self._placement.expect(inode, key)
