@@ -114,6 +114,8 @@ class Merger:
         memories = merge.memories if known is None or known == UNKNOWN_DIRECTORY else NO_MEMORIES
         if isinstance(child, ListedObject):
             self._merge_object(merge, name, memories.of_object(name, child))
+        elif self._placement.is_departing(f"{merge.listing.prefix}{segment_of(name)}/"):
+            self._merge_directory(merge, name, child)  # what is remembered is another one's
         else:
             self._merge_directory(merge, name, memories.of_directory(name, child))
 
@@ -233,9 +235,8 @@ class Merger:
         is_ours = self._changes.is_unpublished(directory) or directory.state.published_at >= started
         if directory.number == ROOT_NUMBER or is_ours:
             return
-        is_own = marker is not None and directory.version is not None and directory.version.key == marker.key
-        if marker is not None and not is_own and self._placement.is_departing(marker.key):
-            return  # that of a directory that had the name before
+        if marker is not None and self._placement.has_anothers_marker(directory):
+            return
         if marker is None and directory.version is not None:
             # Some stores (SeaweedFS) answer HEAD for every common prefix.
             self._placement.forget(directory.version.key)

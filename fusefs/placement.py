@@ -258,6 +258,12 @@ class Placement:
         """
         return key in self._owners or key in self._leftovers or key in self._expected
 
+    def has_anothers_marker(self, directory: Directory) -> bool:
+        """Return whether we know of a marker under a directory's key that is of one that had the name before."""
+        key = directory.bucket_prefix
+        is_own = directory.version is not None and directory.version.key == key
+        return not is_own and self.is_departing(key)
+
     def knows_below(self, prefix: str) -> bool:
         """Return whether we know of objects with this prefix; they depart where the tree has no such directory."""
         return self._has_below(prefix) or prefix in self._owners or prefix in self._leftovers

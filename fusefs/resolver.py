@@ -14,7 +14,7 @@ import trio
 from fusefs.content import Version
 from fusefs.errors import NoSuchEntry
 from fusefs.inode_loader import InodeLoader
-from fusefs.inode_table import InodeTable, number_of_key
+from fusefs.inode_table import InodeTable
 from fusefs.inodes import Child, Directory, Inode
 from fusefs.keys import segment_of
 from fusefs.listed import ListedDirectory, ListedEntry
@@ -104,7 +104,7 @@ class Resolver:
         key = directory.bucket_prefix + segment_of(name)
         inode: Inode | None
         if isinstance(child, ListedDirectory) and self._placement.is_departing(f"{key}/"):
-            inode, version = self._loader.unmarked(child.number or number_of_key(f"{key}/")), None
+            inode, version = self._loader.unmarked(child.number or self._inodes.new_number()), None
         else:
             inode, version = await self._loader.load(key, child)
         if directory.children.get(name) is not child:
@@ -123,8 +123,9 @@ class Resolver:
             inode.stored_at_ns = stored_at_ns
 
     async def _reload(self, inode: Inode) -> None:
-        if inode.state.is_behind:
-            inode.is_doubtful = False  # it was changed here since, and what the bucket has is to be replaced
+        is_anothers = isinstance(inode, Directory) and self._placement.has_anothers_marker(inode)
+        if inode.state.is_behind or is_anothers:
+            inode.is_doubtful = False  # what the bucket has is to be replaced, or is another one's
             return
         before = (inode.attributes, inode.stored_at_ns)
         version = await self._loader.reload(inode)

@@ -11,13 +11,15 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs.attribute_changes import AttributeChanges
 from fusefs.attributes import to_metadata
 from fusefs.errors import NoSuchEntry, NoSuchInode, StaleFile
-from fusefs.filesystem import FilesystemOptions
+from fusefs.filesystem import RENAME_EXCHANGE, FilesystemOptions
 from fusefs.inodes import File
 from tests.core.tree import CALLER, TreeOptions, open_tree
+from tests.support.faulty import FaultyStorage
 
 SHARED = TreeOptions(filesystem=FilesystemOptions(shared=True), revalidate_seconds=1.0)
 INTERVAL = 1.1
@@ -133,6 +135,30 @@ async def test_what_is_changed_here_meanwhile_is_not_taken_back(
         await tree.filesystem.setattr(inode.number, AttributeChanges(mode=0o600))
         changed = inode.attributes
         assert (await tree.find("f")).attributes == changed
+
+
+async def test_a_directory_under_whose_key_is_the_marker_of_another_one(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Until that has left, it tells nothing of who has the name now, and is not taken from its owner."""
+    storage = FaultyStorage(MemoryStorage())
+    await storage.put("a/s/", b"", metadata={"mode": str(0o40700)})
+    for key in ("a/s/f", "b/s/f"):
+        await storage.put(key, b"")
+    async with open_tree(storage, tmp_path, SHARED) as tree, trio.open_nursery() as nursery:
+        for path in ("a/s/f", "b/s/f"):
+            await tree.find(path)
+        gate = storage.hold(Verb.PUT, key="b/s/")
+        nursery.start_soon(tree.rename, "a", "b", RENAME_EXCHANGE)
+        await trio.sleep(10 * INTERVAL)
+        await tree.names("a")
+        found = [(await tree.find(path)).attributes.mode for path in ("a/s", "b/s")]
+        assert [stat.S_IMODE(mode) for mode in found] == [0o755, 0o700]
+        gate.open()
+        await trio.sleep(10 * INTERVAL)
+        await tree.publish_all()
+    async with open_tree(storage, tmp_path / "next", SHARED) as tree:
+        assert [(await tree.find(path)).attributes.mode for path in ("a/s", "b/s")] == found
 
 
 async def test_times_of_a_directory_do_not_go_back(autojump_clock: MockClock, tmp_path: Path) -> None:

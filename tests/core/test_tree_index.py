@@ -23,6 +23,7 @@ from fusefs.attributes import Attributes, Defaults, to_metadata
 from fusefs.filesystem import RENAME_EXCHANGE, FilesystemOptions
 from fusefs.index_writer import INTERVAL_SECONDS
 from fusefs.inodes import Directory, Symlink
+from fusefs.publisher import PublishOptions
 from fusefs.tree_index import shard_key, shard_of
 from tests.core.tree import CALLER, Tree, TreeOptions, open_tree, stored
 from tests.support.faulty import FaultyStorage
@@ -605,6 +606,35 @@ async def test_a_directory_that_only_a_listing_finds_beside_a_recovered_file(
         await tree.log.commit()
     async with open_tree(storage, tmp_path / "2", options) as tree:
         assert await found(tree, "d") == before
+
+
+@pytest.mark.parametrize("follows_crash", [True, False])
+async def test_a_directory_under_whose_key_another_one_has_left_its_marker(
+    follows_crash: bool, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """What is remembered under that key is the other one's, too: neither its attributes nor its number are taken."""
+    storage = MemoryStorage()
+    await storage.put("a/s/", b"", metadata={"mode": str(0o40700)})
+    for key in ("a/s/f", "b/s/f"):
+        await storage.put(key, key.encode())
+    options = replace(INDEXED, logged=True)
+    async with open_tree(storage, tmp_path / "1", options) as tree:
+        before = await found(tree, "a/s", "b/s", "a/s/f", "b/s/f")
+        await tree.end()
+    log_alone = replace(options, publish=PublishOptions(delay_seconds=1e9, interval_seconds=1e9))
+    async with open_tree(storage, tmp_path / "2", log_alone) as tree:
+        await found(tree, *before)
+        await tree.rename("a", "b", RENAME_EXCHANGE)
+        await tree.log.commit()
+    await storage.put("a/s/of-others", b"")
+    async with open_tree(storage, tmp_path / "3", replace(options, follows_crash=follows_crash)) as tree:
+        after = await found(tree, "b/s", "a/s")
+        assert after["b/s"] == before["a/s"]
+        assert oct(after["a/s"][1].mode) == "0o40755"
+        assert after["a/s"][0] != after["b/s"][0]
+        await tree.end()
+    async with open_tree(storage, tmp_path / "4", options) as tree:
+        assert await found(tree, "b/s", "a/s") == after
 
 
 async def test_a_first_listing_that_fails_half_way_takes_nothing_from_the_next(
