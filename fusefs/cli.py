@@ -111,8 +111,9 @@ def _mount_in_background(config: Config) -> None:
     log_path = config.mount.log_file or _log_in(config.mount.cache_dir)
     read_end, write_end = os.pipe()
     # -P: what is called fusefs in the directory where the user happens to be is not this program.
-    command = [sys.executable, "-P", "-m", "fusefs", *sys.argv[1:]]
+    command = [sys.executable, "-P", "-m", "fusefs", "mount"]
     command += ["--foreground", "--log-file", str(log_path), "--ready-descriptor", str(write_end)]
+    command += sys.argv[sys.argv.index("mount", 1) + 1 :]  # behind ours: a "--" in it ends all flags
     daemon = subprocess.Popen(
         command,
         pass_fds=[write_end],

@@ -67,6 +67,15 @@ def test_what_lies_in_the_working_directory_is_not_run(new_mount: NewMount, tmp_
     assert mount.is_mounted
 
 
+def test_two_hyphens_end_the_flags(new_mount: NewMount) -> None:
+    """What follows them is the URL and the mount point, as for any command, also in the background."""
+    mount = new_mount("memory://")
+    python, dash, program, command, url, path, *flags = mount.mount_command()
+    done = mount.run([python, dash, program, command, *flags, "--", url, path])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert mount.is_mounted
+
+
 def test_standard_error_may_be_closed(new_mount: NewMount) -> None:
     mount = new_mount("memory://")
     without = ["bash", "-c", 'exec "$@" 2>&-', "bash"]
