@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -132,6 +133,11 @@ def _mount_in_background(config: Config) -> None:
     except KeyboardInterrupt:
         daemon.terminate()  # in a session of its own it does not hear of it, and would mount when nobody waits
         raise
+    if status < 0:
+        raise MountError(
+            f"the process of the mount was ended by a signal ({signal.strsignal(-status)}) before it answered;"
+            " mount again"
+        )
     sys.exit(status or 1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -97,3 +98,22 @@ def test_ctrl_c_leaves_no_daemon_behind(new_mount: NewMount) -> None:
             mount.wait_for_end()
         command.communicate()
     assert not mount.is_mounted
+
+
+def test_a_daemon_that_is_killed_before_it_answers(new_mount: NewMount) -> None:
+    """The last line says so, and the exit status is that of a mount that could not be made."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        mount = new_mount("s3://bucket", "--endpoint", endpoint)
+        command = subprocess.Popen(
+            mount.mount_command(), env=mount.environment, stderr=subprocess.PIPE, text=True
+        )
+        silent.settimeout(COMMAND_SECONDS)
+        connection, _ = silent.accept()  # the daemon is asking
+        with connection:
+            os.kill(mount.pid, signal.SIGKILL)
+            _, errors = command.communicate(timeout=COMMAND_SECONDS)
+    assert command.returncode == 1
+    assert errors == (
+        "fusefs: the process of the mount was ended by a signal (Killed) before it answered; mount again\n"
+    )
