@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final, NoReturn
@@ -94,7 +95,8 @@ def _mount_here(config: Config, ready_descriptor: int | None) -> None:
         if config.mount.log_file is not None or config.mount.log_level not in ("debug", "info"):
             _tell(line)  # or else the log is there, and has it
 
-    trio.run(run_mount, config, on_ready, tell)
+    with _without_groups():
+        trio.run(run_mount, config, on_ready, tell)
 
 
 def _leave_standard_error() -> None:
@@ -280,7 +282,8 @@ def recover(url: str, *, config_path: str | None, set_aside: bool, **flags: obje
     _keep_log_quiet()
     config = _config_of_store(url, config_path, flags)
     try:
-        is_whole = trio.run(_print_diagnosis, config, set_aside)
+        with _without_groups():
+            is_whole = trio.run(_print_diagnosis, config, set_aside)
     except MountError as error:
         _fail(str(error), status=3)
     except StorageError as error:
@@ -322,6 +325,23 @@ async def _print_diagnosis(config: Config, set_aside: bool) -> bool:
             return True
     finally:
         await store.storage.aclose()
+
+
+@contextmanager
+def _without_groups() -> Iterator[None]:
+    """Take what a user is told of in a line, or has asked for (Ctrl-C), out of the groups that nurseries make of it."""
+    from backends.errors import StorageError
+
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        _, others = group.split((MountError, StorageError, KeyboardInterrupt))
+        if others is not None:
+            raise
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from error.__cause__
 
 
 def _keep_log_quiet() -> None:

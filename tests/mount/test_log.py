@@ -408,6 +408,28 @@ def test_a_damaged_log_stops_the_mount(new_mount: NewMount, bucket: Bucket, tmp_
     assert bucket.sizes()[key.replace("/journal/", "/damaged/")] > 0
 
 
+def test_a_damaged_log_that_cannot_be_set_aside(new_mount: NewMount, tmp_path: Path) -> None:
+    """What the store refuses when `recover` has the lease is told in a line, too; nothing is lost by that."""
+    store = tmp_path / "bucket"
+    store.mkdir()
+    mount = new_mount(f"file://{store}", *UNPUBLISHED).mount()
+    _write_synced(mount.path / "file", b"bytes")
+    mount.kill()
+    batch = max((store / ".fusefs" / "journal").glob("*/*"))
+    batch.write_bytes(batch.read_bytes()[:-1])
+    damaged = store / ".fusefs" / "damaged"
+    damaged.symlink_to("/sys")  # where nobody can make anything
+    recover = [sys.executable, "-m", "fusefs", "recover", mount.url, "--set-aside"]
+    refused = mount.run(recover)
+    assert refused.returncode == 3
+    *waiting, line = refused.stderr.splitlines()
+    assert all("waiting for the lease" in told for told in waiting)
+    assert line.startswith(f"fusefs: {mount.url}: ")
+    damaged.unlink()
+    assert mount.run(recover).returncode == 0
+    assert (damaged / batch.parent.name / batch.name).exists()
+
+
 def test_a_log_whose_end_is_removed(new_mount: NewMount, bucket: Bucket) -> None:
     """Nothing in the log tells of that, and the lease does."""
     mount = new_mount().mount(*UNPUBLISHED)

@@ -100,6 +100,25 @@ def test_ctrl_c_leaves_no_daemon_behind(new_mount: NewMount) -> None:
     assert not mount.is_mounted
 
 
+def test_ctrl_c_ends_the_wait_for_a_lease(new_mount: NewMount, tmp_path: Path) -> None:
+    """In the foreground, too, it is no defect of which there would be a traceback."""
+    (tmp_path / "bucket").mkdir()
+    first, second = (new_mount(f"file://{tmp_path}/bucket", "--lease-term", "1 min") for _ in range(2))
+    first.mount()
+    first.kill()
+    with subprocess.Popen(
+        second.mount_command("--foreground", "--log-level", "warning"),
+        env=second.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as command:
+        assert command.stderr is not None
+        assert "waiting for the lease" in command.stderr.readline()
+        command.send_signal(signal.SIGINT)
+        _, errors = command.communicate(timeout=COMMAND_SECONDS)
+    assert (command.returncode, errors.split()) == (1, ["Aborted!"])
+
+
 def test_a_daemon_that_is_killed_before_it_answers(new_mount: NewMount) -> None:
     """The last line says so, and the exit status is that of a mount that could not be made."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
