@@ -25,7 +25,7 @@ from fusefs.config import Config
 from fusefs.control import ControlClient, Progress
 from fusefs.errors import ConfigError, MountError
 from fusefs.flags import configuration_flags, log_flags, store_flags
-from fusefs.mountpoints import check_alive, check_mountpoint, unmount
+from fusefs.mountpoints import check_alive, check_mountpoint, unmount, where_it_is
 
 _READY: Final = "ready"
 
@@ -65,7 +65,8 @@ def mount(
     for them.
     """
     try:
-        config = Config.from_sources(url=url, mountpoint=mountpoint, config_path=config_path, flags=flags)
+        place = where_it_is(mountpoint) if mountpoint else ""  # which is a mistake, and told as one
+        config = Config.from_sources(url=url, mountpoint=place, config_path=config_path, flags=flags)
     except ConfigError as error:
         _fail(str(error), status=2)
     try:
@@ -171,7 +172,7 @@ def _set_up_log(config: Config) -> None:
 @click.argument("mountpoint", type=click.Path())
 def umount(mountpoint: str) -> None:
     """Publish everything, unmount MOUNTPOINT, and return when its daemon has ended."""
-    path = Path(os.path.abspath(mountpoint))
+    path = where_it_is(mountpoint)
     try:
         check_alive(path)
     except MountError as failure:
@@ -199,7 +200,7 @@ def status(mountpoint: str, *, as_json: bool) -> None:
     """Tell how the mount on MOUNTPOINT stands: what is not in the bucket yet, its log, its lease, what failed last."""
     from fusefs.status_text import lines
 
-    path = Path(os.path.abspath(mountpoint))
+    path = where_it_is(mountpoint)
     try:
         found = ControlClient(path).status()
     except ConnectionError as failure:

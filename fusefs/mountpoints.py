@@ -8,10 +8,30 @@ import os
 import stat
 import subprocess
 from pathlib import Path
+from typing import Final
 
 from fusefs.errors import MountError
 
+_MAX_LINKS: Final = 40
+"""As many as the kernel follows."""
+
 _libc = ctypes.CDLL(None, use_errno=True)  # its calls give the global lock back
+
+
+def where_it_is(mountpoint: str) -> Path:
+    """Return the path of a mount point that may be named by symbolic links: where the kernel has the mount.
+
+    Nothing is asked of what is mounted there: its daemon may hang.
+    """
+    path = os.path.abspath(os.path.expanduser(mountpoint))
+    for _ in range(_MAX_LINKS):
+        above, name = os.path.split(path)
+        path = os.path.join(os.path.realpath(above), name)
+        try:
+            path = os.path.join(os.path.dirname(path), os.readlink(path))
+        except OSError:
+            break
+    return Path(os.path.normpath(path))
 
 
 def check_mountpoint(path: Path) -> None:

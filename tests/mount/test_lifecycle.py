@@ -61,6 +61,28 @@ def test_mount_point_may_have_any_name(new_mount: NewMount, bucket: Bucket) -> N
     assert bucket.sizes() == {"a,b \u20ac": 1}
 
 
+@pytest.mark.parametrize("kind", ["the mount point", "a directory above it"])
+def test_a_mount_point_may_be_named_by_a_link(new_mount: NewMount, tmp_path: Path, kind: str) -> None:
+    """It is the same mount point under each of its names, whichever it was mounted by: for `status`, for `umount`, and
+    for a second mount, which would hide the first.
+    """
+    mount, other = new_mount("memory://"), new_mount("memory://")
+    real, link = mount.path, tmp_path / "link"
+    link.symlink_to(os.path.relpath(real, tmp_path) if kind == "the mount point" else real.parent)
+    by_link = link if kind == "the mount point" else link / real.name
+    for first, second in ((by_link, real), (real, by_link)):
+        mount.path, other.path = first, second
+        done = mount.run(mount.mount_command())
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"fusefs umount {real}" in complaint(other)
+        done = mount.run([sys.executable, "-m", "fusefs", "status", str(second)])
+        assert (done.returncode, done.stderr) == (0, "")
+        done = mount.run([sys.executable, "-m", "fusefs", "umount", str(second)])
+        assert (done.returncode, done.stderr) == (0, "")
+        mount.path = real
+        assert not mount.is_mounted
+
+
 @pytest.mark.parametrize("kind", ["missing", "not empty", "a file", "busy", "dead"])
 def test_mount_point_that_cannot_be_used(new_mount: NewMount, kind: str) -> None:
     """The complaint is one line that says what is wrong with the mount point, and the exit status is 1."""
