@@ -206,8 +206,7 @@ def _apply_location(document: _Tree, location: Location) -> None:
 
 
 def _apply_flags(document: _Tree, given: Mapping[str, object]) -> None:
-    credentials = [name for name in given if FLAG_KEYS[name].startswith(_CREDENTIALS)]
-    if credentials:
+    if any(value is not False for name, value in given.items() if FLAG_KEYS[name].startswith(_CREDENTIALS)):
         # One way to say who asks replaces another: a profile and the file's key pair would contradict each other.
         _table(document, _OBJECT)["credentials"] = {}
     for name, value in given.items():

@@ -281,6 +281,16 @@ def test_a_profile_flag_replaces_the_files_key_pair(from_file: FromFile) -> None
     assert (credentials.profile, credentials.access_key, credentials.secret_key) == ("work", None, None)
 
 
+def test_no_anonymous_replaces_no_key_pair(from_file: FromFile) -> None:
+    """It says who does not ask, and not who does."""
+    text = f'system.storage.object.credentials = {{ access_key = "AKIA", secret_key = "{SECRET}" }}'
+    config = from_file(text, url="s3://bucket", mountpoint="/mnt/data", flags={"anonymous": False})
+    assert bucket_of(config).credentials.access_key == "AKIA"
+    text = "system.storage.object.credentials.anonymous = true"
+    config = from_file(text, url="s3://bucket", mountpoint="/mnt/data", flags={"anonymous": False})
+    assert not bucket_of(config).credentials.anonymous
+
+
 def test_a_shared_mount_looks_again_soon_and_waits_on_close() -> None:
     mount = from_command_line(shared=True).mount
     assert mount.revalidate_interval_seconds == 1
