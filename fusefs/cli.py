@@ -31,6 +31,9 @@ _READY: Final = "ready"
 
 _STANDARD_ERROR: Final = 2
 
+_LINE_START: Final = "fusefs: "
+"""Of all that is said on standard error."""
+
 
 _config_option: Final = click.option(
     "--config", "config_path", metavar="FILE", type=click.Path(), help="TOML file; flags win over it."
@@ -66,7 +69,8 @@ def mount(
     """
     try:
         place = where_it_is(mountpoint) if mountpoint else ""  # which is a mistake, and told as one
-        config = Config.from_sources(url=url, mountpoint=place, config_path=config_path, flags=flags)
+        with _warnings_shown(not_again=ready_descriptor is not None):
+            config = Config.from_sources(url=url, mountpoint=place, config_path=config_path, flags=flags)
     except ConfigError as error:
         _fail(str(error), status=2)
     try:
@@ -153,6 +157,17 @@ def _log_in(cache_dir: Path) -> Path:
     return cache_dir / "fusefs.log"
 
 
+@contextmanager
+def _warnings_shown(*, not_again: bool) -> Iterator[None]:
+    """Show as lines of ours what is logged in the block, when there is no log yet; nothing if it was shown before."""
+    logging.basicConfig(format=f"{_LINE_START}%(message)s")
+    logging.disable(logging.WARNING if not_again else logging.NOTSET)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 def _set_up_log(config: Config) -> None:
     options = config.mount
     try:
@@ -160,6 +175,7 @@ def _set_up_log(config: Config) -> None:
             level=options.log_level.upper(),
             filename=options.log_file,
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+            force=True,
         )
     except OSError as error:
         raise MountError(f"the log {options.log_file} cannot be written: {error.strerror}") from error
@@ -366,9 +382,9 @@ def _watch(label: str, progress: Iterator[Progress]) -> str | None:
 
 def _tell(line: str) -> None:
     """Show how far something is."""
-    click.echo(f"fusefs: {line}", err=True)
+    click.echo(f"{_LINE_START}{line}", err=True)
 
 
 def _fail(message: str, *, status: int) -> NoReturn:
-    click.echo(f"fusefs: {message}", err=True)
+    click.echo(f"{_LINE_START}{message}", err=True)
     sys.exit(status)

@@ -77,6 +77,22 @@ def test_two_hyphens_end_the_flags(new_mount: NewMount) -> None:
     assert mount.is_mounted
 
 
+@pytest.mark.parametrize("flags", [[], ["--foreground"]])
+def test_what_is_not_as_it_should_be_is_said_once(
+    new_mount: NewMount, tmp_path: Path, flags: list[str]
+) -> None:
+    """By the command, in a line as its others, and not by the daemon again."""
+    path = tmp_path / "fusefs.toml"
+    path.write_text("[system.storage.object.credentials]\naccess_key = 'x'\nsecret_key = 'y'\n")
+    path.chmod(0o644)
+    mount = new_mount(f"file://{tmp_path}/missing", "--config", str(path), *flags)
+    done = mount.run(mount.mount_command())
+    assert done.returncode == 1
+    warning, error = done.stderr.splitlines()
+    assert warning == f"fusefs: {path}: holds secret_key and everybody may read it; chmod 600 would be better"
+    assert error.startswith(f"fusefs: {mount.url}: ")
+
+
 def test_standard_error_may_be_closed(new_mount: NewMount) -> None:
     mount = new_mount("memory://")
     without = ["bash", "-c", 'exec "$@" 2>&-', "bash"]
