@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import signal
+import urllib.parse
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -290,7 +291,7 @@ class _Session:
     def _options(self) -> Iterable[str]:
         yield "default_permissions"
         yield "subtype=fusefs"
-        yield "fsname=" + self._config.store.url.replace("\\", "\\\\").replace(",", "\\,")
+        yield "fsname=" + _in_ascii(self._config.store.url).replace("\\", "\\\\").replace(",", "\\,")
         if self._config.mount.read_only:
             yield "ro"
         if self._config.mount.allow_other:
@@ -407,6 +408,14 @@ class _Session:
 
     def _rescue(self) -> int:
         return rescue(self._publisher.pending_inodes(), self._cache.rescued)
+
+
+def _in_ascii(url: str) -> str:
+    """Return what the kernel is to show as the source of the mount: pyfuse3 can tell it nothing else than ASCII."""
+    return "".join(
+        character if character.isascii() else urllib.parse.quote(character, errors="surrogateescape")
+        for character in url
+    )
 
 
 def _is_cut_off(error: BaseException) -> bool:
