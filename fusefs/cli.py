@@ -44,6 +44,8 @@ _config_option: Final = click.option(
 @click.version_option(version("fusefs"), prog_name="fusefs")
 def main() -> None:
     """Mount an S3 bucket as a directory that a server can keep its data in."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: names may be any bytes
 
 
 @main.command()

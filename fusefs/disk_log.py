@@ -109,7 +109,7 @@ def _sync(path: Path) -> None:
 
 
 def _directory(config: Config) -> Path:
-    digest = hashlib.sha256(config.store.identity.encode()).hexdigest()
+    digest = hashlib.sha256(config.store.identity.encode(errors="surrogateescape")).hexdigest()
     return config.mount.cache_dir / "log" / digest[:16]
 
 

@@ -61,15 +61,17 @@ def test_mount_point_may_have_any_name(new_mount: NewMount, bucket: Bucket) -> N
     assert bucket.sizes() == {"a,b \u20ac": 1}
 
 
-@pytest.mark.parametrize("name", ["b\u00fccher \u20ac", "x\\y,ro", "x\ny"])
+@pytest.mark.parametrize("name", ["b\u00fccher \u20ac", "x\\y,ro", "x\ny", "caf\udce9"])
 def test_the_store_may_have_any_name(new_mount: NewMount, tmp_path: Path, name: str) -> None:
     """A directory, and a prefix as well. What is not ASCII in it is escaped as in URLs where the kernel shows it."""
     store = tmp_path / name
     store.mkdir()
-    mount = new_mount(f"file://{store}").mount()
+    mount = new_mount(f"file://{store}")
+    mount.environment["PYTHONIOENCODING"] = "utf-8:strict"
+    mount.mount()
     (mount.path / "file").write_bytes(b"x")
     [line] = [line for line in Path("/proc/mounts").read_text().splitlines() if str(mount.path) in line]
-    escaped = {"b\u00fccher \u20ac": "b%C3%BCcher\\040%E2%82%AC"}
+    escaped = {"b\u00fccher \u20ac": "b%C3%BCcher\\040%E2%82%AC", "caf\udce9": "caf%E9"}
     assert name not in escaped or line.split()[0] == f"file://{tmp_path}/{escaped[name]}"
     mount.umount()
     assert (store / "file").read_bytes() == b"x"
