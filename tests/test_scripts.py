@@ -162,7 +162,15 @@ def test_what_is_mounted_already_stays(machine: Machine) -> None:
     assert machine.calls() == []
 
 
-@pytest.mark.parametrize("arguments", [("s3://bucket",), ("--help",), ("--read-only", "s3://bucket", "/mnt")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("s3://bucket",),
+        ("--help",),
+        ("--read-only", "s3://bucket", "/mnt"),
+        ("s3://bucket", "--region", "eu-central-1"),
+    ],
+)
 def test_arguments_that_cannot_be_meant_are_refused(machine: Machine, arguments: tuple[str, ...]) -> None:
     ended = machine.run(*arguments)
     assert ended.returncode == 1
