@@ -22,6 +22,8 @@ _STUBS = {
     "id": 'cat "$STATE/user"',
     "sudo": "exit 1",
     "findmnt": 'cat "$STATE/mounted" 2>/dev/null',
+    # As the kernel: what it knows of a mount's root it tells without asking anybody.
+    "stat": '[ "$1" != --file-system ] || ! [ -e "$STATE/dead" ]',
     "python3": """
         [ "$1" = -m ] || exit 0
         mkdir -p "${@: -1}/bin"
@@ -159,6 +161,18 @@ def test_what_is_mounted_already_stays(machine: Machine) -> None:
     ended = machine.run()
     assert ended.returncode == 0
     assert ended.stdout.startswith(f"file:///srv/bucket is mounted on {machine.home}/fusefs already\n")
+    assert machine.calls() == []
+
+
+def test_a_mount_whose_process_is_gone_is_told_of(machine: Machine) -> None:
+    machine.run()
+    machine.calls()
+    machine.set("mounted", "file:///srv/bucket\n")
+    machine.set("dead", "")
+    ended = machine.run()
+    assert ended.returncode == 1
+    place = machine.home / "fusefs"
+    assert ended.stderr == f"run: {place} is a mount whose process is gone: fusermount3 -uz {place}\n"
     assert machine.calls() == []
 
 
