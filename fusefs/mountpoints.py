@@ -42,7 +42,7 @@ def check_mountpoint(path: Path) -> None:
         if os.path.ismount(path):
             check_alive(path)
             raise MountError(
-                f"{path} is busy: something is mounted there; unmount it with: fusefs umount {path}"
+                f"{path} is busy: something is mounted there; if it is of fusefs, unmount it with: fusefs umount {path}"
             )
         if any(path.iterdir()):
             raise MountError(f"{path} is not empty: give a directory with nothing in it")

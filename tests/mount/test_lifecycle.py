@@ -130,7 +130,9 @@ def _spoil_mount_point(mount: Mount, kind: str) -> str:
             return "not a directory"
         case "busy":
             mount.mount()
-            return "something is mounted there"
+            return (
+                f"something is mounted there; if it is of fusefs, unmount it with: fusefs umount {mount.path}"
+            )
         case _:
             mount.mount()
             os.kill(mount.pid, signal.SIGKILL)
