@@ -145,7 +145,8 @@ class _Patch:
         try:
             async with self._copies if is_copied else self._in_flight.hold(part.end - part.start):
                 task_status.started()
-                self._stored[part.number] = await self._store(part)
+                if not failures:  # or else each would wait for a store that is away as long as the first did
+                    self._stored[part.number] = await self._store(part)
         except Exception as error:  # of any kind: the nursery would make a group of it
             failures.append(error)
 

@@ -19,6 +19,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from backends.base import KIB, MIB, Capabilities, Limits, ObjectStorage
 from backends.errors import AccessDenied, StorageError, Unavailable, UploadNotFound
 from backends.intercepted import InterceptedStorage, Request, T, Verb
+from backends.retrying import RetryingStorage, RetryPolicy
 from fusefs import batch_contents, fetching, staged_bytes
 from fusefs.attribute_changes import AttributeChanges
 from fusefs.content import Content
@@ -476,6 +477,29 @@ async def test_an_upload_that_fails_is_aborted_and_made_again(
         await tree.filesystem.fsync(handle)
         assert (await stored(faulty))["file"] == bytes(4 * PART) + (BASE[4 * PART :] if based else b"")
         assert not await faulty.list_multipart_uploads()
+        await tree.close(handle)
+
+
+@pytest.mark.parametrize("based", [False, True], ids=["stream", "patch"])
+async def test_an_upload_of_many_parts_waits_for_a_store_that_is_away_once(
+    based: bool, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """And not for every few of its parts anew: whoever waits for it is told after `retry_timeout`."""
+    faulty = new_store()
+    storage = RetryingStorage(faulty, RetryPolicy(timeout_seconds=300))
+    async with open_tree(storage, tmp_path, tree_options()) as tree:
+        if based:
+            await storage.put("file", BASE)
+        handle = await (tree.open("file") if based else tree.create("file"))
+        faulty.fail(Unavailable, verb=Verb.UPLOAD_PART, times=math.inf)
+        for start in range(0, len(BASE), 2 * PART) if based else [0]:
+            await tree.write(handle, start, BASE[:PART] if based else BASE)
+        began = trio.current_time()
+        with pytest.raises(Unavailable):
+            await tree.filesystem.fsync(handle)
+        assert trio.current_time() - began <= 310
+        faulty.heal()
+        await tree.publish_all()
         await tree.close(handle)
 
 
