@@ -198,16 +198,17 @@ class Content:
         self._note_staged()
 
     def take(self, start: int, end: int) -> bytes:
-        """Return present bytes for an upload, and note that it has them.
+        """Return present bytes for an upload, and note that it has them: all of a range, with zeros beyond the end.
 
         Raises `DamagedCache` where the disk has damaged clean ones, which have to be fetched again then.
         """
-        is_whole = self.missing_are_zeros or self._staged.present.covers(start, min(end, self.size))
-        data = self.read_staged(start, end) if is_whole else None
+        present_end = min(end, self.size)
+        is_whole = self.missing_are_zeros or self._staged.present.covers(start, present_end)
+        data = self.read_staged(start, present_end) if is_whole else None
         if data is None:
             raise DamagedCache(f"staged bytes between {start} and {end} were damaged")
         self.unsent.remove(start, end)
-        return data
+        return data.ljust(end - start, b"\0")
 
     def staged(self, start: int, end: int) -> Iterator[tuple[Extent, bytes | None]]:
         """Yield a range of present bytes in pieces; None in the place of bytes is a piece of zeros."""

@@ -337,6 +337,29 @@ async def test_a_cut_during_a_fetch_stays_cut(small_parts: None, tmp_path: Path)
         assert await fetching.read(content, 0, FETCH) == BODY[:10] + bytes(FETCH - 10)
 
 
+@pytest.mark.parametrize("end", [2 * KIB + 600, 3 * KIB, 5 * KIB])
+async def test_what_an_upload_obtains_is_as_long_as_asked_for(
+    end: int, small_parts: None, tmp_path: Path
+) -> None:
+    """With zeros behind a cut that came during the fetch, also inside of a block."""
+    faulty = FaultyStorage(MemoryStorage())
+    async with open_sources(faulty, tmp_path) as sources, trio.open_nursery() as nursery:
+        content = await stored_content(sources)
+        obtained: list[bytes] = []
+
+        async def obtain() -> None:
+            obtained.append(await fetching.obtain(content, KIB, end))
+
+        gate = faulty.hold(Verb.GET_RANGE)
+        nursery.start_soon(obtain)
+        await gate.reached.wait()
+        cut = 2 * KIB + 500
+        content.truncate(cut)
+        gate.open()
+        await trio.testing.wait_all_tasks_blocked()
+        assert obtained == [BODY[KIB:cut] + bytes(end - cut)]
+
+
 async def test_a_file_that_was_cut_while_it_went_up_has_nothing_behind_its_end(
     small_parts: None, tmp_path: Path
 ) -> None:

@@ -862,6 +862,36 @@ async def test_a_file_that_changes_while_it_is_read_past_the_disk(
     assert obtained == [now[PART:] + bytes(6 * PART)]
 
 
+async def test_a_file_that_is_cut_while_its_end_is_fetched_and_grows_while_that_goes_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """The last part is as long as it was to be, or else nothing would send what it lacks, and the upload never end."""
+    faulty = FaultyStorage(SmallPartsStorage(capabilities=Capabilities(copy_part=False)))
+    write, size, cut = StageFile.write, 3 * PART + 3 * KIB, 3 * PART + 2 * KIB + 500
+    await faulty.put("file", BASE[:size])
+    async with open_tree(faulty, tmp_path, tree_options()) as tree, trio.open_nursery() as nursery:
+        handle = await tree.open("file")
+        number = (await tree.find("file")).number
+        await tree.write(handle, 0, NEW)
+        limit_disk(monkeypatch, tmp_path / "stage", 0)  # or else all of it would be staged before it goes up
+        beginning = faulty.hold(Verb.CREATE_MULTIPART)
+        nursery.start_soon(tree.filesystem.fsync, handle)
+        await beginning.reached.wait()
+        monkeypatch.setattr(StageFile, "write", write)
+        fetching_end, sending_end = faulty.hold(Verb.GET_RANGE, call=5), faulty.hold(Verb.UPLOAD_PART, call=4)
+        beginning.open()
+        await fetching_end.reached.wait()
+        await tree.filesystem.setattr(number, AttributeChanges(size=cut))
+        fetching_end.open()
+        await sending_end.reached.wait()
+        await tree.write(handle, cut, NEW[: size - cut])
+        sending_end.open()
+        with trio.fail_after(60):
+            await tree.filesystem.fsync(handle)
+        assert await stored(faulty) == {"file": NEW + BASE[KIB:cut] + NEW[: size - cut]}
+        await tree.close(handle)
+
+
 class _LateStorage(InterceptedStorage):
     """Holds the answers of one verb back, once that is set."""
 
