@@ -55,7 +55,11 @@ class Attempts:
         """
         inode.state.storing = None
         try:
-            await self._settle_doubts(inode)
+            try:
+                await self._settle_doubts(inode)
+            finally:
+                if isinstance(inode, File):
+                    inode.content.note_looked(is_in_doubt=bool(inode.state.in_doubt))
             if target is not None:
                 await self._publish(inode, target)
         except MovedMeanwhile:

@@ -38,6 +38,7 @@ from typing import Any, Protocol
 import trio
 
 from backends.base import Data, ObjectStorage
+from backends.errors import StorageError
 from fusefs.errors import DamagedCache
 from fusefs.extents import Extent, ExtentSet
 from fusefs.kept_content import KeptContent
@@ -110,9 +111,11 @@ class Content:
         self.is_referred = False
         #: Set while a stream sends parts as the file grows.
         self.flush: Flush | None = None
-        #: While writers have to wait, and while the base is being replaced: an event takes 272 bytes.
+        #: While writers have to wait, and while the base is, or may be, being replaced: an event takes 272 bytes.
         self._writable: trio.Event | None = None
         self._replaced: trio.Event | None = None
+        #: Whether the base may have been replaced by a request that had no answer.
+        self.is_in_doubt = False
         self._pins = 0
         #: Ranges that are being read.
         self._in_use: list[Extent] = []
@@ -297,14 +300,26 @@ class Content:
     def being_replaced(self) -> Iterator[None]:
         """Say that the block puts another version in the place of the base, and notes it.
 
-        The store has it before we know: a read that finds the base gone in between waits for the end of the block.
+        The store has it before we know: a read that finds the base gone in between waits for the end of the block, and,
+        where that is in doubt, until somebody has looked (`note_looked`).
         """
         replaced = self._replaced = trio.Event()
         try:
             yield
+        except StorageError as error:
+            self.is_in_doubt = error.is_in_doubt
+            raise
         finally:
-            self._replaced = None
-            replaced.set()
+            if not self.is_in_doubt:
+                self._replaced = None
+                replaced.set()
+
+    def note_looked(self, *, is_in_doubt: bool) -> None:
+        """Note that it was looked whether the base was replaced, and whether that is not known even so."""
+        if self._replaced is not None:
+            self._replaced.set()
+        self._replaced = trio.Event() if is_in_doubt else None
+        self.is_in_doubt = is_in_doubt
 
     def evict(self, wanted: int) -> None:
         """Give back the disk space of bytes that the base has; they are fetched again when they are read.
@@ -376,7 +391,10 @@ class Content:
             await self._writable.wait()
 
     async def wait_replaced(self) -> None:
-        """Return when no block of `being_replaced` is under way that was when this was called."""
+        """Return when no block of `being_replaced` is under way, or in doubt, that was when this was called.
+
+        It `is_in_doubt` still where nobody could find out.
+        """
         if self._replaced is not None:
             await self._replaced.wait()
 

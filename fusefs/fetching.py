@@ -22,12 +22,15 @@ from backends.base import MIB, Data
 from backends.errors import NotFound, PreconditionFailed, RangeNotSatisfiable
 from fusefs.block_checksums import enclosing
 from fusefs.content import Claim, Content, Version
-from fusefs.errors import DamagedCache, StaleFile
+from fusefs.errors import DamagedCache, StaleFile, UploadFailed
 from fusefs.extents import Extent, ExtentSet
 from fusefs.prefetch import SequentialDetector
 
 FETCH_SIZE: Final = 4 * MIB
 """Bytes of one ranged GET: long enough to be limited by the network and not by the request, and many fit a window."""
+
+_GONE: Final = (NotFound, PreconditionFailed, RangeNotSatisfiable)
+"""What the store says where it has another version, or none."""
 
 DAMAGED_READS: Final = 3
 """How often one read fetches again what the local disk has damaged, before it is an error."""
@@ -149,8 +152,12 @@ async def _read_past_stage(content: Content, offset: int, end: int) -> bytes:
             base, fetched = content.base, ExtentSet()
         piece = _first_missing(content, offset, end, fetched)
         if piece is not None:
-            async with content.sources.fetch_limiter:
-                found = await _get(content, piece.start, piece.end, base)
+            try:
+                async with content.sources.fetch_limiter:
+                    found = await _get(content, piece.start, piece.end, base)
+            except _GONE as error:
+                await _wait_for_successor(content, base, error)
+                continue
             data.seek(piece.start - offset)
             data.write(found)
             fetched.add(*piece)
@@ -187,17 +194,27 @@ async def _carry_out(
 ) -> None:
     """Fetch and stage one claimed range; a failure is noted, so that a nursery has no group of them to raise."""
     try:
-        async with limiter or content.sources.fetch_limiter:
-            if failures:
-                return  # whoever has asked for this range gets that error
-            base = content.base
-            data = await _get(content, claim.start, claim.end, base)
-        if content.base == base:  # or else these bytes may be older than what was published meanwhile
-            content.store_fetched(claim.start, data)
+        await _bring(content, claim, failures, limiter or content.sources.fetch_limiter)
     except Exception as error:  # of any kind: nothing may end the nursery of the whole mount
         failures.append(error)
     finally:
         content.release(claim)
+
+
+async def _bring(
+    content: Content, claim: Claim, failures: list[Exception], limiter: AbstractAsyncContextManager[None]
+) -> None:
+    try:
+        async with limiter:
+            if failures:
+                return  # whoever has asked for this range gets that error
+            base = content.base
+            data = await _get(content, claim.start, claim.end, base)
+    except _GONE as error:
+        await _wait_for_successor(content, base, error)  # while others have their turn: it may take long
+        return
+    if content.base == base:  # or else these bytes may be older than what was published meanwhile
+        content.store_fetched(claim.start, data)
 
 
 async def _get(content: Content, start: int, end: int, base: Version | None) -> Data:
@@ -205,13 +222,20 @@ async def _get(content: Content, start: int, end: int, base: Version | None) -> 
     end = min(end, content.base_limit)
     if base is None or end <= start:
         return b""  # let go of, or cut, while the fetch waited for its turn
-    try:
-        # A whole object is asked for as such: S3 has checksums of objects, not of ranges.
-        length = None if (start, end) == (0, base.size) else end - start
-        result = await content.sources.storage.get_range(base.key, start, length, if_match=base.etag)
-    except (NotFound, PreconditionFailed, RangeNotSatisfiable) as error:
-        await content.wait_replaced()
-        if content.base != base:
-            return b""  # published or moved meanwhile; whoever still misses bytes asks for them again
-        raise StaleFile(f"{base.key!r} was changed in the bucket while it was open") from error
-    return result.body
+    # A whole object is asked for as such: S3 has checksums of objects, not of ranges.
+    length = None if (start, end) == (0, base.size) else end - start
+    return (await content.sources.storage.get_range(base.key, start, length, if_match=base.etag)).body
+
+
+async def _wait_for_successor(content: Content, base: Version | None, error: Exception) -> None:
+    """Return when `base`, which is not in the bucket any more, has got a successor: published or moved meanwhile.
+
+    Whoever still misses bytes asks for them again. Raises `StaleFile` where it is somebody else's doing.
+    """
+    await content.wait_replaced()
+    if content.base != base:
+        return
+    key = base.key if base is not None else ""
+    if content.is_in_doubt:
+        raise UploadFailed(f"whether {key!r} was replaced by our own upload is not known") from error
+    raise StaleFile(f"{key!r} was changed in the bucket while it was open") from error

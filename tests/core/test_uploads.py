@@ -23,9 +23,10 @@ from backends.retrying import RetryingStorage, RetryPolicy
 from fusefs import batch_contents, fetching, staged_bytes
 from fusefs.attribute_changes import AttributeChanges
 from fusefs.content import Content
-from fusefs.errors import StaleFile
+from fusefs.errors import FilesystemError, StaleFile, UploadFailed
 from fusefs.journal_format import JOURNAL_PREFIX
 from fusefs.object_writer import CONFLICTS_PREFIX
+from fusefs.publish_queue import RETRY_SECONDS
 from fusefs.publisher import PublishOptions
 from fusefs.stage import StageFile
 from fusefs.uploads import RESTARTS
@@ -962,6 +963,99 @@ async def test_a_read_while_the_store_has_our_new_version_and_we_do_not_know(
         await wait_all_tasks_blocked()
         assert read == [BASE[size - 10 : size]]
         await tree.close(handle)
+
+
+@asynccontextmanager
+async def with_read_in_doubt(
+    faulty: FaultyStorage, directory: Path, size: int, read: list[bytes | Exception]
+) -> AsyncIterator[tuple[Tree, int]]:
+    """A tree whose file has become our new version without an answer, with a read of what only the old one told."""
+    await faulty.put("file", BASE[:size])
+    async with open_tree(faulty, directory, tree_options()) as tree, trio.open_nursery() as nursery:
+        handle = await tree.open("file")
+        await tree.write(handle, 0, NEW)
+        for verb in (Verb.PUT, Verb.COMPLETE):
+            faulty.fail(Unavailable, verb=verb, key="file", answer_lost=True)
+        with pytest.raises(Unavailable):
+            await tree.filesystem.fsync(handle)
+        faulty.heal()
+        tree.sources.budget.give_back_all()
+
+        async def read_end() -> None:
+            try:
+                read.append(await tree.filesystem.read(handle, size - 10, 10))
+            except FilesystemError as error:
+                read.append(error)
+
+        nursery.start_soon(read_end)
+        await trio.sleep(5)
+        assert read == []
+        yield tree, handle
+        await tree.filesystem.release(handle)
+
+
+@pytest.mark.parametrize("size", [PART - 100, 30 * PART])
+async def test_a_read_while_nobody_knows_whether_our_new_version_is_there(
+    size: int, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Not even after `retry_timeout`: it waits until that is known, for what has changed is nobody else's doing."""
+    faulty, read = new_store(), list[bytes | Exception]()
+    async with with_read_in_doubt(faulty, tmp_path, size, read):
+        await trio.sleep(RETRY_SECONDS)
+        assert read == [BASE[size - 10 : size]]
+    assert await stored(faulty) == {"file": NEW + BASE[KIB:size]}
+
+
+async def test_a_read_when_it_could_not_be_found_out_whether_our_new_version_is_there(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """It fails as in any outage; the next one succeeds, if the store answers before it ends."""
+    faulty, read = new_store(), list[bytes | Exception]()
+    async with with_read_in_doubt(faulty, tmp_path, 30 * PART, read) as (tree, handle):
+        faulty.fail(AccessDenied, verb=Verb.HEAD, key="file")
+        await trio.sleep(RETRY_SECONDS)
+        assert [type(each) for each in read] == [UploadFailed]
+        assert await tree.filesystem.read(handle, 30 * PART - 10, 10) == BASE[30 * PART - 10 : 30 * PART]
+
+
+async def test_a_read_while_nobody_knew_and_it_was_somebody_else(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    faulty, read = new_store(), list[bytes | Exception]()
+    async with with_read_in_doubt(faulty, tmp_path, 30 * PART, read):
+        await faulty.put("file", b"theirs")
+        await trio.sleep(RETRY_SECONDS)
+        assert [type(each) for each in read] == [StaleFile]
+
+
+async def test_a_read_of_what_is_removed_while_nobody_knows(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    faulty, read = new_store(), list[bytes | Exception]()
+    async with with_read_in_doubt(faulty, tmp_path, 30 * PART, read) as (tree, handle):
+        faulty.fail(AccessDenied, verb=Verb.HEAD, key="file", times=math.inf)
+        await tree.unlink("file")
+        await trio.sleep(RETRY_SECONDS)
+        assert [type(each) for each in read] == [UploadFailed]
+        faulty.heal()
+        assert await tree.filesystem.read(handle, 20 * PART, 10) == BASE[20 * PART :][:10]
+
+
+async def test_reads_that_wait_for_what_nobody_knows_keep_no_others_from_the_store(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    faulty, read = new_store(), list[bytes | Exception]()
+    await faulty.put("other", BASE)
+    async with (
+        with_read_in_doubt(faulty, tmp_path, 30 * PART, read) as (tree, handle),
+        trio.open_nursery() as nursery,
+    ):
+        for number in range(10):
+            nursery.start_soon(tree.filesystem.read, handle, (5 + number) * PART, 10)
+        await wait_all_tasks_blocked()
+        began = trio.current_time()
+        assert await tree.read_file("other") == BASE
+        assert trio.current_time() == began
 
 
 async def test_what_is_nowhere_any_more_is_zeros(
