@@ -458,11 +458,13 @@ class Content:
         """Stage fetched bytes of the base; where the disk is full, let other contents give theirs back first."""
         try:
             self._store_fetched(start, data)
+            return
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            self.sources.budget.make_room(keep=self, goal_bytes=0)
-            self._store_fetched(start, data)
+        # Not in there: the next failure would keep this one, and what its frames have, as its context.
+        self.sources.budget.make_room(keep=self, goal_bytes=0)
+        self._store_fetched(start, data)
 
     def _store_fetched(self, start: int, data: Data) -> None:
         self._staged.store(start, data, size=self.size, replaceable=self.base_limit)

@@ -88,7 +88,10 @@ async def fetch(content: Content, start: int, end: int) -> None:
                 for claim in content.claim(start, end, FETCH_SIZE):
                     nursery.start_soon(_carry_out, content, claim, failures)
             if failures:
-                raise failures[0]
+                try:
+                    raise failures[0]
+                finally:
+                    failures.clear()  # or else they and their frames, with bytes of files, are a cycle
             while (claim_of_another := content.claimed_in(start, end)) is not None:
                 await claim_of_another.done.wait()
             if content.has_staged(start, end):
@@ -195,6 +198,8 @@ async def _carry_out(
     """Fetch and stage one claimed range; a failure is noted, so that a nursery has no group of them to raise."""
     try:
         await _bring(content, claim, failures, limiter or content.sources.fetch_limiter)
+    except OSError as error:  # which says all, and whose frames would keep what was fetched in memory
+        failures.append(error.with_traceback(None))
     except Exception as error:  # of any kind: nothing may end the nursery of the whole mount
         failures.append(error)
     finally:

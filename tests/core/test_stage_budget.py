@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import math
 import os
 from collections.abc import Awaitable, Callable, Iterator
@@ -520,6 +521,33 @@ async def test_a_full_disk_does_not_keep_files_from_being_read(
         await tree.close(written)
         await tree.publish_all()
     assert await stored(storage) == {"large": body, "dirty": b"dirty" * 1000}
+
+
+async def test_what_a_full_disk_refuses_is_not_kept_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """Of reads, uploads and writes: no error that was made good is kept, with all that its frames have."""
+    storage = MemoryStorage()
+    await storage.put("large", os.urandom(8 * MIB))
+    limit_disk(monkeypatch, tmp_path / "stage", 1 * MIB)
+    async with open_tree(storage, tmp_path) as tree:
+        reader = await tree.open("large", os.O_RDONLY)
+        writer = await tree.create("written")
+        gc.collect()
+        gc.disable()
+        try:
+            for start in range(0, 8 * MIB, MIB):
+                await tree.filesystem.read(reader, start, MIB)
+                await tree.filesystem.write(writer, start, os.urandom(MIB))
+            await tree.publish_all()
+            refused = [
+                each for each in gc.get_objects() if isinstance(each, OSError) and each.errno == errno.ENOSPC
+            ]
+        finally:
+            gc.enable()
+        assert refused == []
+        await tree.close(reader)
+        await tree.close(writer)
 
 
 async def test_what_is_read_on_a_full_disk_takes_the_place_of_what_was_read_before(
