@@ -142,7 +142,8 @@ class Machine:
         content = self.content
         before = content._staged.file.allocated
         content.evict(wanted)
-        if content.base and not content._pins and content._staged.file.allocated > before - wanted:
+        is_kept = content._pins or content._in_use  # by a read that has not returned
+        if content.base and not is_kept and content._staged.file.allocated > before - wanted:
             assert content.present == content.dirty
 
     async def damage(self, offset: int) -> None:
