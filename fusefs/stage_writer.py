@@ -54,9 +54,7 @@ class StageWriter:
             except OSError as error:
                 if error.errno != errno.ENOSPC or attempt == FULL_DISK_ATTEMPTS:
                     raise
-                full = error.with_traceback(
-                    None
-                )  # whose frames, with bytes of files, would be a cycle with it
+                full = error.with_traceback(None)  # its frames, with bytes of files, would be a cycle with it
             if not self._budget.make_room(goal_bytes=0):
                 await self._publish_or_raise(full)
 
