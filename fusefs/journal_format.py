@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -59,6 +58,9 @@ _CHECKSUM: Final = struct.Struct(">I")
 
 SEAL_SIZES: Final = (_HEADER.size + _CHECKSUM.size, _EARLIER_HEADER.size + _CHECKSUM.size)
 """Bytes of a batch without records, which a seal is: of this version, and of earlier ones."""
+
+_ESCAPED: Final = "surrogateescape"
+"""How bytes of names are kept that are not UTF-8, whatever the locale of the mount is: other hosts have others."""
 
 _BATCH_KEY: Final = re.compile(re.escape(JOURNAL_PREFIX) + r"([0-9a-f]{16})/([0-9a-f]{16})")
 
@@ -315,7 +317,7 @@ def _describe_inode(record: InodeRecord) -> dict[str, Any]:
     described: dict[str, Any] = {
         "inode": record.log_id,
         "number": record.number,
-        "path": None if record.path is None else [os.fsdecode(name) for name in record.path],
+        "path": None if record.path is None else [name.decode("utf-8", _ESCAPED) for name in record.path],
         "metadata": dict(record.metadata),
     }
     if record.version is not None:
@@ -368,7 +370,7 @@ def _read_record(described: Mapping[str, Any], data: memoryview) -> Record:
     return InodeRecord(
         log_id=str(described["inode"]),
         number=int(described["number"]),
-        path=None if path is None else tuple(os.fsencode(name) for name in path),
+        path=None if path is None else tuple(name.encode("utf-8", _ESCAPED) for name in path),
         metadata={str(name): str(value) for name, value in described["metadata"].items()},
         version=None if version is None else _read_version(version),
         target=None if target is None else base64.b64decode(target, validate=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import Final
 
@@ -229,3 +230,14 @@ def test_a_later_version_is_not_read() -> None:
         DamagedBatch, match=r"its format is 4, .*; the version that has written it can read it"
     ):
         decode(WORKED_EXAMPLE.replace(b"FUSEFSJ3", b"FUSEFSJ4"), Position(2, 7))
+
+
+def test_names_are_the_same_whatever_the_locale_of_a_mount_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another host, of another locale, has to find the files under their names."""
+    record = InodeRecord(log_id="1-1", number=2, path=("é".encode(), b"caf\xe9"), metadata={})
+    batch = Batch(position=Position(1, 1), cutoff=Position(1, 1), records=(record,))
+    data = encode(batch)
+    monkeypatch.setattr(os, "fsdecode", lambda name: name.decode("latin-1"))
+    monkeypatch.setattr(os, "fsencode", lambda name: name.encode("latin-1"))
+    assert encode(batch) == data
+    assert decode(data, batch.position) == batch
