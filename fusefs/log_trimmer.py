@@ -71,10 +71,14 @@ class LogTrimmer:
 
     async def note_cutoff(self, sequence: int, cutoff: Position) -> None:
         """Have the log trimmed to `cutoff` when the batch that names it is in the store. Raises nothing."""
-        try:
-            await self._journal.acknowledged(sequence)
-        except Exception:
-            return  # a later batch will name a cutoff, too; who waits for this one has the error
+        while True:
+            try:
+                await self._journal.acknowledged(sequence)
+                break
+            except LeaseLost:
+                return
+            except Exception:
+                continue  # it is tried again; who waits for it has the error
         self._lease.acknowledged(sequence)
         if cutoff > self._cutoff:
             self._cutoff = cutoff

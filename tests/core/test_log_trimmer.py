@@ -15,8 +15,8 @@ from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs.attributes import fresh
 from fusefs.inodes import ROOT_NUMBER, Directory, Inode
-from fusefs.journal import Journal
-from fusefs.journal_format import Position, StoredVersion
+from fusefs.journal import RETRY_SECONDS, Journal
+from fusefs.journal_format import Position, StoredVersion, batch_key
 from fusefs.lease import NoLease
 from fusefs.log_needs import LogNeeds
 from fusefs.log_trimmer import IDLE_SECONDS, TRIM_BATCHES, TRIM_RETRY_SECONDS, LogTrimmer
@@ -159,10 +159,25 @@ async def test_what_cannot_be_deleted_is_tried_again(autojump_clock: MockClock) 
         assert await log.count() == 1
 
 
-async def test_a_batch_that_does_not_arrive_says_nothing(autojump_clock: MockClock) -> None:
-    async with open_log() as log:
+async def test_a_batch_says_what_it_does_when_it_arrives(autojump_clock: MockClock) -> None:
+    """Not before, and however often that has failed: there may be no later one for long."""
+    async with open_log() as log, trio.open_nursery() as nursery:
         await log.append(log.position(1))
         log.faulty.fail(Unavailable, verb=Verb.PUT, times=math.inf)
+        nursery.start_soon(log.append, log.position(2))
+        await trio.sleep(10 * RETRY_SECONDS)
+        assert log.trimmer.cutoff == log.position(1)
+        assert log.lease.told == [(1, True)]
+        log.faulty.heal()
+        await trio.sleep(2 * RETRY_SECONDS)
+        assert log.trimmer.cutoff == log.position(2)
+        assert log.lease.told == [(1, True), (2, True)]
+
+
+async def test_a_batch_in_the_place_of_which_is_another_says_nothing(autojump_clock: MockClock) -> None:
+    async with open_log() as log:
+        await log.append(log.position(1))
+        await log.bucket.put(batch_key(log.position(2)), b"somebody else's")
         await log.append(log.position(2))
         assert log.trimmer.cutoff == log.position(1)
         assert log.lease.told == [(1, True)]
