@@ -342,6 +342,16 @@ class Directory(Inode):
         self.listed_at = None
         self.distrusted += 1
 
+    def veil(self, name: bytes) -> bool:
+        """Make room for a directory: give what has its name that of a file beside it; return whether there is such."""
+        beside = name_of_file_beside(segment_of(name))
+        if beside is None:
+            return False
+        child = self.children[name]
+        self.detach(name)
+        self.attach(beside, child)
+        return True
+
     def unveil(self, name: bytes) -> Child | None:
         """Give the file beside a directory that is gone its own name, if there is such a file, and return it."""
         beside = name_of_file_beside(segment_of(name))

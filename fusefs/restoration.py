@@ -89,6 +89,8 @@ class Restoration:
                 with suppress(NoSuchEntry, InvalidKey):
                     child = await self._namespace.lookup(directory, name)
             if not isinstance(child, Directory):
+                if name in directory.children:
+                    directory.veil(name)  # somebody else has put it where ours is to be
                 child = self._namespace.new_prefix()
                 directory.attach(name, child)
                 self._inodes.add(child)

@@ -368,3 +368,32 @@ async def test_a_crash_after_its_directory_has_gone(
         assert await text(tree, "x") == b"changed"
         await tree.publish_all()
         assert await tree.names() == names
+
+
+@pytest.mark.parametrize("kind", ["file", "two names"])
+async def test_a_crash_before_others_put_an_object_where_a_directory_was(
+    kind: str, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """What the log has is below the directory again, and theirs is beside that, as in any other mount."""
+    storage = await filled("d/a")
+    options = TreeOptions(logged=True)
+    async with open_tree(storage, tmp_path / "1", options) as tree:
+        await tree.write_file("d/new", b"ours")
+        await tree.log.commit()
+    await storage.delete("d/a")
+    await storage.put("d", b"theirs")
+    if kind == "two names":
+        async with open_tree(storage, tmp_path / "others", TreeOptions()) as others:
+            await others.link("d", "linked")
+            await others.publish_all()
+    links = ["linked"] * (kind == "two names")
+    for number in (2, 3):
+        async with open_tree(storage, tmp_path / f"{number}", options) as tree:
+            assert await tree.names() == ["%file-d", "d", *links]
+            assert await text(tree, "%file-d") == b"theirs"
+            assert await tree.read_file("d/new") == b"ours"
+            assert (await tree.find("%file-d")).link_count == 1 + len(links)
+            await tree.publish_all()
+            assert (await stored(storage))["d/new"] == b"ours"
+            assert (await stored(storage))["d"] == b"theirs"
+            assert await tree.names() == ["%file-d", "d", *links]
