@@ -107,6 +107,7 @@ class Namespace:
             placement,
             publisher,
             max_key_length=self._max_key_length,
+            max_age_seconds=options.revalidate_seconds if options.shared else math.inf,
         )
         self._entries = EntryChanges(inodes, self._changes, self._merger, self._renamed)
 

@@ -42,23 +42,26 @@ class RenamedDirectories:
         publisher: Publisher,
         *,
         max_key_length: int,
+        max_age_seconds: float,
     ) -> None:
+        """`max_age_seconds`: of listings from which it is known, before a rename, what is below a directory."""
         self._spawn = spawn
         self._subtrees = subtrees
         self._placement = placement
         self._publisher = publisher
         self._changes = publisher.changes
         self._max_key_length = max_key_length
+        self._max_age_seconds = max_age_seconds
         self._finding: set[Directory] = set()
 
     def can_be_moved(self, inode: Inode, new_prefix: str) -> bool:
         """Return whether an inode may have another name now; `new_prefix` is that of what will be below it."""
-        return not self._to_be_known(inode, new_prefix)
+        return all(map(is_known_below, self._to_be_known(inode, new_prefix)))
 
     async def prepare(self, inode: Inode, new_prefix: str) -> None:
         """Find out what has to be known before an inode may have another name. Raises what the store raises."""
         for directory in self._to_be_known(inode, new_prefix):
-            await self._subtrees.find_all(directory)
+            await self._subtrees.find_all(directory, max_age_seconds=self._max_age_seconds)
 
     def moved(self, directory: Directory, source: str) -> None:
         """Note that a directory has another name; `source` is where it was to be listed before."""
@@ -76,7 +79,7 @@ class RenamedDirectories:
             self._spawn(self._find, directory)
 
     def _to_be_known(self, inode: Inode, new_prefix: str) -> list[Directory]:
-        """Return the directories, the inode or below it, that cannot be moved before everything below them is known.
+        """Return the directories, the inode or below it, that cannot be moved unless everything below them is known.
 
         Without a log, which says where objects are, that is so for all; and for those below which a key may become
         too long, or whose name in the bucket is still the source of another one.
@@ -84,9 +87,7 @@ class RenamedDirectories:
         if not isinstance(inode, Directory):
             return []
         parts = [inode, *(part for part in self._placement.moving if inode in part.above())]
-        return [
-            part for part in parts if not (self._can_follow(part, inode, new_prefix) or is_known_below(part))
-        ]
+        return [part for part in parts if not self._can_follow(part, inode, new_prefix)]
 
     def _can_follow(self, part: Directory, moved: Directory, new_prefix: str) -> bool:
         old = part.bucket_prefix

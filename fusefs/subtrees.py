@@ -5,6 +5,7 @@ A directory below that has a source moves by itself (`renamed_directories`), and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Final
 
@@ -27,8 +28,8 @@ class Subtrees:
         self._resolver = resolver
         self._names = names
 
-    async def find_all(self, directory: Directory) -> None:
-        """Make inodes of all entries below. Raises what the store raises."""
+    async def find_all(self, directory: Directory, *, max_age_seconds: float = math.inf) -> None:
+        """Make inodes of all entries below, as of listings that are no older. Raises what the store raises."""
         failures: list[Exception] = []
         waiting = [directory]
 
@@ -36,7 +37,7 @@ class Subtrees:
             while waiting and not failures:
                 within = waiting.pop()
                 try:
-                    await self._find_within(within)
+                    await self._find_within(within, max_age_seconds)
                 except Exception as error:  # of any kind: the nursery would make a group of it
                     failures.append(error)
                     return
@@ -49,8 +50,8 @@ class Subtrees:
         for failure in failures:
             raise failure
 
-    async def _find_within(self, directory: Directory) -> None:
-        await self._listings.ensure_listed(directory)
+    async def _find_within(self, directory: Directory, max_age_seconds: float) -> None:
+        await self._listings.ensure_listed(directory, max_age_seconds=max_age_seconds)
         await self._resolver.resolve_many(directory, list(directory.children))
         for child in list(directory.inodes()):
             await self._names.join(child)

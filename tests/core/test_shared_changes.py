@@ -18,7 +18,7 @@ from fusefs.attributes import to_metadata
 from fusefs.errors import NoSuchEntry, NoSuchInode, StaleFile
 from fusefs.filesystem import RENAME_EXCHANGE, FilesystemOptions
 from fusefs.inodes import File
-from tests.core.tree import CALLER, TreeOptions, open_tree
+from tests.core.tree import CALLER, TreeOptions, open_tree, stored
 from tests.support.faulty import FaultyStorage
 
 SHARED = TreeOptions(filesystem=FilesystemOptions(shared=True), revalidate_seconds=1.0)
@@ -190,3 +190,39 @@ async def test_times_in_the_future_that_a_change_inside_has_replaced(
             assert await tree.names("d") == ["f"]
             assert await tree.find("d") is directory
             assert directory.attributes == moved
+
+
+@pytest.mark.parametrize("exchange", [False, True])
+async def test_a_rename_takes_along_what_others_have_done_below(
+    exchange: bool, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """It is as old as the interval: nothing of it stays under the old name, or is taken for what it was before."""
+    storage = MemoryStorage()
+    for key in ("d/changed", "d/below/gone", "d/below/same", "other/x"):
+        await storage.put(key, b"before")
+    async with open_tree(storage, tmp_path, SHARED) as tree:
+        for path in ("d/changed", "d/below/gone", "d/below/same"):
+            await tree.find(path)
+        await storage.put("d/changed", b"after")
+        await storage.put("d/new", b"new")
+        await storage.put("d/below/late/new", b"new")
+        await storage.delete("d/below/gone")
+        await trio.sleep(INTERVAL)
+        if exchange:
+            await tree.rename("other", "d", RENAME_EXCHANGE)
+        else:
+            await tree.rename("d", "other/moved")
+        moved = "other" if exchange else "other/moved"
+        assert await tree.names(moved) == ["below", "changed", "new"]
+        assert await tree.read_file(f"{moved}/changed") == b"after"
+        await tree.publish_all()
+        objects = await stored(storage)
+    below = {key.removeprefix(f"{moved}/"): data for key, data in objects.items() if not key.endswith("/")}
+    assert {key: data for key, data in below.items() if key not in objects} == {
+        "below/late/new": b"new",
+        "below/same": b"before",
+        "changed": b"after",
+        "new": b"new",
+    }
+    old = {key for key in objects if key.startswith("d/")}
+    assert old == ({"d/", "d/x"} if exchange else set())
