@@ -1,8 +1,10 @@
 """Puts what a recovery has found into the tree, before anybody sees it.
 
 First of all it is said what is where: a listing does not show what the log knows under another name, or not at all
-any more, and what is below a directory that has a source is found there. Then parents come before children. A
-directory that the log does not tell of is in the bucket, and is looked up there; if there is none, because everything
+any more, and what is below a directory that has a source is found there. Then parents come before children, and all in
+a directory before anything below it: for that the directory is listed, and the index adds to what is there.
+
+A directory that the log does not tell of is in the bucket, and is looked up there; if there is none, because everything
 below it is still on its way, or gone, it is made. Where a listing cannot tell, since something is on its way out of a
 directory, the recovery has looked whether that has anything else.
 """
@@ -65,7 +67,7 @@ class Restoration:
             **dict.fromkeys(recovered.directories),
             **{found.path: found for found in recovered.inodes},
         }
-        for path, entry in sorted(entries.items(), key=lambda item: item[0]):
+        for path, entry in sorted(entries.items(), key=lambda item: (len(item[0]), item[0])):
             directory = await self._directory(path[:-1])
             if entry is not None:
                 self._enter(entry, directory, recovered)

@@ -108,3 +108,28 @@ async def test_what_a_dead_mount_has_left(death: Death, autojump_clock: MockCloc
             nursery.cancel_scope.cancel()
         expected = await seen(storage, place / "without", WITHOUT)
         assert await seen(storage, place / "with", LOOKING) == expected, f"call {call}"
+
+
+async def test_numbers_of_directories_beside_and_above_what_the_log_has(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """The index has them, and a listing does not show those in which something is recovered."""
+    storage = MemoryStorage()
+    options = replace(INDEXED, logged=True)
+    directories = ["a", "a/b", "a/b/c", "d", "d/b", "d/b/c", "e"]
+    paths = [*directories, *(f"{directory}/x" for directory in directories)]
+    async with open_tree(storage, tmp_path / "1", options) as tree:
+        for path in paths:
+            await (tree.mkdir(path) if path in directories else tree.write_file(path, b"old"))
+        await tree.publish_all()
+        await trio.sleep(60)
+        await tree.end()
+        numbers = {path: (await tree.find(path)).number for path in paths}
+    async with open_tree(storage, tmp_path / "2", options) as tree:
+        for path in ("a/x", "a/b/c/x", "d/b/c/x", "e/x"):
+            await tree.write_file(path, b"new")
+        await tree.unlink("d/x")
+        await tree.log.commit()
+    del numbers["d/x"]
+    async with open_tree(storage, tmp_path / "3", replace(options, follows_crash=True)) as tree:
+        assert {path: (await tree.find(path)).number for path in numbers} == numbers
