@@ -181,3 +181,15 @@ async def test_a_batch_in_the_place_of_which_is_another_says_nothing(autojump_cl
         await log.append(log.position(2))
         assert log.trimmer.cutoff == log.position(1)
         assert log.lease.told == [(1, True)]
+
+
+async def test_a_last_word_goes_when_there_are_later_batches(autojump_clock: MockClock) -> None:
+    """Or a mount that has something to tell now and then would leave one each time."""
+    async with open_log() as log:
+        log.trimmer.restored()
+        for _ in range(3):
+            await log.append(Position(log.lease.epoch, log.journal.last_sequence + 1))
+            log.trimmer.look_for_end()
+            await trio.sleep(60)
+            assert log.is_empty()
+            assert await log.count() == 1
