@@ -196,13 +196,19 @@ async def test_what_the_lease_tells_of_is_missed(
     assert len((await find(storage, told)).positions) == found.readable
 
 
-async def test_a_batch_that_arrives_while_it_is_looked_for() -> None:
+RECORDS: Final = (LeftoverRecord(StoredVersion("key", "etag", 1)),)
+
+
+@pytest.mark.parametrize("records", [(), RECORDS], ids=["tell of nothing", "tell of something"])
+async def test_a_batch_that_arrives_while_it_is_looked_for(records: tuple[LeftoverRecord, ...]) -> None:
     """A listing that was made in part before it came, and in part after, is none of a log from which it was removed."""
     storage = MemoryStorage()
     for number, acknowledged in ((1, 0), (3, 2)):
-        batch = Batch(position=Position(1, number), cutoff=Position(1, 1), acknowledged=acknowledged)
+        batch = Batch(
+            position=Position(1, number), cutoff=Position(1, 1), acknowledged=acknowledged, records=records
+        )
         await storage.put(batch_key(batch.position), encode(batch))
-    late = Batch(position=Position(1, 2), cutoff=Position(1, 1), acknowledged=1)
+    late = Batch(position=Position(1, 2), cutoff=Position(1, 1), acknowledged=1, records=records)
 
     faulty = FaultyStorage(storage)
     gate = faulty.hold(Verb.GET_RANGE)
@@ -217,6 +223,22 @@ async def test_a_batch_that_arrives_while_it_is_looked_for() -> None:
         await storage.put(batch_key(late.position), encode(late), mode=CREATE_ONLY)
         gate.open()
     assert [position.sequence for position in found[0].positions] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("there", [[], [1, 2]], ids=["nothing", "an older state"])
+async def test_a_log_of_which_the_lease_says_that_nothing_is_needed(there: list[int]) -> None:
+    """Nobody misses it. But what was needed once, and is there with nothing that says otherwise, is no log."""
+    batches = {
+        number: Batch(position=Position(EPOCH, number), cutoff=Position(EPOCH, 1), records=RECORDS)
+        for number in there
+    }
+    storage = await storage_of(batches)
+    told = LogEnd(EPOCH, 4, is_needed=False)
+    if there:
+        with pytest.raises(BatchRemoved, match="somebody has removed it"):
+            await find(storage, told)
+    else:
+        assert (await find(storage, told)).positions == []
 
 
 async def commit_thrice(storage: MemoryStorage, directory: Path) -> None:
