@@ -69,11 +69,13 @@ def reluctant(monkeypatch: pytest.MonkeyPatch, rng: Random) -> None:
     """Let it take its time, and fail now and then, to find out what is below a directory."""
     find_all = Subtrees.find_all
 
-    async def find_late(subtrees: Subtrees, directory: Directory) -> None:
+    async def find_late(
+        subtrees: Subtrees, directory: Directory, *, max_age_seconds: float = math.inf
+    ) -> None:
         await trio.sleep(rng.choice([0, 0.1, 2, 10]))
         if rng.random() < 0.2:
             raise Unavailable("it is told later")
-        await find_all(subtrees, directory)
+        await find_all(subtrees, directory, max_age_seconds=max_age_seconds)
 
     monkeypatch.setattr(Subtrees, "find_all", find_late)
 
