@@ -423,3 +423,23 @@ async def test_its_number_is_the_same_in_the_next_mount(
         await tree.names("d")
         assert (await tree.find(first)).number == number
         assert (await tree.find("d/file")).number == (await tree.find("d/copy")).number
+
+
+async def test_a_copy_that_gets_another_name_takes_no_list_along(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Somebody else has copied one with all its metadata: the copy is a file of its own, and so are its names."""
+    storage = MemoryStorage()
+    async with open_tree(storage, tmp_path / "1") as tree:
+        await tree.write_file("a", b"bytes")
+        await tree.link("a", "b")
+        await tree.publish_all()
+    await storage.copy("a", "copy")
+    async with open_tree(storage, tmp_path / "2") as tree:
+        await tree.link("copy", "other")
+        await tree.publish_all()
+    async with open_tree(storage, tmp_path / "3") as tree:
+        found = {name: await tree.find(name) for name in ("a", "b", "copy", "other")}
+        assert found["a"] is found["b"]
+        assert found["copy"] is found["other"]
+        assert found["a"] is not found["copy"]
