@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import ClassVar
 
 import pytest
 
 from backends.base import CREATE_ONLY, IfMatch, ObjectStorage
-from backends.errors import PreconditionFailed
+from backends.errors import PreconditionFailed, Unavailable
+from backends.intercepted import InterceptedStorage, Request, T
 from backends.prefixed import PrefixedStorage
 from backends.s3 import S3Storage
 from backends.s3_options import S3Options
@@ -26,6 +27,16 @@ from tests.support.seaweedfs import SeaweedFS
 
 #: Directories of this server, two of them taken for the prefix itself; they have tests of their own.
 MARKERS = frozenset({"back\\slash\\", "trailing/", "trailing//", "/", "//"})
+
+
+class AskedAgain(InterceptedStorage):
+    """Repeats a call once that had no answer: the server resets connections now and then while it refuses a PUT."""
+
+    async def _carry_out(self, request: Request, send: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await send()
+        except Unavailable:
+            return await send()
 
 
 class TestS3StorageOnSeaweedFS(StorageContract):
@@ -53,7 +64,7 @@ class TestS3StorageOnSeaweedFS(StorageContract):
     async def storage(self, s3_server: SeaweedFS, s3_prefix: str) -> AsyncIterator[ObjectStorage]:
         # Beside the prefix: this server goes on listing a directory as a prefix for a while after its last object.
         probe_prefix = f"probes/{s3_prefix}"
-        store = PrefixedStorage(self.bucket(options_of(s3_server), probe_prefix), s3_prefix)
+        store = PrefixedStorage(AskedAgain(self.bucket(options_of(s3_server), probe_prefix)), s3_prefix)
         await store.probe()
         yield store
         await store.aclose()
