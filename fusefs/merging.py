@@ -175,11 +175,8 @@ class Merger:
 
     def _veil(self, merge: Merge, name: bytes) -> None:
         """Make room for the directory of the same name as an object, which gets another one."""
-        beside = self._name_beside(merge, name)
-        if beside is not None:
-            child = merge.directory.children[name]
-            merge.directory.detach(name)
-            merge.directory.attach(beside, child)
+        if self._name_beside(merge, name) is not None:
+            merge.directory.veil(name)
 
     def _merge_beside(self, merge: Merge, name: bytes, child: ListedObject) -> None:
         beside = self._name_beside(merge, name)
