@@ -7,7 +7,10 @@ how it ends.
 from __future__ import annotations
 
 import errno
+import gc
 import math
+import os
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -19,7 +22,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from backends.base import NO_ETAGS, ObjectStorage
+from backends.base import MIB, NO_ETAGS, ObjectStorage
 from backends.errors import AccessDenied, AuthenticationFailed, StorageError, Throttled, Unavailable
 from backends.intercepted import InterceptedStorage, Request, T, Verb
 from backends.memory import MemoryStorage
@@ -38,6 +41,9 @@ LOGGED: Final = TreeOptions(logged=True)
 HOUR: Final = 3_600.0
 PATIENCE: Final = 300.0
 """`retry_timeout`."""
+
+COUNT: Final = 8
+DENIED_SIZE: Final = 2 * MIB
 
 
 class DenyingStorage(InterceptedStorage):
@@ -299,3 +305,24 @@ async def test_what_is_denied_after_a_lost_answer_is_looked_for(
         await tree.publish_all()
     found = {key for key in await stored(bucket, ours=True) if not key.startswith(JOURNAL_PREFIX)}
     assert found == {"file"}
+
+
+async def test_what_is_denied_is_not_kept_in_memory(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """The files are staged on the disk, and why they cannot be published is kept without the bodies of requests."""
+    storage = FaultyStorage(MemoryStorage())
+    storage.fail(AccessDenied, verb=Verb.PUT, times=math.inf)
+    async with open_tree(storage, tmp_path) as tree:
+        tracemalloc.start()
+        try:
+            for number in range(COUNT):
+                await tree.write_file(f"{number}", os.urandom(DENIED_SIZE))
+                with pytest.raises(AccessDenied):
+                    await tree.publisher.publish_all()
+            gc.collect()
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert kept < COUNT * DENIED_SIZE / 2
+        storage.heal()
+        await tree.publish_all()
+    assert len(await stored(storage)) == COUNT
