@@ -215,7 +215,7 @@ def _appender(path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_one_mount_at_a_time(new_mount: NewMount) -> None:
     """A prefix has one default mount at a time. Another one is refused as long as the first is alive; where that was
     lost, it waits for `lease_term` without a sign of life. A mount of the same host and cache directory takes over at
-    once.
+    once, unless another one has used that directory since.
     """
     first, second = new_mount().mount(), new_mount()
     refused = second.run(second.mount_command())
