@@ -24,9 +24,10 @@ from typing import Final
 
 from backends.base import S3_LIMITS
 from fusefs.errors import CrossesReserved, NameTooLong
+from fusefs.locations import HOUSEKEEPING
 
-RESERVED_NAME: Final = b".fusefs"
-RESERVED_PREFIX: Final = ".fusefs/"
+RESERVED_NAME: Final = HOUSEKEEPING.encode()
+RESERVED_PREFIX: Final = f"{HOUSEKEEPING}/"
 
 MAX_NAME_LENGTH: Final = 255
 """Bytes in one name: Linux's NAME_MAX."""

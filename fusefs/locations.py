@@ -19,6 +19,9 @@ from fusefs.quantities import shown
 
 #: "General purpose bucket naming rules" of the S3 user guide; underscores and capitals are gone since 2018.
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", re.ASCII)
+HOUSEKEEPING: Final = ".fusefs"
+"""The directory of a bucket, or of a prefix, in which mounts keep their log, their lease and more."""
+
 _EXAMPLES: Final = "s3://bucket/prefix, file:///directory or memory://"
 
 
@@ -85,6 +88,10 @@ def normalize_prefix(prefix: str) -> str:
         raise ValueError(
             f'must be a prefix such as "team/data", without a slash at its start, "//", "." or ".." '
             f"(got {shown(prefix)})"
+        )
+    if HOUSEKEEPING in names:
+        raise ValueError(
+            f"must not lead into {HOUSEKEEPING}, where mounts keep what is theirs (got {shown(prefix)})"
         )
     if len(encoded) >= S3_LIMITS.max_key_length:
         raise ValueError(f"must leave room for names in keys of {S3_LIMITS.max_key_length} bytes")

@@ -370,6 +370,8 @@ MISTAKES = [
      'dots and hyphens, with a letter or digit at both ends, and no IP address (got "My_Bucket")'),
     (BUCKET + "prefix = '/a'", f'{OBJECT}.prefix: must be a prefix such as "team/data", without a slash at its '
      'start, "//", "." or ".." (got "/a")'),
+    (BUCKET + "prefix = 'team/.fusefs/journal'", f"{OBJECT}.prefix: must not lead into .fusefs, where mounts keep what "
+     'is theirs (got "team/.fusefs/journal")'),
     (BUCKET + "endpoint = 'localhost:9000'",
      f'{OBJECT}.endpoint: must be a URL such as "https://s3.example.com" (got "localhost:9000")'),
     (BUCKET + "endpoint = 'http://host:port'",
