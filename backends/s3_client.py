@@ -149,7 +149,7 @@ class Bucket:
         return Request(
             operation="".join(word.title() for word in operation.split("_")),
             bucket=self.options.bucket,
-            endpoint=self.options.endpoint or "of AWS",
+            endpoint=self.options.endpoint_shown,
             key=key,
         )
 

@@ -240,7 +240,7 @@ _REMEDIES: Final[Mapping[ErrorClass, str]] = {
         "give valid credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or a role)"
     ),
     AccessDenied: "these credentials need the permission for {operation} on the bucket '{bucket}'",
-    BucketNotFound: "check the bucket's name and the endpoint {endpoint}",
+    BucketNotFound: "check the bucket's name and the endpoint ({endpoint})",
     ClockSkewed: "set this host's clock",
     WrongRegion: "give the bucket's region and endpoint",
     Unavailable: "the endpoint is {endpoint}",

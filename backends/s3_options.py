@@ -51,6 +51,11 @@ class S3Options:
     #: Of silence on a connection, not of a whole request.
     read_timeout_seconds: float = 60.0
 
+    @property
+    def endpoint_shown(self) -> str:
+        """Where the service is, for people."""
+        return self.endpoint or "AWS's own"
+
     def __post_init__(self) -> None:
         if not self.bucket:
             raise ValueError("bucket: a name is needed")

@@ -261,8 +261,9 @@ class QuickClient:
         text, _, details = str(error).partition(_DETAILS)
         # A name must not be taken for an answer; in addresses it is escaped.
         text = text.replace(f"location {key} ", "").replace(f"path {key}: ", "")
-        endpoint = self._options.endpoint or "of AWS"
-        request = Request(operation=operation, bucket=self._options.bucket, endpoint=endpoint, key=key)
+        request = Request(
+            operation=operation, bucket=self._options.bucket, endpoint=self._options.endpoint_shown, key=key
+        )
         answer = _ANSWER.search(text)
         if answer is not None:
             code, message, region = (
@@ -274,7 +275,7 @@ class QuickClient:
             return Unreadable(text)
         causes = _CAUSE.findall(details)
         said = f"{' '.join(text.split())} ({causes[-1][0] or causes[-1][1]})" if causes else text
-        return Unavailable(f"{operation} of {request.target}: {said}; the endpoint is {endpoint}")
+        return Unavailable(f"{operation} of {request.target}: {said}; the endpoint is {request.endpoint}")
 
 
 def _provider(options: S3Options) -> _Provider:
