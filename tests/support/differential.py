@@ -484,8 +484,10 @@ class Differential(RuleBasedStateMachine):
         if os.path.lexists(plain) or not plain.parent.is_dir() or plain.parent.is_symlink():
             return
         self.moments = None
-        data = body(content)
-        self.arena.objects.put(f"{self.name}/{path}", data)
+        data, key = body(content), f"{self.name}/{path}"
+        # What was renamed away from here may have its only bytes there until they are copied.
+        wait_until(lambda: key not in self.arena.objects.sizes(), key, seconds=60)
+        self.arena.objects.put(key, data)
         self._replace_plain(path, data)
         self._wait_until_seen(path, data)
 
