@@ -1,8 +1,9 @@
 """A mount's own directory below `cache_dir`, and what dead mounts left in theirs.
 
 Each mount locks its directory for as long as it lives. A directory that is not locked belongs to a mount that is
-gone: what it staged was either published or lost with it, so it is removed. Files that a mount could not publish are
-moved to `rescued/` before it ends, and nothing here ever touches them again.
+gone: what it staged was either published or lost with it, so it is removed. The directory itself stays, empty, as the
+sign that this mount is dead: whatever is mounted first, the next mount of the same prefix need not wait for its lease.
+Files that a mount could not publish are moved to `rescued/` before it ends, and nothing here ever touches them again.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from fusefs.errors import MountError
 
 _log = logging.getLogger(__name__)
+
+KEPT_DEAD: Final = 100
+"""For how many dead mounts, those that were found last, the empty directory stays."""
 
 
 class CacheDirectory:
@@ -26,26 +31,27 @@ class CacheDirectory:
     def __init__(self, cache_dir: Path, mount_id: str, lock: int, dead: Collection[str]) -> None:
         self._path = cache_dir / "mounts" / mount_id
         self._lock = lock
-        #: The ids of mounts whose process is gone.
+        #: The ids of mounts whose process is gone without an end.
         self.dead = dead
         self.kept = cache_dir / "kept"
         self.rescued = cache_dir / "rescued" / mount_id
 
     @classmethod
     def claim(cls, cache_dir: Path, mount_id: str) -> CacheDirectory:
-        """Make and lock the directory, and remove those of dead mounts. Raises `MountError` if it cannot be made."""
+        """Make and lock the directory, and empty those of dead mounts. Raises `MountError` if it cannot be made."""
         mounts = cache_dir / "mounts"
         try:
             mounts.mkdir(parents=True, exist_ok=True, mode=0o700)
             with _alone_in(mounts):
-                dead = [path.name for path in list(mounts.iterdir()) if _remove_if_dead(path)]
+                dead = [path for path in list(mounts.iterdir()) if _empty_if_dead(path)]
+                _forget_oldest(dead)
                 path = mounts / mount_id
                 path.mkdir(mode=0o700)
                 lock = _lock(path)
         except OSError as error:
             raise MountError(f"the cache directory {cache_dir} cannot be used: {error.strerror}") from error
         assert lock is not None, "nobody else knows this mount's name"
-        return cls(cache_dir, mount_id, lock, dead)
+        return cls(cache_dir, mount_id, lock, [path.name for path in dead])
 
     @property
     def stage(self) -> Path:
@@ -80,14 +86,22 @@ def _lock(directory: Path) -> int | None:
     return descriptor
 
 
-def _remove_if_dead(directory: Path) -> bool:
-    """Remove the directory of a mount that is gone; return whether it was one."""
+def _empty_if_dead(directory: Path) -> bool:
+    """Empty the directory of a mount that is gone; return whether it is one."""
     if not directory.is_dir():
         return False  # not ours
     lock = _lock(directory)
     if lock is None:
         return False
-    _log.info("removing what an earlier mount left in %s", directory)
-    shutil.rmtree(directory, ignore_errors=True)
+    if any(directory.iterdir()):
+        _log.info("removing what an earlier mount left in %s", directory)
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(mode=0o700, exist_ok=True)
     os.close(lock)
     return True
+
+
+def _forget_oldest(dead: Collection[Path]) -> None:
+    """Remove the directories that were emptied first, if there are too many."""
+    for directory in sorted(dead, key=lambda path: path.stat().st_mtime_ns)[:-KEPT_DEAD]:
+        shutil.rmtree(directory, ignore_errors=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fusefs.cache_directory import CacheDirectory
+from fusefs.cache_directory import KEPT_DEAD, CacheDirectory
 from fusefs.errors import MountError
 
 
@@ -39,17 +39,17 @@ def test_a_live_mounts_directory_is_left_alone(tmp_path: Path) -> None:
     two.release()
 
 
-def test_a_dead_mounts_directory_is_removed_by_the_next(tmp_path: Path) -> None:
+def test_a_dead_mounts_directory_is_emptied_by_the_next(tmp_path: Path) -> None:
     """A killed process runs nothing at its end; the kernel drops its lock."""
     script = (
-        "import os, sys; from pathlib import Path; from fusefs.cache_directory import CacheDirectory\n"
+        "import os, sys; from pathlib import Path; from fusefs.cache_directory import KEPT_DEAD, CacheDirectory\n"
         "cache = CacheDirectory.claim(Path(sys.argv[1]), 'dead')\n"
         "cache.stage.mkdir(); (cache.stage / '1').write_bytes(b'x'); os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False).returncode == -9
     assert (tmp_path / "mounts/dead/stage/1").exists()
     cache = CacheDirectory.claim(tmp_path, "next")
-    assert [path.name for path in (tmp_path / "mounts").iterdir()] == ["next"]
+    assert list((tmp_path / "mounts/dead").iterdir()) == []
     cache.release()
 
 
@@ -75,7 +75,7 @@ def test_a_mount_waits_while_another_one_looks_around(tmp_path: Path) -> None:
     other = os.open(tmp_path / "mounts", os.O_RDONLY)
     fcntl.flock(other, fcntl.LOCK_EX)
     script = (
-        "import sys; from pathlib import Path; from fusefs.cache_directory import CacheDirectory\n"
+        "import sys; from pathlib import Path; from fusefs.cache_directory import KEPT_DEAD, CacheDirectory\n"
         "print('begun', flush=True); CacheDirectory.claim(Path(sys.argv[1]), 'one'); print('claimed', flush=True)"
     )
     with subprocess.Popen(
@@ -101,11 +101,21 @@ def test_a_cache_directory_that_cannot_be_one_is_one_clear_line(tmp_path: Path, 
     assert "None" not in message
 
 
-def test_the_ids_of_dead_mounts_are_told_once(tmp_path: Path) -> None:
-    (tmp_path / "mounts/dead").mkdir(parents=True)
-    heir = CacheDirectory.claim(tmp_path, "heir")
-    assert heir.dead == ["dead"]
-    heir.release()
+def test_each_mount_is_told_the_ids_of_dead_ones(tmp_path: Path) -> None:
+    """Whichever comes next may be one of another prefix."""
+    (tmp_path / "mounts/dead/stage").mkdir(parents=True)
+    for name in ("another", "heir"):
+        cache = CacheDirectory.claim(tmp_path, name)
+        assert cache.dead == ["dead"]
+        cache.release()
+
+
+def test_only_the_ids_of_the_last_dead_mounts_are_kept(tmp_path: Path) -> None:
+    for number in range(KEPT_DEAD + 2):
+        directory = tmp_path / "mounts" / f"dead{number}"
+        directory.mkdir(parents=True)
+        os.utime(directory, ns=(number, number))
+    CacheDirectory.claim(tmp_path, "one").release()
     last = CacheDirectory.claim(tmp_path, "last")
-    assert last.dead == []
+    assert set(last.dead) == {f"dead{number}" for number in range(2, KEPT_DEAD + 2)}
     last.release()
