@@ -125,6 +125,20 @@ class ConcurrentRequest(StorageError):
     retryable = True
 
 
+class NotSent(StorageError):
+    """The request was not made, because this process may not write. Says nothing about the store."""
+
+
+class Suspended(NotSent):
+    """This process may not write at the moment. React: pause and ask again."""
+
+    retryable = True
+
+
+class Fenced(NotSent):
+    """This process may not write any more, because another one does. React: EROFS; what is left is the other's."""
+
+
 def is_outage(error: Exception) -> bool:
     """Return whether the store was asked for long and did not answer, which says nothing about one key."""
     return isinstance(error, StorageError) and error.retryable

@@ -39,6 +39,7 @@ from backends.base import (
 )
 from backends.errors import (
     ConcurrentRequest,
+    NotSent,
     PreconditionFailed,
     StorageError,
     Throttled,
@@ -292,7 +293,7 @@ class RetryingStorage(InterceptedStorage):
             except StorageError as error:
                 if error.retryable and await self._pause(request, patience, error):
                     continue
-                if not error.retryable:
+                if not error.retryable and not isinstance(error, NotSent):
                     self._outage.over()
                 is_conflict = isinstance(error, PreconditionFailed | UploadNotFound)
                 if not (look and is_conflict and patience.is_in_doubt):
@@ -313,7 +314,7 @@ class RetryingStorage(InterceptedStorage):
     async def _pause(self, request: Request, patience: _Patience, error: StorageError) -> bool:
         """Pause after a retryable failure; False if the call's time is over."""
         # A concurrent request says that the store is well, and busy with this key.
-        if not isinstance(error, ConcurrentRequest):
+        if not isinstance(error, ConcurrentRequest | NotSent):
             self._outage.goes_on(request, error)
         if await patience.wait_after(error):
             self._repeated += 1

@@ -65,6 +65,8 @@ ERRNO_OF: Final[dict[type[Exception], int]] = {
     storage.InvalidKey: errno.ENAMETOOLONG,
     storage.AccessDenied: errno.EACCES,
     storage.QuotaExceeded: errno.EDQUOT,
+    # As `LeaseLost`.
+    storage.Fenced: errno.EROFS,
     # Everything else of a store is EIO, with the cause in the log: no errno would tell an application what to do.
     storage.StorageError: errno.EIO,
     MemoryError: errno.ENOMEM,

@@ -3,6 +3,7 @@
 A lease is *held*; or it has *lapsed*, because the store did not answer for too long or this process was stopped; or it
 is *lost*. While it has lapsed others may take it, and if nobody has, it is held again. Once lost it stays lost.
 
+No request that changes something is sent, for the first time or again, while it is not held (`check_before_sending`).
 The limit of every lease: a request that was sent while it was held may arrive later. Whoever takes it over must make
 such requests fail (the journal's seal), and writes of objects are conditional on what was there.
 """
@@ -15,6 +16,7 @@ from typing import Final
 
 import trio
 
+from backends.errors import Fenced, Suspended
 from fusefs.errors import LeaseLapsed, LeaseLost
 from fusefs.lease_record import LeaseRecord
 
@@ -105,6 +107,16 @@ class Lease(abc.ABC):
     @abc.abstractmethod
     def statistics(self) -> LeaseStatistics:
         """Return how it stands."""
+
+
+def check_before_sending(lease: Lease) -> None:
+    """Raise what a store would, `Fenced` or `Suspended`, unless it is held."""
+    try:
+        lease.check()
+    except LeaseLost as error:
+        raise Fenced(str(error)) from error
+    except LeaseLapsed as error:
+        raise Suspended(str(error)) from error
 
 
 class NoLease(Lease):

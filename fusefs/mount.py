@@ -20,11 +20,13 @@ import urllib.parse
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Final
 
 import pyfuse3
 import trio
 
+from backends.base import ObjectStorage
 from backends.errors import StorageError
 from backends.noting import NotingStorage
 from fusefs.assembly import Tree, freshness_seconds, open_tree
@@ -33,6 +35,7 @@ from fusefs.config import Config
 from fusefs.control import ControlServer, Progress, socket_path
 from fusefs.errors import MountError
 from fusefs.kernel_tuning import tune_mount, tune_process
+from fusefs.lease import check_before_sending
 from fusefs.mountpoints import check_mountpoint, sync_filesystem
 from fusefs.operations import FuseOperations, KernelOptions
 from fusefs.page_collector import PageCollector
@@ -42,7 +45,7 @@ from fusefs.stage_budget import StageBudget
 from fusefs.start_progress import StartProgress
 from fusefs.status import LastComplaint, Requests, Status, document, identity_of, starting_document
 from fusefs.status_text import counted
-from fusefs.stores import OpenStore, open_store
+from fusefs.stores import OpenStore, gated, open_store
 from fusefs.term import Term, log_place, open_term
 from fusefs.upload_notes import Writer, open_notes
 from fusefs.upload_orphans import abort_orphans, clear_trials, find_orphans
@@ -96,7 +99,7 @@ async def _live(
     ):
         may_write = not config.mount.read_only
         orphans = await find_orphans(store.storage, writer, known_dead=cache.dead) if may_write else []
-        storage = NotingStorage(store.storage, notes)
+        storage = NotingStorage(_for_the_tree(config, store, term), notes)
         async with (
             open_tree(config, storage, cache, mount_id, term, budget, progress) as tree,
             trio.open_nursery() as nursery,
@@ -108,6 +111,14 @@ async def _live(
             front.session = _Session(config, tree, cache, store, term, control, front.began_at)
             await front.session.run(on_ready)
             nursery.cancel_scope.cancel()
+
+
+def _for_the_tree(config: Config, store: OpenStore, term: Term | None) -> ObjectStorage:
+    """Return the store as the tree may use it: where there is a term, for changes only while its lease is held."""
+    if term is None:
+        return store.storage
+    check = partial(check_before_sending, term.lease)
+    return gated(config.store, store, check, retry_timeout_seconds=config.mount.retry_timeout_seconds)
 
 
 async def _close(store: OpenStore) -> None:

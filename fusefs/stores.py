@@ -1,7 +1,8 @@
 """Makes the store that a configuration names, with the wrappers that every mount has.
 
-From the inside out: the store; `metered`, which counts each request that really goes out; `retrying`, so that an
-outage is waited for; `prefixed`, so that everything above sees keys of its own tree.
+From the inside out: the store; `metered`, which counts each request that really goes out; `gated`, for a tree whose
+mount may lose the right to write; `retrying`, so that an outage is waited for; `prefixed`, so that everything above
+sees keys of its own tree.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Final
 
 from backends.base import KIB, ObjectStorage
 from backends.directory import DirectoryStorage
+from backends.gated import Check, GatedStorage
 from backends.memory import MemoryStorage
 from backends.metered import MeteredStorage
 from backends.packing_bucket import Packing
@@ -41,7 +43,8 @@ class OpenStore:
 
 def open_store(store: Store, *, retry_timeout_seconds: float) -> OpenStore:
     """Return the store; no request is made before `probe`."""
-    return _wrapped(store, MeteredStorage(_backend(store)), retry_timeout_seconds)
+    meter = MeteredStorage(_backend(store))
+    return OpenStore(_wrapped(store, meter, retry_timeout_seconds), meter)
 
 
 def open_beside(
@@ -62,7 +65,13 @@ def open_beside(
             read_timeout_seconds=min(options.read_timeout_seconds, retry_timeout_seconds),
         )
         backend = S3Storage(options, probe_prefix=store.prefix, known=backend, quick=True)
-    return _wrapped(store, MeteredStorage(backend, counted_with=opened.meter), retry_timeout_seconds)
+    meter = MeteredStorage(backend, counted_with=opened.meter)
+    return OpenStore(_wrapped(store, meter, retry_timeout_seconds), meter)
+
+
+def gated(store: Store, opened: OpenStore, check: Check, *, retry_timeout_seconds: float) -> ObjectStorage:
+    """Return `opened` for those who may change something only while `check` returns, first attempt or not."""
+    return _wrapped(store, GatedStorage(opened.meter, check), retry_timeout_seconds)
 
 
 def open_local(directory: Path, kind: type[DirectoryStorage] = DirectoryStorage) -> ObjectStorage:
@@ -73,10 +82,10 @@ def open_local(directory: Path, kind: type[DirectoryStorage] = DirectoryStorage)
     return kind(directory, packing=LOG_PACKING)
 
 
-def _wrapped(store: Store, meter: MeteredStorage, retry_timeout_seconds: float) -> OpenStore:
-    retrying = RetryingStorage(meter, _retry_policy(retry_timeout_seconds))
+def _wrapped(store: Store, inner: ObjectStorage, retry_timeout_seconds: float) -> ObjectStorage:
+    retrying = RetryingStorage(inner, _retry_policy(retry_timeout_seconds))
     prefix = store.prefix if isinstance(store, BucketStore) else ""
-    return OpenStore(PrefixedStorage(retrying, prefix) if prefix else retrying, meter)
+    return PrefixedStorage(retrying, prefix) if prefix else retrying
 
 
 def _retry_policy(timeout_seconds: float) -> RetryPolicy:

@@ -63,6 +63,9 @@ INTENDED = {
     storage.Unavailable: errno.EIO,
     storage.ChecksumMismatch: errno.EIO,
     storage.ConcurrentRequest: errno.EIO,
+    storage.NotSent: errno.EIO,
+    storage.Suspended: errno.EIO,
+    storage.Fenced: errno.EROFS,
 }
 
 

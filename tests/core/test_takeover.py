@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Final
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from backends.errors import Unavailable
+from backends.gated import GatedStorage
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
+from backends.retrying import RetryingStorage
 from fusefs.committer import Committer
 from fusefs.errno_boundary import errno_of
 from fusefs.errors import LeaseLost
 from fusefs.journal_format import JOURNAL_PREFIX, Position, batch_key
+from fusefs.lease import check_before_sending
 from fusefs.log_reader import KEPT_SEALS
 from fusefs.publisher import PublishOptions
 from fusefs.stored_lease import LEASE_KEY, StoredLease
@@ -64,7 +71,9 @@ async def host(
     """Mount; the lease is not renewed unless the test has it renewed, as if the process were stopped."""
     storage = FaultyStorage(bucket)
     lease = await take(storage, name)
-    async with open_tree(storage, directory / name, replace(options, lease=lease, mount_id=name)) as tree:
+    gated = RetryingStorage(GatedStorage(storage, partial(check_before_sending, lease)), rng=Random(0))
+    options = replace(options, lease=lease, mount_id=name, log_storage=storage)
+    async with open_tree(gated, directory / name, options) as tree:
         yield Host(tree, lease, storage)
 
 
@@ -269,4 +278,36 @@ async def test_every_change_is_refused_when_the_lease_is_lost(
                 await CHANGES[name](old.tree, file.number, handle)
             assert (await old.tree.find("f"), file.attributes, file.size) == (file, before, 0)
             assert await old.tree.names() == ["d", "f"]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("knows", [False, True], ids=["has lapsed", "is lost"])
+@pytest.mark.parametrize("key", ["name", "name/"])
+async def test_a_deletion_that_is_not_repeated(
+    key: str, knows: bool, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """The store has not answered, and when it does others have made again what is to be deleted, byte for byte: it
+    could not tell the two apart.
+    """
+
+    async def make(tree: Tree) -> None:
+        await (tree.mkdir("name") if key.endswith("/") else tree.write_file("name", b""))
+        await tree.publish_all()
+
+    bucket = MemoryStorage()
+    async with host(bucket, "a", tmp_path, PUBLISHING) as old, trio.open_nursery() as nursery:
+        await make(old.tree)
+        old.storage.fail(Unavailable, verb=Verb.DELETE, times=math.inf)
+        await (old.tree.rmdir("name") if key.endswith("/") else old.tree.unlink("name"))
+        async with host(bucket, "b", tmp_path, PUBLISHING) as new:
+            assert old.storage.calls_of(Verb.DELETE)
+            assert await new.tree.names() == []
+            await new.tree.publish_all()
+            assert key not in await stored(bucket)
+            await make(new.tree)
+            old.storage.heal()
+            if knows:
+                nursery.start_soon(old.lease.run)
+            await trio.sleep(600)
+            assert key in await stored(bucket)
         nursery.cancel_scope.cancel()

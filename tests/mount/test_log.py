@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,8 @@ import pytest
 from tests.mount.conftest import NewMount
 from tests.support.bucket import Bucket
 from tests.support.mounts import Mount, wait_until
+from tests.support.recording_proxy import Fate, ReceivedRequest, RecordingProxy
+from tests.support.seaweedfs import SeaweedFS
 
 UNPUBLISHED: Final = ("--publish-interval", "1 h", "--publish-delay", "1 h")
 
@@ -215,7 +218,7 @@ def _appender(path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_one_mount_at_a_time(new_mount: NewMount) -> None:
     """A prefix has one default mount at a time. Another one is refused as long as the first is alive; where that was
     lost, it waits for `lease_term` without a sign of life. A mount of the same host and cache directory takes over at
-    once, unless another one has used that directory since.
+    once.
     """
     first, second = new_mount().mount(), new_mount()
     refused = second.run(second.mount_command())
@@ -227,6 +230,9 @@ def test_one_mount_at_a_time(new_mount: NewMount) -> None:
     _write_synced(first.path / "file", b"bytes")
     first.kill()
     first.mount("--lease-term", "1 h")
+    first.kill()
+    new_mount("memory://", "--cache-dir", str(first.cache_dir)).mount().umount()
+    first.mount()
     assert (first.path / "file").exists()
     first.umount()
     second.mount()
@@ -327,6 +333,34 @@ def test_a_mount_that_was_stopped(new_mount: NewMount) -> None:
     second.remount()
     assert (second.path / "file").read_bytes() == b"by the second"
     assert sorted(os.listdir(second.path)) == ["file"]
+
+
+def test_a_mount_that_was_cut_off(new_mount: NewMount, bucket: Bucket, s3_server: SeaweedFS) -> None:
+    """What it was about to delete, and others have made again meanwhile, stays: it asks for nothing any more."""
+    is_cut = threading.Event()
+
+    def cut_by_the_deletion(request: ReceivedRequest) -> Fate:
+        if request.method == "DELETE" and request.key.endswith("/empty"):
+            is_cut.set()
+        return Fate.CALL_LOST if is_cut.is_set() else Fate.ANSWERED
+
+    with RecordingProxy(s3_server.endpoint, fate_of=cut_by_the_deletion) as proxy:
+        first = new_mount(None, "--endpoint", proxy.endpoint, "--lease-term", "5 s").mount()
+        (first.path / "empty").touch()
+        wait_until(lambda: "empty" in bucket.sizes(), "the file")
+        (first.path / "empty").unlink()
+        wait_until(is_cut.is_set, "the deletion")
+        second = new_mount().mount()
+        assert os.listdir(second.path) == []
+        wait_until(lambda: "empty" not in bucket.sizes(), "the deletion by the second")
+        (second.path / "empty").touch()
+        wait_until(lambda: "empty" in bucket.sizes(), "the file of the second")
+        is_cut.clear()
+        wait_until(lambda: "cannot delete 'empty'" in first.log, "the first to give up")
+        assert "empty" in bucket.sizes()
+        assert first.run(first.umount_command()).returncode == 1
+        second.umount()
+        assert "empty" in bucket.sizes()
 
 
 @contextlib.contextmanager
