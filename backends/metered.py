@@ -124,5 +124,5 @@ class MeteredStorage(InterceptedStorage):
             meter.seconds += self._clock() - began
             meter.bytes_sent += request.bytes_sent
         if isinstance(result, RangeResult):
-            meter.bytes_received += len(result.data)
+            meter.bytes_received += memoryview(result.body).nbytes
         return result
