@@ -65,10 +65,13 @@ class _Trials:
         self._key = f"{prefix}object"
         self._copy_key = f"{prefix}copy"
         self._etag = ""
-        self._upload_id: str | None = None
+        #: The keys of uploads that were begun and not completed, by id.
+        self._uploads: dict[str, str] = {}
 
     async def run(self) -> Dialect:
         object_checksum, part_checksum = await self._checksums()
+        if object_checksum is Checksum.CRC32 and await self._parts_may_have_crc32():
+            part_checksum = Checksum.CRC32
         await self._put(_CONTENT, {}, object_checksum)
         create_only = await _is_refused(self._put(_OTHER_CONTENT, {"IfNoneMatch": "*"}))
         quoted_etags = await self._etag_quotes()
@@ -111,13 +114,29 @@ class _Trials:
         return (Checksum.CRC32 if crc32 else md5), md5
 
     async def _detects_damage(self, checksum: Checksum) -> bool:
-        try:
-            await self._put(_CONTENT, checksum.arguments(_OTHER_CONTENT))
-        except ChecksumMismatch:
-            return True
-        except _NOT_OFFERED:
+        return await _is_found_damaged(self._put(_CONTENT, checksum.arguments(_OTHER_CONTENT)))
+
+    async def _parts_may_have_crc32(self) -> bool:
+        """Return whether the store compares it, and completes an upload of such parts whose numbers have gaps."""
+        if self._bucket.options.checksum != "auto":
             return False
-        return False
+        key = self._copy_key
+        upload = {"UploadId": await self._begin_upload(key)}
+        part = {**upload, "PartNumber": 2}
+        of_another = Checksum.CRC32.arguments(_OTHER_CONTENT)
+        try:
+            damaged = self._bucket.call(
+                "upload_part", key, {**part, **of_another}, Body(_CONTENT, Checksum.NONE)
+            )
+            if not await _is_found_damaged(damaged):
+                return False
+            answer = await self._bucket.call("upload_part", key, part, Body(_CONTENT, Checksum.CRC32))
+            parts = {"Parts": [{"PartNumber": 2, "ETag": answer["ETag"]}]}
+            await self._bucket.call("complete_multipart_upload", key, {**upload, "MultipartUpload": parts})
+        except StorageError:  # of any kind: S3 says 500 to gaps
+            return False
+        del self._uploads[upload["UploadId"]]
+        return True
 
     async def _etag_quotes(self) -> bool | None:
         """Return whether If-Match wants the ETag in quotes, or None if it is not honoured."""
@@ -140,39 +159,46 @@ class _Trials:
 
     async def _multipart_abilities(self, checksum: Checksum) -> tuple[bool, bool]:
         """Return whether parts can be copied, and whether a completion honours conditions."""
-        response = await self._bucket.call("create_multipart_upload", self._key)
-        self._upload_id = response["UploadId"]
-        part = {"UploadId": self._upload_id, "PartNumber": 1}
+        upload_id = await self._begin_upload(self._key)
+        part = {"UploadId": upload_id, "PartNumber": 1}
         answer = await self._bucket.call("upload_part", self._key, part, Body(_OTHER_CONTENT, checksum))
         try:
             # The whole source, not a range: S3 copies ranges only of sources above 5 MiB.
             copied = await self._bucket.call("upload_part_copy", self._key, {**part, **self._source()})
         except (*_NOT_OFFERED, NotFound):
-            return False, await self._honours_complete_conditions(answer["ETag"])
+            return False, await self._honours_complete_conditions(upload_id, answer["ETag"])
         content = await self._bucket.call_and_read("get_object", self._key, {}, _read_body)
-        conditional = await self._honours_complete_conditions(copied["CopyPartResult"]["ETag"])
+        etag = copied["CopyPartResult"]["ETag"]
+        conditional = await self._honours_complete_conditions(upload_id, etag)
         # One server answers a copy with success and an empty part.
         completed = await self._bucket.call_and_read("get_object", self._key, {}, _read_body)
         return completed == content, conditional
 
-    async def _honours_complete_conditions(self, part_etag: str) -> bool:
+    async def _honours_complete_conditions(self, upload_id: str, part_etag: str) -> bool:
         """Complete the upload, with conditions that cannot hold as long as they are honoured, then without."""
         for condition in ({"IfNoneMatch": "*"}, {"IfMatch": quote_etag(_STALE_ETAG)}):
-            if not await _is_refused(self._complete(part_etag, condition)):
+            if not await _is_refused(self._complete(upload_id, part_etag, condition)):
                 return False
-        await self._complete(part_etag, {})
+        await self._complete(upload_id, part_etag, {})
+        del self._uploads[upload_id]
         return True
 
-    async def _complete(self, part_etag: str, condition: Arguments) -> None:
+    async def _complete(self, upload_id: str, part_etag: str, condition: Arguments) -> None:
         parts = {"Parts": [{"PartNumber": 1, "ETag": part_etag}]}
-        arguments = {"UploadId": self._upload_id, "MultipartUpload": parts, **condition}
+        arguments = {"UploadId": upload_id, "MultipartUpload": parts, **condition}
         await self._bucket.call("complete_multipart_upload", self._key, arguments)
 
+    async def _begin_upload(self, key: str) -> str:
+        response = await self._bucket.call("create_multipart_upload", key)
+        upload_id: str = response["UploadId"]
+        self._uploads[upload_id] = key
+        return upload_id
+
     async def _abort(self) -> None:
-        """Give up what is left of the upload: nothing, unless a trial failed or a completion was not offered."""
-        if self._upload_id is not None:
+        """Give up what is left of uploads."""
+        for upload_id, key in self._uploads.items():
             with contextlib.suppress(UploadNotFound, NotFound):
-                await self._bucket.call("abort_multipart_upload", self._key, {"UploadId": self._upload_id})
+                await self._bucket.call("abort_multipart_upload", key, {"UploadId": upload_id})
 
     async def _put(self, content: bytes, arguments: Arguments, checksum: Checksum = Checksum.NONE) -> None:
         response = await self._bucket.call("put_object", self._key, arguments, Body(content, checksum))
@@ -210,6 +236,17 @@ async def _is_refused(request: Awaitable[object]) -> bool:
     try:
         await request
     except PreconditionFailed:
+        return True
+    except _NOT_OFFERED:
+        return False
+    return False
+
+
+async def _is_found_damaged(request: Awaitable[object]) -> bool:
+    """Return whether a request with the checksum of other bytes fails for that reason, so that it is compared."""
+    try:
+        await request
+    except ChecksumMismatch:
         return True
     except _NOT_OFFERED:
         return False

@@ -13,9 +13,10 @@ import binascii
 import enum
 import hashlib
 import re
-import zlib
 from datetime import UTC, datetime, timedelta
 from typing import Final
+
+from zlib_ng import zlib_ng
 
 from backends.base import Data, Metadata
 from backends.rules import check_metadata
@@ -37,7 +38,7 @@ class Checksum(enum.Enum):
     def arguments(self, data: bytes | bytearray) -> dict[str, str]:
         """Return the request's arguments that carry the checksum of `data`."""
         if self is Checksum.CRC32:
-            return {"ChecksumCRC32": _base64(zlib.crc32(data).to_bytes(4, "big"))}
+            return {"ChecksumCRC32": _base64(zlib_ng.crc32(data).to_bytes(4, "big"))}
         if self is Checksum.MD5:
             return {"ContentMD5": content_md5(data)}
         return {}

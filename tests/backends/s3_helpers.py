@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse, HeadersDict
@@ -68,7 +69,7 @@ class Wire:
         self._answers.append((status, body, {"content-length": str(len(body)), **names}))
 
     def answer_error(self, status: int, code: str, message: str = "why") -> None:
-        self.answer(status, f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode())
+        self.answer(status, error_body(code, message))
 
     def header(self, name: str, request: int = -1) -> str | None:
         """A header of the last request, or of another one."""
@@ -80,11 +81,23 @@ class Wire:
         if not self._answers:
             return None
         status, body, headers = self._answers.pop(0)
-        answer = HTTPResponse(
-            io.BytesIO(body),
-            headers=headers,
-            status=status,
-            preload_content=False,
-            request_method=request.method,
-        )
-        return AWSResponse(request.url, status, HeadersDict(headers), answer)  # type: ignore[arg-type]
+        return answer_of(request, status, body, headers)
+
+
+def answer_of(
+    request: AWSPreparedRequest, status: int, body: bytes, headers: Mapping[str, str] | None = None
+) -> AWSResponse:
+    """Return an answer that no server has given."""
+    headers = headers or {"content-length": str(len(body))}
+    answer = HTTPResponse(
+        io.BytesIO(body),
+        headers=headers,
+        status=status,
+        preload_content=False,
+        request_method=request.method,
+    )
+    return AWSResponse(request.url, status, HeadersDict(headers), answer)  # type: ignore[arg-type]
+
+
+def error_body(code: str, message: str = "why") -> bytes:
+    return f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()

@@ -6,12 +6,13 @@ import io
 import re
 import threading
 from collections.abc import AsyncIterator
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import trio
 import trio.testing
-from botocore.awsrequest import AWSPreparedRequest, AWSRequest
+from botocore.awsrequest import AWSPreparedRequest, AWSRequest, AWSResponse
 
 from backends.base import CREATE_ONLY, Capabilities, IfMatch, iterate_pages
 from backends.errors import (
@@ -28,7 +29,7 @@ from backends.s3 import S3Storage
 from backends.s3_client import ClientFactory, create_client
 from backends.s3_options import S3Options
 from backends.s3_values import content_md5
-from tests.backends.s3_helpers import Wire, options_of
+from tests.backends.s3_helpers import Wire, answer_of, error_body, options_of
 from tests.support.seaweedfs import PUBLIC_BUCKET, READER_ACCESS_KEY, READER_SECRET_KEY, SeaweedFS
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ async def test_the_probe_leaves_nothing_in_the_bucket(
     assert await storage.probe() == Capabilities()
     assert keys_in_bucket(s3_client, s3_server.bucket, s3_prefix) == []
     assert "Uploads" not in s3_client.list_multipart_uploads(Bucket=s3_server.bucket, Prefix=s3_prefix)
-    assert len(wire.requests) <= 25
+    assert len(wire.requests) <= 28
 
 
 async def test_a_read_only_probe_is_one_request(storage: S3Storage, wire: Wire) -> None:
@@ -234,6 +235,53 @@ async def test_objects_are_sent_with_what_the_store_compares(
     assert (await storage.probe()).checksums == (expected is not None)
     await storage.put(s3_prefix + "k", b"content")
     assert sent == ([] if expected is None else [expected])
+    await storage.aclose()
+
+
+class Parts(Enum):
+    """How a store takes parts that have a CRC32."""
+
+    COMPARED = auto()
+    NOT_COMPARED = auto()
+    #: As S3, where the upload was not begun for that.
+    REFUSED = auto()
+    #: As S3, where it was, and the numbers have gaps.
+    NOT_COMPLETED = auto()
+
+
+@pytest.mark.parametrize(("choice", "parts"), [*(("auto", each) for each in Parts), ("none", Parts.COMPARED)])
+async def test_parts_are_sent_with_what_the_store_compares(
+    s3_server: SeaweedFS, s3_prefix: str, choice: str, parts: Parts
+) -> None:
+    sent: list[str] = []
+
+    def ignore(request: AWSRequest, operation_name: str, **_: object) -> None:
+        if operation_name == "UploadPart":
+            sent[:] = [name for name in (CRC32, MD5) if name in request.headers]
+            if parts is Parts.NOT_COMPARED:
+                del request.headers[CRC32]
+
+    def refuse(request: AWSPreparedRequest, **_: object) -> AWSResponse | None:
+        is_part = request.method == "PUT" and "partNumber=" in request.url and CRC32 in request.headers
+        is_completion = request.method == "POST" and "/copy?uploadId=" in request.url
+        if parts is Parts.REFUSED and is_part:
+            return answer_of(request, 400, error_body("InvalidRequest"))
+        if parts is Parts.NOT_COMPLETED and is_completion:
+            return answer_of(request, 500, error_body("InternalError"))
+        return None
+
+    def client_factory(options: S3Options) -> S3Client:
+        client = hooked("before-sign.s3", ignore)(options)
+        client.meta.events.register("before-send.s3", refuse)  # type: ignore[arg-type]
+        return client
+
+    options = options_of(s3_server, checksum=choice)
+    storage = S3Storage(options, probe_prefix=s3_prefix, client_factory=client_factory)
+    await storage.probe()
+    upload = await storage.create_multipart(s3_prefix + "k")
+    part = await upload.upload_part(1, b"content")
+    assert sent == ([] if choice == "none" else [CRC32 if parts is Parts.COMPARED else MD5])
+    await upload.complete([part])
     await storage.aclose()
 
 
