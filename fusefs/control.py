@@ -36,6 +36,9 @@ PROGRESS_SECONDS: Final = 0.2
 STATUS_SECONDS: Final = 10.0
 """A daemon that has not said in this time how it stands hangs, or is stopped."""
 
+BEGIN_SECONDS: Final = 60.0
+"""The same for one that has not begun to do what it was asked for: longer, since nobody tries again by himself."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
@@ -200,12 +203,14 @@ class ControlClient:
         """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            connection.settimeout(BEGIN_SECONDS)
             connection.connect(str(self._path))
             connection.sendall(request.encode() + b"\n")
             connection.recv(1, socket.MSG_PEEK)
+            connection.settimeout(None)
         except OSError as error:
             connection.close()
-            raise ConnectionError(f"no daemon answers for this mount: {error.strerror}") from error
+            raise ConnectionError(f"no daemon answers for this mount: {error.strerror or error}") from error
         return self._read(connection)
 
     def status(self) -> Mapping[str, object]:

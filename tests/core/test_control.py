@@ -198,6 +198,17 @@ async def test_a_daemon_that_does_not_say_how_it_stands(
                     await told.wait()
 
 
+async def test_a_daemon_that_does_not_begin(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever unmounts is told, and does not wait for ever for one that is stopped."""
+    monkeypatch.setattr(control, "BEGIN_SECONDS", 0.05)
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        with pytest.raises(ConnectionError, match="no daemon answers for this mount: timed out"):
+            await trio.to_thread.run_sync(ControlClient(MOUNTPOINT).connect, "drain")
+
+
 async def test_no_daemon_has_a_status(path: Path) -> None:
     with pytest.raises(ConnectionError, match="no daemon answers for this mount: No such file"):
         await trio.to_thread.run_sync(ControlClient(MOUNTPOINT).status)
