@@ -74,7 +74,7 @@ async def obtain(content: Content, start: int, end: int) -> bytes:
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-        data = await _read_past_stage(content, start, min(end, content.size))
+        data = await _read_past_stage(content, start, end)
         content.unsent.remove(start, end)
         return data.ljust(end - start, b"\0")
 

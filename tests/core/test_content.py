@@ -361,6 +361,31 @@ async def test_what_an_upload_obtains_is_as_long_as_asked_for(
         assert obtained == [BODY[KIB:cut] + bytes(end - cut)]
 
 
+async def test_what_an_upload_obtains_past_a_full_disk_has_what_is_written_meanwhile(
+    small_parts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also behind where the file had ended when that began, or else no upload would be told of it."""
+    faulty = FaultyStorage(MemoryStorage())
+    async with open_sources(faulty, tmp_path) as sources, trio.open_nursery() as nursery:
+        content = await stored_content(sources)
+        obtained: list[bytes] = []
+
+        async def obtain() -> None:
+            obtained.append(await fetching.obtain(content, KIB, 5 * KIB))
+
+        content.truncate(3 * KIB)
+        gate = faulty.hold(Verb.GET_RANGE, call=2)  # the first was to be staged
+        with monkeypatch.context() as full:
+            limit_disk(full, tmp_path / "stage", 0)
+            nursery.start_soon(obtain)
+            await gate.reached.wait()
+        content.write(3 * KIB, bytes(range(256)) * 8)
+        gate.open()
+        await trio.testing.wait_all_tasks_blocked()
+        assert obtained == [BODY[KIB : 3 * KIB] + bytes(range(256)) * 8]
+        assert not content.unsent
+
+
 async def test_a_file_that_was_cut_while_it_went_up_has_nothing_behind_its_end(
     small_parts: None, tmp_path: Path
 ) -> None:

@@ -893,6 +893,35 @@ async def test_a_file_that_is_cut_while_its_end_is_fetched_and_grows_while_that_
         await tree.close(handle)
 
 
+async def test_what_is_written_behind_a_cut_while_a_part_is_read_past_the_disk_goes_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """The part has what the file has there by then, and no zeros, though it was planned before the cut."""
+    faulty, size, end = new_store(), len(BASE), Random(2).randbytes(2 * KIB)
+    async with open_tree(faulty, tmp_path, tree_options()) as tree, trio.open_nursery() as nursery:
+        await with_base(tree)
+        handle = await tree.open("file")
+        number = (await tree.find("file")).number
+        await tree.write(handle, size - 4 * KIB, NEW)
+        await tree.write(handle, size - KIB, NEW)
+        beginning = faulty.hold(Verb.CREATE_MULTIPART)
+        nursery.start_soon(tree.filesystem.fsync, handle)
+        await beginning.reached.wait()
+        await tree.filesystem.setattr(number, AttributeChanges(size=size - len(end)))
+        fetching_part = faulty.hold(Verb.GET_RANGE, call=2)  # the first was to be staged
+        with monkeypatch.context() as full, trio.fail_after(60):
+            limit_disk(full, tmp_path / "stage", 0)
+            beginning.open()
+            await fetching_part.reached.wait()
+        await tree.write(handle, size - len(end), end)
+        fetching_part.open()
+        with trio.fail_after(60):
+            await tree.filesystem.fsync(handle)
+        ours = BASE[: -4 * KIB] + NEW + BASE[-3 * KIB : -2 * KIB] + end
+        assert (await stored(faulty))["file"] == ours
+        await tree.close(handle)
+
+
 class _LateStorage(InterceptedStorage):
     """Holds the answers of one verb back, once that is set."""
 
