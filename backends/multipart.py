@@ -60,6 +60,9 @@ class SentPart:
 OnStored: TypeAlias = Callable[[MultipartUpload, SentPart, Part], None]
 """Is told of each part that the store has, as soon as it has it."""
 
+OnFailed: TypeAlias = Callable[[], None]
+"""Is told when a part has failed: whoever has nothing to write for now may `check` then."""
+
 
 class BufferedMultipartWriter:
     """One object being written from its first byte to its last; made by `open_writer`."""
@@ -73,8 +76,10 @@ class BufferedMultipartWriter:
         part_size: int,
         in_flight: ByteBudget,
         on_stored: OnStored | None = None,
+        on_failed: OnFailed | None = None,
     ) -> None:
         self._on_stored = on_stored
+        self._on_failed = on_failed
         self._storage = storage
         self._key = key
         self._metadata = metadata
@@ -112,13 +117,20 @@ class BufferedMultipartWriter:
         _, start, end = self._part_sizes.part(number)
         return end - start
 
+    def check(self) -> None:
+        """Raise the failure of any part."""
+        if self._closed:
+            raise RuntimeError("the writer was closed")
+        if self._failure is not None:
+            raise self._failure
+
     async def reserve(self, size: int) -> None:
         """Return when there is room for `size` bytes in memory; it is held for what is written, or rewritten, next.
 
         For bytes that are written without it there is room when they are sent. Nothing may be buffered: who holds
         memory must not wait for more.
         """
-        self._check_open()
+        self.check()
         assert not self._reserved, "what is reserved is to be written first"
         await self._in_flight.acquire(size)
         self._reserved = size
@@ -128,7 +140,7 @@ class BufferedMultipartWriter:
 
         A write that is cancelled while it waits has lost bytes, so the object can only be given up after it.
         """
-        self._check_open()
+        self.check()
         rest = memoryview(data)
         while len(rest):
             size = self.next_part_size
@@ -148,7 +160,7 @@ class BufferedMultipartWriter:
 
         Before anything can be appended after it, the last part must be rewritten in its full size.
         """
-        self._check_open()
+        self.check()
         if self._sent and self._buffer:
             await self._send_next(self._take_buffer())
         await self._drain()
@@ -205,12 +217,6 @@ class BufferedMultipartWriter:
         taken, self._reserved = self._reserved, 0
         return taken
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeError("the writer was closed")
-        if self._failure is not None:
-            raise self._failure
-
     async def _send_next(self, data: Data) -> None:
         number = len(self._sent) + 1
         start = self._sent[-1].end if self._sent else 0
@@ -238,6 +244,8 @@ class BufferedMultipartWriter:
                 self._on_stored(upload, self._sent[number - 1], stored)
         except Exception as error:  # of any kind: out of the nursery it would come as an ExceptionGroup
             self._failure = self._failure or error
+            if self._on_failed is not None:
+                self._on_failed()
         finally:
             self._in_flight.release(reserved)
             self._under_way -= 1
@@ -248,7 +256,7 @@ class BufferedMultipartWriter:
         while self._under_way:
             self._idle = trio.Event()
             await self._idle.wait()
-        self._check_open()
+        self.check()
 
 
 @asynccontextmanager
@@ -260,6 +268,7 @@ async def open_writer(
     part_size: int = DEFAULT_PART_SIZE,
     in_flight: ByteBudget | None = None,
     on_stored: OnStored | None = None,
+    on_failed: OnFailed | None = None,
 ) -> AsyncIterator[BufferedMultipartWriter]:
     """Open a writer for the block; an upload that was not closed in it is aborted at its end, however it ends.
 
@@ -268,7 +277,13 @@ async def open_writer(
     """
     budget = in_flight or ByteBudget(DEFAULT_IN_FLIGHT * part_size)
     writer = BufferedMultipartWriter(
-        storage, key, metadata=metadata, part_size=part_size, in_flight=budget, on_stored=on_stored
+        storage,
+        key,
+        metadata=metadata,
+        part_size=part_size,
+        in_flight=budget,
+        on_stored=on_stored,
+        on_failed=on_failed,
     )
     failure: Exception | None = None
     try:

@@ -143,3 +143,13 @@ class BatchDamaged(LogDamaged):
 
 class BatchRemoved(BatchDamaged):
     """It was acknowledged, as a later one says, and somebody has removed it: a rule of the bucket, or a hand."""
+
+
+def let_go_of_frames(error: Exception) -> None:
+    """Let an error that is kept keep nothing of what failed: its frames, and those of its causes, have the bytes."""
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        each = waiting.pop()
+        if each is not None and each.__traceback__ is not None:
+            each.__traceback__ = None
+            waiting += [each.__cause__, each.__context__]

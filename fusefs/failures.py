@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 
 from backends.errors import StorageError, is_outage
-from fusefs.errors import FilesystemError, LeaseLapsed
+from fusefs.errors import FilesystemError, LeaseLapsed, let_go_of_frames
 from fusefs.inodes import Inode
 from fusefs.placement import Placement
 from fusefs.publish_queue import RETRY_SECONDS, PublishQueue
@@ -50,7 +50,7 @@ class Failures:
             return  # removed meanwhile
         _log.error("cannot publish %r, trying again in %.0f s: %s", target, RETRY_SECONDS, error)
         self.count += 1
-        _let_go_of_frames(error)
+        let_go_of_frames(error)
         inode.state.failure = error
         inode.state.attributes_changed = True  # what the attempt took for done is not
         self._queue.schedule_retry(inode)
@@ -62,13 +62,3 @@ class Failures:
             # Of several new directories in each other each would fail by itself, and the first be tried again before
             # the last. What the store refuses of a directory it may take below: that is to be tried.
             self._queue.fail(self._turns.waiting_for(inode, below=is_away), error)
-
-
-def _let_go_of_frames(error: Exception) -> None:
-    """Let an error that is kept keep nothing of what failed: its frames, and those of its causes, have the bytes."""
-    waiting: list[BaseException | None] = [error]
-    while waiting:
-        each = waiting.pop()
-        if each is not None and each.__traceback__ is not None:
-            each.__traceback__ = None
-            waiting += [each.__cause__, each.__context__]

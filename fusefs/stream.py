@@ -21,11 +21,12 @@ import trio
 
 from backends.base import MIB, Metadata, MultipartUpload, Part, PutMode
 from backends.errors import StorageError
-from backends.multipart import BufferedMultipartWriter, OnStored
+from backends.multipart import BufferedMultipartWriter, OnFailed, OnStored
 from backends.multipart import SentPart as WrittenPart
 from fusefs import fetching
 from fusefs.change_log import ChangeLog
 from fusefs.content import Content, Version
+from fusefs.errors import FilesystemError, let_go_of_frames
 from fusefs.inodes import File
 from fusefs.keys import RESERVED_PREFIX
 from fusefs.open_upload import Flush, OpenUpload, SentPart
@@ -37,7 +38,7 @@ LAG: Final = 1 * MIB
 """How far behind the end of what was written a stream stays: the kernel may send its last pages again, fuller."""
 
 WriterFactory: TypeAlias = Callable[
-    [str, Metadata, OnStored], AbstractAsyncContextManager[BufferedMultipartWriter]
+    [str, Metadata, OnStored, OnFailed], AbstractAsyncContextManager[BufferedMultipartWriter]
 ]
 
 
@@ -70,14 +71,19 @@ class Stream:
         """Whether parts have gone up that can still become the file's object: none failed, nor was the file cut."""
         return not self._done.is_set() and 0 < self._fed <= self._content.size
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the task has ended, with a version or a failure that `finish` will tell."""
+        return self._done.is_set()
+
     def advance(self) -> None:
-        """Let the task look for parts that are full."""
+        """Let the task look for parts that are full, or have failed."""
         self._changed.set()
 
     async def run(self, open_writer: WriterFactory) -> None:
         """Send parts as they fill, and when `finish` says so the rest; keep the outcome for it."""
         try:
-            async with open_writer(self.key, self.metadata, self._note_stored) as writer:
+            async with open_writer(self.key, self.metadata, self._note_stored, self.advance) as writer:
                 try:
                     with self._cancel_scope:
                         mode = await self._send_until_told(writer)
@@ -90,6 +96,10 @@ class Stream:
                     if self._version is None:
                         await self._give_bytes_to_log(writer)
         except Exception as error:  # of any kind: nothing may end the nursery of the whole mount
+            if isinstance(
+                error, StorageError | FilesystemError | OSError
+            ):  # a defect is told with its frames
+                let_go_of_frames(error)
             self._failure = error
         finally:
             self._content.upload = None
@@ -114,6 +124,7 @@ class Stream:
             flush = self._content.flush = Flush(self._changed, writer.next_part_size)
             await self._feed_full_parts(writer, LAG)
             await self._changed.wait()
+            writer.check()
             if flush.asked and self._mode is None:
                 await self._feed_full_parts(writer, 0)
                 await writer.flush()

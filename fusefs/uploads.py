@@ -20,7 +20,7 @@ from typing import Final
 from backends.base import CREATE_ONLY, MIB, Metadata, ObjectStorage, PutMode
 from backends.byte_budget import ByteBudget
 from backends.errors import InvalidPart, UploadNotFound
-from backends.multipart import BufferedMultipartWriter, OnStored, open_writer
+from backends.multipart import BufferedMultipartWriter, OnFailed, OnStored, open_writer
 from fusefs import fetching
 from fusefs.change_log import ChangeLog
 from fusefs.content import Content, Spawn, Version
@@ -164,7 +164,7 @@ class Uploads:
         return (
             has_first_part(file.content, self._part_size)
             and file not in self._finishing
-            and len(self._streams) < self._max_streams
+            and sum(not stream.is_over for stream in self._streams.values()) < self._max_streams
         )
 
     async def _stream_for(self, file: File, target: str, metadata: Metadata) -> Stream:
@@ -184,7 +184,7 @@ class Uploads:
         return stream
 
     def _open_writer(
-        self, key: str, metadata: Metadata, on_stored: OnStored
+        self, key: str, metadata: Metadata, on_stored: OnStored, on_failed: OnFailed
     ) -> AbstractAsyncContextManager[BufferedMultipartWriter]:
         return open_writer(
             self._storage,
@@ -193,6 +193,7 @@ class Uploads:
             part_size=self._part_size,
             in_flight=self._in_flight,
             on_stored=on_stored,
+            on_failed=on_failed,
         )
 
 

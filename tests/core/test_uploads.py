@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import tracemalloc
@@ -545,6 +546,53 @@ async def test_a_store_that_forgets_every_upload_is_an_error(
         faulty.heal()
         await tree.publish_all()
         await tree.close(handle)
+
+
+async def test_streams_that_have_failed_keep_no_others_from_beginning(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """However many files are written that the store denies."""
+    faulty = new_store()
+    async with open_tree(faulty, tmp_path, tree_options()) as tree:
+        denied = range(2 * tree_options().parts_in_flight)
+        for number in denied:
+            faulty.fail(AccessDenied, verb=Verb.UPLOAD_PART, key=f"denied{number}", times=math.inf)
+        handles = []
+        for name in [*(f"denied{number}" for number in denied), "file"]:
+            handles.append(await tree.create(name))
+            await tree.write(handles[-1], 0, BASE[: 2 * PART])
+            await wait_all_tasks_blocked()
+        assert "file" in [each.key for each in faulty.calls_of(Verb.UPLOAD_PART)]
+        faulty.heal()
+        for handle in handles:
+            await tree.close(handle)
+        await tree.publish_all()
+        assert set((await stored(faulty)).values()) == {BASE[: 2 * PART]}
+
+
+async def test_streams_that_have_failed_keep_no_bytes_in_memory(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """What is staged on the disk is read again for the next attempt, which may be long in coming."""
+    size = 2 * MIB
+    faulty = FaultyStorage(SmallPartsStorage())
+    async with open_tree(faulty, tmp_path, tree_options(part_size=size)) as tree:
+        faulty.fail(AccessDenied, verb=Verb.UPLOAD_PART, times=math.inf)
+        handles = [await tree.create(f"{number}") for number in range(tree_options().parts_in_flight)]
+        tracemalloc.start()
+        try:
+            for handle in handles:
+                await tree.write(handle, 0, os.urandom(size + 100 * KIB))
+            await wait_all_tasks_blocked()
+            gc.collect()
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert len(faulty.calls_of(Verb.UPLOAD_PART)) == len(handles)
+        assert kept < size
+        faulty.heal()
+        for handle in handles:
+            await tree.close(handle)
 
 
 async def test_a_file_that_is_removed_while_it_goes_up_is_given_up(
