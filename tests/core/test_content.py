@@ -18,7 +18,7 @@ import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from backends.base import KIB, ObjectStorage, RangeResult
+from backends.base import KIB, MIB, ObjectStorage, RangeResult
 from backends.errors import Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
@@ -27,7 +27,7 @@ from fusefs.content import Content, ContentSources, Version
 from fusefs.errors import DamagedCache, StaleFile
 from fusefs.extents import ExtentSet
 from fusefs.kept_content import KeptContent
-from fusefs.prefetch import SequentialDetector
+from fusefs.prefetch import MAX_READERS, SequentialDetector
 from fusefs.stage import BLOCK_BYTES, Stage
 from fusefs.stage_budget import StageBudget
 from tests.core.small_disk import limit_disk
@@ -523,6 +523,53 @@ async def test_a_read_past_a_full_disk_is_of_the_version_that_has_come_meanwhile
         gate.open()
         await trio.testing.wait_all_tasks_blocked()
         assert read == [ours]
+
+
+async def test_what_is_read_again_on_a_full_disk_takes_the_place_of_what_the_file_had_there(
+    small_parts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all of the disk is one file's, no other can give way: it is read past the disk once, and not for ever."""
+    faulty = FaultyStorage(MemoryStorage())
+    async with open_sources(faulty, tmp_path) as sources:
+        content = await stored_content(sources)
+        limit_disk(monkeypatch, tmp_path / "stage", 16 * KIB)
+        await fetching.read(content, 0, 16 * KIB)
+        await fetching.read(content, 16 * KIB, FETCH)
+        await fetching.read(content, 16 * KIB, FETCH)
+        before = len(faulty.calls)
+        assert await fetching.read(content, 16 * KIB, FETCH) == BODY[16 * KIB : 16 * KIB + FETCH]
+        assert len(faulty.calls) == before
+
+
+async def test_what_is_fetched_for_an_upload_does_not_give_way_before_that_has_it(
+    small_parts: None, tmp_path: Path
+) -> None:
+    """Though there is more of it than may be staged, which nobody could know before."""
+    async with open_sources(MemoryStorage(), tmp_path, budget=FETCH) as sources:
+        content = await stored_content(sources)
+        assert await fetching.obtain(content, 0, 2 * FETCH) == BODY[: 2 * FETCH]
+
+
+async def test_a_read_of_what_was_damaged_counts_once_for_reading_ahead(
+    small_parts: None, tmp_path: Path
+) -> None:
+    """Or else it would pass for one more reader of the handle, in the place of one that is being read ahead for."""
+    faulty = FaultyStorage(MemoryStorage())
+    async with open_sources(faulty, tmp_path) as sources:
+        content = await stored_content(sources, body=bytes(64 * MIB))
+        reader = SequentialDetector(256 * KIB)
+        starts = [number * 8 * MIB for number in range(MAX_READERS)]
+        for offset in (0, KIB):
+            for start in starts:
+                await fetching.read(content, start + offset, KIB, reader)
+        await trio.testing.wait_all_tasks_blocked()
+        [stage_file] = (tmp_path / "stage").iterdir()
+        with stage_file.open("r+b") as file:
+            file.seek(starts[-1] + 2 * KIB)
+            file.write(b"damaged")
+        assert await fetching.read(content, starts[-1] + 2 * KIB, KIB, reader) == bytes(KIB)
+        ahead = reader.observe(starts[0] + 2 * KIB, KIB).ahead_end
+        assert ahead >= starts[0] + 256 * KIB
 
 
 async def test_a_fetch_that_fails_is_made_again_by_whoever_waits_for_it(
