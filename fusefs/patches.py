@@ -132,7 +132,10 @@ class _Patch:
                     # One waits at a time: those of other files need not queue behind all of these.
                     await nursery.start(self._send_one, part, failures)
         if failures:
-            raise failures[0]
+            try:
+                raise failures[0]
+            finally:
+                failures.clear()  # or else they and their frames, with bytes of files, are a cycle
 
     async def _send_one(
         self,

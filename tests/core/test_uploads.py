@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import math
 import os
 import tracemalloc
@@ -526,6 +527,29 @@ async def test_an_upload_that_somebody_else_aborts_is_begun_anew(
         await tree.filesystem.fsync(handle)
         assert (await stored(faulty))["file"] == bytes(4 * PART) + (BASE[4 * PART :] if based else b"")
         assert not await faulty.list_multipart_uploads()
+        await tree.close(handle)
+
+
+async def test_what_somebody_else_has_aborted_does_not_stay_in_memory(
+    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not even until Python looks for cycles: where nothing else happens, that is never."""
+    caplog.set_level(logging.ERROR)  # a record of the warning has the error
+    faulty = new_store()
+    async with open_tree(faulty, tmp_path, tree_options()) as tree:
+        await with_base(tree)
+        handle = await tree.open("file")
+        await tree.write(handle, 5 * PART, NEW)
+        await tree.write(handle, 15 * PART, NEW)
+        faulty.fail(UploadNotFound, verb=Verb.UPLOAD_PART, times=2)
+        gc.collect()
+        gc.disable()
+        try:
+            await tree.filesystem.fsync(handle)
+            assert not [each for each in gc.get_objects() if isinstance(each, UploadNotFound)]
+        finally:
+            gc.enable()
+        assert not faulty.faults_left
         await tree.close(handle)
 
 
