@@ -4,8 +4,9 @@ Pure data: which blocks have a checksum, and what the bytes of a block must add 
 when it was fetched, or read to be kept, until one of its bytes is written, cut or evicted; only blocks that are
 staged whole have one. Bytes that exist nowhere else (dirty ones) have none: nothing could be done about them.
 
-Blocks that an earlier mount has kept are *unproved* until they are read for the first time. When one of them is
-written in part, what remains of it could not be checked any more, so it has to be dropped.
+What a change leaves of a block could not be checked any more after it, so that is done before (`left_in_part`).
+Blocks that an earlier mount has kept are *unproved* until they are read for the first time. When one of them loses its
+checksum before that, what remains of it has to be dropped.
 """
 
 from __future__ import annotations
@@ -75,6 +76,14 @@ class BlockChecksums:
         unproved = self._unproved.intersection(numbers)
         self._unproved -= unproved
         return [Extent(number * BLOCK_SIZE, (number + 1) * BLOCK_SIZE) for number in sorted(unproved)]
+
+    def left_in_part(self, start: int, end: int, file_size: int) -> list[Extent]:
+        """Return the blocks with a checksum of which a change of a range leaves something as it is."""
+        if not self._checksums or start >= end:
+            return []
+        edges = sorted({start // BLOCK_SIZE, (end - 1) // BLOCK_SIZE})
+        blocks = [_extent(number, file_size) for number in edges if number in self._checksums]
+        return [block for block in blocks if block.start < start or end < block.end]
 
     def widened(self, start: int, end: int, file_size: int) -> Extent:
         """Return what to read for a range so that all of its blocks that have a checksum can be compared."""

@@ -173,6 +173,7 @@ class Content:
         """
         self._take_over_kept()
         view = memoryview(data)
+        self._prove_around(min(offset, self.size), offset + len(view))
         while view:
             end = offset + self._staged.file.write(offset, view)
             if offset > self.size:
@@ -188,6 +189,7 @@ class Content:
     def truncate(self, size: int) -> None:
         """Cut the file, or let it grow with zeros."""
         self._take_over_kept()
+        self._prove_around(min(size, self.size), max(size, self.size))
         if size < self.size:
             self._staged.truncate(size, self.size)
             for extents in (self.dirty, self.unsent, self.unlogged):
@@ -485,6 +487,11 @@ class Content:
             self._staged.take_over(checksums, base.size)
             self._note_staged()
         self._is_untouched = False
+
+    def _prove_around(self, start: int, end: int) -> None:
+        """Drop what is damaged of the blocks that a change of a range leaves in part, and takes the checksums of."""
+        for block in self._staged.checksums.left_in_part(start, end, self.size):
+            self.read_staged(*block)
 
     def _tell_of_damage(self) -> None:
         if self.base is not None and not self._damage_reported:

@@ -264,6 +264,47 @@ async def test_damage_does_not_reach_the_bucket(
         }
 
 
+@pytest.mark.parametrize(
+    "change",
+    ["write", "append", "write behind the end", "cut", "grow"],
+    ids=lambda change: change.replace(" ", "-"),
+)
+async def test_damage_beside_a_change_inside_of_a_block_does_not_reach_the_bucket(
+    change: str,
+    autojump_clock: MockClock,
+    faulty: FaultyStorage,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What the change leaves of the block could not be compared any more after it."""
+    odd = BODY[: len(BODY) - BLOCK_SIZE // 2]
+    await faulty.put("file", odd)
+    expected = bytearray(odd)
+    async with open_tree(faulty, tmp_path) as tree:
+        assert await tree.read_file("file") == odd
+        [staged] = (tmp_path / "stage").iterdir()
+        change_every_block(staged)
+        handle = await tree.open("file")
+        number = (await tree.find("file")).number
+        if change in ("cut", "grow"):
+            size = len(odd) + (10 if change == "grow" else -BLOCK_SIZE)
+            await tree.filesystem.setattr(number, AttributeChanges(size=size))
+            del expected[size:]
+            expected.extend(bytes(size - len(expected)))
+        else:
+            offset = {"write": 2 * MIB + 100, "append": len(odd), "write behind the end": len(odd) + 100}[
+                change
+            ]
+            await tree.write(handle, offset, b"new")
+            expected.extend(bytes(max(0, offset - len(expected))))
+            expected[offset : offset + 3] = b"new"
+        assert await tree.filesystem.read(handle, 0, 8 * MIB) == expected
+        await tree.filesystem.fsync(handle)
+        await tree.close(handle)
+        assert await stored(faulty) == {"file": expected}
+    assert "damaged" in caplog.text
+
+
 async def test_what_nobody_else_has_is_an_error_when_it_is_damaged(
     autojump_clock: MockClock, faulty: FaultyStorage, tmp_path: Path
 ) -> None:
