@@ -64,7 +64,7 @@ async def obtain(content: Content, start: int, end: int) -> bytes:
     Where there is no room for that it does without, on the local disk or within the bound of what is staged: what is
     dirty must be able to leave either.
     """
-    with content.in_use(start, end):
+    with content.in_use(*enclosing(start, end, content.size)):
         try:
             if content.missing_are_zeros:
                 return content.take(start, end)

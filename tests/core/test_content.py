@@ -550,6 +550,36 @@ async def test_what_is_fetched_for_an_upload_does_not_give_way_before_that_has_i
         assert await fetching.obtain(content, 0, 2 * FETCH) == BODY[: 2 * FETCH]
 
 
+async def test_the_block_in_which_a_part_begins_stays_whole_until_it_was_compared(
+    small_parts: None, tmp_path: Path
+) -> None:
+    """Or else the checksum of the block would go, and damage of the rest into the bucket."""
+    faulty = FaultyStorage(MemoryStorage())
+    async with open_sources(faulty, tmp_path) as sources, trio.open_nursery() as nursery:
+        content = await stored_content(sources)
+        await fetching.read(content, 0, FETCH)
+        [stage_file] = (tmp_path / "stage").iterdir()
+        with stage_file.open("r+b") as file:
+            file.seek(2 * KIB + 700)
+            file.write(b"damaged")
+        gate = faulty.hold(Verb.GET_RANGE)
+        outcomes: list[bytes | DamagedCache] = []
+
+        async def obtain() -> None:
+            try:
+                outcomes.append(await fetching.obtain(content, 2 * KIB + 500, 2 * FETCH))
+            except DamagedCache as error:
+                outcomes.append(error)
+
+        nursery.start_soon(obtain)
+        await gate.reached.wait()
+        content.evict(1 << 40)
+        gate.open()
+        await trio.testing.wait_all_tasks_blocked()
+        assert [type(each) for each in outcomes] == [DamagedCache]
+        assert await fetching.obtain(content, 2 * KIB + 500, 2 * FETCH) == BODY[2 * KIB + 500 : 2 * FETCH]
+
+
 async def test_a_read_of_what_was_damaged_counts_once_for_reading_ahead(
     small_parts: None, tmp_path: Path
 ) -> None:
