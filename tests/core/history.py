@@ -12,6 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
+import trio
+
+from backends.errors import Unavailable
 from fusefs.attribute_changes import AttributeChanges
 from fusefs.filesystem import RENAME_EXCHANGE
 from fusefs.inodes import Directory, File, Symlink
@@ -177,7 +180,7 @@ class History:
         if new_directory.children.get(new_name) is not directory.children[name]:
             new_directory.children[new_name] = directory.children.pop(name)
         self._note()
-        await self.tree.rename(path, new_path)
+        await self._move(path, new_path)
 
     async def exchange(self, path: str, other: str) -> None:
         (directory, name), (other_directory, other_name) = self._parent(path), self._parent(other)
@@ -185,7 +188,7 @@ class History:
         directory.children[name] = other_directory.children[other_name]
         other_directory.children[other_name] = node
         self._note()
-        await self.tree.rename(path, other, RENAME_EXCHANGE)
+        await self._move(path, other, RENAME_EXCHANGE)
 
     async def fsync(self, handle: int) -> None:
         state = len(self.states) - 1
@@ -202,6 +205,14 @@ class History:
         await self.tree.close(handle)
 
     # Within
+
+    async def _move(self, path: str, new_path: str, flags: int = 0) -> None:
+        """Rename in the tree, again where what has to be known below a directory cannot be found out at once."""
+        while True:
+            try:
+                return await self.tree.rename(path, new_path, flags)
+            except Unavailable:
+                await trio.sleep(1)
 
     def _note(self) -> None:
         """Note the state that the operation leads to; it may be there before the operation has returned."""
