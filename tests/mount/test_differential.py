@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.differential import run
+from tests.support.differential import Differential, run
 from tests.support.moments import Entry, Moment, is_between
 from tests.support.seaweedfs import SeaweedFS
+from tests.support.twins import Difference
 from tests.support.variants import VARIANTS, open_arena
 
 
@@ -17,6 +18,18 @@ from tests.support.variants import VARIANTS, open_arena
 def test_same_as_a_plain_directory(variant: str, seed: int, s3_server: SeaweedFS, tmp_path: Path) -> None:
     with open_arena(VARIANTS[variant], tmp_path, s3_server, seed=seed) as arena:
         run(arena, random_seed=seed, runs=3, steps=40)
+
+
+def test_a_failure_is_told_at_once(
+    s3_server: SeaweedFS, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hypothesis repeats a failure, and forgets what it was where it does not come again."""
+    with open_arena(VARIANTS["directory"], tmp_path, s3_server, seed=1) as arena:
+        machine = Differential(arena)
+        with pytest.raises(Difference), machine.told("step", {"path": "file"}):
+            raise Difference("of one run")
+        assert "of one run\nthe steps in " in capsys.readouterr().err
+        machine.teardown()
 
 
 def _file(content: bytes | None, *, links: int = 1) -> Entry:

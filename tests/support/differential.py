@@ -7,6 +7,7 @@ import functools
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import pairwise
@@ -102,7 +103,9 @@ class Differential(RuleBasedStateMachine):
         #: Of files that are open for writing the kernel may have the newest bytes.
         self.moments: list[Moment] | None = None
         self.failed = True
-        self.name, self.twins = arena.begin()
+        self.name = ""
+        with self._telling_failures():
+            self.name, self.twins = arena.begin()
         self.failed = False
 
     def teardown(self) -> None:
@@ -110,15 +113,13 @@ class Differential(RuleBasedStateMachine):
         try:
             if not self.failed:
                 self.failed = True
-                with self.arena.time_limit():
-                    self.twins.close_all()
-                    self.twins.compare_contents()
-                    self.remount_and_compare()
-                self.arena.end(self.twins)
+                with self._telling_failures():
+                    with self.arena.time_limit():
+                        self.twins.close_all()
+                        self.twins.compare_contents()
+                        self.remount_and_compare()
+                    self.arena.end(self.twins)
                 self.failed = False
-        except Exception as error:
-            error.add_note(self.story())
-            raise
         finally:
             if self.failed:
                 self.arena.restart(self.twins)
@@ -129,18 +130,26 @@ class Differential(RuleBasedStateMachine):
         shown = ", ".join(f"{name}={value!r}" for name, value in values.items())
         self.steps.append(f"{name}({shown})")
         self.failed = True
-        try:
-            with self.arena.time_limit():
-                self.twins.begin_step()
-                yield
-                self.twins.compare_trees()
-                if len(self.steps) % self.arena.steps_per_comparison == 0:
-                    self.twins.compare_contents()
-        except Exception as error:
-            error.add_note(self.story())
-            raise
+        with self._telling_failures(), self.arena.time_limit():
+            self.twins.begin_step()
+            yield
+            self.twins.compare_trees()
+            if len(self.steps) % self.arena.steps_per_comparison == 0:
+                self.twins.compare_contents()
         self._note_moment()
         self.failed = False
+
+    @contextmanager
+    def _telling_failures(self) -> Iterator[None]:
+        """Add the steps to what is raised, and print both: Hypothesis drops it where the same data end otherwise next
+        time, as they may where a mount meets faults by chance.
+        """
+        try:
+            yield
+        except Exception as error:
+            error.add_note(self.story())
+            traceback.print_exception(error)
+            raise
 
     def _note_moment(self) -> None:
         """Note what a crash from now on may leave."""
