@@ -223,6 +223,11 @@ class Content:
         """Return how many bytes of a range `staged` yields at most, those of zeros left out."""
         return self._staged.file.allocated_in(start, end)
 
+    @property
+    def written_end(self) -> int:
+        """Where what was written ends, to a block: beyond it a file without a base has only grown, with zeros."""
+        return min(self._staged.file.data_end, self.size)
+
     def note_unlogged(self, start: int, end: int) -> None:
         """Note that the log has to be given what the file has of a range."""
         self.unlogged.add(start, min(end, self.size))

@@ -167,6 +167,11 @@ class StageFile:
         return sum(extent.length for extent in self._blocks.intersect(start, end))
 
     @property
+    def data_end(self) -> int:
+        """Where what may be other than zeros ends, at most; no request to the disk."""
+        return self._blocks.end if self._exists else len(self._memory)
+
+    @property
     def is_in_memory(self) -> bool:
         """Whether it has bytes, and the disk has none of them."""
         return bool(self._memory)

@@ -44,7 +44,16 @@ WriterFactory: TypeAlias = Callable[
 
 def has_first_part(content: Content, part_size: int) -> bool:
     """Return whether a stream of a new file would find its first part full, and the writer beyond it."""
-    return content.base is None and content.dirty.covers(0, part_size + LAG)
+    return content.base is None and part_size + LAG <= _written_without_gap(content)
+
+
+def _written_without_gap(content: Content) -> int:
+    """Return how far a new file was written from its first byte on, holes before the last of it included.
+
+    What it has only grown by is left to its end: a file that has its size before its bytes would go up twice.
+    """
+    first = next(iter(content.dirty), None)
+    return min(first.end, content.written_end) if first is not None and first.start == 0 else 0
 
 
 class Stream:
@@ -145,12 +154,11 @@ class Stream:
             await self._done.wait()
 
     async def _feed_full_parts(self, writer: BufferedMultipartWriter, lag: int) -> None:
-        while self._mode is None and self._fed + writer.next_part_size + lag <= self._written_without_gap():
-            await self._feed(writer, self._fed + writer.next_part_size)
-
-    def _written_without_gap(self) -> int:
-        first = next(iter(self._content.dirty), None)
-        return first.end if first is not None and first.start == 0 else 0
+        while self._mode is None:
+            end = self._fed + writer.next_part_size
+            if end + lag > _written_without_gap(self._content):
+                break
+            await self._feed(writer, end)
 
     async def _feed(self, writer: BufferedMultipartWriter, end: int) -> None:
         """Read what comes next and send it; less than a part stays in the writer, until that is told what to do."""

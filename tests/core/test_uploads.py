@@ -69,6 +69,40 @@ async def test_a_small_file_is_one_put(tmp_path: Path, autojump_clock: MockClock
         assert requests(faulty) == [Verb.PUT]
 
 
+async def test_a_file_that_has_its_size_first_goes_up_once(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """And while it is written: parts wait for what is written, and do not go ahead of it with zeros."""
+    faulty = new_store()
+    async with open_tree(faulty, tmp_path, tree_options()) as tree:
+        handle = await tree.create("file")
+        await tree.filesystem.setattr((await tree.find("file")).number, AttributeChanges(size=len(BASE)))
+        for start in range(0, len(BASE), KIB):
+            await tree.write(handle, start, BASE[start : start + KIB])
+            await wait_all_tasks_blocked()
+        assert requests(faulty) == [Verb.CREATE_MULTIPART] + [Verb.UPLOAD_PART] * 29
+        await tree.close(handle)
+        await tree.publish_all()
+        assert sum(request.bytes_sent for request in faulty.calls) == len(BASE)
+        assert await stored(faulty) == {"file": BASE}
+
+
+async def test_a_file_that_has_but_a_size_goes_up_when_it_is_closed(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """As one that was written at its beginning only."""
+    faulty, size = new_store(), 5 * PART + 100
+    async with open_tree(faulty, tmp_path, tree_options()) as tree:
+        for name, written in (("empty", b""), ("begun", BASE[: 2 * PART])):
+            handle = await tree.create(name)
+            await tree.filesystem.setattr((await tree.find(name)).number, AttributeChanges(size=size))
+            await tree.write(handle, 0, written)
+            await wait_all_tasks_blocked()
+            assert len(faulty.calls_of(Verb.UPLOAD_PART)) == (1 if written else 0)
+            await tree.close(handle)
+            await tree.publish_all()
+            assert (await stored(faulty))[name] == written.ljust(size, b"\0")
+            faulty.calls.clear()
+
+
 async def test_parts_go_up_before_the_file_is_closed(tmp_path: Path, autojump_clock: MockClock) -> None:
     """All but the end of the file, from which the writer may not have moved on."""
     faulty = new_store()
