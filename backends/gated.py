@@ -1,7 +1,8 @@
 """Lets requests that change something go out only while this process may write.
 
 It belongs below `backends.retrying`, so that an attempt that is repeated has to ask again: what waits for the end of an
-outage may find that somebody else writes by then. What is on its way already is out of its reach.
+outage may find that somebody else writes by then. So may what waits for a connection, or makes several requests: each
+asks when it is its turn (`backends.threads`). What is on its way already is out of reach.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Final, TypeAlias
 
 from backends.base import ObjectStorage
 from backends.intercepted import InterceptedStorage, Request, T, Verb
+from backends.threads import BEFORE_CALL
 
 Check: TypeAlias = Callable[[], None]
 """Raises `Suspended` or `Fenced` unless this process may write at this moment."""
@@ -40,6 +42,11 @@ class GatedStorage(InterceptedStorage):
         self._check: Final = check
 
     async def _carry_out(self, request: Request, send: Callable[[], Awaitable[T]]) -> T:
-        if request.verb in CHANGING:
-            self._check()
-        return await send()
+        if request.verb not in CHANGING:
+            return await send()
+        self._check()
+        token = BEFORE_CALL.set(self._check)
+        try:
+            return await send()
+        finally:
+            BEFORE_CALL.reset(token)

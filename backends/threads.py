@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from outcome import Outcome
 
 T = TypeVar("T")
+
+BEFORE_CALL: Final = ContextVar[Callable[[], None] | None]("BEFORE_CALL", default=None)
+"""Called when a call of the task has got its thread; what it raises is raised, and the call is not begun."""
 
 
 class Threads:
@@ -45,6 +49,9 @@ class Threads:
         except trio.WouldBlock:
             await self._limiter.acquire_on_behalf_of(task)
         try:
+            check = BEFORE_CALL.get()
+            if check is not None:
+                check()
             trio.lowlevel.start_thread_soon(call, deliver)
         except BaseException:
             self._limiter.release_on_behalf_of(task)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import pytest
 import trio
+from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from trio.testing import MockClock
 
 from backends.base import ObjectStorage
@@ -16,7 +18,10 @@ from backends.gated import CHANGING, GatedStorage
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from backends.retrying import RetryingStorage, RetryPolicy
+from backends.s3 import S3Storage
+from backends.s3_options import S3Options
 from tests.backends.contract import StorageContract
+from tests.backends.s3_helpers import Wire
 from tests.support.faulty import FaultyStorage
 
 
@@ -142,3 +147,51 @@ async def test_what_was_never_sent_is_not_in_doubt(
     with pytest.raises(Suspended) as failure:
         await RetryingStorage(storage).put("key", b"1")
     assert not failure.value.is_in_doubt
+
+
+class _Stuck(Wire):
+    """A way to a server on which the first request goes on until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_begun = threading.Event()
+        self.let_go = threading.Event()
+
+    def _before_send(self, request: AWSPreparedRequest, **event: object) -> AWSResponse | None:
+        answer = super()._before_send(request, **event)
+        self.has_begun.set()
+        self.let_go.wait(10)
+        return answer
+
+
+@pytest.mark.parametrize("error", [Suspended, Fenced])
+async def test_what_waits_for_a_connection_asks_when_it_has_one(
+    error: type[StorageError], gate: Gate
+) -> None:
+    """Where the network is away others may have all of them, for longer than a term."""
+    wire = _Stuck()
+    options = S3Options(
+        bucket="bucket",
+        endpoint="http://127.0.0.1:1",
+        access_key="key",
+        secret_key="secret",
+        max_connections=1,
+    )
+    backend = S3Storage(options, client_factory=wire.factory)
+    wire.answer(etag='"1"')
+    wire.answer(204)
+    storage = GatedStorage(backend, gate.check)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(storage.put, "key", b"1")
+        await trio.to_thread.run_sync(wire.has_begun.wait, 10)
+
+        async def delete() -> None:
+            with pytest.raises(error):
+                await storage.delete("other")
+
+        nursery.start_soon(delete)
+        await trio.testing.wait_all_tasks_blocked()
+        gate.error = error
+        wire.let_go.set()
+    assert [request.method for request in wire.requests] == ["PUT"]
+    await backend.aclose()
