@@ -3,7 +3,8 @@
 A lease is *held*; or it has *lapsed*, because the store did not answer for too long or this process was stopped; or it
 is *lost*. While it has lapsed others may take it, and if nobody has, it is held again. Once lost it stays lost.
 
-No request that changes something is sent, for the first time or again, while it is not held (`check_before_sending`).
+No request that changes something of the tree is sent, for the first time or again, while it is not held
+(`check_before_sending`); batches of the log are, and count for nobody until it is held again.
 The limit of every lease: a request that was sent while it was held may arrive later. Whoever takes it over must make
 such requests fail (the journal's seal), and writes of objects are conditional on what was there.
 """
