@@ -90,15 +90,21 @@ def _empty_if_dead(directory: Path) -> bool:
     """Empty the directory of a mount that is gone; return whether it is one."""
     if not directory.is_dir():
         return False  # not ours
-    lock = _lock(directory)
+    try:
+        lock = _lock(directory)
+    except FileNotFoundError:
+        return False  # its mount has just ended
     if lock is None:
         return False
-    if any(directory.iterdir()):
-        _log.info("removing what an earlier mount left in %s", directory)
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(mode=0o700, exist_ok=True)
-    os.close(lock)
-    return True
+    try:
+        is_there = directory.exists()  # or else its mount has ended before we had the lock
+        if is_there and any(directory.iterdir()):
+            _log.info("removing what an earlier mount left in %s", directory)
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir(mode=0o700, exist_ok=True)
+    finally:
+        os.close(lock)
+    return is_there
 
 
 def _forget_oldest(dead: Collection[Path]) -> None:

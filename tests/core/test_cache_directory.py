@@ -42,7 +42,7 @@ def test_a_live_mounts_directory_is_left_alone(tmp_path: Path) -> None:
 def test_a_dead_mounts_directory_is_emptied_by_the_next(tmp_path: Path) -> None:
     """A killed process runs nothing at its end; the kernel drops its lock."""
     script = (
-        "import os, sys; from pathlib import Path; from fusefs.cache_directory import KEPT_DEAD, CacheDirectory\n"
+        "import os, sys; from pathlib import Path; from fusefs.cache_directory import CacheDirectory\n"
         "cache = CacheDirectory.claim(Path(sys.argv[1]), 'dead')\n"
         "cache.stage.mkdir(); (cache.stage / '1').write_bytes(b'x'); os.kill(os.getpid(), 9)"
     )
@@ -75,7 +75,7 @@ def test_a_mount_waits_while_another_one_looks_around(tmp_path: Path) -> None:
     other = os.open(tmp_path / "mounts", os.O_RDONLY)
     fcntl.flock(other, fcntl.LOCK_EX)
     script = (
-        "import sys; from pathlib import Path; from fusefs.cache_directory import KEPT_DEAD, CacheDirectory\n"
+        "import sys; from pathlib import Path; from fusefs.cache_directory import CacheDirectory\n"
         "print('begun', flush=True); CacheDirectory.claim(Path(sys.argv[1]), 'one'); print('claimed', flush=True)"
     )
     with subprocess.Popen(
@@ -108,6 +108,39 @@ def test_each_mount_is_told_the_ids_of_dead_ones(tmp_path: Path) -> None:
         cache = CacheDirectory.claim(tmp_path, name)
         assert cache.dead == ["dead"]
         cache.release()
+
+
+@pytest.mark.parametrize("moment", ["before it is looked at", "before its lock is tried"])
+def test_a_mount_that_ends_while_another_one_looks_around(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending = [CacheDirectory.claim(tmp_path, "ending")]
+    is_dir, flock = Path.is_dir, fcntl.flock
+
+    def end() -> None:
+        if ending:
+            ending.pop().release()
+
+    def is_dir_for_now(path: Path) -> bool:
+        found = is_dir(path)
+        if path.name == "ending":
+            end()
+        return found
+
+    def flock_too_late(descriptor: int, operation: int) -> None:
+        if operation & fcntl.LOCK_NB:
+            end()
+        flock(descriptor, operation)
+
+    if moment == "before it is looked at":
+        monkeypatch.setattr(Path, "is_dir", is_dir_for_now)
+    else:
+        monkeypatch.setattr(fcntl, "flock", flock_too_late)
+    cache = CacheDirectory.claim(tmp_path, "next")
+    assert not ending
+    assert cache.dead == []
+    assert [path.name for path in (tmp_path / "mounts").iterdir()] == ["next"]
+    cache.release()
 
 
 def test_only_the_ids_of_the_last_dead_mounts_are_kept(tmp_path: Path) -> None:
