@@ -10,6 +10,7 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -19,12 +20,14 @@ import trio
 from trio.testing import MockClock
 
 from backends.base import ObjectStorage
-from backends.errors import Unavailable
+from backends.errors import Suspended, Unavailable
+from backends.gated import GatedStorage
 from backends.memory import MemoryStorage
 from backends.retrying import RetryingStorage, RetryPolicy
 from fusefs.committer import Committer
 from fusefs.errno_boundary import errno_of
 from fusefs.errors import LeaseLapsed, LeaseLost
+from fusefs.lease import check_before_sending
 from fusefs.publisher import PublishOptions
 from fusefs.stored_lease import LEASE_KEY, MARGIN_SHARE, StoredLease, longest_call_seconds
 from tests.core.history import History, state_of
@@ -98,11 +101,12 @@ async def host(
     bucket = MemoryStorage()
     faulty = FaultyStorage(bucket)
     lease = await take(patient(faulty, longest_call_seconds(TERM)), "a")
-    options = replace(options, lease=lease, log_storage=log)
+    gated = patient(GatedStorage(faulty, partial(check_before_sending, lease)), PATIENCE)
+    options = replace(options, lease=lease, log_storage=log or patient(faulty, PATIENCE))
     history = History({})
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lease.run)
-        async with open_tree(patient(faulty, PATIENCE), directory / "mount", options) as tree:
+        async with open_tree(gated, directory / "mount", options) as tree:
             history.attend(tree)
             yield Host(tree, history, bucket, log or bucket, faulty, lease)
         nursery.cancel_scope.cancel()
@@ -115,7 +119,7 @@ def patient(storage: ObjectStorage, seconds: float) -> RetryingStorage:
 async def fails(call: Callable[[], Awaitable[None]], *, after: float) -> None:
     """Make a call that says EIO after some time, and not much later."""
     began = trio.current_time()
-    with trio.fail_after(2 * after), pytest.raises((LeaseLapsed, Unavailable)) as failure:
+    with trio.fail_after(2 * after), pytest.raises((LeaseLapsed, Suspended, Unavailable)) as failure:
         await call()
     assert errno_of(failure.value) == errno.EIO
     assert trio.current_time() - began >= after - 1
