@@ -13,7 +13,7 @@ from typing import Final
 import trio
 
 from backends.base import ObjectStorage
-from backends.errors import NotFound, PreconditionFailed
+from backends.errors import AccessDenied, NotFound, PreconditionFailed, StorageError
 from fusefs.change_log import ChangeLog
 from fusefs.content import Version
 from fusefs.placement import UNSEEN, Placement
@@ -128,13 +128,31 @@ class Sweeper:
         etags = {version.key: version.etag for version in versions}
         try:
             await self._look_at_unseen(etags)
-            if len(etags) > 1:
-                return await self._storage.delete_many(etags, if_match=etags)
-            for key, etag in etags.items():
-                await self._storage.delete(key, if_match=etag)
+            failures = await self._delete_these(etags)
+            return {key: error for key, error in failures.items() if not await self._is_gone(key, error)}
         except Exception as error:  # of any kind: nothing may end the nursery of the whole mount
             return dict.fromkeys(etags, error)
+
+    async def _delete_these(self, etags: Mapping[str, str]) -> Mapping[str, StorageError]:
+        if len(etags) > 1:
+            return await self._storage.delete_many(etags, if_match=etags)
+        for key, etag in etags.items():
+            try:
+                await self._storage.delete(key, if_match=etag)
+            except (PreconditionFailed, NotFound) as conflict:
+                return {key: conflict}
         return {}
+
+    async def _is_gone(self, key: str, error: StorageError) -> bool:
+        """Return whether there is nothing any more: no conflict, and maybe the work of an attempt of our own."""
+        if isinstance(error, PreconditionFailed | NotFound):
+            try:
+                await self._storage.head(key)
+            except NotFound:
+                return True
+            except AccessDenied:
+                return False
+        return False
 
     async def _look_at_unseen(self, etags: dict[str, str]) -> None:
         """Fill in the ETags that are not known, and leave out what is not there. Raises what the store raises."""

@@ -22,6 +22,7 @@ from trio.testing import MockClock
 from backends.base import ObjectStorage
 from backends.errors import Suspended, Unavailable
 from backends.gated import GatedStorage
+from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from backends.retrying import RetryingStorage, RetryPolicy
 from fusefs.committer import Committer
@@ -74,6 +75,11 @@ class Host:
         self.cut()
         await trio.sleep(HELD)
         assert not self._lease.is_held
+
+    def let_take_effect(self, verb: Verb) -> None:
+        """Let the next request of a kind take effect, and nobody hear of it, nor of those that repeat it."""
+        self._storage.fail(Unavailable, verb=verb, answer_lost=True)
+        self._storage.fail(Unavailable, verb=verb, call=2, times=math.inf)
 
     def heal(self) -> None:
         self._storage.heal()
@@ -224,3 +230,25 @@ async def test_publishing_what_is_in_the_log(tmp_path: Path, autojump_clock: Moc
         mount.heal()
         await mount.tree.publish_all()
         assert await stored(mount.bucket) == {"file": b"bytes"}
+
+
+@pytest.mark.parametrize("names", [["removed"], ["removed", "removed too"]])
+async def test_a_deletion_of_which_nobody_heard(
+    names: list[str], tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was ours: where nothing is left, nobody else has changed anything."""
+    async with host(tmp_path) as mount:
+        for name in names:
+            await mount.history.close(await mount.history.create(name))
+        await mount.tree.publish_all()
+        mount.let_take_effect(Verb.DELETE if len(names) == 1 else Verb.DELETE_MANY)
+        for name in names:
+            await mount.history.unlink(name)
+        await trio.sleep(1)
+        assert await stored(mount.bucket) == {}
+        await mount.cut_until_it_has_lapsed()
+        await fails(mount.tree.publisher.publish_all, after=PATIENCE - HELD - 1)
+        mount.heal()
+        await mount.tree.publish_all()
+        assert await stored(mount.bucket) == {}
+        assert "somebody else" not in caplog.text
