@@ -102,6 +102,8 @@ class Attempts:
                 )
                 self._placement.forget(target)
                 raise MovedMeanwhile(f"somebody else has {target!r} now") from error
+            if await self._has_gone(target):
+                raise MovedMeanwhile(f"what was left under {target!r} has gone") from error
             await self._conflicts.keep_both(inode, target, error)
         else:
             self._changes.published(inode, version, changes if publication.has_attributes else None)
@@ -128,6 +130,18 @@ class Attempts:
         condition = self._placement.condition(target)
         written = await self._writer.write(inode, target, mode=condition, metadata=metadata)
         return written.version, without_mark(written.metadata) == without_mark(metadata)
+
+    async def _has_gone(self, target: str) -> bool:
+        """Return whether what belonged to nobody is not to be replaced any more: a deletion of ours had no answer."""
+        leftover = self._placement.leftover(target)
+        if leftover is None:
+            return False
+        try:
+            await self._storage.head(target)
+        except NotFound:
+            self._placement.forget_leftover(leftover)
+            return True
+        return False
 
     def _has_only_passed(self, inode: Inode, target: str) -> bool:
         """Return whether a name is not the inode's any more, and never had an object of it."""

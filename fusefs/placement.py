@@ -245,10 +245,14 @@ class Placement:
         """Return whether the bucket has this version still, for nobody."""
         return self._leftovers.get(version.key) == version
 
+    def leftover(self, key: str) -> Version | None:
+        """Return what the bucket has under a key for nobody, as far as we know."""
+        return self._leftovers.get(key)
+
     def condition(self, target: str) -> PutMode:
         """Return the condition under which an object may be written to `target`: nobody else has changed it."""
         owner = self._owners.get(target)
-        version = owner.version if owner is not None else self._leftovers.get(target)
+        version = owner.version if owner is not None else self.leftover(target)
         return IfMatch(version.etag) if version is not None else CREATE_ONLY
 
     def is_departing(self, key: str) -> bool:

@@ -18,7 +18,11 @@ FREE_ROUNDS: Final = 3
 
 
 class MovedMeanwhile(Exception):
-    """An inode has lost the name under which its object was about to appear; the log may never have told of that."""
+    """An attempt has to begin anew.
+
+    Its inode has lost the name under which the object was about to appear, and the log may never have told of that; or
+    what it was to replace has gone.
+    """
 
 
 class FileWasCut(Exception):

@@ -19,7 +19,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from backends.base import ObjectStorage
+from backends.base import MIB, ObjectStorage
 from backends.errors import Suspended, Unavailable
 from backends.gated import GatedStorage
 from backends.intercepted import Verb
@@ -252,3 +252,43 @@ async def test_a_deletion_of_which_nobody_heard(
         await mount.tree.publish_all()
         assert await stored(mount.bucket) == {}
         assert "somebody else" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["file", "large file", "symlink", "further name", "directory"])
+async def test_a_name_that_is_used_again_after_such_a_deletion(
+    kind: str, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """What was to be replaced is not there any more: nobody else has changed it, and the file stays what it is."""
+    key = "name/" if kind == "directory" else "name"
+    async with host(tmp_path) as mount:
+        tree = mount.tree
+        await (tree.mkdir("name") if kind == "directory" else tree.write_file("name", b"before"))
+        await tree.write_file("other", b"bytes")
+        await tree.publish_all()
+        mount.let_take_effect(Verb.DELETE)
+        await (tree.rmdir("name") if kind == "directory" else tree.unlink("name"))
+        await trio.sleep(1)
+        assert await stored(mount.bucket) == {"other": b"bytes"}
+        await mount.cut_until_it_has_lapsed()
+        await fails(tree.publisher.publish_all, after=PATIENCE - HELD - 1)
+        body = b"bytes"
+        match kind:
+            case "file" | "large file":
+                body = b"bytes" * (1 if kind == "file" else 3 * MIB)
+                handle = await tree.create("name")
+                await tree.write(handle, 0, body)
+                await tree.close(handle)
+            case "symlink":
+                await tree.symlink("name", body)
+            case "further name":
+                await tree.link("other", "name")
+            case "directory":
+                body = b""
+                await tree.mkdir("name")
+        mount.heal()
+        await tree.publish_all()
+        assert tree.publisher.statistics().conflicts == 0
+        assert await stored(mount.bucket) == {key: body, "other": b"bytes"}
+        assert await tree.names() == ["name", "other"]
+        if kind == "further name":
+            assert (await tree.find("name")).link_count == 2
