@@ -3,17 +3,17 @@
 Nothing that was written is dropped: the inode stays pending, the failure is kept in its state for the next fsync or
 close, and it is tried again. Who waits for a failed attempt fails with it.
 
-In an outage what has had no turn fails with the first attempt, so that an outage is told once and not for every few of
-them; if others had an answer meanwhile, only what waits for the failed one does. What the store refuses of one object
-keeps nothing back.
+In an outage, or without the lease, what has had no turn fails with the first attempt, so that it is told once and not
+for every few of them; if others had an answer meanwhile, only what waits for the failed one does. What the store
+refuses of one object keeps nothing back.
 """
 
 from __future__ import annotations
 
 import logging
 
-from backends.errors import StorageError, is_outage
-from fusefs.errors import FilesystemError, LeaseLapsed, let_go_of_frames
+from backends.errors import Fenced, StorageError, is_outage
+from fusefs.errors import FilesystemError, LeaseLapsed, LeaseLost, let_go_of_frames
 from fusefs.inodes import Inode
 from fusefs.placement import Placement
 from fusefs.publish_queue import RETRY_SECONDS, PublishQueue
@@ -54,7 +54,7 @@ class Failures:
         inode.state.failure = error
         inode.state.attributes_changed = True  # what the attempt took for done is not
         self._queue.schedule_retry(inode)
-        is_away = isinstance(error, LeaseLapsed) or is_outage(error)
+        is_away = isinstance(error, LeaseLapsed | LeaseLost | Fenced) or is_outage(error)
         if is_away and not others_had_answers:
             # Every few of them would wait for as long, one after the other.
             self._queue.fail_all(error)

@@ -104,8 +104,7 @@ class Sweeper:
                 for first in range(0, len(batch), size):
                     deletions.start_soon(self._delete, batch[first : first + size], nursery)
         except Exception as error:  # of any kind: nothing may end the nursery of the whole mount
-            for version in batch:
-                self._fail(version, error, nursery)
+            self._fail(batch, error, nursery)
         finally:
             self.busy = frozenset()
             self._progressed()
@@ -113,15 +112,18 @@ class Sweeper:
     async def _delete(self, versions: Sequence[Version], nursery: trio.Nursery) -> None:
         async with self._limiter:
             failures = await self._failures_of(versions)
+        failed: dict[Exception, list[Version]] = {}
         for version in versions:
             error = failures.get(version.key)
             if error is not None and not isinstance(error, PreconditionFailed | NotFound):
-                self._fail(version, error, nursery)
+                failed.setdefault(error, []).append(version)
                 continue
             if error is not None:
                 _log.warning("%r was changed by somebody else and is not deleted", version.key)
             self._placement.forget_leftover(version)
             self._failed.pop(version, None)
+        for error, those in failed.items():
+            self._fail(those, error, nursery)
 
     async def _failures_of(self, versions: Sequence[Version]) -> Mapping[str, Exception]:
         """Delete objects, each in this version only, and return what failed, by key."""
@@ -162,12 +164,16 @@ class Sweeper:
             except NotFound:
                 del etags[key]
 
-    def _fail(self, version: Version, error: Exception, nursery: trio.Nursery) -> None:
-        _log.error("cannot delete %r, trying again in %.0f s: %s", version.key, RETRY_SECONDS, error)
-        self._resting.add(version)
-        self.failure_count += 1
-        self._failed[version] = self.failure_count, error
-        nursery.start_soon(self._try_again, version)
+    def _fail(self, versions: Sequence[Version], error: Exception, nursery: trio.Nursery) -> None:
+        """Let versions rest that have failed for one reason, which is told once."""
+        first, *others = versions
+        more = f" and {len(others):,} more" if others else ""
+        _log.error("cannot delete %r%s, trying again in %.0f s: %s", first.key, more, RETRY_SECONDS, error)
+        for version in versions:
+            self._resting.add(version)
+            self.failure_count += 1
+            self._failed[version] = self.failure_count, error
+            nursery.start_soon(self._try_again, version)
 
     async def _try_again(self, version: Version) -> None:
         await trio.sleep(RETRY_SECONDS)

@@ -28,6 +28,7 @@ from fusefs.errors import LeaseLost
 from fusefs.journal_format import JOURNAL_PREFIX, Position, batch_key
 from fusefs.lease import check_before_sending
 from fusefs.log_reader import KEPT_SEALS
+from fusefs.publish_queue import RETRY_SECONDS
 from fusefs.publisher import PublishOptions
 from fusefs.stored_lease import LEASE_KEY, StoredLease
 from tests.core.changes import CHANGES
@@ -310,4 +311,31 @@ async def test_a_deletion_that_is_not_repeated(
                 nursery.start_soon(old.lease.run)
             await trio.sleep(600)
             assert key in await stored(bucket)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_lost_lease_is_told_once_for_all_that_is_pending(
+    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And not for each file every time: a mount that nobody ends goes on for days."""
+    bucket = MemoryStorage()
+    async with host(bucket, "a", tmp_path, PUBLISHING) as old, trio.open_nursery() as nursery:
+        for number in range(200):
+            await old.tree.write_file(f"removed-{number}", b"bytes")
+        await old.tree.publish_all()
+        old.storage.fail(Unavailable, times=math.inf)
+        for number in range(200):
+            await old.tree.unlink(f"removed-{number}")
+            handle = await old.tree.create(f"new-{number}")
+            await old.tree.close(handle)
+        await trio.sleep(TERM)
+        await take(bucket, "b")
+        old.storage.heal()
+        nursery.start_soon(old.lease.run)
+        await trio.sleep(300)
+        assert old.lease.lost_reason is not None
+        caplog.clear()
+        await trio.sleep(300)
+        at_once, times = old.tree.publisher._workers + 1, 300 / RETRY_SECONDS
+        assert len(caplog.records) <= 2 * at_once * times
         nursery.cancel_scope.cancel()
