@@ -96,6 +96,7 @@ async def _run(directory: Path, before: list[Any], during: list[Any], logged: bo
             await _ends(mount)
             await trio.sleep(17)
         mount.faulty.heal()
+        await trio.testing.wait_all_tasks_blocked()  # a last request may have failed at this very moment
         await mount.tree.publish_all()
         assert set(await stored(mount.bucket)) == await _objects_of(mount.tree)
 
