@@ -73,7 +73,7 @@ class Dialect:
     #: A condition on the source of a copy is honoured. Where it is not, copying looks first and then acts.
     source_condition: bool = True
     object_checksum: Checksum = Checksum.CRC32
-    #: CRC32 takes a fifth of the time. S3 wants an upload to be begun for it, and then part numbers without gaps.
+    #: CRC32 takes less of the processor. S3 wants an upload to be begun for it, and then part numbers without gaps.
     part_checksum: Checksum = Checksum.MD5
 
 

@@ -98,7 +98,7 @@ async def test_statistics_are_of_one_moment() -> None:
 
 
 async def test_what_is_received_is_counted_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy of each body is a fourteenth of what a cold read takes of the processor."""
+    """It would take the interpreter's time for each byte that is fetched."""
     storage = MeteredStorage(MemoryStorage())
     await storage.put("k", b"12345")
     monkeypatch.delattr(RangeResult, "data")
