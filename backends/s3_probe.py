@@ -233,20 +233,18 @@ class _Trials:
 
 async def _is_refused(request: Awaitable[object]) -> bool:
     """Return whether a request whose condition cannot hold fails for that reason, so that conditions are honoured."""
-    try:
-        await request
-    except PreconditionFailed:
-        return True
-    except _NOT_OFFERED:
-        return False
-    return False
+    return await _fails_with(PreconditionFailed, request)
 
 
 async def _is_found_damaged(request: Awaitable[object]) -> bool:
     """Return whether a request with the checksum of other bytes fails for that reason, so that it is compared."""
+    return await _fails_with(ChecksumMismatch, request)
+
+
+async def _fails_with(reason: type[StorageError], request: Awaitable[object]) -> bool:
     try:
         await request
-    except ChecksumMismatch:
+    except reason:
         return True
     except _NOT_OFFERED:
         return False

@@ -115,7 +115,7 @@ class Sweeper:
         failed: dict[Exception, list[Version]] = {}
         for version in versions:
             error = failures.get(version.key)
-            if error is not None and not isinstance(error, PreconditionFailed | NotFound):
+            if error is not None and not isinstance(error, PreconditionFailed):
                 failed.setdefault(error, []).append(version)
                 continue
             if error is not None:
@@ -147,13 +147,14 @@ class Sweeper:
 
     async def _is_gone(self, key: str, error: StorageError) -> bool:
         """Return whether there is nothing any more: no conflict, and maybe the work of an attempt of our own."""
-        if isinstance(error, PreconditionFailed | NotFound):
-            try:
-                await self._storage.head(key)
-            except NotFound:
-                return True
-            except AccessDenied:
-                return False
+        if not isinstance(error, PreconditionFailed):
+            return isinstance(error, NotFound)
+        try:
+            await self._storage.head(key)
+        except NotFound:
+            return True
+        except AccessDenied:
+            return False
         return False
 
     async def _look_at_unseen(self, etags: dict[str, str]) -> None:
