@@ -11,6 +11,7 @@ from typing import Final
 import trio
 
 from backends.base import ObjectStorage
+from backends.byte_budget import ByteBudget
 from backends.errors import StorageError
 from fusefs.attributes import Defaults, fresh
 from fusefs.cache_directory import CacheDirectory
@@ -41,8 +42,8 @@ from fusefs.tree_index import TreeIndex
 from fusefs.uploads import Uploads
 from fusefs.xattr_calls import XattrCalls
 
-FETCHES_IN_FLIGHT: Final = 12
-"""Ranged GETs of 4 MiB under way at once: 48 MiB of memory, and enough for a network of 1 GB/s and 40 ms."""
+FETCH_MEMORY: Final = 48 * 1024 * 1024
+"""Bytes of ranged GETs under way at once, enough for a network of 1 GB/s and 40 ms; short ones have an eighth more."""
 
 PART_MEMORY: Final = 64 * 1024 * 1024
 """Bytes of files on their way up at once, for all uploads together; small files have an eighth of it besides.
@@ -106,7 +107,7 @@ async def open_tree(
     kept = KeptContent(cache.kept, budget, store=config.store.identity)
     with closing(Stage(cache.stage)) as stage:
         async with trio.open_nursery() as nursery:
-            spawn, fetches = nursery.start_soon, trio.CapacityLimiter(FETCHES_IN_FLIGHT)
+            spawn, fetches = nursery.start_soon, ByteBudget(FETCH_MEMORY)
             sources = ContentSources(stage, storage, spawn, budget, fetches, kept, logged=log.is_kept)
             index = TreeIndex(storage, spawn, options.defaults, others_write=term is None)
             tree = assemble(sources, log, index, SystemClock(), options)

@@ -38,6 +38,7 @@ from typing import Any, Protocol
 import trio
 
 from backends.base import Data, ObjectStorage
+from backends.byte_budget import ByteBudget
 from backends.errors import StorageError
 from fusefs.errors import DamagedCache
 from fusefs.extents import Extent, ExtentSet
@@ -73,8 +74,8 @@ class ContentSources:
     storage: ObjectStorage
     spawn: Spawn
     budget: StageBudget
-    #: Bounds the ranged GETs under way for all files together, and so the memory they hold.
-    fetch_limiter: trio.CapacityLimiter
+    #: Bounds what the ranged GETs under way hold in memory, for all files together.
+    fetch_budget: ByteBudget
     kept: KeptContent
     #: Whether somebody asks what the log has not been given yet.
     logged: bool = False
@@ -435,7 +436,7 @@ class Content:
         self._staged.note_use(start, end, self.size)
 
     def claim(self, start: int, end: int, max_length: int) -> list[Claim]:
-        """Claim the ranges, none of more than `max_length` bytes, that are neither present nor claimed.
+        """Claim the ranges, none of which has a multiple of `max_length` inside, that are neither present nor claimed.
 
         Whoever claims fetches them, or fails to, and has to `release` each of them.
         """
@@ -445,9 +446,9 @@ class Content:
         for claim in self._claims:
             absent.remove(claim.start, claim.end)
         claims = [
-            Claim(position, min(position + max_length, gap.end))
+            Claim(max(position, gap.start), min(position + max_length, gap.end))
             for gap in absent
-            for position in range(gap.start, gap.end, max_length)
+            for position in range(gap.start - gap.start % max_length, gap.end, max_length)
         ]
         self._claims.extend(claims)
         return claims

@@ -18,16 +18,14 @@ from typing import Final
 
 import trio
 
-from backends.base import MIB, Data
+from backends.base import Data
 from backends.errors import NotFound, PreconditionFailed, RangeNotSatisfiable
+from fusefs import prefetch
 from fusefs.block_checksums import enclosing
 from fusefs.content import Claim, Content, Version
 from fusefs.errors import DamagedCache, StaleFile, UploadFailed
 from fusefs.extents import Extent, ExtentSet
 from fusefs.prefetch import SequentialDetector
-
-FETCH_SIZE: Final = 4 * MIB
-"""Bytes of one ranged GET: long enough to be limited by the network and not by the request, and many fit a window."""
 
 _GONE: Final = (NotFound, PreconditionFailed, RangeNotSatisfiable)
 """What the store says where it has another version, or none."""
@@ -85,7 +83,7 @@ async def fetch(content: Content, start: int, end: int) -> None:
         while True:
             failures: list[Exception] = []
             async with trio.open_nursery() as nursery:
-                for claim in content.claim(start, end, FETCH_SIZE):
+                for claim in content.claim(start, end, prefetch.FETCH_SIZE):
                     nursery.start_soon(_carry_out, content, claim, failures)
             if failures:
                 try:
@@ -104,7 +102,7 @@ async def fetch_unasked(content: Content) -> None:
 
     A failure is not told: whoever needs the bytes asks for them.
     """
-    claims = content.claim(0, content.size, FETCH_SIZE)
+    claims = content.claim(0, content.size, prefetch.FETCH_SIZE)
     if len(claims) == 1:
         await _carry_out(content, claims[0], [], nullcontext())
         return
@@ -138,7 +136,7 @@ async def _read_through(content: Content, offset: int, end: int, reader: Sequent
 
 
 def _fetch_ahead(content: Content, start: int, end: int) -> None:
-    for claim in content.claim(start, end, FETCH_SIZE):
+    for claim in content.claim(start, end, prefetch.FETCH_SIZE):
         # Nobody has asked for these bytes yet: whoever does gets the error of their own request.
         content.sources.spawn(_carry_out, content, claim, [])
 
@@ -156,7 +154,7 @@ async def _read_past_stage(content: Content, offset: int, end: int) -> bytes:
         piece = _first_missing(content, offset, end, fetched)
         if piece is not None:
             try:
-                async with content.sources.fetch_limiter:
+                async with content.sources.fetch_budget.hold(piece.end - piece.start):
                     found = await _get(content, piece.start, piece.end, base)
             except _GONE as error:
                 await _wait_for_successor(content, base, error)
@@ -173,15 +171,15 @@ def _first_missing(content: Content, start: int, end: int, fetched: ExtentSet) -
     """Return what one GET is to bring of what is neither staged nor fetched; None if there is nothing."""
     for gap in content.missing(start, end):
         for missing in fetched.gaps(*gap):
-            return Extent(missing.start, min(missing.end, missing.start + FETCH_SIZE))
+            return Extent(missing.start, min(missing.end, missing.start + prefetch.FETCH_SIZE))
     return None
 
 
 def _copy_staged(content: Content, offset: int, end: int, data: BytesIO) -> bool:
     """Put what is staged into `data`, which begins at `offset`; False where the disk has damaged some of it."""
     for extent in content.present.intersect(offset, min(end, content.size)):
-        for start in range(extent.start, extent.end, FETCH_SIZE):
-            staged = content.read_staged(start, min(start + FETCH_SIZE, extent.end))
+        for start in range(extent.start, extent.end, prefetch.FETCH_SIZE):
+            staged = content.read_staged(start, min(start + prefetch.FETCH_SIZE, extent.end))
             if staged is None:
                 return False
             data.seek(start - offset)
@@ -197,7 +195,9 @@ async def _carry_out(
 ) -> None:
     """Fetch and stage one claimed range; a failure is noted, so that a nursery has no group of them to raise."""
     try:
-        await _bring(content, claim, failures, limiter or content.sources.fetch_limiter)
+        await _bring(
+            content, claim, failures, limiter or content.sources.fetch_budget.hold(claim.end - claim.start)
+        )
     except OSError as error:  # which says all, and whose frames would keep what was fetched in memory
         failures.append(error.with_traceback(None))
     except Exception as error:  # of any kind: nothing may end the nursery of the whole mount

@@ -5,6 +5,10 @@ block to the configured limit, so that a long read keeps many ranges in flight a
 gaps (a reader that skips headers) keep the window, and so does who jumps to what is fetched already. Whoever jumps
 further, or goes backwards, is a random reader and gets what it asks for, rounded to a block.
 
+A wide window ends at a multiple of what one GET fetches, and is filled up as soon as there is room for one more: GETs
+begin and end where stores divide objects (parts and stripes are 4 or 8 MiB long), and a stripe that belongs to two GETs
+is read twice there.
+
 One handle may have several readers: threads share descriptors, and so do servers' connections. Each read is taken for
 that reader's whose place it continues, and for a new one's where there is none. The kernel sends the requests of one
 reader at the same time and they arrive in any order: a read of what its reader has just skipped is still its own.
@@ -20,6 +24,12 @@ from fusefs.extents import ExtentSet
 
 BLOCK_SIZE: Final = 128 * KIB
 """What a random read is rounded to: the kernel's own default read-ahead, small enough for a database's page."""
+
+FETCH_SIZE: Final = 8 * MIB
+"""Bytes of one ranged GET: long enough to be limited by the network and not by the request, and several fit a window.
+
+They begin and end at multiples of it where that is possible.
+"""
 
 FIRST_WINDOW: Final = 1 * MIB
 """What a reader is given on trust when it begins at the start of a file or continues where it was."""
@@ -71,9 +81,11 @@ class _Reader:
         if self.window == 0:
             self.window = min(FIRST_WINDOW, max_window)
             self.ahead_end = end + self.window
-        elif end + self.window // 2 >= self.ahead_end:
+        elif end + self.window - min(self.window // 2, FETCH_SIZE) >= self.ahead_end:
             self.window = min(2 * self.window, max_window)
             self.ahead_end = end + self.window
+            if self.window > FETCH_SIZE:
+                self.ahead_end -= self.ahead_end % FETCH_SIZE
 
 
 class SequentialDetector:

@@ -11,7 +11,7 @@ import pytest
 from backends import rules
 from backends.base import GIB, KIB, Limits
 from backends.memory import MemoryStorage
-from fusefs import block_checksums, fetching, staged_bytes, stream, uploads
+from fusefs import block_checksums, prefetch, staged_bytes, stream, uploads
 from tests.core.tree import TreeOptions
 
 PART: Final = 8 * KIB
@@ -50,6 +50,6 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "S3_LIMITS", LIMITS)
     monkeypatch.setattr(stream, "LAG", KIB)
     monkeypatch.setattr(uploads, "STAGED_AT_ONCE", 64 * KIB)
-    monkeypatch.setattr(fetching, "FETCH_SIZE", 4 * KIB)
+    monkeypatch.setattr(prefetch, "FETCH_SIZE", 4 * KIB)
     monkeypatch.setattr(staged_bytes, "EVICTED_AT_ONCE", 4 * KIB)
     monkeypatch.setattr(block_checksums, "BLOCK_SIZE", KIB)

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backends.base import KIB, MIB, ObjectStorage, RangeResult
+from backends.byte_budget import ByteBudget
 from backends.errors import Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
@@ -46,7 +47,7 @@ async def open_sources(
     kept = KeptContent(directory / "kept", bytes_staged, store="memory://")
     async with trio.open_nursery() as nursery:
         yield ContentSources(
-            stage, storage, nursery.start_soon, bytes_staged, trio.CapacityLimiter(fetches), kept
+            stage, storage, nursery.start_soon, bytes_staged, ByteBudget(fetches * FETCH), kept
         )
         nursery.cancel_scope.cancel()
     stage.close()
@@ -450,7 +451,7 @@ async def test_a_fetch_that_waited_while_the_file_was_cut_and_published_is_no_co
         results: list[bytes] = []
 
         async def read(offset: int) -> None:
-            results.append(await fetching.read(content, offset, 10))
+            results.append(await fetching.read(content, offset, FETCH))
 
         gate = faulty.hold(Verb.GET_RANGE)
         nursery.start_soon(read, 0)
@@ -695,6 +696,21 @@ async def test_ranges_are_fetched_at_the_same_time(
             assert await fetching.read(content, offset, length, reader) == BODY[offset : offset + length]
         assert storage.most == 4
         assert trio.current_time() - began < 0.5 * len(BODY) / FETCH
+
+
+async def test_a_short_read_does_not_wait_for_long_ones(small_parts: None, tmp_path: Path) -> None:
+    """They may hold all the memory that there is for fetches, for as long as their network takes."""
+    faulty = FaultyStorage(MemoryStorage())
+    body = Random(1).randbytes(40 * FETCH)
+    async with open_sources(faulty, tmp_path, fetches=32) as sources, trio.open_nursery() as nursery:
+        content = await stored_content(sources, body=body)
+        gate = faulty.hold(Verb.GET_RANGE, times=32)
+        nursery.start_soon(fetching.fetch, content, 0, 33 * FETCH)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(faulty.calls_of(Verb.GET_RANGE)) == 32
+        with trio.fail_after(1):
+            assert await fetching.read(content, 36 * FETCH, 10) == body[36 * FETCH :][:10]
+        gate.open()
 
 
 async def test_writers_wait_while_they_are_held(tmp_path: Path) -> None:

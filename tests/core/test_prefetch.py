@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Final
 
 import pytest
@@ -9,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.base import KIB, MIB
-from fusefs.prefetch import BLOCK_SIZE, FIRST_WINDOW, MAX_GAP, MAX_READERS, SequentialDetector
+from fusefs.prefetch import (
+    BLOCK_SIZE,
+    FETCH_SIZE,
+    FIRST_WINDOW,
+    MAX_GAP,
+    MAX_READERS,
+    SequentialDetector,
+)
 
 MAX_WINDOW: Final = 32 * MIB
 
@@ -36,9 +44,27 @@ def test_the_window_of_a_sequential_reader_doubles_to_its_limit() -> None:
         if wish.ahead_end != ahead_end:
             ahead_end = wish.ahead_end
             windows.append(ahead_end - end)
-    doubling = [1, 2, 4, 8, 16, 32]
+    doubling = [1, 2, 4, 8]
     assert windows[: len(doubling)] == [FIRST_WINDOW * times for times in doubling]
-    assert {*windows[len(doubling) :]} == {MAX_WINDOW}
+    assert MAX_WINDOW // 4 < windows[len(doubling)] <= MAX_WINDOW // 2
+    assert all(MAX_WINDOW - FETCH_SIZE < window <= MAX_WINDOW for window in windows[len(doubling) + 1 :])
+
+
+@pytest.mark.parametrize("max_window", [12 * MIB, 16 * MIB, 32 * MIB, 100 * MIB])
+@pytest.mark.parametrize("start", [0, MIB, 77 * MIB + 128 * KIB])
+def test_a_wide_window_ends_where_gets_do_and_is_filled_up_one_by_one(start: int, max_window: int) -> None:
+    """So that each GET begins and ends at a multiple of its length, and there is always something under way."""
+    detector = SequentialDetector(max_window)
+    ends: list[int] = []
+    for offset in range(start, start + 400 * MIB, 128 * KIB):
+        wish = detector.observe(offset, 128 * KIB)
+        if offset > start + 50 * MIB:
+            assert (
+                wish.end + min(FETCH_SIZE, max_window - FETCH_SIZE) <= wish.ahead_end <= wish.end + max_window
+            )
+            ends.append(wish.ahead_end)
+    assert {end % FETCH_SIZE for end in ends} == {0}
+    assert {after - before for before, after in pairwise(ends)} == {0, FETCH_SIZE}
 
 
 def test_a_random_reader_gets_what_it_asks_for() -> None:

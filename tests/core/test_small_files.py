@@ -14,7 +14,7 @@ from backends.base import KIB
 from backends.errors import Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
-from fusefs import fetching
+from fusefs import fetching, prefetch
 from fusefs.files_ahead import MAX_SIZE
 from fusefs.filesystem import FilesystemOptions
 from fusefs.small_files import FETCH_TASKS, MAX_WAITING, PATIENCE_SECONDS
@@ -164,7 +164,7 @@ async def test_what_is_given_up_can_be_fetched_by_its_reader(
     autojump_clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where one file takes several requests, and the first of them has no answer."""
-    monkeypatch.setattr(fetching, "FETCH_SIZE", KIB)
+    monkeypatch.setattr(prefetch, "FETCH_SIZE", KIB)
     storage = await filled({"a": bytes(3 * KIB)})
     async with open_tree(storage, tmp_path) as tree:
         file = await tree.find_file("a")

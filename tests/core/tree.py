@@ -22,7 +22,8 @@ from typing import Final
 import trio
 
 from backends.base import GIB, MIB, Data, Metadata, ObjectStorage, iterate_pages
-from fusefs import assembly
+from backends.byte_budget import ByteBudget
+from fusefs import assembly, prefetch
 from fusefs.assembly import AssemblyOptions
 from fusefs.attributes import Defaults
 from fusefs.change_log import ChangeLog, NoLog
@@ -232,7 +233,7 @@ async def open_tree(
             budget = StageBudget(options.cache_size, max_clean=options.max_clean)
             old, log, log_room = await _begin_log(storage, options, budget)
             kept = KeptContent(directory / "kept", budget, store="memory://")
-            fetches = trio.CapacityLimiter(options.fetches_in_flight)
+            fetches = ByteBudget(options.fetches_in_flight * prefetch.FETCH_SIZE)
             sources = ContentSources(
                 stage, storage, nursery.start_soon, budget, fetches, kept, logged=log.is_kept
             )

@@ -20,7 +20,6 @@ from fusefs import (
     assembly,
     batch_contents,
     block_checksums,
-    fetching,
     options,
     prefetch,
     stage,
@@ -65,7 +64,7 @@ if __name__ == "__main__":
     base.S3_LIMITS = rules.S3_LIMITS = LIMITS  # type: ignore[misc, attr-defined]
     assembly.DEFAULT_PART_SIZE, assembly.PART_MEMORY = 8 * KIB, 64 * KIB  # type: ignore[misc]
     stream.LAG, uploads.STAGED_AT_ONCE = KIB, 64 * KIB  # type: ignore[misc]
-    fetching.FETCH_SIZE = staged_bytes.EVICTED_AT_ONCE = 4 * KIB  # type: ignore[misc]
+    prefetch.FETCH_SIZE = staged_bytes.EVICTED_AT_ONCE = 4 * KIB  # type: ignore[misc]
     staged_bytes.PIECE_SIZE = 2 * KIB  # type: ignore[misc]
     block_checksums.BLOCK_SIZE = prefetch.BLOCK_SIZE = KIB  # type: ignore[misc]
     prefetch.FIRST_WINDOW, prefetch.MAX_GAP = 4 * KIB, 8 * KIB  # type: ignore[misc]
