@@ -23,7 +23,7 @@ from fusefs.extents import Extent, ExtentSet
 from fusefs.stage import StageFile
 
 EVICTED_AT_ONCE: Final = 4 * MIB
-"""Of a large file, bytes that are noted as used together and evicted together: as many as one GET brings."""
+"""Of a large file, bytes that are noted as used together and evicted together: two such ranges for each GET."""
 
 PIECE_SIZE: Final = 64 * KIB
 """Bytes that are looked at together for whether they are all zeros."""

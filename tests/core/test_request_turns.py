@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterator
+
 import pyfuse3
 import pytest
 import trio
@@ -9,7 +12,7 @@ import trio.lowlevel
 import trio.testing
 
 from fusefs.errno_boundary import errno_boundary
-from fusefs.request_turns import Trio, handled
+from fusefs.request_turns import MAX_WITHOUT_LOOP, FuseDevice, Trio, handled
 
 
 class Device:
@@ -113,3 +116,70 @@ async def test_a_handler_that_waits_can_be_cancelled(autojump_clock: trio.testin
         await handled(wait())
     assert scope.cancelled_caught
     assert ended
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    kernel, daemon = socket.socketpair()
+    with kernel, daemon:
+        yield kernel, daemon
+
+
+async def test_a_request_that_is_there_is_read_before_others_run_but_not_for_long(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    kernel, daemon = pair
+    now = 1.0
+    device = FuseDevice(lambda: now)
+    kernel.send(b"requests")
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count_turns)
+        await device.wait_readable(daemon.fileno())
+        for _ in range(20):
+            before = turns
+            for _ in range(5):
+                await device.wait_readable(daemon.fileno())
+            assert turns == before
+            for _ in range(2):  # in one of them the other task has its turn, whichever trio runs first
+                now += 1.01 * MAX_WITHOUT_LOOP
+                await device.wait_readable(daemon.fileno())
+            assert turns > before
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_request_that_is_not_there_is_waited_for(pair: tuple[socket.socket, socket.socket]) -> None:
+    kernel, daemon = pair
+    device = FuseDevice(lambda: 1.0)
+    kernel.send(b"one")
+    await device.wait_readable(daemon.fileno())
+    daemon.recv(100)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(device.wait_readable, daemon.fileno())
+        await trio.testing.wait_all_tasks_blocked()
+        assert nursery.child_tasks
+        kernel.send(b"two")
+    assert daemon.recv(100) == b"two"
+
+
+async def test_whoever_waits_for_a_request_hears_that_none_will_come(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    """As pyfuse3 ends its loop."""
+    _, daemon = pair
+    async with trio.open_nursery() as nursery:
+
+        async def wait() -> None:
+            with pytest.raises(Trio.ClosedResourceError):
+                await Trio.lowlevel.wait_readable(daemon.fileno())
+
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        Trio.lowlevel.notify_closing(daemon.fileno())
