@@ -11,6 +11,7 @@ While it holds bytes, a task must not wait for more of them, nor for anything th
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -25,11 +26,11 @@ _SHORT_COUNT: Final = 16
 
 
 class ByteBudget:
-    """`limit_bytes` for long bodies, and an eighth of it besides for short ones."""
+    """`limit_bytes` for long bodies, an eighth of it besides for short ones; of either no more than `max_bodies`."""
 
-    def __init__(self, limit_bytes: int) -> None:
-        self._long = _Lane(limit_bytes)
-        self._short = _Lane(limit_bytes // _SHORT_SHARE)
+    def __init__(self, limit_bytes: int, *, max_bodies: float = math.inf) -> None:
+        self._long = _Lane(limit_bytes, max_bodies)
+        self._short = _Lane(limit_bytes // _SHORT_SHARE, max_bodies)
         self._longest_short = limit_bytes // _SHORT_SHARE // _SHORT_COUNT
 
     @property
@@ -61,8 +62,10 @@ class ByteBudget:
 class _Lane:
     """Bytes up to a limit, and those who wait for some, in the order in which they came."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, max_bodies: float) -> None:
         self._limit = limit
+        self._max_bodies = max_bodies
+        self._bodies = 0
         self.used = 0
         #: Each with its size. None of them is there any more once it has its bytes.
         self._waiting: dict[trio.Event, int] = {}
@@ -79,19 +82,24 @@ class _Lane:
             if (
                 self._waiting.pop(turn, None) is None
             ):  # its turn came when it was cancelled and did not know of it yet
-                self.used -= size
+                self._let_go(size)
             self._admit()
             raise
 
     def release(self, size: int) -> None:
-        self.used -= size
+        self._let_go(size)
         self._admit()
+
+    def _let_go(self, size: int) -> None:
+        self.used -= size
+        self._bodies -= 1
 
     def _admit(self) -> None:
         while self._waiting:
             turn, size = next(iter(self._waiting.items()))
-            if self.used and self.used + size > self._limit:
+            if self._bodies == self._max_bodies or (self.used and self.used + size > self._limit):
                 return
             del self._waiting[turn]
             self.used += size
+            self._bodies += 1
             turn.set()

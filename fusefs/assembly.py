@@ -45,6 +45,9 @@ from fusefs.xattr_calls import XattrCalls
 FETCH_MEMORY: Final = 48 * 1024 * 1024
 """Bytes of ranged GETs under way at once, enough for a network of 1 GB/s and 40 ms; short ones have an eighth more."""
 
+MAX_FETCHES: Final = 16
+"""Ranged GETs of one kind, long or short, under way at once: half of the store's connections as they are by default."""
+
 PART_MEMORY: Final = 64 * 1024 * 1024
 """Bytes of files on their way up at once, for all uploads together; small files have an eighth of it besides.
 
@@ -107,7 +110,7 @@ async def open_tree(
     kept = KeptContent(cache.kept, budget, store=config.store.identity)
     with closing(Stage(cache.stage)) as stage:
         async with trio.open_nursery() as nursery:
-            spawn, fetches = nursery.start_soon, ByteBudget(FETCH_MEMORY)
+            spawn, fetches = nursery.start_soon, ByteBudget(FETCH_MEMORY, max_bodies=MAX_FETCHES)
             sources = ContentSources(stage, storage, spawn, budget, fetches, kept, logged=log.is_kept)
             index = TreeIndex(storage, spawn, options.defaults, others_write=term is None)
             tree = assemble(sources, log, index, SystemClock(), options)

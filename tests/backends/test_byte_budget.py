@@ -131,3 +131,16 @@ async def test_an_error_gives_back_what_was_held() -> None:
         async with budget.hold(LIMIT):
             raise ZeroDivisionError
     assert budget.used == 0
+
+
+async def test_no_more_bodies_than_that_however_short_they_are() -> None:
+    """Of the long and of the short ones each."""
+    budget = ByteBudget(LIMIT, max_bodies=2)
+    async with trio.open_nursery() as nursery:
+        for size in (1, 1, 1, LIMIT // 4, LIMIT // 4, LIMIT // 4):
+            nursery.start_soon(budget.acquire, size)
+        await wait_all_tasks_blocked()
+        assert budget.used == 2 + 2 * (LIMIT // 4)
+        budget.release(1)
+        budget.release(LIMIT // 4)
+    assert budget.used == 2 + 2 * (LIMIT // 4)
