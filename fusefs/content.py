@@ -422,9 +422,8 @@ class Content:
         try:
             data = self._staged.read(start, end, size=self.size, replaceable=self.base_limit)
         except OSError:
-            if self.base is None or self.changed:
+            if self.base is None or not self._drop_unreadable(start, end):
                 raise
-            self._staged.discard()  # the base has all of them
             data = None
         if data is None:
             self._note_staged()
@@ -498,6 +497,15 @@ class Content:
         """Drop what is damaged of the blocks that a change of a range leaves in part, and takes the checksums of."""
         for block in self._staged.checksums.left_in_part(start, end, self.size):
             self.read_staged(*block)
+
+    def _drop_unreadable(self, start: int, end: int) -> bool:
+        """Let bytes that the disk cannot read be fetched again; return whether the base has any of them."""
+        if not self.changed:
+            self._staged.discard()
+            return True
+        return self._staged.drop_clean(
+            start, end, dirty=self.dirty, size=self.size, replaceable=self.base_limit
+        )
 
     def _tell_of_damage(self) -> None:
         if self.base is not None and not self._damage_reported:

@@ -30,6 +30,9 @@ from fusefs.prefetch import SequentialDetector
 _GONE: Final = (NotFound, PreconditionFailed, RangeNotSatisfiable)
 """What the store says where it has another version, or none."""
 
+CANNOT_STAGE: Final = (errno.ENOSPC, errno.EROFS)
+"""What the local disk says where nothing can be staged: it is full, or read-only, as ext4 becomes after an error."""
+
 DAMAGED_READS: Final = 3
 """How often one read fetches again what the local disk has damaged, before it is an error."""
 
@@ -47,7 +50,7 @@ async def read(content: Content, offset: int, length: int, reader: SequentialDet
         try:
             data = await _read_by_stage(content, offset, end, reader)
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno not in CANNOT_STAGE:
                 raise
             disk_is_full = True
             data = await _read_past_stage(content, offset, end)
@@ -59,8 +62,8 @@ async def read(content: Content, offset: int, length: int, reader: SequentialDet
 async def obtain(content: Content, start: int, end: int) -> bytes:
     """Return bytes for an upload, as `Content.take`; what is missing is fetched first.
 
-    Where there is no room for that it does without, on the local disk or within the bound of what is staged: what is
-    dirty must be able to leave either.
+    Where it cannot be staged, for want of room or on a disk that is read-only, or not within the bound of what is
+    staged, it does without: what is dirty must be able to leave either.
     """
     with content.in_use(*enclosing(start, end, content.size)):
         try:
@@ -70,7 +73,7 @@ async def obtain(content: Content, start: int, end: int) -> bytes:
                 await fetch(content, start, min(end, content.size))
                 return content.take(start, end)
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno not in CANNOT_STAGE:
                 raise
         data = await _read_past_stage(content, start, end)
         content.unsent.remove(start, end)

@@ -85,6 +85,7 @@ class Stage:
         self._directory = directory
         self._open = _Descriptors(max_open_files)
         self._has_told_of_holes = False
+        self._has_told_of_leftovers = False
         self._next_number = 0
         self._has_room: Callable[[int], bool] | None = None
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -128,7 +129,7 @@ class Stage:
     def _descriptor(self, number: int, *, is_new: bool) -> int:
         descriptor = self._open.get(number)
         if descriptor is None:
-            flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if is_new else 0)
+            flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_TRUNC if is_new else 0)
             try:
                 descriptor = os.open(self._path(number), flags, 0o600)
             except FileNotFoundError as error:  # an empty one in its place would be zeros for everybody
@@ -140,7 +141,12 @@ class Stage:
         descriptor = self._open.pop(number, None)
         if descriptor is not None:
             os.close(descriptor)
-        self._path(number).unlink(missing_ok=True)
+        try:
+            self._path(number).unlink(missing_ok=True)
+        except OSError as error:  # nobody who needs no more of it could do anything about it
+            if not self._has_told_of_leftovers:
+                self._has_told_of_leftovers = True
+                _log.warning("%s cannot be removed: %s", self._path(number), error.strerror)
 
 
 class StageFile:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from backends.base import KIB, MIB, Data
-from fusefs.block_checksums import BlockChecksums
+from fusefs.block_checksums import BlockChecksums, enclosing
 from fusefs.errors import DamagedCache
 from fusefs.extents import Extent, ExtentSet
 from fusefs.stage import StageFile
@@ -100,10 +100,23 @@ class StagedBytes:
 
     def discard(self) -> None:
         """Forget everything."""
-        self.file.discard()
         self.present = ExtentSet()
         self.checksums = BlockChecksums()
         self._used.clear()
+        self.file.discard()
+
+    def drop_clean(self, start: int, end: int, *, dirty: ExtentSet, size: int, replaceable: int) -> bool:
+        """Count what is clean of a range's blocks as not present, and return whether there was any.
+
+        Their disk space is not given back: where the disk cannot read, it may not do that either.
+        """
+        wide = enclosing(start, end, size)
+        gaps = dirty.gaps(wide.start, min(wide.end, replaceable))
+        clean = [extent for gap in gaps for extent in self.present.intersect(*gap)]
+        for extent in clean:
+            self.present.remove(*extent)
+            self.checksums.forget(*extent)
+        return bool(clean)
 
     def note_use(self, start: int, end: int, size: int) -> None:
         """Note that bytes are written, read, or fetched for who will read them. A small file goes as a whole."""
@@ -142,8 +155,9 @@ class StagedBytes:
         Blocks that have none yet are read for it until `deadline`, on the monotonic clock.
         """
         self._add_checksums(size, deadline)
+        kept = ExtentSet(self.checksums.extents(size))
         for extent in self.present:
-            for gap in ExtentSet(self.checksums.extents(size)).gaps(*extent):
+            for gap in kept.gaps(*extent):
                 self.file.give_back(gap.start, gap.length)
         return self.checksums.by_block
 

@@ -10,7 +10,6 @@ it waits for the store alone: a commit of the log may wait for the parts of any 
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 from collections.abc import Iterator
@@ -134,6 +133,9 @@ class Uploads:
         failure is raised: the caller deletes what this has kept, so nothing may be missing that the bucket still has.
         """
         with self._alone_with(file) as content, content.pinned(), ExitStack() as stack:
+            begun = self._streams.get(file)
+            if begun is not None:  # by a write, while it was looked what the conflict is about
+                await begun.give_up()
             try:
                 await _stage_all(content)
             except StaleFile:
@@ -198,7 +200,7 @@ class Uploads:
 
 
 async def _stage_all(content: Content) -> None:
-    """Fetch what is missing, many GETs at once; what there is no room for comes part by part later (`obtain`)."""
+    """Fetch what is missing, many GETs at once; what cannot be staged comes part by part later (`obtain`)."""
     asked_for = 0
     try:
         for gap in content.missing(0, content.size):
@@ -208,5 +210,5 @@ async def _stage_all(content: Content) -> None:
                 if content.sources.budget.is_exceeded:
                     return
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in fetching.CANNOT_STAGE:
             raise

@@ -1226,3 +1226,36 @@ async def test_who_reads_what_is_nowhere_any_more_gets_no_zeros(
             await tree.filesystem.read(handle, len(BASE) - 10, 10)
         await tree.filesystem.release(handle)
         assert not tree.sources.budget.total
+
+
+@pytest.mark.parametrize("is_logged", [False, True])
+async def test_no_upload_is_left_of_one_that_begins_while_a_conflict_is_looked_into(
+    is_logged: bool, small_parts: None, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """A write has begun it: the file is kept beside by another one."""
+    new = Random(1).randbytes(6 * PART)
+    storage = FaultyStorage(SmallPartsStorage())
+    await storage.put("file", b"old")
+    async with open_tree(storage, tmp_path, tree_options(logged=is_logged)) as tree:
+        await tree.find("file")
+        completing = storage.hold(Verb.COMPLETE)
+        await tree.unlink("file")
+        handle = await tree.create("file")
+        await tree.write(handle, 0, new)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree.publish_all)
+            await completing.reached.wait()
+            await storage.put("file", b"theirs")
+            looking = storage.hold(Verb.HEAD, key="file")
+            completing.open()
+            await looking.reached.wait()
+            await tree.write(handle, len(new), b"more")
+            await wait_all_tasks_blocked()
+            looking.open()
+        with pytest.raises(StaleFile):
+            await tree.close(handle)
+        await trio.sleep(120)
+        await tree.publish_all()
+        assert not await storage.list_multipart_uploads()
+        objects = await stored(storage, ours=True)
+    assert [body for key, body in objects.items() if "conflicts" in key] == [new + b"more"]

@@ -1,0 +1,149 @@
+"""A local disk that fails: what it cannot read, write or remove costs the cache, and not the files."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from backends.base import KIB, MIB, Data
+from backends.intercepted import Verb
+from backends.memory import MemoryStorage
+from fusefs import stage
+from fusefs.stage import Stage, StageFile
+from tests.core.tree import TreeOptions, open_tree, stored
+from tests.support.faulty import FaultyStorage
+
+BODY = Random(0).randbytes(6 * MIB)
+BAD_SECTOR = range(600 * KIB, 604 * KIB)
+
+
+def make_read_only(patch: pytest.MonkeyPatch, directory: Path) -> None:
+    """Let the disk be as ext4 makes it after an error: what is there can be read, and nothing else can be done."""
+    open_file, unlink = os.open, Path.unlink
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def refuse_hole(*_: int) -> int:
+        ctypes.set_errno(errno.EROFS)
+        return -1
+
+    def open_to_read(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        is_on_disk = str(path).startswith(str(directory))
+        return refuse() if is_on_disk and flags & os.O_ACCMODE else open_file(path, flags, *more, **named)
+
+    def keep(self: Path, missing_ok: bool = False) -> None:
+        if self.is_relative_to(directory) and self.exists():
+            refuse()
+        unlink(self, missing_ok)
+
+    patch.setattr(stage, "_fallocate", refuse_hole)
+    patch.setattr(os, "open", open_to_read)
+    patch.setattr(os, "pwrite", refuse)
+    patch.setattr(os, "ftruncate", refuse)
+    patch.setattr(Path, "unlink", keep)
+
+
+async def test_what_a_read_only_disk_has_is_never_read_as_zeros(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What it has no more is fetched for each read; a change of a file that had to give way goes up, without zeros."""
+    storage = MemoryStorage()
+    for number in range(5):
+        await storage.put(f"small-{number}", bytes([number]) * (60 * KIB))
+    async with open_tree(storage, tmp_path, TreeOptions(cache_size=6 * MIB + 64 * KIB)) as tree:
+        await tree.write_file("mine", BODY)
+        await tree.publish_all()
+        with monkeypatch.context() as patch:
+            make_read_only(patch, tmp_path)
+            for number in range(5):
+                assert await tree.read_file(f"small-{number}") == bytes([number]) * (60 * KIB)
+            assert await tree.read_file("mine") == BODY
+            handle = await tree.open("mine")
+            await tree.write(handle, 0, b"changed")
+            await tree.close(handle)
+            await tree.publish_all()
+    assert (await stored(storage))["mine"] == b"changed" + BODY[7:]
+    assert sum("cannot be removed: Read-only file system" in message for message in caplog.messages) == 1
+    caplog.clear()
+
+
+async def test_a_file_that_cannot_be_removed_does_not_end_the_mount(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    storage = FaultyStorage(MemoryStorage())
+    async with open_tree(storage, tmp_path) as tree:
+        sending = storage.hold(Verb.PUT, key="gone")
+        await tree.write_file("gone", BODY[:MIB])
+        await sending.reached.wait()
+        await tree.unlink("gone")
+        with monkeypatch.context() as patch:
+            make_read_only(patch, tmp_path)
+            sending.open()
+            await trio.sleep(5)
+            await tree.publish_all()
+    assert any("cannot be removed" in message for message in caplog.messages)
+    caplog.clear()
+
+
+def test_what_a_removed_file_has_left_is_not_in_its_successor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it could not be removed."""
+    file = Stage(tmp_path, memory_bytes=0).new_file()
+    file.write(0, b"x" * 100)
+    with monkeypatch.context() as patch:
+        make_read_only(patch, tmp_path)
+        file.discard()
+    file.write(10, b"new")
+    assert file.read(0, 100) == bytes(10) + b"new" + bytes(87)
+
+
+@pytest.mark.parametrize("is_changed", [False, True])
+async def test_clean_bytes_that_the_disk_cannot_read_are_fetched_again(
+    is_changed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """Also of a file that is changed elsewhere, which could not be published or it."""
+    storage = MemoryStorage()
+    await storage.put("file", BODY[:MIB])
+    expected = b"changed" + BODY[7:MIB] if is_changed else BODY[:MIB]
+    read, put = StageFile.read, StageFile._put
+    is_bad = False
+
+    def read_what_is_good(self: StageFile, offset: int, length: int) -> bytes:
+        if is_bad and offset < BAD_SECTOR.stop and BAD_SECTOR.start < offset + length:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(self, offset, length)
+
+    def put_elsewhere(self: StageFile, offset: int, data: Data) -> int:
+        nonlocal is_bad
+        is_bad = is_bad and not offset <= BAD_SECTOR.start < offset + len(data)
+        return put(self, offset, data)
+
+    monkeypatch.setattr(StageFile, "read", read_what_is_good)
+    monkeypatch.setattr(StageFile, "_put", put_elsewhere)
+    async with open_tree(storage, tmp_path) as tree:
+        handle = await tree.open("file")
+        assert await tree.filesystem.read(handle, 0, MIB) == BODY[:MIB]
+        if is_changed:
+            await tree.write(handle, 0, b"changed")
+        is_bad = True
+        assert await tree.filesystem.read(handle, BAD_SECTOR.start, KIB) == BODY[BAD_SECTOR.start :][:KIB]
+        is_bad = is_changed
+        await tree.close(handle)
+        await tree.publish_all()
+    assert (await stored(storage))["file"] == expected
