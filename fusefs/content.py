@@ -471,10 +471,12 @@ class Content:
                 raise
         # Not in there: the next failure would keep this one, and what its frames have, as its context.
         self.sources.budget.make_room(keep=self, goal_bytes=0)
+        self.sources.budget.is_disk_full = True
         self._store_fetched(start, data)
 
     def _store_fetched(self, start: int, data: Data) -> None:
         self._staged.store(start, data, size=self.size, replaceable=self.base_limit)
+        self.sources.budget.is_disk_full = False
         self._note_staged()
 
     def _note_staged(self) -> None:

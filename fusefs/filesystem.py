@@ -42,14 +42,11 @@ from fusefs.namespace import Namespace, Outline
 from fusefs.open_files import Handles, OpenDirectory, OpenFile
 from fusefs.prefetch import SequentialDetector
 from fusefs.publisher import Publisher
-from fusefs.stage_budget import StageBudget
+from fusefs.stage_budget import WINDOWS, StageBudget
 from fusefs.stage_writer import StageWriter, check_not_stale
 
 MAX_FILE_SIZE: Final = S3_LIMITS.max_object_size
 """Bytes: what S3 allows for one object."""
-
-WINDOWS: Final = 4
-"""Of a sequential reader there is always room for: what it reads, and what is fetched ahead, is not evicted unread."""
 
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2

@@ -15,6 +15,10 @@ MAX_CLEAN: Final = 100_000
 """Contents with clean bytes: 350 MB of memory at most. A cache of 10 GiB is full before that of files over 100 KiB."""
 
 
+WINDOWS: Final = 4
+"""How many readers may be ahead of themselves beside what is dirty before what is fetched for one gives way unread."""
+
+
 class Evictable(Protocol):
     """A content, as far as its place on the disk goes."""
 
@@ -39,6 +43,8 @@ class StageBudget:
         #: Contents with clean bytes, the one that was used last at the end.
         self._clean: OrderedDict[Evictable, None] = OrderedDict()
         self._is_making_room = False
+        #: Whether what was fetched last could not be staged for want of room on the disk.
+        self.is_disk_full = False
 
     @property
     def limit(self) -> int:
@@ -54,6 +60,11 @@ class StageBudget:
     def dirty(self) -> int:
         """Of these, bytes that the bucket does not have."""
         return self._dirty_total
+
+    @property
+    def room_ahead(self) -> int:
+        """Bytes that may be fetched ahead of a reader: it reads them before they give way to what else is staged."""
+        return 0 if self.is_disk_full else max(0, self._limit - self._dirty_total) // WINDOWS
 
     @property
     def is_exceeded(self) -> bool:
