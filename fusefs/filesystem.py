@@ -336,7 +336,8 @@ class Filesystem:
         if not self._log.is_kept:
             await self._publisher.publish(file)
             return
-        await self._log.commit()
+        with self._publisher.giving_way():
+            await self._log.commit()
         check_not_stale(file)  # or what the log has by now may be a file without this name
 
     # Directories
@@ -395,7 +396,8 @@ class Filesystem:
         """
         directory = self._handles.get(handle, OpenDirectory).directory
         if self._log.is_kept:
-            await self._log.commit()
+            with self._publisher.giving_way():
+                await self._log.commit()
             return
         await self._publisher.publish(directory)
         for child in list(directory.inodes()):

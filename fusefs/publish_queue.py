@@ -148,6 +148,11 @@ class PublishQueue:
         self.schedule_now(inode)
         self._wake.set()
 
+    @property
+    def has_asked_for(self) -> bool:
+        """Whether somebody waits for an attempt that has not begun."""
+        return bool(self._asked_for)
+
     def is_asked_for(self, inode: Inode) -> bool:
         """Return whether somebody waits for the next attempt."""
         return inode in self._asked_for
@@ -186,6 +191,10 @@ class PublishQueue:
             return True
         self._sleeps_until = min(self._sleeps_until, burst_ends)
         return False
+
+    def sleep_until(self, time: float) -> None:
+        """Let `wait` return then, at the latest."""
+        self._sleeps_until = min(self._sleeps_until, time)
 
     async def wait(self) -> None:
         """Return when something may be due, or may go on, since `advance`."""

@@ -11,7 +11,9 @@ What waits for the end of a source waits for somebody above, who finds out what 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -34,6 +36,15 @@ from fusefs.uploads import Uploads
 
 OLDEST: Final = 64
 """Inodes that are published together to shorten a log that is too long."""
+
+GIVING_WAY_SHARE: Final = 4
+"""What part of the workers publishes while somebody waits for commits: with all, each takes half as long again."""
+
+GIVING_WAY_SECONDS: Final = 0.1
+"""So long after a commit others are expected to follow."""
+
+BACKLOG: Final = 2_000
+"""Inodes that are ready: with more of them publishing gives way to nobody, or else the bucket would stay behind."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +112,9 @@ class Publisher:
         self._attempts = Attempts(storage, placement, log, queue, self.changes, self._writer)
         self._failures = Failures(placement, queue, self._turns)
         self._hurried = trio.Event()
+        #: Commits that somebody waits for, and until when others are expected.
+        self._commits = 0
+        self._gives_way_until = -math.inf
 
     # The loop
 
@@ -117,13 +131,22 @@ class Publisher:
                 await self._queue.wait()
 
     def _begin_attempts(self, nursery: trio.Nursery) -> None:
-        while self._queue.ready and len(self._queue.running) < self._workers:
+        while self._queue.ready and len(self._queue.running) < self._at_once():
             inode = self._queue.take_ready()
             turn = self._turns.look_at(inode)
             if turn is not None:
                 self._begin(nursery, turn)
             if inode not in self._queue.due and inode not in self._queue.running:
                 self._queue.let_go_below(inode)
+
+    def _at_once(self) -> int:
+        """Return how many attempts may be under way: fewer while somebody waits for commits, and nobody for these."""
+        now = trio.current_time()
+        is_urgent = self._queue.has_asked_for or len(self._queue.ready) > BACKLOG
+        if is_urgent or not (self._commits or now < self._gives_way_until):
+            return self._workers
+        self._queue.sleep_until(now + GIVING_WAY_SECONDS)
+        return -(-self._workers // GIVING_WAY_SHARE)
 
     def _begin(self, nursery: trio.Nursery, turn: Turn) -> None:
         inode, target = turn
@@ -189,6 +212,16 @@ class Publisher:
     async def wait_until_hurried(self) -> None:
         """Return when somebody begins to wait for everything to be published."""
         await self._hurried.wait()
+
+    @contextmanager
+    def giving_way(self) -> Iterator[None]:
+        """Say that in the block somebody waits for a commit, whose request should not wait for many others."""
+        self._commits += 1
+        try:
+            yield
+        finally:
+            self._commits -= 1
+            self._gives_way_until = trio.current_time() + GIVING_WAY_SECONDS
 
     # Waiting for it
 

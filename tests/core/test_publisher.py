@@ -1071,3 +1071,56 @@ async def test_new_directories_that_change_places_while_they_wait_for_each_other
             "d/inner/file": b"bytes",
             "d/inner/outer/": b"",
         }
+
+
+class SlowFiles(MemoryStorage):
+    """Takes a second for each file."""
+
+    async def put(
+        self, key: str, data: Data, *, metadata: Metadata = NO_METADATA, mode: PutMode = OVERWRITE
+    ) -> str:
+        if key.startswith("file"):
+            await trio.sleep(1)
+        return await super().put(key, data, metadata=metadata, mode=mode)
+
+
+async def test_few_objects_are_written_while_somebody_waits_for_commits(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Nobody waits for those, and each of many at once takes longer; the others follow when somebody does."""
+    storage = SlowFiles()
+    async with (
+        open_tree(storage, tmp_path, TreeOptions(logged=True)) as tree,
+        trio.open_nursery() as nursery,
+    ):
+        database = await tree.create("database")
+
+        async def commit_again_and_again() -> None:
+            while True:
+                await tree.write(database, 0, b"page")
+                await tree.filesystem.fsync(database)
+                await trio.sleep(0.05)
+
+        nursery.start_soon(commit_again_and_again)
+        for number in range(100):
+            await tree.write_file(f"file {number}", b"x")
+        await trio.sleep(10.5)
+        assert tree.publisher.statistics().running == 4
+        nursery.start_soon(tree.publish_all)
+        await trio.sleep(2)
+        assert tree.publisher.statistics().running == 16
+        nursery.cancel_scope.cancel()
+
+
+async def test_all_go_up_at_once_when_commits_have_ended(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_tree(SlowFiles(), tmp_path, TreeOptions(logged=True)) as tree:
+        database = await tree.create("database")
+        for number in range(100):
+            await tree.write_file(f"file {number}", b"x")
+        for _ in range(100):
+            await tree.write(database, 0, b"page")
+            await tree.filesystem.fsync(database)
+            await trio.sleep(0.09)
+        assert tree.publisher.statistics().running == 4
+        await trio.sleep(0.6)
+        assert tree.publisher.statistics().running == 16
