@@ -37,9 +37,6 @@ from fusefs.uploads import Uploads
 OLDEST: Final = 64
 """Inodes that are published together to shorten a log that is too long."""
 
-GIVING_WAY_SHARE: Final = 4
-"""What part of the workers publishes while somebody waits for commits: with all, each takes half as long again."""
-
 GIVING_WAY_SECONDS: Final = 0.1
 """So long after a commit others are expected to follow."""
 
@@ -57,6 +54,8 @@ class PublishOptions:
     interval_seconds: float = 30.0
     #: Publications under way at once.
     workers: int = 16
+    #: The same while somebody waits for commits, and nobody for objects.
+    workers_beside_commits: int = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +95,7 @@ class Publisher:
         self._placement = placement
         self._uploads = uploads
         self._workers = options.workers
+        self._workers_beside_commits = min(options.workers, options.workers_beside_commits)
         self._queue = queue = PublishQueue(
             placement,
             delay_seconds=options.delay_seconds,
@@ -146,7 +146,7 @@ class Publisher:
         if is_urgent or not (self._commits or now < self._gives_way_until):
             return self._workers
         self._queue.sleep_until(now + GIVING_WAY_SECONDS)
-        return -(-self._workers // GIVING_WAY_SHARE)
+        return self._workers_beside_commits
 
     def _begin(self, nursery: trio.Nursery, turn: Turn) -> None:
         inode, target = turn

@@ -89,7 +89,7 @@ async def open_term(
         return
     patience = config.mount.retry_timeout_seconds
     async with _beside(config, store, patience, LOG_CONNECTIONS) as beside, open_disk_log(config) as on_disk:
-        own_disk = on_disk if _is_on_disk(config) else None
+        own_disk = on_disk if log_is_on_disk(config) else None
         places = _places(beside, on_disk)
         claim = await _claim(config, mount_id, known_dead, places, own_disk)
         async with hold_lease(config, store, claim, progress) as lease:
@@ -297,10 +297,11 @@ async def hold_lease(
 
 def log_place(config: Config) -> str:
     """Return where a mount keeps its log, for people."""
-    return place_on_disk(config) if _is_on_disk(config) else "the bucket"
+    return place_on_disk(config) if log_is_on_disk(config) else "the bucket"
 
 
-def _is_on_disk(config: Config) -> bool:
+def log_is_on_disk(config: Config) -> bool:
+    """Return whether a mount keeps its log on the local disk, beside a bucket."""
     return isinstance(config.store, BucketStore) and not config.store.ack_after_upload
 
 

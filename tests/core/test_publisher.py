@@ -16,6 +16,7 @@ from backends.base import MIB, NO_METADATA, OVERWRITE, Data, Metadata, ObjectSto
 from backends.errors import AccessDenied, QuotaExceeded, Unavailable
 from backends.intercepted import InterceptedStorage, Request, T, Verb
 from backends.memory import MemoryStorage
+from fusefs import publisher
 from fusefs.attribute_changes import AttributeChanges
 from fusefs.burst import MAX_SECONDS, QUIET_SECONDS
 from fusefs.errors import StaleFile
@@ -1074,34 +1075,39 @@ async def test_new_directories_that_change_places_while_they_wait_for_each_other
 
 
 class SlowFiles(MemoryStorage):
-    """Takes a second for each file."""
+    """Takes its time for each file."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
 
     async def put(
         self, key: str, data: Data, *, metadata: Metadata = NO_METADATA, mode: PutMode = OVERWRITE
     ) -> str:
         if key.startswith("file"):
-            await trio.sleep(1)
+            await trio.sleep(self._seconds)
         return await super().put(key, data, metadata=metadata, mode=mode)
+
+
+async def commit_again_and_again(tree: Tree) -> None:
+    """As a database does."""
+    database = await tree.create("database")
+    while True:
+        await tree.write(database, 0, b"page")
+        await tree.filesystem.fsync(database)
+        await trio.sleep(0.05)
 
 
 async def test_few_objects_are_written_while_somebody_waits_for_commits(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     """Nobody waits for those, and each of many at once takes longer; the others follow when somebody does."""
-    storage = SlowFiles()
+    storage = SlowFiles(1)
     async with (
         open_tree(storage, tmp_path, TreeOptions(logged=True)) as tree,
         trio.open_nursery() as nursery,
     ):
-        database = await tree.create("database")
-
-        async def commit_again_and_again() -> None:
-            while True:
-                await tree.write(database, 0, b"page")
-                await tree.filesystem.fsync(database)
-                await trio.sleep(0.05)
-
-        nursery.start_soon(commit_again_and_again)
+        nursery.start_soon(commit_again_and_again, tree)
         for number in range(100):
             await tree.write_file(f"file {number}", b"x")
         await trio.sleep(10.5)
@@ -1112,8 +1118,28 @@ async def test_few_objects_are_written_while_somebody_waits_for_commits(
         nursery.cancel_scope.cancel()
 
 
+async def test_what_has_piled_up_does_not_give_way_to_commits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """Or else the bucket would stay behind where commits never end."""
+    monkeypatch.setattr(publisher, "BACKLOG", 50)
+    async with (
+        open_tree(SlowFiles(10), tmp_path, TreeOptions(logged=True)) as tree,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(commit_again_and_again, tree)
+        for number in range(100):
+            await tree.write_file(f"file {number}", b"x")
+        await trio.sleep(7)
+        assert tree.publisher.statistics().running == 16
+        await trio.sleep(60)
+        assert tree.publisher.statistics().running == 4
+        nursery.cancel_scope.cancel()
+
+
 async def test_all_go_up_at_once_when_commits_have_ended(tmp_path: Path, autojump_clock: MockClock) -> None:
-    async with open_tree(SlowFiles(), tmp_path, TreeOptions(logged=True)) as tree:
+    """Those that are on their way may take long."""
+    async with open_tree(SlowFiles(100), tmp_path, TreeOptions(logged=True)) as tree:
         database = await tree.create("database")
         for number in range(100):
             await tree.write_file(f"file {number}", b"x")
@@ -1122,5 +1148,5 @@ async def test_all_go_up_at_once_when_commits_have_ended(tmp_path: Path, autojum
             await tree.filesystem.fsync(database)
             await trio.sleep(0.09)
         assert tree.publisher.statistics().running == 4
-        await trio.sleep(0.6)
+        await trio.sleep(0.3)
         assert tree.publisher.statistics().running == 16
