@@ -343,7 +343,9 @@ class Content:
             )
         except OSError as error:  # nothing that whoever needs room could do about
             _log.warning("the local disk does not give back cached bytes of %r: %s", self.base.key, error)
-            if not (self.dirty or self._in_use):
+            if error.errno != errno.EROFS and not (
+                self.dirty or self._in_use
+            ):  # there it can be read, if no more
                 self._staged.discard()
         self._note_staged()
 

@@ -30,9 +30,6 @@ from fusefs.prefetch import SequentialDetector
 _GONE: Final = (NotFound, PreconditionFailed, RangeNotSatisfiable)
 """What the store says where it has another version, or none."""
 
-CANNOT_STAGE: Final = (errno.ENOSPC, errno.EROFS)
-"""What the local disk says where nothing can be staged: it is full, or read-only, as ext4 becomes after an error."""
-
 DAMAGED_READS: Final = 3
 """How often one read fetches again what the local disk has damaged, before it is an error."""
 
@@ -50,7 +47,7 @@ async def read(content: Content, offset: int, length: int, reader: SequentialDet
         try:
             data = await _read_by_stage(content, offset, end, reader)
         except OSError as error:
-            if error.errno not in CANNOT_STAGE:
+            if error.errno != errno.ENOSPC:
                 raise
             disk_is_full = True
             data = await _read_past_stage(content, offset, end)
@@ -62,8 +59,8 @@ async def read(content: Content, offset: int, length: int, reader: SequentialDet
 async def obtain(content: Content, start: int, end: int) -> bytes:
     """Return bytes for an upload, as `Content.take`; what is missing is fetched first.
 
-    Where it cannot be staged, for want of room or on a disk that is read-only, or not within the bound of what is
-    staged, it does without: what is dirty must be able to leave either.
+    Where there is no room for that it does without, on the local disk or within the bound of what is staged: what is
+    dirty must be able to leave either.
     """
     with content.in_use(*enclosing(start, end, content.size)):
         try:
@@ -73,7 +70,7 @@ async def obtain(content: Content, start: int, end: int) -> bytes:
                 await fetch(content, start, min(end, content.size))
                 return content.take(start, end)
         except OSError as error:
-            if error.errno not in CANNOT_STAGE:
+            if error.errno != errno.ENOSPC:
                 raise
         data = await _read_past_stage(content, start, end)
         content.unsent.remove(start, end)
@@ -141,10 +138,10 @@ async def _read_through(content: Content, offset: int, end: int, reader: Sequent
 def _fetch_ahead(content: Content, start: int, end: int) -> None:
     room = content.sources.budget.room_ahead
     if end - start > room:
-        end = start + room
-        end -= end % max(
+        step = max(
             1, min(prefetch.FETCH_SIZE, room // 2)
         )  # or else each read would fetch as little as it reads
+        end = start + room - (start + room) % step
     for claim in content.claim(start, end, prefetch.FETCH_SIZE):
         # Nobody has asked for these bytes yet: whoever does gets the error of their own request.
         content.sources.spawn(_carry_out, content, claim, [])

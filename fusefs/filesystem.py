@@ -42,7 +42,7 @@ from fusefs.namespace import Namespace, Outline
 from fusefs.open_files import Handles, OpenDirectory, OpenFile
 from fusefs.prefetch import SequentialDetector
 from fusefs.publisher import Publisher
-from fusefs.stage_budget import WINDOWS, StageBudget
+from fusefs.stage_budget import StageBudget
 from fusefs.stage_writer import StageWriter, check_not_stale
 
 MAX_FILE_SIZE: Final = S3_LIMITS.max_object_size
@@ -95,7 +95,7 @@ class Filesystem:
         self._stage = StageWriter(budget, publisher, log)
         self._clock = clock
         self._options = options
-        self._read_ahead = min(options.read_ahead, budget.limit // WINDOWS)
+        self._budget = budget
         self._handles = Handles()
 
     def check_writable(self) -> None:
@@ -277,7 +277,9 @@ class Filesystem:
             await self._truncate(file, 0, self._clock.realtime_ns())
             file.attributes = without_set_id_bits(file.attributes, caller.uid)
         if flags & os.O_ACCMODE == os.O_RDONLY:
-            self._namespace.opened(file, fetch_ahead_bytes=self._read_ahead)
+            self._namespace.opened(
+                file, fetch_ahead_bytes=min(self._options.read_ahead, self._budget.room_ahead)
+            )
         return self._open(file, flags)
 
     async def read(self, handle: int, offset: int, length: int) -> bytes:
@@ -452,7 +454,7 @@ class Filesystem:
             await self._publisher.publish_names(*inodes)
 
     def _open(self, file: File, flags: int) -> int:
-        opened = OpenFile(file, flags, SequentialDetector(self._read_ahead))
+        opened = OpenFile(file, flags, SequentialDetector(self._options.read_ahead))
         file.handles += 1
         file.writers += opened.writable
         return self._handles.add(opened)

@@ -185,8 +185,9 @@ class StageFile:
     def write(self, offset: int, data: Data) -> int:
         """Write `data` at `offset`, and return how many bytes of it: of what is long, or where the disk is full, fewer.
 
-        Raises OSError (ENOSPC, EIO) of the local disk, with nothing written. A quota that is used up is ENOSPC, too:
-        what has to give way is the same, and EDQUOT would be a quota of the store's to whoever writes.
+        Raises OSError (ENOSPC, EIO) of the local disk, with nothing written. A quota that is used up is ENOSPC, too,
+        and so is a disk that is read-only, as ext4 becomes after an error: what is done is the same, and EDQUOT and
+        EROFS would be the store's and the mount's to whoever writes.
         """
         self._stage._check_room(memoryview(data).nbytes)
         return self._put(offset, data)
@@ -199,7 +200,7 @@ class StageFile:
         try:
             written = os.pwrite(self._descriptor(), memoryview(data)[:MAX_WRITE_BYTES], offset)
         except OSError as error:
-            if error.errno != errno.EDQUOT:
+            if error.errno not in (errno.EDQUOT, errno.EROFS):
                 raise
             raise OSError(errno.ENOSPC, f"{error.strerror} in the cache directory") from error
         self._note_data(offset, offset + written)

@@ -10,6 +10,7 @@ it waits for the store alone: a commit of the log may wait for the parts of any 
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 from collections.abc import Iterator
@@ -200,7 +201,7 @@ class Uploads:
 
 
 async def _stage_all(content: Content) -> None:
-    """Fetch what is missing, many GETs at once; what cannot be staged comes part by part later (`obtain`)."""
+    """Fetch what is missing, many GETs at once; what there is no room for comes part by part later (`obtain`)."""
     asked_for = 0
     try:
         for gap in content.missing(0, content.size):
@@ -210,5 +211,5 @@ async def _stage_all(content: Content) -> None:
                 if content.sources.budget.is_exceeded:
                     return
     except OSError as error:
-        if error.errno not in fetching.CANNOT_STAGE:
+        if error.errno != errno.ENOSPC:
             raise

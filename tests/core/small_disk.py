@@ -7,6 +7,7 @@ import errno
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +44,33 @@ def refuse_holes(monkeypatch: pytest.MonkeyPatch) -> None:
         return -1
 
     monkeypatch.setattr(stage, "_fallocate", refuse)
+
+
+def make_read_only(patch: pytest.MonkeyPatch, directory: Path) -> None:
+    """Let the disk be as ext4 makes it after an error: what is there can be read, and nothing else can be done."""
+    open_file, unlink = os.open, Path.unlink
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def refuse_hole(*_: int) -> int:
+        ctypes.set_errno(errno.EROFS)
+        return -1
+
+    def open_to_read(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        is_on_disk = str(path).startswith(str(directory))
+        return refuse() if is_on_disk and flags & os.O_ACCMODE else open_file(path, flags, *more, **named)
+
+    def keep(self: Path, missing_ok: bool = False) -> None:
+        if self.is_relative_to(directory) and self.exists():
+            refuse()
+        unlink(self, missing_ok)
+
+    patch.setattr(stage, "_fallocate", refuse_hole)
+    patch.setattr(os, "open", open_to_read)
+    patch.setattr(os, "pwrite", refuse)
+    patch.setattr(os, "ftruncate", refuse)
+    patch.setattr(Path, "unlink", keep)
 
 
 class LogOnSmallDisk(MemoryStorage):

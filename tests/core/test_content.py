@@ -748,3 +748,19 @@ async def test_a_whole_object_is_fetched_with_its_checksum(small_parts: None, tm
             content = await stored_content(sources, f"k{size}", BODY[:size])
             assert await fetching.read(content, 0, size) == BODY[:size]
         assert sorted(store.ranges, key=str) == [(0, FETCH), (0, None), (0, None), (FETCH, 1)]
+
+
+async def test_gets_end_at_multiples_of_their_length_wherever_a_range_begins(
+    small_parts: None, tmp_path: Path
+) -> None:
+    """A store that divides objects there reads each piece once."""
+    store = NotingRanges()
+    async with open_sources(store, tmp_path) as sources:
+        content = await stored_content(sources)
+        await fetching.fetch(content, FETCH - KIB, 3 * FETCH + KIB)
+        assert sorted(store.ranges) == [
+            (FETCH - KIB, KIB),
+            (FETCH, FETCH),
+            (2 * FETCH, FETCH),
+            (3 * FETCH, KIB),
+        ]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import pytest
 import trio
@@ -16,40 +14,13 @@ from trio.testing import MockClock
 from backends.base import KIB, MIB, Data
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
-from fusefs import stage
 from fusefs.stage import Stage, StageFile
+from tests.core.small_disk import make_read_only
 from tests.core.tree import TreeOptions, open_tree, stored
 from tests.support.faulty import FaultyStorage
 
 BODY = Random(0).randbytes(6 * MIB)
 BAD_SECTOR = range(600 * KIB, 604 * KIB)
-
-
-def make_read_only(patch: pytest.MonkeyPatch, directory: Path) -> None:
-    """Let the disk be as ext4 makes it after an error: what is there can be read, and nothing else can be done."""
-    open_file, unlink = os.open, Path.unlink
-
-    def refuse(*_: object) -> int:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
-    def refuse_hole(*_: int) -> int:
-        ctypes.set_errno(errno.EROFS)
-        return -1
-
-    def open_to_read(path: Any, flags: int, *more: Any, **named: Any) -> int:
-        is_on_disk = str(path).startswith(str(directory))
-        return refuse() if is_on_disk and flags & os.O_ACCMODE else open_file(path, flags, *more, **named)
-
-    def keep(self: Path, missing_ok: bool = False) -> None:
-        if self.is_relative_to(directory) and self.exists():
-            refuse()
-        unlink(self, missing_ok)
-
-    patch.setattr(stage, "_fallocate", refuse_hole)
-    patch.setattr(os, "open", open_to_read)
-    patch.setattr(os, "pwrite", refuse)
-    patch.setattr(os, "ftruncate", refuse)
-    patch.setattr(Path, "unlink", keep)
 
 
 async def test_what_a_read_only_disk_has_is_never_read_as_zeros(
@@ -59,7 +30,7 @@ async def test_what_a_read_only_disk_has_is_never_read_as_zeros(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """What it has no more is fetched for each read; a change of a file that had to give way goes up, without zeros."""
-    storage = MemoryStorage()
+    storage = FaultyStorage(MemoryStorage())
     for number in range(5):
         await storage.put(f"small-{number}", bytes([number]) * (60 * KIB))
     async with open_tree(storage, tmp_path, TreeOptions(cache_size=6 * MIB + 64 * KIB)) as tree:
@@ -69,7 +40,9 @@ async def test_what_a_read_only_disk_has_is_never_read_as_zeros(
             make_read_only(patch, tmp_path)
             for number in range(5):
                 assert await tree.read_file(f"small-{number}") == bytes([number]) * (60 * KIB)
+            storage.calls.clear()
             assert await tree.read_file("mine") == BODY
+            assert not storage.calls_of(Verb.GET_RANGE), "it can be read where it is"
             handle = await tree.open("mine")
             await tree.write(handle, 0, b"changed")
             await tree.close(handle)

@@ -13,7 +13,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from backends.base import KIB, MIB, RangeResult
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
-from tests.core.small_disk import limit_disk
+from tests.core.small_disk import limit_disk, make_read_only
 from tests.core.tree import Tree, TreeOptions, open_tree
 from tests.support.faulty import FaultyStorage
 
@@ -66,18 +66,42 @@ async def test_a_reader_beside_a_writer_that_has_filled_the_cache(
         assert counting.gets <= 40
 
 
-async def test_a_reader_on_a_disk_that_others_have_filled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+async def test_small_files_beside_a_writer_that_has_filled_the_cache(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Those of the same directory are fetched ahead where they are read before they have to go."""
+    counting = CountingBytes()
+    storage = FaultyStorage(counting)
+    for number in range(100):
+        await storage.put(f"directory/{number:03}", BODY[: 64 * KIB])
+    async with open_tree(storage, tmp_path, TreeOptions(cache_size=16 * MIB)) as tree:
+        sending = storage.hold(Verb.UPLOAD_PART, times=math.inf)
+        writer = await tree.create("written")
+        await tree.write(writer, 0, bytes(17 * MIB))
+        for number in range(100):
+            assert await tree.read_file(f"directory/{number:03}") == BODY[: 64 * KIB]
+            await wait_all_tasks_blocked()
+        sending.open()
+        await tree.close(writer)
+        await tree.publish_all()
+    assert counting.gets <= 110
+
+
+@pytest.mark.parametrize("disk", ["full", "read-only"])
+async def test_a_reader_on_a_disk_that_takes_nothing(
+    disk: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     """Each read is fetched for the stage, and once more past it; ahead only until the first of them has no room."""
     counting = CountingBytes()
     await counting.put("large", BODY)
-    with monkeypatch.context() as full:
-        limit_disk(full, tmp_path / "stage", 0)
-        async with open_tree(counting, tmp_path) as tree:
+    async with open_tree(counting, tmp_path) as tree:
+        with monkeypatch.context() as refusing:
+            if disk == "full":
+                limit_disk(refusing, tmp_path / "stage", 0)
+            else:
+                make_read_only(refusing, tmp_path)
             await read_on(tree)
-            assert counting.fetched <= 2 * READ + 4 * MIB
-            full.undo()
-            counting.fetched = 0
-            await read_on(tree)  # with room again, also ahead
-            assert 2 * READ < counting.fetched <= len(BODY)
+        assert counting.fetched <= 2 * READ + 4 * MIB
+        counting.fetched = 0
+        await read_on(tree)  # with room again, also ahead
+        assert 2 * READ < counting.fetched <= len(BODY)
