@@ -18,6 +18,9 @@ MAX_CLEAN: Final = 100_000
 WINDOWS: Final = 4
 """How many readers may be ahead of themselves beside what is dirty before what is fetched for one gives way unread."""
 
+BESIDE_STUCK: Final = 4
+"""What share of the limit the rest has for itself, where what cannot be published fills it: one part in so many."""
+
 
 class Evictable(Protocol):
     """A content, as far as its place on the disk goes."""
@@ -40,6 +43,8 @@ class StageBudget:
         #: Of the same contents, those that have any.
         self._dirty: dict[Evictable, int] = {}
         self._dirty_total = 0
+        #: Bytes that were dirty after everything was published, less what has gone of them since.
+        self._stuck = 0
         #: Contents with clean bytes, the one that was used last at the end.
         self._clean: OrderedDict[Evictable, None] = OrderedDict()
         self._is_making_room = False
@@ -48,8 +53,8 @@ class StageBudget:
 
     @property
     def limit(self) -> int:
-        """Bytes that may be staged."""
-        return self._limit
+        """Bytes that may be staged: more than was configured only beside bytes that can go nowhere (`accept_dirty`)."""
+        return max(self._limit, self._stuck + self._limit // BESIDE_STUCK)
 
     @property
     def total(self) -> int:
@@ -64,12 +69,12 @@ class StageBudget:
     @property
     def room_ahead(self) -> int:
         """Bytes that may be fetched ahead of a reader: it reads them before they give way to what else is staged."""
-        return 0 if self.is_disk_full else max(0, self._limit - self._dirty_total) // WINDOWS
+        return 0 if self.is_disk_full else max(0, self.limit - self._dirty_total) // WINDOWS
 
     @property
     def is_exceeded(self) -> bool:
         """Whether more is staged than may be, although all that could be given back was."""
-        return self._total > self._limit
+        return self._total > self.limit
 
     @property
     def by_last_use(self) -> list[Evictable]:
@@ -84,6 +89,7 @@ class StageBudget:
         """
         self._total += staged - self._staged.pop(content, 0)
         self._dirty_total += dirty - self._dirty.pop(content, 0)
+        self._stuck = min(self._stuck, self._dirty_total)
         self._clean.pop(content, None)
         if staged:
             self._staged[content] = staged
@@ -97,6 +103,14 @@ class StageBudget:
             self.make_room()
         if clean:
             self._bound_number()
+
+    def accept_dirty(self) -> None:
+        """Let what is dirty now be, and give the rest some room beside it: everything that can be was published.
+
+        What is written to a file without a name can go nowhere until its last close. Without this, each further write
+        anywhere would publish whatever else has changed, and no clean byte could stay.
+        """
+        self._stuck = self._dirty_total
 
     def _bound_number(self) -> None:
         """Let the contents that were not used for longest give back what they have, where too many have anything."""
@@ -123,7 +137,7 @@ class StageBudget:
         """
         if self._is_making_room:
             return False
-        goal, before = self._limit if goal_bytes is None else goal_bytes, self._total
+        goal, before = self.limit if goal_bytes is None else goal_bytes, self._total
         self._is_making_room = True
         try:
             while self._total > goal:

@@ -45,6 +45,8 @@ class StageWriter:
             self._budget.make_room()
             if failure is not None and self._budget.is_exceeded:
                 raise OSError(errno.ENOSPC, f"nothing in the cache can give way: {failure}") from failure
+            if self._budget.is_exceeded:
+                self._budget.accept_dirty()
         for attempt in range(1, FULL_DISK_ATTEMPTS + 1):
             check_not_stale(file)  # a publication that was waited for may have found that out
             try:

@@ -65,6 +65,30 @@ async def test_one_open_file_larger_than_the_stage(tmp_path: Path, autojump_cloc
     assert sum(call.verb is Verb.COMPLETE for call in storage.calls) <= 4
 
 
+async def test_a_file_without_a_name_that_is_larger_than_the_stage(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """It can give way nowhere: what else is written goes on as beside any other file, within a quarter of the stage."""
+    storage = FaultyStorage(MemoryStorage())
+    async with open_tree(storage, tmp_path, TreeOptions(cache_size=8 * MIB)) as tree:
+        scratch, other = await tree.create("scratch"), await tree.create("other")
+        await tree.unlink("scratch")
+        for start in range(0, 24 * MIB, 64 * KIB):
+            await tree.write(scratch, start, bytes(64 * KIB))
+            await tree.write(other, start % MIB, os.urandom(KIB))
+            assert tree.sources.budget.total <= max(8 * MIB, start + 2 * MIB + 65 * KIB)
+        assert len(storage.calls_of(Verb.PUT)) <= 24
+        await tree.close(scratch)
+        assert tree.sources.budget.limit == 8 * MIB
+        data = os.urandom(16 * MIB)
+        for start in range(0, len(data), MIB):
+            await tree.write(other, start, data[start : start + MIB])
+            assert tree.sources.budget.total <= 9 * MIB
+        await tree.close(other)
+        await tree.publish_all()
+        assert await stored(storage) == {"other": data}
+
+
 async def test_a_reader_of_a_file_larger_than_the_stage_fetches_it_once(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
