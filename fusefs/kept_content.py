@@ -16,6 +16,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -131,7 +132,10 @@ class _KeptFile:
 
 
 def keep_all(budget: StageBudget) -> None:
-    """Keep what is clean at the end of a mount; what was used last comes first, and is removed last later on."""
+    """Keep what is clean at the end of a mount; what was used last comes first, and is removed last later on.
+
+    What the next mount would not look at is left, and goes with the stage.
+    """
     now_ns, deadline = time.time_ns(), time.monotonic() + PATIENCE_SECONDS
-    for age, content in enumerate(reversed(budget.by_last_use)):
+    for age, content in enumerate(islice(reversed(budget.by_last_use), MAX_FILES)):
         content.keep(now_ns - age, deadline)

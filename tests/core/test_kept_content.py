@@ -384,15 +384,19 @@ async def test_a_smaller_cache_begins_by_removing(
 async def test_the_number_of_kept_files_is_bounded(
     autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kept_content, "MAX_FILES", 5)
+    """At the end of a mount, which leaves no more than the next one looks at, and at its beginning."""
+    monkeypatch.setattr(kept_content, "MAX_FILES", 7)
     storage = MemoryStorage()
     async with open_tree(storage, tmp_path) as tree:
         for number in range(9):
             await tree.write_file(f"file-{number}", b"small")
         await tree.publish_all()
-    newest = kept_files(tmp_path)[4:]
-    async with open_tree(storage, tmp_path):
+    assert len(kept_files(tmp_path)) == 7
+    newest = kept_files(tmp_path)[2:]
+    monkeypatch.setattr(kept_content, "MAX_FILES", 5)
+    async with open_tree(storage, tmp_path) as tree:
         assert kept_files(tmp_path) == newest
+        assert {await tree.read_file(f"file-{number}") for number in range(9)} == {b"small"}
 
 
 @pytest.mark.parametrize("has_holes", [True, False])
