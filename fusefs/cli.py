@@ -25,7 +25,7 @@ from fusefs.config import Config
 from fusefs.control import ControlClient, Progress
 from fusefs.errors import ConfigError, MountError
 from fusefs.flags import configuration_flags, log_flags, store_flags
-from fusefs.mountpoints import check_alive, check_mountpoint, unmount, where_it_is
+from fusefs.mountpoints import check_alive, check_mountpoint, remove_if_dead, unmount, where_it_is
 
 _READY: Final = "ready"
 
@@ -76,6 +76,8 @@ def mount(
     except ConfigError as error:
         _fail(str(error), status=2)
     try:
+        if remove_if_dead(config.mount.mountpoint):
+            _tell(f"{config.mount.mountpoint} held a mount whose daemon is gone; it was removed")
         check_mountpoint(config.mount.mountpoint)
         if foreground:
             _mount_here(config, ready_descriptor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import stat
 import subprocess
 from pathlib import Path
@@ -14,6 +15,12 @@ from fusefs.errors import MountError
 
 _MAX_LINKS: Final = 40
 """As many as the kernel follows."""
+
+FILESYSTEM_TYPE: Final = "fuse.fusefs"
+"""What the kernel calls a mount of ours: pyfuse3 is told the part behind the dot as `subtype`."""
+
+_OCTAL: Final = re.compile(rb"\\(\d{3})")
+"""How the kernel writes spaces, line ends and backslashes of paths."""
 
 _libc = ctypes.CDLL(None, use_errno=True)  # its calls give the global lock back
 
@@ -55,13 +62,38 @@ def check_mountpoint(path: Path) -> None:
 
 def check_alive(path: Path) -> None:
     """Raise `MountError` if `path` is a mount whose daemon is gone."""
+    if _is_dead(path):
+        raise MountError(f"{path} holds a mount whose daemon is gone; remove it with: fusermount3 -uz {path}")
+
+
+def remove_if_dead(path: Path) -> bool:
+    """Remove the mount at `path` if it is of fusefs and its daemon is gone, and return whether it was.
+
+    Whatever has files of it open gets errors from them as before. Raises `MountError` if it cannot be removed.
+    """
+    if not _is_dead(path) or _type_of(path) != FILESYSTEM_TYPE:
+        return False
+    unmount(path, is_lazy=True)
+    return True
+
+
+def _is_dead(path: Path) -> bool:
     try:
         os.statvfs(path)  # stat(2) is no proof: the kernel may answer it itself
     except OSError as error:
-        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
-            raise MountError(
-                f"{path} holds a mount whose daemon is gone; remove it with: fusermount3 -uz {path}"
-            ) from error
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
+
+
+def _type_of(mountpoint: Path) -> str | None:
+    """Return the type of what was mounted there last, as proc_pid_mountinfo(5) tells it; None if nothing is."""
+    found = None
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        fields, _, about = line.partition(b" - ")
+        where = _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), fields.split(b" ")[4])
+        if where == os.fsencode(mountpoint):
+            found = about.split(b" ")[0].decode("ascii")
+    return found
 
 
 def sync_filesystem(mountpoint: Path) -> None:
@@ -80,9 +112,10 @@ def sync_filesystem(mountpoint: Path) -> None:
         os.close(descriptor)
 
 
-def unmount(mountpoint: Path) -> None:
-    """Ask the kernel to end the mount. Raises `MountError` if it is busy or there is none."""
-    done = subprocess.run(["fusermount3", "-u", str(mountpoint)], capture_output=True, text=True, check=False)
+def unmount(mountpoint: Path, *, is_lazy: bool = False) -> None:
+    """Ask the kernel to end the mount, also if it is busy if this `is_lazy`. Raises `MountError` where it does not."""
+    command = ["fusermount3", "-uz" if is_lazy else "-u", str(mountpoint)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = done.stderr.strip().rpartition(": ")[2] or f"fusermount3 exited with {done.returncode}"
         raise MountError(f"{mountpoint} cannot be unmounted: {reason}")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from fusefs import mountpoints
 from tests.mount.conftest import NewMount
 from tests.support.bucket import Bucket
 from tests.support.mounts import COMMAND_SECONDS, Mount, wait_until
@@ -106,7 +107,7 @@ def test_a_mount_point_may_be_named_by_a_link(new_mount: NewMount, tmp_path: Pat
         assert not mount.is_mounted
 
 
-@pytest.mark.parametrize("kind", ["missing", "not empty", "a file", "busy", "dead"])
+@pytest.mark.parametrize("kind", ["missing", "not empty", "a file", "busy"])
 def test_mount_point_that_cannot_be_used(new_mount: NewMount, kind: str) -> None:
     """The complaint is one line that says what is wrong with the mount point, and the exit status is 1."""
     mount = new_mount()
@@ -128,16 +129,39 @@ def _spoil_mount_point(mount: Mount, kind: str) -> str:
             mount.path.rmdir()
             mount.path.touch()
             return "not a directory"
-        case "busy":
+        case _:
             mount.mount()
             return (
                 f"something is mounted there; if it is of fusefs, unmount it with: fusefs umount {mount.path}"
             )
-        case _:
-            mount.mount()
-            os.kill(mount.pid, signal.SIGKILL)
-            mount.wait_for_end()
-            return f"fusermount3 -uz {mount.path}"
+
+
+def test_a_dead_mount_is_removed_by_the_next_one(new_mount: NewMount, tmp_path: Path) -> None:
+    """After the daemon was killed it is mounted again with the same command, which says what it has found there."""
+    mount = new_mount()
+    mount.path = tmp_path / "a directory\\ with\nodd names"
+    mount.path.mkdir()
+    mount.mount()
+    with (mount.path / "file").open("wb") as file:
+        file.write(b"written before")
+        file.flush()
+        os.fsync(file.fileno())
+    os.kill(mount.pid, signal.SIGKILL)
+    mount.wait_for_end()
+    done = mount.run(mount.mount_command())
+    assert (done.returncode, done.stderr.count("daemon is gone; it was removed")) == (0, 1), done.stderr
+    assert (mount.path / "file").read_bytes() == b"written before"
+    assert mount.run(mount.umount_command()).returncode == 0
+
+
+def test_the_dead_mount_of_another_file_system_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever uses that will know what is to be done with it."""
+    monkeypatch.setattr(mountpoints, "_is_dead", lambda path: True)
+    assert not mountpoints.remove_if_dead(tmp_path)  # which belongs to none at all
+    assert not mountpoints.remove_if_dead(Path("/proc"))
+    assert os.path.ismount("/proc")
 
 
 def test_missing_bucket_is_a_clear_error(new_mount: NewMount) -> None:
