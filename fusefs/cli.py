@@ -26,6 +26,9 @@ from fusefs.control import ControlClient, Progress
 from fusefs.errors import ConfigError, MountError
 from fusefs.flags import configuration_flags, log_flags, store_flags
 from fusefs.mountpoints import check_alive, check_mountpoint, remove_if_dead, unmount, where_it_is
+from fusefs.quantities import brief_size
+from fusefs.service_manager import ServiceManager
+from fusefs.status_text import counted
 
 _READY: Final = "ready"
 
@@ -93,19 +96,35 @@ def _mount_here(config: Config, ready_descriptor: int | None) -> None:
     from fusefs.mount import run_mount
 
     _set_up_log(config)
-
-    def on_ready() -> None:
-        if ready_descriptor is not None:
-            _leave_standard_error()
-            os.write(ready_descriptor, _READY.encode())
-            os.close(ready_descriptor)
-
-    def tell(line: str) -> None:
-        if config.mount.log_file is not None or config.mount.log_level not in ("debug", "info"):
-            _tell(line)  # or else the log is there, and has it
-
     with _without_groups():
-        trio.run(run_mount, config, on_ready, tell)
+        trio.run(run_mount, config, _Starter(config, ready_descriptor))
+
+
+class _Starter:
+    """Who has started the mount: a terminal, the command that waits until it is ready, a service manager."""
+
+    def __init__(self, config: Config, ready_descriptor: int | None) -> None:
+        mount = config.mount
+        #: Or else the log is there, and has it.
+        self._shows_lines = mount.log_file is not None or mount.log_level not in ("debug", "info")
+        self._ready_descriptor = ready_descriptor
+        self._manager = ServiceManager.of_environment()
+
+    def starting(self, line: str) -> None:
+        if self._shows_lines:
+            _tell(line)
+        self._manager.starting(line)
+
+    def ready(self) -> None:
+        if self._ready_descriptor is not None:
+            _leave_standard_error()
+            os.write(self._ready_descriptor, _READY.encode())
+            os.close(self._ready_descriptor)
+        self._manager.ready()
+
+    def ending(self, left: Progress) -> None:
+        changes = counted(left.pending_inodes, "change", "changes")
+        self._manager.ending(f"{changes} with {brief_size(left.pending_bytes)} to be published")
 
 
 def _leave_standard_error() -> None:

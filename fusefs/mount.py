@@ -18,10 +18,10 @@ import os
 import signal
 import urllib.parse
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 import pyfuse3
 import trio
@@ -42,7 +42,7 @@ from fusefs.page_collector import PageCollector
 from fusefs.request_turns import Trio
 from fusefs.rescue import rescue
 from fusefs.stage_budget import StageBudget
-from fusefs.start_progress import StartProgress
+from fusefs.start_progress import REPEAT_SECONDS, StartProgress
 from fusefs.status import LastComplaint, Requests, Status, document, identity_of, starting_document
 from fusefs.status_text import counted
 from fusefs.stores import OpenStore, gated, open_store
@@ -56,23 +56,35 @@ INDEX_PATIENCE_SECONDS: Final = 30.0
 """For how long the end of a mount waits for the index, which nothing depends on."""
 
 
-async def run_mount(config: Config, on_ready: Callable[[], None], tell: Callable[[str], None]) -> None:
-    """Mount, call `on_ready` when the mount answers, and return when it is gone and everything is published.
+class Observer(Protocol):
+    """Whoever has started a mount, and is told how far it is. Nothing of it raises."""
 
-    Until it is ready, `tell` is given lines that say how far that is, now and then. Raises `MountError` with one line
-    for the operator, before or after the mount was there.
+    def starting(self, line: str) -> None:
+        """Be told, every few seconds, how far a mount is that does not answer yet."""
+
+    def ready(self) -> None:
+        """Be told that the mount answers."""
+
+    def ending(self, left: Progress) -> None:
+        """Be told, every few seconds, what is left to be published by a mount that ends."""
+
+
+async def run_mount(config: Config, observer: Observer) -> None:
+    """Mount, and return when the mount is gone and everything is published.
+
+    Raises `MountError` with one line for the operator, before or after the mount was there.
     """
     check_mountpoint(config.mount.mountpoint)
     tune_process()
     mount_id = uuid.uuid4().hex[:12]
-    front = _Front(config, StartProgress(tell, trio.current_time))
+    front = _Front(config, StartProgress(observer.starting, trio.current_time))
     store = open_store(config.store, retry_timeout_seconds=config.mount.retry_timeout_seconds)
     try:
         await _probe(store, config)
         cache = CacheDirectory.claim(config.mount.cache_dir, mount_id)
         try:
             with _bare_mount_errors():
-                await _live(config, mount_id, store, cache, front, on_ready)
+                await _live(config, mount_id, store, cache, front, observer)
         finally:
             cache.release()
     finally:
@@ -85,7 +97,7 @@ async def _live(
     store: OpenStore,
     cache: CacheDirectory,
     front: _Front,
-    on_ready: Callable[[], None],
+    observer: Observer,
 ) -> None:
     """Do what a mount does between the first answer of its store and the last request to it."""
     progress, writer = front.progress_of_start, _writer(config)
@@ -109,7 +121,7 @@ async def _live(
             if may_write:
                 nursery.start_soon(clear_trials, store.storage)
             front.session = _Session(config, tree, cache, store, term, control, front.began_at)
-            await front.session.run(on_ready)
+            await front.session.run(observer)
             nursery.cancel_scope.cancel()
 
 
@@ -242,12 +254,13 @@ class _Session:
                 interval_seconds=config.mount.commit_interval_seconds,
             )
         self._mounted = False
+        self._ending = trio.Event()
         #: Whether what could not be published has been rescued.
         self._ended = False
         self._patience = trio.CancelScope()
         self._impatient = False
 
-    async def run(self, on_ready: Callable[[], None]) -> None:
+    async def run(self, observer: Observer) -> None:
         """Mount, serve until somebody ends it, and publish what is left."""
         with (
             trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
@@ -259,10 +272,12 @@ class _Session:
                     if not self._control.is_serving:
                         await nursery.start(self._control.serve)
                     nursery.start_soon(self._stop_on_signal, signals, nursery)
-                    nursery.start_soon(self._announce, on_ready)
+                    nursery.start_soon(self._announce, observer)
+                    nursery.start_soon(self._tell_of_end, observer)
                     if self._page_collector is not None:
                         nursery.start_soon(self._page_collector.run)
                     await self._serve()
+                    self._ending.set()
                     self._unmount()
                     await self._filesystem.release_all()
                     await self._end()
@@ -308,15 +323,22 @@ class _Session:
         if self._config.mount.allow_other:
             yield "allow_other"
 
-    async def _announce(self, on_ready: Callable[[], None]) -> None:
+    async def _announce(self, observer: Observer) -> None:
         """Send one request round through the kernel, and then say that the mount is there."""
         status = await trio.to_thread.run_sync(os.stat, self._mountpoint)
         await trio.to_thread.run_sync(tune_mount, status.st_dev)
         _log.info("%s is mounted on %s", self._config.store.url, self._mountpoint)
-        on_ready()
+        observer.ready()
+
+    async def _tell_of_end(self, observer: Observer) -> None:
+        await self._ending.wait()
+        while True:
+            observer.ending(self.progress())
+            await trio.sleep(REPEAT_SECONDS)
 
     async def _stop_on_signal(self, signals: AsyncIterator[int], nursery: trio.Nursery) -> None:
         number = await anext(signals)
+        self._ending.set()
         _log.info("%s: publishing what is left, then unmounting", signal.Signals(number).name)
         nursery.start_soon(self._stop)
         number = await anext(signals)

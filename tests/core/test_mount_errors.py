@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pyfuse3
 import pytest
+import trio
+from trio.testing import MockClock
 
+from backends.base import Data
 from backends.errors import AccessDenied
 from backends.memory import MemoryStorage
 from fusefs import mount
 from fusefs.config import Config
+from fusefs.control import Progress
 from fusefs.errors import MountError
 from fusefs.filesystem import Caller, Filesystem
 from fusefs.operations import FuseOperations
-from fusefs.start_progress import tell_nobody
+from fusefs.start_progress import REPEAT_SECONDS
 
 
 @pytest.fixture
@@ -46,11 +51,31 @@ def config_of_bucket(config: Config, bucket: Path) -> Config:
     )
 
 
+class Nobody:
+    """Has started a mount, and counts what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def starting(self, line: str) -> None:
+        self.told.append("starting")
+
+    def ready(self) -> None:
+        self.told.append("ready")
+
+    def ending(self, left: Progress) -> None:
+        self.told.append(f"ending {left.pending_inodes}")
+
+
 def failing(error: Exception) -> Callable[..., object]:
     async def run(*_: object, **__: object) -> None:
         raise error
 
     return run
+
+
+async def doing_nothing(*_: object) -> None:
+    """Take the place of a method."""
 
 
 def serve_with(
@@ -74,7 +99,7 @@ async def test_a_mount_error_comes_out_of_all_nurseries(
     monkeypatch.setattr(mount._Session, "run", failing(nested))
     monkeypatch.setattr(mount, "tune_process", lambda: None)
     with pytest.raises(MountError, match=r"^one line$") as caught:
-        await mount.run_mount(config, lambda: None, tell_nobody)
+        await mount.run_mount(config, Nobody())
     assert caught.value is error
     assert "beside it" in caplog.text
     assert list((config.mount.cache_dir / "mounts").iterdir()) == []
@@ -84,7 +109,7 @@ async def test_a_defect_stays_what_it_is(config: Config, monkeypatch: pytest.Mon
     monkeypatch.setattr(mount._Session, "run", failing(KeyError("a defect")))
     monkeypatch.setattr(mount, "tune_process", lambda: None)
     with pytest.raises(ExceptionGroup) as caught:
-        await mount.run_mount(config, lambda: None, tell_nobody)
+        await mount.run_mount(config, Nobody())
     assert caught.value.subgroup(KeyError) is not None
 
 
@@ -100,7 +125,7 @@ async def test_what_was_written_is_rescued_from_a_defect(
 
     serve_with(monkeypatch, write_and_fail)
     with pytest.raises(ExceptionGroup):
-        await mount.run_mount(config, lambda: None, tell_nobody)
+        await mount.run_mount(config, Nobody())
     [rescued] = [path for path in (config.mount.cache_dir / "rescued").rglob("*") if path.is_file()]
     assert (rescued.name, rescued.read_bytes()) == ("file", b"precious")
 
@@ -116,7 +141,7 @@ async def test_an_unmount_while_a_request_is_read_is_one_like_any_other(
         raise ExceptionGroup("", [OSError(errno.ECONNABORTED, "fuse_session_receive_buf failed")])
 
     serve_with(monkeypatch, write_and_be_cut_off)
-    await mount.run_mount(config_of_bucket, lambda: None, tell_nobody)
+    await mount.run_mount(config_of_bucket, Nobody())
     assert (bucket / "file").read_bytes() == b"precious"
 
 
@@ -134,7 +159,7 @@ async def test_what_is_open_at_the_end_leaves_nothing_in_the_bucket(
         assert list((bucket / ".fusefs" / "orphans").iterdir())
 
     serve_with(monkeypatch, unlink_what_is_open)
-    await mount.run_mount(config_of_bucket, lambda: None, tell_nobody)
+    await mount.run_mount(config_of_bucket, Nobody())
     assert not (bucket / ".fusefs" / "orphans").exists()
 
 
@@ -152,4 +177,33 @@ async def test_what_is_only_to_be_deleted_is_in_the_log_like_everything_else(
 
     serve_with(monkeypatch, remove_file)
     with pytest.raises(MountError, match=r"^1 change is in the log and not published yet; the next"):
-        await mount.run_mount(config, lambda: None, tell_nobody)
+        await mount.run_mount(config, Nobody())
+
+
+@pytest.mark.parametrize("how", ["unmounted", "told to end"])
+async def test_for_as_long_as_the_end_takes_it_is_told_what_is_left(
+    config: Config, how: str, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """A service manager kills whom it has not heard of for a while, with whatever is on its way up."""
+    put, observer, terminated = MemoryStorage.put, Nobody(), trio.Event()
+
+    async def slow(self: MemoryStorage, key: str, data: Data, **how: Any) -> str:
+        await trio.sleep(0 if key.startswith(".fusefs/") else 100)
+        return await put(self, key, data, **how)
+
+    async def make_file(filesystem: Filesystem) -> None:
+        _, handle = await filesystem.create(1, b"file", 0o644, os.O_WRONLY, Caller(uid=0, gid=0))
+        await filesystem.release(handle)
+        assert observer.told == []
+        if how == "told to end":
+            signal.raise_signal(signal.SIGTERM)
+            await terminated.wait()
+            assert observer.told.count("ending 1") >= 100 / REPEAT_SECONDS
+
+    monkeypatch.setattr(MemoryStorage, "put", slow)
+    monkeypatch.setattr(pyfuse3, "terminate", terminated.set)
+    monkeypatch.setattr(mount._Session, "_announce", doing_nothing)  # which is said in a thread
+    monkeypatch.setattr(mount, "sync_filesystem", lambda mountpoint: None)
+    serve_with(monkeypatch, make_file)
+    await mount.run_mount(config, observer)
+    assert observer.told.count("ending 1") >= 100 / REPEAT_SECONDS

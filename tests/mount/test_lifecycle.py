@@ -7,11 +7,12 @@ import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,24 @@ def test_the_dead_mount_of_another_file_system_is_left_alone(
     assert not mountpoints.remove_if_dead(tmp_path)  # which belongs to none at all
     assert not mountpoints.remove_if_dead(Path("/proc"))
     assert os.path.ismount("/proc")
+
+
+def test_a_service_manager_is_told_when_it_is_mounted_and_when_it_ends(
+    new_mount: NewMount, tmp_path: Path
+) -> None:
+    mount = new_mount()
+    mount.environment["NOTIFY_SOCKET"] = str(tmp_path / "notify")
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(END_SECONDS)
+        process = mount.start()
+        told = [manager.recv(1000)]
+        while b"READY=1" not in told[-1]:
+            told.append(manager.recv(1000))
+        os.close(leave_unpublished(mount))
+        process.send_signal(signal.SIGTERM)
+        end_of(process, mount)
+        assert b"STOPPING=1\nSTATUS=" in manager.recv(1000)
 
 
 def test_missing_bucket_is_a_clear_error(new_mount: NewMount) -> None:
