@@ -12,8 +12,11 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Collection, Iterator
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from backends.directory_files import missing_root, open_regular, sync_directory
@@ -24,6 +27,13 @@ from backends.listing import Query
 
 #: What a path raises whose directory was removed by another thread or process, or became a file.
 _GONE: Final = (FileNotFoundError, NotADirectoryError)
+
+#: A directory of fewer entries is read again for each page: that costs less than to look whether it has changed.
+_MANY_CHILDREN: Final = 1_000
+
+#: A directory that has not changed for so long gets another time with its next change: as coarse are those of any
+#: file system (vfat: 2 s).
+_SETTLED_NS: Final = 3 * 10**9
 
 #: How many directories are remembered as durable; that of another one costs an fsync again.
 _MOST_DURABLE: Final = 10_000
@@ -39,12 +49,25 @@ class _Child:
     path: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """The sorted children of one large directory, as long as that has the same inode number and change time."""
+
+    directory: str
+    version: tuple[int, int]
+    children: list[_Child]
+
+
 class ObjectTree:
     """The files of all objects. Synchronous; whoever changes the file of a key holds the key's lock."""
 
-    def __init__(self, root: str, private: PrivateArea) -> None:
+    def __init__(self, root: str, private: PrivateArea, clock_ns: Callable[[], int] = time.time_ns) -> None:
+        """`clock_ns` is the clock by which the file system notes changes: nanoseconds since the epoch."""
         self._root: Final = root
         self._private: Final = private
+        self._clock_ns: Final = clock_ns
+        #: Of the large directory that was read last: each page of a listing would read and sort all of it again.
+        self._snapshot: _Snapshot | None = None
         #: Directories that a crash of the machine leaves, by their path, with their inode numbers: this process has
         #: synced those above them. Whoever made one may have been killed before that.
         self._durable: Final[dict[str, int]] = {}
@@ -129,7 +152,7 @@ class ObjectTree:
         """
         base, slash, _ = query.prefix.decode().rpartition("/")
         directory = self._directory_of(base) if slash else self._root
-        stack = [self._children(directory, (base + slash).encode())]
+        stack = [self._children_from(directory, (base + slash).encode(), query.after)]
         while stack:
             child = next(stack[-1], None)
             if child is None:
@@ -140,7 +163,7 @@ class ObjectTree:
                 if child.name > query.after and (not child.is_directory or self._holds_object(child.path)):
                     yield child.name
             elif child.name > query.after or query.after.startswith(child.name):
-                stack.append(self._children(child.path, child.name))
+                stack.append(self._children_from(child.path, child.name, query.after))
 
     def _plain_path(self, key: str) -> str:
         return os.path.join(self._root, *map(file_name, key.split("/")))
@@ -190,14 +213,28 @@ class ObjectTree:
                 if not os.path.isdir(path):
                     raise
 
-    def _children(self, directory: str, base: bytes) -> Iterator[_Child]:
+    def _children_from(self, directory: str, base: bytes, after: bytes) -> Iterator[_Child]:
+        """The children from the last one on that is not behind `after`: of that, something below may be."""
+        children = self._children(directory, base)
+        first = bisect_right(children, after, key=lambda child: child.name)
+        return islice(children, max(first - 1, 0), None)
+
+    def _children(self, directory: str, base: bytes) -> list[_Child]:
         """The files and directories that belong to keys, sorted; none if the directory is not there (any more)."""
-        children: dict[bytes, _Child] = {}
+        known = self._snapshot
+        if known is not None and known.directory == directory and known.version == _version(directory):
+            return known.children
+        version, now_ns = _version(directory), self._clock_ns()
+        found: dict[bytes, _Child] = {}
         for entry in self._scan(directory):
             child = _child(entry, base)
             if child is not None:
-                children.setdefault(child.name, child)
-        return iter(sorted(children.values()))
+                found.setdefault(child.name, child)
+        children = sorted(found.values())
+        # One that has changed just now may change again without another time.
+        if version is not None and len(children) > _MANY_CHILDREN and version[1] < now_ns - _SETTLED_NS:
+            self._snapshot = _Snapshot(directory, version, children)
+        return children
 
     def _holds_object(self, directory: str) -> bool:
         """Whether there is an object anywhere below a directory: the first one ends the search."""
@@ -239,6 +276,15 @@ def _segment(name: str, path: str) -> str | None:
         return read_segment(path)
     except _GONE:
         return None
+
+
+def _version(directory: str) -> tuple[int, int] | None:
+    """Return what changes with the entries of a directory; None if it is not there."""
+    try:
+        status = os.stat(directory)
+    except OSError:
+        return None
+    return status.st_ino, status.st_ctime_ns
 
 
 def _is_free(path: str) -> bool:
