@@ -67,7 +67,7 @@ class ObjectInfo:
     key: str
     etag: str
     size: int
-    #: Nanoseconds since the epoch; stores that count in seconds round down.
+    #: Nanoseconds since the epoch, within 64 bits with a sign; stores that count in seconds round down.
     last_modified_ns: int
     #: None where the answer does not carry it (a listing), which is not the same as having none.
     metadata: Metadata | None = None

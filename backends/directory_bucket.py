@@ -41,6 +41,9 @@ from backends.directory_uploads import UploadArea, UploadRecord
 from backends.errors import ConcurrentRequest, NotFound, StorageError, UploadNotFound
 from backends.listing import Query, cut_page
 
+#: The last time of an object, in the year 2262; a file that others have put there may have any.
+_LAST_TIME_NS: Final = 2**63 - 1
+
 #: How often a write looks for a directory that others keep removing before it gives the caller a say.
 _PLACING_ATTEMPTS: Final = 100
 
@@ -253,6 +256,6 @@ def _info(key: str, version: Version, *, metadata: Metadata | None) -> ObjectInf
         key=key,
         etag=version.etag,
         size=version.size,
-        last_modified_ns=version.mtime_ns,
+        last_modified_ns=min(version.mtime_ns, _LAST_TIME_NS),
         metadata=metadata,
     )

@@ -90,6 +90,15 @@ async def test_a_file_copied_in_by_hand_is_an_object(storage: ObjectStorage, tmp
     assert (tmp_path / "dir" / "foreign").read_bytes() == b"by store"
 
 
+async def test_a_file_of_the_far_future_is_an_object(storage: ObjectStorage, tmp_path: Path) -> None:
+    """Its time is the last one that 64 bits hold; a listing that told another would show none of the directory."""
+    (tmp_path / "foreign").write_bytes(b"by hand")
+    os.utime(tmp_path / "foreign", (10_500_000_000, 10_500_000_000))
+    assert (tmp_path / "foreign").stat().st_mtime_ns > 2**63
+    assert (await storage.head("foreign")).last_modified_ns == 2**63 - 1
+    assert [each.last_modified_ns for each in (await storage.list_prefix()).objects] == [2**63 - 1]
+
+
 async def test_a_file_edited_by_hand_is_another_version_with_the_same_metadata(
     storage: ObjectStorage, tmp_path: Path
 ) -> None:
