@@ -7,7 +7,8 @@ name is 32 random digits, anew for each change, and stands behind the text. So o
 deleted when that has others or is gone. A plus behind the name says that there may be more who refer to it, and that
 it stays; so does one whose name is a SHA-256, as earlier versions have made them.
 
-s3fs writes a name as it is, quotes included, which is not JSON; it is read all the same.
+s3fs writes a name as it is, quotes included, which is not JSON; it is read all the same. It also leaves a longer text
+in the metadata, where it stays until it is changed here: `~=` stands behind such a one.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ LEFT_KEY: Final = "xattr-left"
 """In the metadata of the log's records: names of objects that the inode had before, and that may be there still."""
 
 _REFERENCE: Final = "@"
+_INLINE: Final = "~="
 _SHARED: Final = "+"
 _NAME: Final = re.compile(r"[0-9a-f]{64}|[0-9a-f]{32}\+?")
 _NAMED_TEXT: Final = re.compile(r"(.*%7D)~([0-9a-f]{32}\+?)", re.DOTALL)
@@ -95,13 +97,17 @@ def to_metadata(text: str) -> dict[str, str]:
     name = _object_name(text)
     if name is not None:
         return {"xattr-object": name}
-    return {"xattr": text} if text else {}
+    return {"xattr": text.removesuffix(_INLINE)} if text else {}
 
 
 def from_metadata(metadata: Mapping[str, str]) -> str:
     """Return the text that metadata carries, or a reference; "" for none."""
     name = metadata.get("xattr-object", "")
-    return f"{_REFERENCE}{name}" if _NAME.fullmatch(name) else metadata.get("xattr", "")
+    if _NAME.fullmatch(name):
+        return f"{_REFERENCE}{name}"
+    text = metadata.get("xattr", "")
+    is_foreign = len(text) > INLINE_LIMIT and _split(text) == (text, "")
+    return text + _INLINE if is_foreign else text
 
 
 def is_reference(text: str) -> bool:
@@ -135,13 +141,15 @@ def left_keys(metadata: Mapping[str, str]) -> list[str]:
 def _object_name(text: str) -> str | None:
     if is_reference(text):
         return text.removeprefix(_REFERENCE)
-    if len(text) <= INLINE_LIMIT:
+    if len(text) <= INLINE_LIMIT or text.endswith(_INLINE):
         return None
     return _split(text)[1] or hashlib.sha256(text.encode()).hexdigest()
 
 
 def _split(text: str) -> tuple[str, str]:
     """Return a text without its name, and the name; "" if it has none."""
+    if text.endswith(_INLINE):
+        return text.removesuffix(_INLINE), ""
     found = _NAMED_TEXT.fullmatch(text)
     return (found[1], found[2]) if found else (text, "")
 

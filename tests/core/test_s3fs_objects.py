@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import stat
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from trio.testing import MockClock
 
 from backends.memory import MemoryStorage
+from fusefs import extended_attributes
+from fusefs.attribute_changes import AttributeChanges
 from fusefs.attributes import Attributes
 from fusefs.inodes import Directory, File, Special, Symlink
-from tests.core.tree import Tree, open_tree, stored_metadata
+from fusefs.publisher import PublishOptions
+from tests.core.tree import Tree, TreeOptions, open_tree, stored_metadata
 
 SECOND = 1_000_000_000
 OWNED = {"uid": "0", "gid": "0", "atime": "1795529894", "ctime": "1795529894", "mtime": "1795529894"}
@@ -68,3 +73,39 @@ async def test_a_rename_keeps_what_s3fs_stored(autojump_clock: MockClock, tmp_pa
             assert metadata["renamed"][name] == FILE[name]
         assert (metadata["moved/"]["mode"], metadata["moved/"]["uid"]) == ("16872", "1234")
         assert metadata["moved/x"]["mode"] == "33188"
+
+
+@pytest.mark.parametrize("again", ["looked up", "mounted", "recovered"])
+async def test_a_change_keeps_long_extended_attributes_that_s3fs_stored(
+    again: str, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Longer than ours may be in metadata, they are not in an object of their own, to which a reference could lead."""
+    text = extended_attributes.encode({b"user.a": b"x" * 900})
+    storage = MemoryStorage()
+    await storage.put("file", b"hello", metadata={**FILE, "xattr": text})
+    options = TreeOptions(index=True, logged=True)
+    rarely = replace(options, publish=PublishOptions(delay_seconds=1e9, interval_seconds=1e9))
+    async with open_tree(storage, tmp_path / "1", rarely if again == "recovered" else options) as tree:
+        inode = await tree.find("file")
+        if again == "looked up":
+            tree.filesystem.forget([(inode.number, 1)])
+            await change_mode(tree)
+            await tree.publish_all()
+        elif again == "mounted":
+            assert tree.index_writer is not None
+            await tree.index_writer.save(is_final=True)
+        else:
+            await change_mode(tree)
+            await tree.log.commit()
+    async with open_tree(storage, tmp_path / "2", options) as tree:
+        if again == "mounted":
+            await change_mode(tree)
+        await tree.publish_all()
+    metadata = (await stored_metadata(storage))["file"]
+    assert (metadata["mode"], metadata["xattr"]) == (str(0o100600), text)
+    assert "xattr-object" not in metadata
+
+
+async def change_mode(tree: Tree) -> None:
+    inode = await tree.find("file")
+    await tree.filesystem.setattr(inode.number, AttributeChanges(mode=0o600))

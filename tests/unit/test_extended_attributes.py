@@ -107,6 +107,20 @@ def test_texts_that_earlier_versions_have_stored() -> None:
     assert loaded(plain, reference) == plain
 
 
+def test_a_long_text_of_s3fs_stays_in_the_metadata() -> None:
+    """What a reference means is an object that somebody has written: here nobody has."""
+    plain = encode({b"user.a": b"x" * 900})
+    assert len(plain) > INLINE_LIMIT
+    text = from_metadata({"xattr": plain})
+    assert decode(text) == decode(plain)
+    assert object_key(text) is None
+    assert shared(text) == text
+    for _ in range(2):
+        assert to_metadata(text) == {"xattr": plain}
+        text = from_metadata({"xattr": text})  # as the log has it
+    assert to_metadata(named(encode(decode(text)))).keys() == {"xattr-object"}
+
+
 def test_what_is_left_of_earlier_ones() -> None:
     keys = [f".fusefs/xattrs/{digit * 32}" for digit in "ab"]
     assert left_keys(left_metadata(keys)) == keys
