@@ -286,7 +286,8 @@ class Stream:
             self._content.upload = None
             return
         try:
-            await self._withdraw(list(upload.parts))
+            # Of a part that is withdrawn only the log may not know yet.
+            await self._withdraw(upload.parts.keys() | upload.logged)
         except BaseException as error:
             _log.warning(
                 "the log needs upload %s of %r, which is not aborted: %r", upload.upload_id, self.key, error

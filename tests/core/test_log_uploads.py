@@ -14,9 +14,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from backends.base import Capabilities, Data, Metadata, MultipartUpload, Part
+from backends.base import KIB, Capabilities, Data, Metadata, MultipartUpload, Part
 from backends.errors import AccessDenied
 from backends.intercepted import InterceptedStorage, InterceptedUpload, Request, T, Verb
+from backends.memory import MemoryStorage
+from fusefs.attribute_changes import AttributeChanges
 from fusefs.errors import LogDamaged, MountError
 from fusefs.journal_format import InodeRecord, decode, position_of
 from fusefs.log_repair import LogRepair
@@ -415,3 +417,28 @@ async def test_a_mount_dies_at_every_call_and_its_uploads_are_aborted(
 
     await at_every_call(die_and_look)
     assert refused
+
+
+async def test_a_log_that_takes_nothing_keeps_the_parts_that_it_refers_to(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """One was written again since, so the file is published without it; but its bytes have to be in the log first."""
+    storage, log = SmallPartsStorage(), MemoryStorage()
+    way = FaultyStorage(log)
+    publish = PublishOptions(delay_seconds=1, interval_seconds=NEVER)
+    async with open_tree(
+        storage, tmp_path / "dying", replace(DYING, publish=publish, log_storage=way)
+    ) as tree:
+        handle = await tree.create("big")
+        await tree.write(handle, 0, BYTES[: PART + 2 * KIB])  # the first part goes up
+        await trio.sleep(1)
+        await tree.filesystem.setattr((await tree.find("big")).number, AttributeChanges(size=PART))
+        await tree.filesystem.fsync(handle)
+        await tree.write(handle, 0, b"written later")
+        await tree.filesystem.fsync(handle)
+        assert await storage.list_multipart_uploads()
+        way.fail(AccessDenied, verb=Verb.PUT, times=math.inf)
+        await tree.close(handle)
+        await trio.sleep(20)
+    async with open_tree(storage, tmp_path / "next", replace(NEXT, log_storage=log)) as tree:
+        assert await tree.read_file("big") == b"written later" + BYTES[13:PART]
