@@ -94,6 +94,8 @@ class Attempts:
             with self._publishing(inode, target) as publication:
                 version, publication.has_attributes = await self._carry_out(inode, target)
         except (PreconditionFailed, NotFound, StaleFile) as error:
+            if isinstance(inode, File):
+                inode.content.note_looked(is_in_doubt=False)  # also where an earlier request had no answer
             if self._has_only_passed(inode, target):
                 _log.warning(
                     "%r was put there by somebody else; what was to be %r goes up again",

@@ -169,6 +169,7 @@ class Filesystem:
         """Give anything but a directory a further name."""
         inode = self._inodes[number]
         directory = await self._prepare_create(parent, name)
+        check_not_stale(inode)  # what is being kept beside somebody else's will have no name
         self._namespace.link(inode, directory, name, self._clock.realtime_ns())
         return await self._entered(inode)
 

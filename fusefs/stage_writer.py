@@ -15,7 +15,7 @@ from backends.base import Data
 from backends.errors import StorageError
 from fusefs.change_log import ChangeLog
 from fusefs.errors import StaleFile
-from fusefs.inodes import File
+from fusefs.inodes import File, Inode
 from fusefs.publisher import Publisher
 from fusefs.stage_budget import StageBudget
 
@@ -95,7 +95,7 @@ class StageWriter:
             raise
 
 
-def check_not_stale(file: File) -> None:
-    """Raise `StaleFile` where a publication has found that somebody else changed the file's object."""
-    if isinstance(file.state.failure, StaleFile):
-        raise file.state.failure
+def check_not_stale(inode: Inode) -> None:
+    """Raise `StaleFile` where a publication has found that somebody else changed the inode's object."""
+    if isinstance(inode.state.failure, StaleFile):
+        raise inode.state.failure
