@@ -17,7 +17,7 @@ Everything is synchronous, and decided anew before each publication: between two
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -70,6 +70,7 @@ class Placement:
         self._mount_id = mount_id
         self._owners: dict[str, Inode] = {}
         self._leftovers: dict[str, Version] = {}
+        self._left_markers: dict[str, None] = {}
         self._sources: dict[str, Directory] = {}
         #: Whose uploads are under way, by the key that their objects will have. They are few.
         self._expected: dict[str, Inode] = {}
@@ -105,7 +106,7 @@ class Placement:
         """Note an object of an earlier mount that belongs to nobody any more."""
         if version.key not in self._owners and version.key not in self._leftovers:
             self._count(version.key, 1)
-            self._leftovers[version.key] = version
+            self._add_leftover(version)
             self._log.left_over(version, waits=False)
 
     def forget(self, key: str) -> None:
@@ -285,25 +286,25 @@ class Placement:
         finally:
             self._recorders = [recorder for recorder in self._recorders if recorder is not deletions]
 
-    def deletable(self) -> Iterator[Version]:
-        """Yield the leftovers whose key no inode of the tree is going to take; a marker comes after all below it.
+    def deletable(self, *, but: Collection[Version] = ()) -> Iterator[Version]:
+        """Yield the leftovers, `but` some, whose key no inode of the tree is going to take.
 
-        That order is for stores that keep a file system below: where a marker goes before the objects under it, they
-        show an empty directory for ever, which no object can replace.
+        A marker comes after all below it, for stores that keep a file system below: where it goes before the objects
+        under it, they show an empty directory for ever, which no object can replace.
         """
         return (
             version
             for version in self._leftovers.values()
-            if not (version.key.endswith("/") and self._has_below(version.key))
+            if version not in but
+            and not (version.key.endswith("/") and self._has_below(version.key))
             and not self._is_wanted(version.key)
         )
 
     def mismarked(self) -> list[Directory]:
         """Return the directories without a marker under whose key that of another one was left: it would be theirs."""
-        markers = (key for key in self._leftovers if key.endswith("/"))
         return [
             directory
-            for directory in map(self._wanting, markers)
+            for directory in map(self._wanting, self._left_markers)
             if isinstance(directory, Directory)
             and directory.version is None
             and not directory.state.is_behind
@@ -312,12 +313,18 @@ class Placement:
     def _abandon(self, version: Version | None, inode: Inode, *, waits: bool) -> None:
         if version is not None and self._owners.get(version.key) is inode:
             del self._owners[version.key]
-            self._leftovers[version.key] = version
+            self._add_leftover(version)
             self._log.left_over(version, waits=waits)
+
+    def _add_leftover(self, version: Version) -> None:
+        self._leftovers[version.key] = version
+        if version.key.endswith("/"):
+            self._left_markers[version.key] = None
 
     def _drop_leftover(self, key: str, *, is_in_use: bool) -> None:
         """Note that a leftover is none any more; `is_in_use` if what looks the same may be somebody's now."""
         leftover = self._leftovers.pop(key, None)
+        self._left_markers.pop(key, None)
         if leftover is not None and is_in_use:
             self._log.in_use(leftover)
         elif leftover is not None:

@@ -2,8 +2,9 @@
 
 States of an inode: clean -> pending (`changed`) -> due (its time has come) -> running -> clean, or pending again
 when it changed meanwhile or the attempt failed. A due inode is looked at in its turn (`ready`). If it has to wait then,
-it is set aside until that ends: an attempt or a deletion that has a key (`parked`), the object of a new directory above
-it (`waiting_below`), or the source of a directory (`waiting_for_source`).
+it is set aside until that ends: an attempt or a deletion that has a key (`parked`), another inode whose object has its
+key (`waiting_for_key`), the object of a new directory above it (`waiting_below`), or the source of a directory
+(`waiting_for_source`).
 
 No request is made here and nothing decided but times; the clock is a parameter.
 """
@@ -11,7 +12,6 @@ No request is made here and nothing decided but times; the clock is a parameter.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
@@ -21,13 +21,20 @@ from fusefs.burst import Burst
 from fusefs.inodes import Directory, File, Inode
 from fusefs.moves import Moves
 from fusefs.placement import Placement
+from fusefs.ready_line import ReadyLine
 from fusefs.timetable import Timetable
+from fusefs.waits import Waits
 
 SETTLE_SECONDS: Final = 0.05
 """How long a change of names waits before it is published: a temporary name is gone by then, and costs nothing."""
 
 RETRY_SECONDS: Final = 30.0
 """Pause after an attempt that failed for good (the store's own outages are retried below, in `backends.retrying`)."""
+
+
+LOOK_SECONDS: Final = 1.0
+LOOKS: Final = 100
+"""How often, and how many, of those who wait for a key are looked at although nothing has become of who has it."""
 
 
 class PublishQueue:
@@ -59,17 +66,21 @@ class PublishQueue:
 
         #: Those that are due, and not on their way.
         self.due: set[Inode] = set()
-        #: Of those: who is to be looked at, in this order.
-        self.ready: deque[Inode] = deque()
-        #: Who was looked at, and has to wait for something that will end.
-        self.parked: list[Inode] = []
+        #: Of those: who is to be looked at, in this order; who somebody waits for has not to wait for the rest.
+        self.ready: Final = ReadyLine(self.is_asked_for)
+        #: Who was looked at, and has to wait for something that will end; whether that is under way.
+        self.parked: dict[Inode, bool] = {}
+        #: Who waits until the object of another inode has left a key, by that.
+        self.waiting_for_key: Final = Waits()
+        self._look_again_by = math.inf
         #: Who waits for the end of a source.
         self.waiting_for_source: dict[Inode, None] = {}
-        #: Who waits for the object of a new directory, by that; and the other way round.
-        self.waiting_below: dict[Inode, dict[Inode, None]] = {}
-        self._waits_below: dict[Inode, Directory] = {}
+        #: Who waits for the object of a new directory, by that.
+        self.waiting_below: Final = Waits()
         #: Those that are on their way, and the keys that nobody else may change meanwhile.
         self.running: dict[Inode, set[str]] = {}
+        #: Where the objects of the same appear, if they have any then.
+        self.targets: dict[Inode, str | None] = {}
 
         #: Since when there has been something ready all the time.
         self._ready_since = math.inf
@@ -113,6 +124,8 @@ class PublishQueue:
         self._pending.pop(inode, None)
         self._asked_for.discard(inode)
         self._timetable.drop(inode)
+        if inode not in self.running:  # or else they look when that ends, and before who is below
+            self._look_again_at_key_of(inode)
         inode.state.attempted.unpark_all()
         self._progress.unpark_all()
 
@@ -180,12 +193,15 @@ class PublishQueue:
         self._wake = trio.Event()
         now = self._now()
         due = self._timetable.take_due(now)
+        if now >= self._look_again_by:
+            self.ready.extend(self.waiting_for_key.release_some(LOOKS))
+            self._look_again_by = now + LOOK_SECONDS if self.waiting_for_key else math.inf
         self.ready.extend(due)
         self.due.update(due)
         if self.ready:
             self.note_moves()
         self._ready_since = min(self._ready_since, now) if self.ready else math.inf
-        self._sleeps_until = self._timetable.next_due()
+        self._sleeps_until = min(self._timetable.next_due(), self._look_again_by)
         burst_ends = self._burst.waits_until(self._ready_since)
         if not self.ready or not self._yields_to_bursts or self._asked_for or now >= burst_ends:
             return True
@@ -203,11 +219,18 @@ class PublishQueue:
 
     def take_ready(self) -> Inode:
         """Take out the first that is ready; it stays due, and has to be set aside unless `end_turn` says otherwise."""
-        return self.ready.popleft()
+        return self.ready.take()
 
-    def park(self, inode: Inode) -> None:
+    def park(self, inode: Inode, *, for_what_is_under_way: bool = False) -> None:
         """Set a due inode aside until any attempt or deletion has ended."""
-        self.parked.append(inode)
+        self.parked[inode] = for_what_is_under_way
+
+    def wait_for_key(self, inode: Inode, owner: Inode) -> None:
+        """Set a due inode aside until something becomes of the one whose object, or one below, has its key."""
+        if not self.waiting_for_key:
+            self._look_again_by = self._now() + LOOK_SECONDS
+            self.sleep_until(self._look_again_by)
+        self.waiting_for_key.add(inode, owner)
 
     def wait_for_source(self, inode: Inode) -> None:
         """Set a due inode aside until a source has ended."""
@@ -215,8 +238,12 @@ class PublishQueue:
 
     def wait_below(self, directory: Directory, inode: Inode) -> None:
         """Set a due inode aside until a new directory above has its object, or cannot have it for now."""
-        self.waiting_below.setdefault(directory, {})[inode] = None
-        self._waits_below[inode] = directory
+        self.waiting_below.add(inode, directory)
+
+    def waits_for_others(self, inode: Inode) -> bool:
+        """Return whether a due inode waits for what others have to do first, and not only for a key."""
+        is_parked = inode in self.parked and not self.parked[inode]
+        return is_parked or inode in self.waiting_below or inode in self.waiting_for_source
 
     def put_off(self, inode: Inode, until: float) -> bool:
         """Schedule a due inode anew, if that time has not come yet; return whether that is so."""
@@ -232,36 +259,43 @@ class PublishQueue:
 
     def look_again(self) -> None:
         """Let everybody who is parked have another look: something has ended."""
-        self.ready.extendleft(reversed(self.parked))
+        self._let_go(list(self.parked))
         self.parked.clear()
         self._progress.unpark_all()
         self._wake.set()
 
     def look_again_at(self, inode: Inode) -> None:
-        """Let an inode that waits for a source or a directory above have another look: it has another name, or none.
+        """Let an inode that is set aside have another look, and who waits for it: it has another name, or none.
 
-        The directory may be below it by now, and wait for it.
+        A directory above that it waits for may be below it by now, and wait for it.
         """
         if inode in self.waiting_for_source:
             del self.waiting_for_source[inode]
-        elif inode in self._waits_below:
-            del self.waiting_below[self._waits_below.pop(inode)][inode]
-        else:
-            return
-        self.ready.append(inode)
+            self.ready.extend([inode])
+        elif self.waiting_below.discard(inode):
+            self.ready.extend([inode])
+        self._look_again_at_key_of(inode)
         self._wake.set()
 
+    def _look_again_at_key_of(self, inode: Inode) -> None:
+        """Let an inode have another look, and who waits for it, if that is for a key."""
+        if self.waiting_for_key.discard(inode):
+            self.ready.extend([inode])
+        self._let_go(self.waiting_for_key.release(inode))
+
     def let_go_of_sources(self) -> None:
-        """Let everybody who waits for the end of a source have another look."""
-        self.ready.extendleft(reversed(list(self.waiting_for_source)))
+        """Let everybody who waits for the end of a source have another look, or for what that may have named."""
+        self._let_go(
+            [*self.waiting_for_source, *self.waiting_for_key.release_some(len(self.waiting_for_key))]
+        )
         self.waiting_for_source.clear()
 
     def let_go_below(self, directory: Inode) -> None:
         """Let those have another look who wait for the object of a directory."""
-        waiting = list(self.waiting_below.pop(directory, ()))
-        for inode in waiting:
-            del self._waits_below[inode]
-        self.ready.extendleft(reversed(waiting))
+        self._let_go(self.waiting_below.release(directory))
+
+    def _let_go(self, waiting: Sequence[Inode]) -> None:
+        self.ready.extend_front(waiting)
 
     # Who is on its way
 
@@ -270,23 +304,31 @@ class PublishQueue:
         """The keys that are changed by what is on its way."""
         return set().union(*self.running.values())
 
-    def begin(self, inode: Inode, keys: set[str]) -> None:
-        """Note that an attempt begins, in which nobody else may change these keys."""
+    def begin(self, inode: Inode, keys: set[str], target: str | None) -> None:
+        """Note that an attempt begins, in which nobody else may change these keys; an object appears under `target`."""
         self._asked_for.discard(inode)
         self.running[inode] = keys
+        self.targets[inode] = target
 
     def end(self, inode: Inode) -> None:
         """Note that an attempt has ended; everybody looks again who waits for the inode, or for a key that it had."""
-        del self.running[inode]
+        del self.running[inode], self.targets[inode]
         self._note_attempt(inode)
         self.let_go_below(inode)
+        self._look_again_at_key_of(inode)
         self.look_again()
 
     def fail(self, inodes: Sequence[Inode], error: Exception) -> None:
         """Let inodes fail that have waited. Who is below a new directory stays due: that is tried again before it."""
-        have_turn = {*inodes}.intersection([*self.ready, *self.parked])
-        self.ready = deque(each for each in self.ready if each not in have_turn)
-        self.parked[:] = [each for each in self.parked if each not in have_turn]
+        have_turn = {
+            each
+            for each in inodes
+            if each in self.ready or each in self.parked or each in self.waiting_for_key
+        }
+        for each in have_turn:
+            self.ready.discard(each)
+            self.parked.pop(each, None)
+            self.waiting_for_key.discard(each)
         self.due -= have_turn
         for each in inodes:
             if each not in self:
@@ -299,8 +341,7 @@ class PublishQueue:
 
     def fail_all(self, error: Exception) -> None:
         """Let everybody fail who is due, but for those that wait for a source."""
-        below = [each for waiting in self.waiting_below.values() for each in waiting]
-        self.fail([*self.ready, *self.parked, *below], error)
+        self.fail([*self.ready, *self.parked, *self.waiting_for_key, *self.waiting_below], error)
 
     def _note_attempt(self, inode: Inode) -> None:
         inode.state.attempts += 1

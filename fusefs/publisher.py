@@ -123,11 +123,14 @@ class Publisher:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._shorten_log)
             while True:
-                if not self._sweeper.busy:  # as long as it is, what is left over is not looked through
+                looks_through_leftovers = self._sweeper.may_look()
+                if looks_through_leftovers:
                     self._mark()
                 if self._queue.advance():
                     self._begin_attempts(nursery)
-                self._sweeper.start(nursery, self._queue.busy_keys)
+                if looks_through_leftovers:
+                    self._sweeper.start(nursery, self._queue.busy_keys)
+                self._queue.sleep_until(self._sweeper.wakes_at)
                 await self._queue.wait()
 
     def _begin_attempts(self, nursery: trio.Nursery) -> None:
@@ -153,7 +156,7 @@ class Publisher:
         if target is None and not inode.state.in_doubt:
             self.changes.released(inode)
             return
-        self._queue.begin(inode, self._turns.keys_of(inode, target))
+        self._queue.begin(inode, self._turns.keys_of(inode, target), target)
         if target is not None and has_to_go_up(inode):
             self._placement.expect(inode, target)
         nursery.start_soon(self._attempt, inode, target)

@@ -7,6 +7,8 @@ and is tried again; meanwhile the tree goes on without it.
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
@@ -22,6 +24,17 @@ _log = logging.getLogger(__name__)
 
 RETRY_SECONDS: Final = 30.0
 """Pause after a deletion that failed for good (the store's own outages are retried in `backends.retrying`)."""
+
+
+HOLD_SECONDS: Final = 1.0
+"""For how long `hold_back` is good; who waits asks again whenever it is looked at."""
+
+
+SHORT_SECONDS: Final = 0.001
+"""Of a look through what is left over: no matter how often."""
+
+PAUSES: Final = 10
+"""How many times as long as it took to look it is not looked again."""
 
 
 class Sweeper:
@@ -46,6 +59,11 @@ class Sweeper:
         self._failed: dict[Version, tuple[int, Exception]] = {}
         #: How many failures there were.
         self.failure_count = 0
+        #: Prefixes with which nothing is to be deleted, and until when.
+        self._held_back: dict[str, float] = {}
+        #: When it is looked for leftovers again, and whether it would have been looked before.
+        self._looks_at = -math.inf
+        self._has_put_off = False
         #: Keys that are being deleted now.
         self.busy: frozenset[str] = frozenset()
 
@@ -60,8 +78,7 @@ class Sweeper:
         The latter may be on its way again: of what fails at different times, something always is.
         """
         return all(
-            version in self._resting or self._has_failed(version, since)
-            for version in self._placement.deletable()
+            self._has_failed(version, since) for version in self._placement.deletable(but=self._resting)
         )
 
     def failures(self, since: int) -> list[Exception]:
@@ -81,20 +98,45 @@ class Sweeper:
         self._resting.clear()
         return self.failure_count
 
+    def hold_back(self, prefix: str) -> None:
+        """Begin to delete nothing with this prefix for a moment: somebody waits until nobody works there."""
+        self._held_back[prefix] = trio.current_time() + HOLD_SECONDS
+
+    def may_look(self) -> bool:
+        """Return whether a sweep may begin: none is under way, and to look for what there is takes little of the time.
+
+        Thousands of leftovers may lie where somebody's object comes soon, and are looked through in vain then.
+        """
+        self._has_put_off = not self.busy and trio.current_time() < self._looks_at
+        return not (self.busy or self._has_put_off)
+
     def start(self, nursery: trio.Nursery, busy_elsewhere: set[str]) -> None:
-        """Begin to delete what may be deleted now, unless a sweep is under way."""
-        if self.busy:
-            return
-        batch = [version for version in self._deletable() if not _is_in_use(version.key, busy_elsewhere)]
+        """Begin to delete what may be deleted now, if anything; only where one `may_look`."""
+        began, now = time.perf_counter(), trio.current_time()
+        self._held_back = {prefix: until for prefix, until in self._held_back.items() if until > now}
+        held_back = tuple(self._held_back)
+        batch = [
+            version
+            for version in self._deletable()
+            if not _is_in_use(version.key, busy_elsewhere) and not version.key.startswith(held_back)
+        ]
         if batch:
             self.busy = frozenset(version.key for version in batch)
             nursery.start_soon(self._sweep, batch, nursery)
+        took = time.perf_counter() - began
+        self._looks_at = now + PAUSES * took if took > SHORT_SECONDS else -math.inf
+
+    @property
+    def wakes_at(self) -> float:
+        """When something may be deleted that may not now, if nothing happens before; infinity if that is nothing."""
+        waiting = [*self._held_back.values(), self._looks_at if self._has_put_off else math.inf]
+        return min((until for until in waiting if until > trio.current_time()), default=math.inf)
 
     def _has_failed(self, version: Version, since: int) -> bool:
         return version in self._failed and self._failed[version][0] > since
 
     def _deletable(self) -> list[Version]:
-        return [version for version in self._placement.deletable() if version not in self._resting]
+        return list(self._placement.deletable(but=self._resting))
 
     async def _sweep(self, batch: Sequence[Version], nursery: trio.Nursery) -> None:
         size = self._storage.limits.max_delete_batch

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from itertools import chain
 from typing import NamedTuple
 
 from fusefs.inodes import ROOT_NUMBER, Alias, Directory, File, Inode
@@ -70,11 +71,11 @@ class Turns:
             return None
         target = self._placement.next_key(inode)
         if self._is_kept_back(inode, target):
-            self._queue.park(inode)
+            self._queue.park(inode, for_what_is_under_way=True)
             return None
-        if target is not None and self._waits_for_name(target):
-            self._queue.park(inode)
-            return self._clear_name(inode, target)
+        departing = self._departing_awaited(target) if target is not None else None
+        if departing is not None:
+            return self._clear_name(inode, departing)
         if self._queue.put_off(inode, self._can_wait_until(inode)):
             return None
         if isinstance(inode, Alias) and target is not None and self._has_to_wait_for_first(inode):
@@ -82,24 +83,45 @@ class Turns:
             return None
         obstacle = self._placement.obstacle(inode, target) if target is not None else None
         if obstacle is not None:
-            self._queue.park(inode)
             return self._clear_key(inode, obstacle)
         self._queue.end_turn(inode)
         return Turn(inode, target)
 
-    def _clear_name(self, inode: Inode, target: str) -> Turn | None:
+    def _clear_name(self, inode: Inode, departing: list[Inode]) -> Turn | None:
         """Let the name of a directory that has gone be free soon, where an object is to have it."""
-        for departing in self._placement.departing_from(target) or []:
-            if not self._placement.is_elsewhere(departing):
-                self._hurry(departing)
-        return self._detour(inode) if inode.version is not None and self._waits_for_itself(inode) else None
+        for each in departing:
+            if not self._placement.is_elsewhere(each):
+                self._hurry(each)
+        is_in_circle = inode.version is not None and self._waits_for_itself(inode)
+        if is_in_circle or not departing:
+            self._queue.park(inode)
+        else:
+            self._queue.wait_for_key(inode, departing[-1])
+        return self._detour(inode) if is_in_circle else None
 
     def _clear_key(self, inode: Inode, obstacle: Inode) -> Turn | None:
         """Let the key be free soon that the object of another inode has."""
-        if self._waits_for_itself(inode):
+        if self._may_close_circle(inode, obstacle) and self._waits_for_itself(inode):
+            self._queue.park(inode)
             return self._detour(obstacle)
         self._hurry(obstacle)
+        self._queue.wait_for_key(inode, obstacle)
         return None
+
+    def _may_close_circle(self, inode: Inode, obstacle: Inode) -> bool:
+        """Return whether all may wait for each other once an inode waits for another one, which is cheap to tell.
+
+        Not where who is waited for in the end is on its way, or will be looked at: then that one closes the circle.
+        Where many wait in a row, this is asked for each of them.
+        """
+        seen = {inode}
+        while obstacle not in seen:
+            seen.add(obstacle)
+            awaited = self._queue.waiting_for_key.awaited_by(obstacle)
+            if awaited is None:
+                return self._queue.waits_for_others(obstacle)
+            obstacle = awaited
+        return True
 
     def _detour(self, inode: Inode) -> Turn | None:
         """Return an attempt that lets an inode's object wait elsewhere, so that a circle is none any more."""
@@ -172,12 +194,20 @@ class Turns:
         )
 
     def _is_busy_below(self, inode: Inode) -> bool:
-        """Return whether an object below a new directory's is on its way."""
+        """Return whether an object below a new directory's is on its way, or out of the bucket.
+
+        One that is moved away is only read there. Where a large directory had the name before, some always are, and
+        there is always something to be deleted: that waits for the new one.
+        """
         prefix = self._placement.target(inode) if self._is_new_directory(inode) else None
         if prefix is None:
             return False
-        busy = self._sweeper.busy.union(self._queue.busy_keys)
-        return any(key.startswith(prefix) for key in busy)
+        written = (target for target in self._queue.targets.values() if target is not None)
+        in_doubt = (key for running in self._queue.running for key, _ in running.state.in_doubt)
+        is_busy = any(key.startswith(prefix) for key in chain(self._sweeper.busy, written, in_doubt))
+        if is_busy:
+            self._sweeper.hold_back(prefix)
+        return is_busy
 
     def source_awaited(self, inode: Inode) -> Directory | None:
         """Return the directory whose source has to end before the inode's object is written, if there is one."""
@@ -204,20 +234,20 @@ class Turns:
             and (inode.version is None or self._placement.is_elsewhere(inode))
         )
 
-    def _waits_for_name(self, target: str) -> bool:
-        """Return whether a name is still leaving the bucket that cannot be a directory's and a file's there.
+    def _departing_awaited(self, target: str) -> list[Inode] | None:
+        """Return who has to leave a name of the bucket that cannot be a directory's and a file's there; None if nobody.
 
         That of a directory, all of it, where a file comes; that of an object that belongs to nobody, where something
-        comes below it.
+        comes below it. What belongs to nobody is not in the list, which may be empty.
         """
         if self._sweeper.is_failing:
-            return False
+            return None
         if self._placement.has_leftover_above(target):
-            return True
+            return []
         departing = self._placement.departing_from(target)
-        if departing is None:
-            return False
-        return all(inode.state.failure is None for inode in departing)
+        if departing is None or any(inode.state.failure is not None for inode in departing):
+            return None
+        return departing
 
     def _has_to_wait_for_first(self, alias: Alias) -> bool:
         """Return whether there is no object yet that an alias could be made a copy of, or no newer one.
@@ -271,7 +301,8 @@ class Turns:
         found = [*inodes]
         seen = {*inodes}
         for blocking in found:
-            new = [*waiting[blocking], *(self._queue.waiting_below.get(blocking, ()) if below else ())]
+            new = [*waiting[blocking], *self._queue.waiting_for_key.waiting_for(blocking)]
+            new += self._queue.waiting_below.waiting_for(blocking) if below else ()
             found += [each for each in dict.fromkeys(new) if each not in seen]
             seen.update(new)
         return found[len(inodes) :]

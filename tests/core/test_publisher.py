@@ -577,7 +577,8 @@ async def test_nothing_is_kept_of_what_was_published(autojump_clock: MockClock, 
             queue.parked,
             queue.running,
             queue.waiting_below,
-            queue._waits_below,
+            queue.waiting_for_key,
+            queue.targets,
             queue.ready,
         ):
             assert not kept

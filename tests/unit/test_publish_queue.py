@@ -19,7 +19,7 @@ from fusefs.change_log import NoLog
 from fusefs.content import Content
 from fusefs.inodes import ROOT_NUMBER, Directory, File, Inode, Special
 from fusefs.placement import Placement
-from fusefs.publish_queue import RETRY_SECONDS, SETTLE_SECONDS, PublishQueue
+from fusefs.publish_queue import LOOK_SECONDS, RETRY_SECONDS, SETTLE_SECONDS, PublishQueue
 
 DELAY: Final = 1.0
 INTERVAL: Final = 30.0
@@ -102,7 +102,7 @@ def test_what_somebody_waits_for_is_due_at_once() -> None:
     queue.changed(file)
     queue.ask_for(file)
     assert taken(queue) == [file]
-    queue.begin(file, {"key"})
+    queue.begin(file, {"key"}, "key")
     assert not queue.is_asked_for(file)
 
 
@@ -139,7 +139,7 @@ def test_the_end_of_an_attempt_lets_everybody_look_again_who_may_have_waited_for
         queue.schedule_now(inode)
     assert taken(queue) == [directory, below, other]
     queue.end_turn(directory)
-    queue.begin(directory, {"directory/"})
+    queue.begin(directory, {"directory/"}, "directory/")
     queue.wait_below(directory, below)
     queue.park(other)
     assert queue.busy_keys == {"directory/"}
@@ -149,6 +149,77 @@ def test_the_end_of_an_attempt_lets_everybody_look_again_who_may_have_waited_for
     assert {*taken(queue)} == {below, other}
     assert directory.state.attempts == 1
     assert not queue.busy_keys
+
+
+def test_who_somebody_waits_for_has_not_to_wait_for_the_rest() -> None:
+    queue = queue_at(Time())
+    first, second, third, fourth = (new_special(number) for number in range(4, 8))
+    for inode in (first, second):
+        queue.schedule_now(inode)
+    queue.advance()
+    for inode in (third, fourth):
+        queue.ask_for(inode)
+    assert taken(queue) == [third, fourth, first, second]
+
+
+def waiting_for_key(time: Time, *, begins: bool = True) -> tuple[PublishQueue, Inode, Inode]:
+    """Return a queue, who waits there for a key, and who has that, and is on its way if it `begins`."""
+    queue = queue_at(time)
+    inode, owner = new_special(4), new_special(5)
+    for each in (inode, owner):
+        queue.schedule_now(each)
+    taken(queue)
+    if begins:
+        queue.end_turn(owner)
+        queue.begin(owner, {"key"}, "other")
+    else:
+        queue.park(owner)
+    queue.wait_for_key(inode, owner)
+    assert taken(queue) == []
+    return queue, inode, owner
+
+
+def test_who_waits_for_a_key_has_another_look_when_something_becomes_of_who_has_it() -> None:
+    """And not with each end of anything: of thousands that are renamed in a row, each waits for the next."""
+    queue, inode, owner = waiting_for_key(Time())
+    queue.look_again()
+    assert taken(queue) == []
+    queue.settle(owner)  # as an attempt does that has succeeded
+    assert taken(queue) == []
+    queue.end(owner)
+    assert taken(queue) == [inode]
+
+    queue, inode, owner = waiting_for_key(Time(), begins=False)
+    queue.settle(owner)
+    assert taken(queue) == [inode]
+
+    for number in (0, 1):
+        queue, *both = waiting_for_key(Time())
+        queue.look_again_at(both[number])
+        assert taken(queue) == [both[0]]
+
+    queue, inode, _ = waiting_for_key(Time())
+    queue.let_go_of_sources()
+    assert taken(queue) == [inode]
+
+
+async def test_who_waits_for_a_key_has_another_look_after_a_while(autojump_clock: MockClock) -> None:
+    """Whatever may have happened in between."""
+    time = Time()
+    queue, inode, owner = waiting_for_key(time)
+    time.now += LOOK_SECONDS
+    assert taken(queue) == [inode]
+    queue.wait_for_key(inode, owner)
+    assert taken(queue) == []
+
+    queue = queue_at(trio.current_time)
+    queue.schedule_now(inode)
+    taken(queue)
+    queue.wait_for_key(inode, owner)
+    queue.advance()
+    began = trio.current_time()
+    await queue.wait()
+    assert trio.current_time() == began + LOOK_SECONDS
 
 
 def test_who_fails_is_tried_again_later_and_who_is_below_it_before_that() -> None:
@@ -252,7 +323,7 @@ def test_no_pending_inode_is_forgotten(steps: list[tuple[str, int, int]]) -> Non
     for name, which, how in steps:
         _do(queue, time, name, inodes[which], inodes[0], how)
         aside = [*queue.ready, *queue.parked, *queue.waiting_for_source]
-        aside += [each for waiting in queue.waiting_below.values() for each in waiting]
+        aside += [*queue.waiting_for_key, *queue.waiting_below]
         assert len({*aside}) == len(aside)
         assert {*aside} == queue.due
     for inode in list(queue.running):
@@ -306,8 +377,10 @@ def _look_at(queue: PublishQueue, time: Time, inode: Inode, directory: Inode, ho
         queue.wait_for_source(inode)
     elif how == 2 and isinstance(directory, Directory) and inode is not directory:
         queue.wait_below(directory, inode)
+    elif how == 4:
+        queue.wait_for_key(inode, directory)
     elif how != 3 or not queue.put_off(inode, time.now + 1):
         queue.end_turn(inode)
-        queue.begin(inode, set())
+        queue.begin(inode, set(), None)
     if inode not in queue.due and inode not in queue.running:
         queue.let_go_below(inode)
