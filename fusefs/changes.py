@@ -88,6 +88,15 @@ class Changes:
         if self._uploads.advance(file, key) and key is not None:
             self._placement.expect(file, key)
 
+    def object_changed(self, inode: Inode) -> None:
+        """Note that somebody else has changed the inode's object: its next attempt, at once, finds what is to be done.
+
+        Its other names wait for that, each of which would fail before.
+        """
+        self._log.changed(inode)
+        self._queue.changed(inode)
+        self._queue.ask_for(inode)
+
     def closed(self, file: File) -> None:
         """Note that a handle that could write is gone: if that was the last one, what is pending is due soon."""
         self._queue.note_activity()

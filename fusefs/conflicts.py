@@ -18,6 +18,7 @@ from fusefs.errors import StaleFile
 from fusefs.inodes import Alias, Directory, File, Inode
 from fusefs.object_writer import ObjectWriter
 from fusefs.placement import Placement
+from fusefs.upload_rounds import MovedMeanwhile
 
 _log = logging.getLogger(__name__)
 
@@ -47,8 +48,30 @@ class Conflicts:
             await self._break_link(inode, target, error)
         elif isinstance(inode, Directory):
             await self._write_over(inode, target)
-        elif not (inode.aliases and self._go_on_under_another_name(inode, target)):
+        elif inode.aliases and self._go_on_under_another_name(inode, target):
+            pass  # as a change of the inode, which has its turn
+        elif await self._goes_up_anew(inode, target):
+            raise MovedMeanwhile(f"what was to be copied to {target!r} is somebody else's") from error
+        else:
             await self._keep_beside(inode, target, error)
+
+    async def _goes_up_anew(self, inode: Inode, target: str) -> bool:
+        """Let a file whose object was changed before it could be copied to `target` go up, if all its bytes are here.
+
+        Returns whether that is so: then nothing has been changed under `target`.
+        """
+        version = inode.version
+        if not isinstance(inode, File) or version is None or version.key == target:
+            return False
+        if inode.content.changed or await self._is_there(version):
+            return False
+        if inode.version != version or inode.content.changed or not inode.content.detached:
+            return False
+        _log.warning("%r was changed by somebody else; %r goes up again", version.key, target)
+        self._placement.forget(version.key)
+        inode.content.make_own()
+        self._changes.changed(inode)
+        return True
 
     async def _keep_beside(self, inode: Inode, target: str, error: Exception) -> None:
         # From now on nothing is written any more that would not be kept.
@@ -82,7 +105,7 @@ class Conflicts:
         """Let the object of a further name be theirs, and a file of its own. Raises `error` if it was the first."""
         first = alias.of.version
         if first is not None and not await self._is_there(first):
-            self._changes.changed(alias.of)  # whose next attempt finds what to do
+            self._changes.object_changed(alias.of)
             raise error
         _log.warning("%r was changed by somebody else (%s), and is a file of its own", target, error)
         self._placement.forget(target)
@@ -99,10 +122,14 @@ class Conflicts:
     def _go_on_under_another_name(self, inode: Inode, target: str) -> bool:
         """Leave to somebody else the name under which they changed the object, if there is a copy under another.
 
+        Or an older one, if all bytes are here, which replace that then.
         Otherwise the other names keep what the bucket has there.
         """
-        source = inode.version
+        source, content = inode.version, inode.content if isinstance(inode, File) else None
         heir = next((alias for alias in inode.aliases if alias.copied == source is not None), None)
+        is_equal = heir is not None
+        if heir is None and content is not None and content.detached:
+            heir = next((alias for alias in inode.aliases if alias.version is not None), None)
         if heir is None or inode.parent is None or heir.version is None:
             for alias in list(inode.aliases):
                 self._changes.let_go_of_name(alias)
@@ -118,8 +145,10 @@ class Conflicts:
         version = heir.version
         inode.lose_name()
         self._placement.place(inode, version)
-        if isinstance(inode, File):
-            inode.content.rebase(version)
+        if content is not None and is_equal:
+            content.rebase(version)
+        elif content is not None:
+            content.make_own()
         self._changes.settle(heir)
         self._log.changed(heir)
         self._changes.changed(inode)

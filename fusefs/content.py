@@ -261,6 +261,16 @@ class Content:
         self.base_limit = min(self.base_limit, version.size)
         self.resized = version.size != self.size
 
+    def make_own(self) -> None:
+        """Let go of a base that is gone, of which all bytes are here (`detached`): they go up, and into the log."""
+        self.detach()
+        self.dirty = ExtentSet([(0, self.size)] if self.size else [])
+        self.unsent = self.dirty.copy()
+        self.resized = True
+        if self.sources.logged:
+            self.note_all_unlogged()
+        self._note_staged()
+
     def detach(self) -> None:
         """Let go of the base: `detached` is true, or its bytes will never be asked for again."""
         self.base = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -16,8 +17,10 @@ from backends.intercepted import Verb
 from backends.retrying import RetryingStorage, RetryPolicy
 from fusefs.attribute_changes import AttributeChanges
 from fusefs.errors import FilesystemError, StaleFile
+from fusefs.object_writer import CONFLICTS_PREFIX
+from fusefs.publisher import PublishOptions
 from tests.core.small_parts import PART, SmallPartsStorage, tree_options
-from tests.core.tree import Tree, open_tree
+from tests.core.tree import Tree, open_tree, stored
 from tests.support.faulty import FaultyStorage
 
 pytestmark = pytest.mark.usefixtures("small_parts")
@@ -117,3 +120,107 @@ async def test_a_file_that_is_being_kept_beside_gets_no_further_name(
             await publish(tree)
         assert not tree.publisher.pending_inodes()
         assert await tree.names() == ["file"]
+
+
+LOGGED: Final = tree_options(logged=True)
+LATER: Final = replace(LOGGED, publish=PublishOptions(delay_seconds=1e9, interval_seconds=1e9))
+
+
+async def test_the_old_name_of_a_file_is_somebody_elses_before_its_object_has_followed(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """A rename that was confirmed is one, and all bytes of the file are on the local disk: they go up."""
+    store = SmallPartsStorage()
+    faulty = FaultyStorage(store)
+    async with open_tree(faulty, tmp_path, LOGGED) as tree:
+        await tree.write_file("old", BODY)
+        await tree.publish_all()
+        gate = faulty.hold(Verb.COPY, key="new")
+        await tree.rename("old", "new")
+        await tree.log.commit()
+        await gate.reached.wait()
+        await store.put("old", b"theirs")
+        gate.open()
+        await tree.publish_all()
+        assert await tree.read_file("new") == BODY
+    assert await stored(store) == {"old": b"theirs", "new": BODY}
+
+
+async def test_both_names_of_a_rename_are_somebody_elses(tmp_path: Path, autojump_clock: MockClock) -> None:
+    store = SmallPartsStorage()
+    faulty = FaultyStorage(store)
+    async with open_tree(faulty, tmp_path, LOGGED) as tree:
+        await tree.write_file("old", BODY)
+        await tree.publish_all()
+        gate = faulty.hold(Verb.COPY, key="new")
+        await tree.rename("old", "new")
+        await gate.reached.wait()
+        await store.put("old", b"theirs")
+        await store.put("new", b"theirs, too")
+        gate.open()
+        await publish(tree)
+    found = store.snapshot()
+    assert (found["old"], found["new"]) == (b"theirs", b"theirs, too")
+    assert [data for key, data in found.items() if key.startswith(CONFLICTS_PREFIX)] == [BODY]
+
+
+@pytest.mark.parametrize("closes", [True, False])
+async def test_one_name_is_somebody_elses_before_the_others_have_followed(
+    closes: bool, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """What was confirmed is under the others; and the attempts that cannot succeed are few."""
+    store = SmallPartsStorage()
+    faulty = FaultyStorage(store)
+    async with open_tree(faulty, tmp_path, LOGGED) as tree:
+        await tree.write_file("one", b"old")
+        await tree.link("one", "two")
+        await tree.link("one", "three")
+        await tree.publish_all()
+        await trio.sleep(90)
+        gate = faulty.hold(Verb.COPY)
+        handle = await tree.open("two")
+        await tree.write(handle, 0, BODY)
+        await tree.filesystem.fsync(handle)
+        if closes:
+            await tree.close(handle)
+        await gate.reached.wait()
+        await store.put("one", b"theirs")
+        gate.open()
+        failed = tree.publisher.statistics().failed
+        await trio.sleep(25)
+        assert tree.publisher.statistics().failed < failed + 5
+        await publish(tree)
+        if not closes:
+            await tree.close(handle)
+        await tree.publish_all()
+        assert await tree.read_file("two") == await tree.read_file("three") == BODY
+    assert await stored(store) == {"one": b"theirs", "two": BODY, "three": BODY}
+
+
+@pytest.mark.parametrize("dies", [False, True])
+async def test_a_file_goes_on_under_the_name_that_nobody_has_touched(
+    dies: bool, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """The same when the host was lost in between, and the next mount knows of the file by the log alone."""
+    store = SmallPartsStorage()
+    async with open_tree(store, tmp_path / "0", LOGGED) as tree:
+        await tree.write_file("one", b"old")
+        await tree.link("one", "two")
+        await tree.publish_all()
+        await trio.sleep(90)
+    async with open_tree(store, tmp_path / "1", LATER) as tree:
+        assert await tree.find_file("one") is await tree.find_file("two")
+        handle = await tree.open("two")
+        await tree.write(handle, 0, BODY)
+        await tree.filesystem.fsync(handle)
+        await tree.close(handle)
+        if not dies:
+            await store.put("one", b"theirs")
+            await publish(tree)
+    await store.put("one", b"theirs")
+    async with open_tree(store, tmp_path / "2", LOGGED) as tree:
+        assert await tree.read_file("two") == BODY
+        await publish(tree)
+        await trio.sleep(90)
+        assert await tree.read_file("one") == b"theirs"
+        assert await tree.read_file("two") == BODY
