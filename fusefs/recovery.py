@@ -39,7 +39,7 @@ from fusefs.link_lists import list_key, new_list_number
 from fusefs.log_objects import LOG_ID, LogObjects, OwnObject, is_directory, key_of, version_of
 from fusefs.log_reader import NOWHERE, OldLog, batches, places
 from fusefs.log_uploads import LogUploads, needed_upload
-from fusefs.placement import DETOURS_PREFIX, ORPHANS_PREFIX, UNSEEN, unseen
+from fusefs.placement import ORPHANS_PREFIX, UNSEEN, unseen
 from fusefs.quantities import brief_size
 from fusefs.replay import Replay, Replayed
 from fusefs.start_progress import StartProgress
@@ -155,16 +155,19 @@ class Recovery:
         )
 
     async def _find_hidden(self, recovered: Recovered) -> None:
-        """Note what was left of removed files that were open, and of objects that were out of the way."""
+        """Note what was left of removed files that were open.
+
+        What is left of objects that were out of the way the log tells. Of what it does not, below `DETOURS_PREFIX`, a
+        part may be damaged, or given up: the object may be the only one of a file.
+        """
         taken = {found.version for found in recovered.inodes}
         orphans: list[Version] = []
-        for prefix in (ORPHANS_PREFIX, DETOURS_PREFIX):
-            async for page in iterate_pages(self._storage, prefix):
-                for info in page.objects:
-                    version = version_of(info)
-                    if LOG_ID.fullmatch(info.key.removeprefix(prefix)) and version not in taken:
-                        recovered.leftovers.append(version)
-                        orphans += [version] if prefix == ORPHANS_PREFIX else []
+        async for page in iterate_pages(self._storage, ORPHANS_PREFIX):
+            for info in page.objects:
+                version = version_of(info)
+                if LOG_ID.fullmatch(info.key.removeprefix(ORPHANS_PREFIX)) and version not in taken:
+                    orphans.append(version)
+        recovered.leftovers += orphans
         await self._for_each(orphans, partial(self._note_xattrs_of, recovered))
 
     async def _note_xattrs_of(self, recovered: Recovered, orphan: Version) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+import trio
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from trio.testing import MockClock
@@ -26,6 +27,7 @@ from fusefs.journal_format import (
 )
 from fusefs.log_reader import LogPart, LogReader, batches, find_logs
 from fusefs.log_repair import DAMAGED_PREFIX, LogRepair
+from fusefs.placement import DETOURS_PREFIX
 from fusefs.publisher import PublishOptions
 from tests.core.tree import TreeOptions, open_tree
 
@@ -79,6 +81,22 @@ async def test_what_is_before_the_damage_is_saved(
         if sequence > 1:
             assert await tree.read_file("file") == b"01"[: sequence - 1]
         await tree.publish_all()
+
+
+async def test_an_object_of_which_the_log_does_not_tell_any_more_stays(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """It may be the only one of a file, which waited for its name when the mount died: `fusefs check` tells of it."""
+    storage, waiting = MemoryStorage(), f"{DETOURS_PREFIX}0123456789ab-5"
+    await commit_thrice(storage, tmp_path / "1")
+    await storage.put(waiting, b"of a file")
+    await damage(storage, Position(1, 1))
+    repair = LogRepair(storage)
+    await repair.set_aside(await repair.diagnose())
+    async with open_tree(storage, tmp_path / "2", TreeOptions(logged=True)) as tree:
+        await tree.publish_all()
+        await trio.sleep(90)
+    assert (await storage.get_range(waiting)).data == b"of a file"
 
 
 async def test_a_whole_log(tmp_path: Path, autojump_clock: MockClock) -> None:
