@@ -126,7 +126,13 @@ class ConcurrentRequest(StorageError):
 
 
 class NotSent(StorageError):
-    """The request was not made, because this process may not write. Says nothing about the store."""
+    """The request was not made, for a reason of this process. Says nothing about the store."""
+
+
+class NoThread(NotSent):
+    """This machine had no room for the thread that was to make the request. React: pause and ask again."""
+
+    retryable = True
 
 
 class Suspended(NotSent):

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
 
+from backends.errors import NoThread
+
 if TYPE_CHECKING:
     from outcome import Outcome
 
@@ -34,7 +36,10 @@ class Threads:
         self._wake: Final = self._wake_callers
 
     async def run(self, call: Callable[[], T]) -> T:
-        """Return what the call returns, or raise what it raises. It is not begun if the caller is cancelled before."""
+        """Return what the call returns, or raise what it raises. It is not begun if the caller is cancelled before.
+
+        Raises `NoThread`.
+        """
         await trio.lowlevel.checkpoint_if_cancelled()
         task = trio.lowlevel.current_task()
         token = trio.lowlevel.current_trio_token()
@@ -52,7 +57,10 @@ class Threads:
             check = BEFORE_CALL.get()
             if check is not None:
                 check()
-            trio.lowlevel.start_thread_soon(call, deliver)
+            try:
+                trio.lowlevel.start_thread_soon(call, deliver)
+            except RuntimeError as error:  # so says CPython where pthread_create(3) says EAGAIN
+                raise NoThread(f"{error}: a limit of this host or container is reached") from error
         except BaseException:
             self._limiter.release_on_behalf_of(task)
             raise

@@ -349,7 +349,7 @@ async def _delete(storage: ObjectStorage, keys: list[str]) -> list[str]:
         return []
     try:
         failed = await storage.delete_many(keys)
-    except StorageError as failure:
+    except Exception as failure:  # of any kind: nothing may end the nursery of the whole mount
         _log.warning("the log is not trimmed: %s", failure)
         return keys
     if failed:

@@ -183,7 +183,7 @@ class StoredLease(Lease):
                 await self._stopped.wait()
             try:
                 await self._renew()
-            except StorageError as error:
+            except Exception as error:  # of any kind: nothing may end the nursery of the whole mount
                 self._note_failure(error)
 
     def _pause_seconds(self) -> float:
@@ -245,7 +245,7 @@ class StoredLease(Lease):
             self._note_end_of_trouble()
             self._wake()
 
-    def _note_failure(self, error: StorageError) -> None:
+    def _note_failure(self, error: Exception) -> None:
         self._failures += 1
         self._is_failing = True
         if self._trouble_since is None:

@@ -8,6 +8,7 @@ import pytest
 import trio
 import trio.testing
 
+from backends.errors import NoThread
 from backends.threads import Threads
 
 
@@ -82,3 +83,22 @@ async def _cancel_when(begun: threading.Event, scope: trio.CancelScope, may_end:
     scope.cancel()
     await trio.testing.wait_all_tasks_blocked()
     may_end.set()
+
+
+async def test_a_host_without_room_for_another_thread_is_a_store_that_can_be_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And no error of another kind, which would end the mount; the place of the call is free again."""
+    threads = Threads(1)
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trio.lowlevel, "start_thread_soon", refuse)
+        with pytest.raises(NoThread, match="can't start new thread") as caught:
+            await threads.run(lambda: 1)
+    assert caught.value.retryable
+    assert not caught.value.is_in_doubt
+    with trio.fail_after(60):
+        assert await threads.run(lambda: 2) == 2

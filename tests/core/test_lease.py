@@ -607,3 +607,22 @@ async def test_two_mounts_of_one_host_by_turns(autojump_clock: MockClock) -> Non
                 await take(storage, "other")
             await lease.release()
     assert trio.current_time() < 100 * TERM
+
+
+async def test_a_renewal_that_meets_a_defect_is_one_that_failed(autojump_clock: MockClock) -> None:
+    """Whatever it is, it must not end the mount; the next one is in time."""
+    storage = MemoryStorage()
+    lease = await take(storage, "a")
+    put = storage.put
+
+    async def fail_once(*_: object, **__: object) -> str:
+        storage.put = put  # type: ignore[method-assign]
+        raise RuntimeError("a defect")
+
+    storage.put = fail_once  # type: ignore[method-assign]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lease.run)
+        await trio.sleep(2 * TERM)
+        assert lease.is_held
+        assert lease.statistics().failures == 1
+        nursery.cancel_scope.cancel()
