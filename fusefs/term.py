@@ -24,8 +24,9 @@ from fusefs.clock import SystemClock
 from fusefs.committer import Committer
 from fusefs.config import Config
 from fusefs.disk_log import DiskLog, has_disk_log, open_disk_log, place_on_disk
-from fusefs.errors import MountError
+from fusefs.errors import LogDamaged, MountError
 from fusefs.journal import Journal
+from fusefs.journal_format import Position
 from fusefs.lease import Lease, NoLease
 from fusefs.lease_acquisition import Claim, acquire, at_hand, check_supported, first_untold, waiting_message
 from fusefs.lease_record import Identity, LeaseRecord, LogPlace
@@ -321,7 +322,8 @@ async def _set_aside_given_up(
     if lease.previous is None:
         return
     reader = places.readers[disk.place]
-    given_up = [
+    given_up = await _untold(reader, lease.previous, disk)
+    given_up += [
         position
         for position in await reader.positions()
         if lease.previous.epoch < position.epoch <= found_leased[disk.place]
@@ -334,3 +336,30 @@ async def _set_aside_given_up(
             disk.directory,
             DAMAGED_PREFIX,
         )
+
+
+async def _untold(reader: LogReader, previous: LeaseRecord, disk: DiskLog) -> list[Position]:
+    """Return the batches of terms on the disk from before those of which the lease tells, as far as they are needed.
+
+    A lease ceases to tell of a log when that has been emptied, but for a batch that says so. So another one has told
+    of these, and was removed.
+    """
+    told_since = (log.since_epoch for log in previous.logs if _is_of(log, disk))
+    since_epoch = min(told_since, default=previous.epoch + 1)
+    found = [position for position in await reader.positions() if position.epoch < since_epoch]
+    needed = {epoch for epoch in {position.epoch for position in found} if await _is_needed(reader, epoch)}
+    return [position for position in found if position.epoch in needed]
+
+
+def _is_of(log: LogPlace, disk: DiskLog) -> bool:
+    """Return whether a lease tells of a disk's log; that of an earlier version names no disk."""
+    return log.disk == disk.disk if log.disk else log.place == disk.place
+
+
+async def _is_needed(reader: LogReader, epoch: int) -> bool:
+    """Return whether anything of a term counts, or may."""
+    try:
+        log, _ = await reader.look(epoch)
+    except LogDamaged:
+        return True
+    return bool(log.positions)
