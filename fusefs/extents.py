@@ -141,3 +141,15 @@ class ExtentSet:
         self._total -= sum(self._ends[first:beyond]) - sum(self._starts[first:beyond])
         self._starts[first:beyond] = starts
         self._ends[first:beyond] = ends
+
+
+def joined(extents: Iterable[Extent], distance: int) -> Iterator[Extent]:
+    """Yield extents that come in order, as one where they are no further apart than `distance`."""
+    last: Extent | None = None
+    for extent in extents:
+        if last is not None and extent.start - last.end > distance:
+            yield last
+            last = None
+        last = Extent(extent.start if last is None else last.start, extent.end)
+    if last is not None:
+        yield last

@@ -22,9 +22,9 @@ from backends.base import Data
 from backends.errors import NotFound, PreconditionFailed, RangeNotSatisfiable
 from fusefs import prefetch
 from fusefs.block_checksums import enclosing
-from fusefs.content import Claim, Content, Version
+from fusefs.content import NEAR, Claim, Content, Version
 from fusefs.errors import DamagedCache, StaleFile, UploadFailed
-from fusefs.extents import Extent, ExtentSet
+from fusefs.extents import Extent, ExtentSet, joined
 from fusefs.prefetch import SequentialDetector
 
 _GONE: Final = (NotFound, PreconditionFailed, RangeNotSatisfiable)
@@ -175,7 +175,7 @@ async def _read_past_stage(content: Content, offset: int, end: int) -> bytes:
 
 def _first_missing(content: Content, start: int, end: int, fetched: ExtentSet) -> Extent | None:
     """Return what one GET is to bring of what is neither staged nor fetched; None if there is nothing."""
-    for gap in content.missing(start, end):
+    for gap in joined(content.missing(start, end), NEAR):
         for missing in fetched.gaps(*gap):
             return Extent(missing.start, min(missing.end, missing.start + prefetch.FETCH_SIZE))
     return None

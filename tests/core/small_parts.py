@@ -11,7 +11,7 @@ import pytest
 from backends import rules
 from backends.base import GIB, KIB, Limits
 from backends.memory import MemoryStorage
-from fusefs import block_checksums, prefetch, staged_bytes, stream, uploads
+from fusefs import block_checksums, content, fetching, prefetch, staged_bytes, stream, uploads
 from tests.core.tree import TreeOptions
 
 PART: Final = 8 * KIB
@@ -51,5 +51,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "LAG", KIB)
     monkeypatch.setattr(uploads, "STAGED_AT_ONCE", 64 * KIB)
     monkeypatch.setattr(prefetch, "FETCH_SIZE", 4 * KIB)
+    monkeypatch.setattr(content, "NEAR", 64)
+    monkeypatch.setattr(fetching, "NEAR", 64)
     monkeypatch.setattr(staged_bytes, "EVICTED_AT_ONCE", 4 * KIB)
     monkeypatch.setattr(block_checksums, "BLOCK_SIZE", KIB)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from fusefs.extents import Extent, ExtentSet
+from fusefs.extents import Extent, ExtentSet, joined
 
 LIMIT = 60
 positions = st.integers(0, LIMIT)
@@ -131,3 +131,14 @@ def test_what_is_put_into_one_set_is_in_no_other() -> None:
     one.add(1, 2)
     other.remove(0, 9)
     assert (list(one), list(other), list(ExtentSet())) == ([Extent(1, 2)], [], [])
+
+
+@given(range_lists, st.integers(0, 20))
+def test_extents_that_are_near_are_joined(extents: list[tuple[int, int]], distance: int) -> None:
+    """All bytes of the set, and of what lies between no more than is near; what is left apart is not."""
+    found = list(joined(ExtentSet(extents), distance))
+    expected = ExtentSet(extents)
+    for gap in ExtentSet(extents).gaps(0, expected.end):
+        if gap.start > 0 and gap.length <= distance:
+            expected.add(*gap)
+    assert found == list(expected)
