@@ -14,14 +14,11 @@ import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Final
 
 from backends.base import (
     CREATE_ONLY,
-    MIB,
     OVERWRITE,
     IfMatch,
-    MultipartUpload,
     ObjectInfo,
     ObjectStorage,
     Part,
@@ -35,14 +32,11 @@ from fusefs.extents import ExtentSet
 from fusefs.journal_format import StoredPart, StoredVersion, UploadReference, batch_key
 from fusefs.log_objects import OwnObject, detour_key, key_of, marked, version_of
 from fusefs.log_reader import NOWHERE
-from fusefs.object_copy import copy_object
+from fusefs.object_copy import FETCHED_PART, copy_object, copy_part, longest_part
 from fusefs.object_writer import conflict_key
 from fusefs.replay import Replayed, Sources
 
 _log = logging.getLogger(__name__)
-
-FETCHED_PART: Final = 16 * MIB
-"""Bytes of a part that the store cannot copy."""
 
 
 class LogUploads:
@@ -138,9 +132,11 @@ class LogUploads:
                     parts.append(await resumed.upload_part(number, data))
                 parts.append(Part(number=part.number, etag=part.etag, size=part.end - part.start))
                 end = part.end
-            for start, stop in _pieces(end, _end_of_stored(replayed, sources, base), self._longest_part):
+            whole = _end_of_stored(replayed, sources, base)
+            for start, stop in _pieces(end, whole, longest_part(self._storage, whole)):
                 assert base is not None
-                parts.append(await self._carried_over(resumed, parts[-1].number + 1, base, start, stop))
+                number = parts[-1].number + 1
+                parts.append(await copy_part(self._storage, resumed, number, base, start, stop))
                 end = stop
             etag = await resumed.complete(parts, mode=mode)
         except (UploadNotFound, InvalidPart) as error:
@@ -233,12 +229,6 @@ class LogUploads:
 
     # Bytes that are in no part
 
-    @property
-    def _longest_part(self) -> int:
-        if self._storage.capabilities.copy_part:
-            return self._storage.limits.max_copy_size
-        return max(FETCHED_PART, self._storage.limits.min_part_size)
-
     async def _missing_part(
         self, replayed: Replayed, sources: Sources, base: Version | None, start: int, end: int
     ) -> bytes:
@@ -258,16 +248,6 @@ class LogUploads:
             assert replayed.file is not None
             data[extent.start - start : extent.end - start] = replayed.file.read(extent.start, extent.length)
         return bytes(data)
-
-    async def _carried_over(
-        self, upload: MultipartUpload, number: int, source: Version, start: int, end: int
-    ) -> Part:
-        """Make a part of an object's bytes."""
-        length = end - start
-        if self._storage.capabilities.copy_part:
-            return await upload.copy_part(number, source.key, start, length, if_match=source.etag)
-        stored = await self._storage.get_range(source.key, start, length, if_match=source.etag)
-        return await upload.upload_part(number, stored.body)
 
 
 def needed_upload(replayed: Replayed) -> UploadReference | None:

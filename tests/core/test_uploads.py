@@ -774,6 +774,23 @@ async def test_a_patch_does_not_replace_what_came_after_its_copies(
 LARGE: Final = Random(2).randbytes(LIMITS.max_copy_size + 10 * KIB)
 
 
+@pytest.mark.parametrize("copies_parts", [True, False])
+async def test_an_object_that_is_too_long_for_one_copy(
+    copies_parts: bool, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """It is renamed, and its mode changed, also where the store copies no parts: those are fetched and sent."""
+    storage = SmallPartsStorage(capabilities=Capabilities(copy_part=copies_parts))
+    await storage.put("old", LARGE)
+    async with open_tree(storage, tmp_path, tree_options()) as tree:
+        await tree.rename("old", "new")
+        await tree.publish_all()
+        inode = await tree.find("new")
+        await tree.filesystem.setattr(inode.number, AttributeChanges(mode=0o600))
+        await tree.publish_all()
+        assert await stored(storage) == {"new": LARGE}
+        assert (await stored_metadata(storage))["new"]["mode"] == str(0o100600)
+
+
 async def test_a_copy_in_parts_does_not_replace_what_came_meanwhile(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
