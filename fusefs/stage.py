@@ -86,6 +86,7 @@ class Stage:
         self._open = _Descriptors(max_open_files)
         self._has_told_of_holes = False
         self._has_told_of_leftovers = False
+        self._has_told_of_failure = False
         self._next_number = 0
         self._has_room: Callable[[int], bool] | None = None
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -121,6 +122,13 @@ class Stage:
             _log.warning(
                 "there are no holes in files in %s: what was fetched of a changed file stays until that is published",
                 self._directory,
+            )
+
+    def _tell_of_failure(self, error: OSError) -> None:
+        if not self._has_told_of_failure:
+            self._has_told_of_failure = True
+            _log.error(
+                "%s cannot be written, and what is fetched is not cached: %s", self._directory, error.strerror
             )
 
     def _path(self, number: int) -> Path:
@@ -191,6 +199,16 @@ class StageFile:
         """
         self._stage._check_room(memoryview(data).nbytes)
         return self._put(offset, data)
+
+    def write_fetched(self, offset: int, data: Data) -> int:
+        """Write as `write` what the bucket has as well. Raises OSError (ENOSPC) for whatever the disk refuses."""
+        try:
+            return self.write(offset, data)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise
+            self._stage._tell_of_failure(error)
+            raise OSError(errno.ENOSPC, f"{error.strerror} in the cache directory") from error
 
     def _put(self, offset: int, data: Data) -> int:
         length = memoryview(data).nbytes

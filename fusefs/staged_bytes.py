@@ -80,13 +80,16 @@ class StagedBytes:
         self.present.add(start, end)
 
     def store(self, start: int, data: Data, *, size: int, replaceable: int) -> None:
-        """Stage fetched bytes where nothing newer has been written and the file was not cut."""
+        """Stage fetched bytes where nothing newer has been written and the file was not cut.
+
+        Raises OSError (ENOSPC) where the disk takes them not, for any reason: they can be used without it.
+        """
         view = memoryview(data)
         end = min(start + len(view), replaceable)
         for gap in list(self.present.gaps(start, max(start, end))):
             position = gap.start
             while position < gap.end:
-                written = self.file.write(position, view[position - start : gap.end - start])
+                written = self.file.write_fetched(position, view[position - start : gap.end - start])
                 self.present.add(position, position + written)
                 position += written
             self.checksums.record(gap.start, view[gap.start - start : gap.end - start], size)

@@ -120,3 +120,36 @@ async def test_clean_bytes_that_the_disk_cannot_read_are_fetched_again(
         await tree.close(handle)
         await tree.publish_all()
     assert (await stored(storage))["file"] == expected
+
+
+async def test_a_disk_that_cannot_be_written_costs_the_cache_alone(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What the bucket has is read all the same, and what was written before goes up, with what lies beside it."""
+    storage = MemoryStorage()
+    await storage.put("file", BODY)
+    await storage.put("other", BODY)
+    expected = BODY[: 3 * MIB] + b"ours" + BODY[3 * MIB + 4 :]
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async with open_tree(storage, tmp_path) as tree:
+        handle = await tree.open("file")
+        await tree.write(handle, 3 * MIB, b"ours")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", fail)
+            assert await tree.read_file("other") == BODY
+            assert await tree.read_file("file") == expected
+            with pytest.raises(OSError, match="Input/output error") as caught:
+                await tree.write(handle, 0, b"nobody else has this")
+            assert caught.value.errno == errno.EIO
+            await tree.close(handle)
+            await tree.publish_all()
+    assert await stored(storage) == {"file": expected, "other": BODY}
+    [told] = [record for record in caplog.records if "cannot be written" in record.getMessage()]
+    assert told.levelname == "ERROR"
+    caplog.clear()
