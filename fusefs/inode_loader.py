@@ -14,7 +14,7 @@ from backends.errors import NotFound, PreconditionFailed
 from fusefs.attributes import Attributes, Defaults, from_metadata
 from fusefs.content import Content, ContentSources, Version
 from fusefs.inode_table import number_of_key
-from fusefs.inodes import Directory, File, Inode, Links, Special, Symlink
+from fusefs.inodes import Alias, Directory, File, Inode, Links, Special, Symlink
 from fusefs.link_lists import list_of
 from fusefs.listed import MAX_SYMLINK_SIZE, ListedDirectory, ListedEntry
 
@@ -81,16 +81,18 @@ class InodeLoader:
     async def reload(self, inode: Inode) -> Version | None:
         """Read the attributes of an object again that somebody else has changed; return its version if it is known.
 
-        A marker that carries none leaves those that are remembered: there are stores that keep none with it.
+        A marker that carries none leaves those that are remembered: there are stores that keep none with it. What the
+        object of a further name says is the inode's, as long as it says that it is one of its names.
         """
+        subject = inode.subject
         is_directory = isinstance(inode, Directory)
         key = inode.bucket_prefix if isinstance(inode, Directory) else inode.bucket_key
-        before = inode.attributes
+        before = subject.attributes
         try:
             info = await self._storage.head(key)
         except NotFound:
             return None
-        if not inode.is_doubtful or inode.attributes is not before:
+        if not inode.is_doubtful or subject.attributes is not before:
             return None  # we have changed it ourselves meanwhile
         if not is_directory and (inode.version is None or info.etag != inode.version.etag):
             return None
@@ -99,8 +101,10 @@ class InodeLoader:
             inode.stored_at_ns = info.last_modified_ns
             return Version(key, info.etag, info.size)
         if not is_directory or "mode" in (info.metadata or {}):
+            if isinstance(inode, Alias) and not _names_list_of(info, inode):
+                return None
             found = self.attributes_of(info, directory=is_directory)
-            inode.attributes = replace(found, mode=before.kind | stat.S_IMODE(found.mode))
+            subject.attributes = replace(found, mode=before.kind | stat.S_IMODE(found.mode))
         if is_directory and inode.stored_at_ns in (None, 0, info.last_modified_ns):
             # This mount wrote it before they did, or nobody has; neither tells what has happened inside since.
             inode.attributes = replace(
@@ -146,3 +150,9 @@ class InodeLoader:
             stored_at_ns=info.last_modified_ns,
             defaults=self._defaults,
         )
+
+
+def _names_list_of(info: ObjectInfo, alias: Alias) -> bool:
+    """Return whether an object says that its key is one of an inode's names."""
+    links = alias.of.links
+    return links is not None and list_of(info.metadata or {}) == links.number

@@ -124,12 +124,12 @@ class Resolver:
 
     async def _reload(self, inode: Inode) -> None:
         is_anothers = isinstance(inode, Directory) and self._placement.has_anothers_marker(inode)
-        if inode.state.is_behind or is_anothers:
+        if inode.state.is_behind or inode.subject.state.is_behind or is_anothers:
             inode.is_doubtful = False  # what the bucket has is to be replaced, or is another one's
             return
-        before = (inode.attributes, inode.stored_at_ns)
+        before = (inode.subject.attributes, inode.stored_at_ns)
         version = await self._loader.reload(inode)
-        is_known = version == inode.version and before == (inode.attributes, inode.stored_at_ns)
+        is_known = version == inode.version and before == (inode.subject.attributes, inode.stored_at_ns)
         if version is not None and inode.linked and isinstance(inode, Directory) and not is_known:
             stored_at_ns = inode.stored_at_ns
             self._placement.place(inode, version)

@@ -18,7 +18,7 @@ from fusefs.committer import Committer
 from fusefs.errors import EntryExists, NoSuchEntry, OperationNotPermitted
 from fusefs.filesystem import RENAME_EXCHANGE, FilesystemOptions
 from fusefs.link_lists import LINK_KEY, LISTS_PREFIX
-from tests.core.tree import TreeOptions, open_tree, stored
+from tests.core.tree import TreeOptions, open_tree, stored, stored_metadata
 from tests.support.faulty import FaultyStorage
 
 
@@ -443,3 +443,30 @@ async def test_a_copy_that_gets_another_name_takes_no_list_along(
         assert found["a"] is found["b"]
         assert found["copy"] is found["other"]
         assert found["a"] is not found["copy"]
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "default"])
+@pytest.mark.parametrize("name", ["one", "two"])
+async def test_another_host_changes_the_permissions_of_any_name(
+    name: str, shared: bool, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """They are the file's, and seen with the next listing, whichever name that host has used."""
+    storage = MemoryStorage()
+    options = TreeOptions(
+        filesystem=FilesystemOptions(shared=shared, wait_on_close=shared),
+        revalidate_seconds=0.5 if shared else 60,
+        logged=not shared,
+    )
+    async with open_tree(storage, tmp_path, options) as tree:
+        await tree.write_file("one", b"bytes")
+        await tree.link("one", "two")
+        await tree.publish_all()
+        await trio.sleep(100)
+        await tree.names()
+        changed = {**(await stored_metadata(storage))[name], "mode": str(0o100600)}
+        await storage.copy(name, name, metadata=changed)
+        for _ in range(2):
+            await trio.sleep(100)
+            await tree.names()
+        assert (await tree.find(name)).attributes.mode == 0o100600
+        assert await tree.find("one") is await tree.find("two")
