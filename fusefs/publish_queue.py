@@ -31,7 +31,6 @@ SETTLE_SECONDS: Final = 0.05
 RETRY_SECONDS: Final = 30.0
 """Pause after an attempt that failed for good (the store's own outages are retried below, in `backends.retrying`)."""
 
-
 LOOK_SECONDS: Final = 1.0
 LOOKS: Final = 100
 """How often, and how many, of those who wait for a key are looked at although nothing has become of who has it."""
@@ -158,6 +157,7 @@ class PublishQueue:
     def ask_for(self, inode: Inode) -> None:
         """Let the inode be due at once, because somebody waits for it."""
         self._asked_for.add(inode)
+        self.ready.hurry(inode)
         self.schedule_now(inode)
         self._wake.set()
 

@@ -1,4 +1,4 @@
-"""Inodes that have their turn one after the other: those that somebody waits for, and then the rest."""
+"""Inodes that have their turn one after the other: those that go first, and then the rest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fusefs.inodes import Inode
 
 
 class ReadyLine:
-    """Two lines, in fact; who is in one stays there. Pure data; every call takes the same time for each inode."""
+    """Two lines, in fact; who goes first is asked when one is put in. Pure data; the time of a call does not grow."""
 
     def __init__(self, goes_first: Callable[[Inode], bool]) -> None:
         self._goes_first = goes_first
@@ -37,6 +37,12 @@ class ReadyLine:
             line = self._line_of(inode)
             line[inode] = None
             line.move_to_end(inode, last=False)
+
+    def hurry(self, inode: Inode) -> None:
+        """Let an inode that is in the line, and goes first by now, do so."""
+        if inode in self._others:
+            del self._others[inode]
+            self.extend([inode])
 
     def take(self) -> Inode:
         """Take out the first. Raises KeyError where there is none."""

@@ -25,10 +25,8 @@ _log = logging.getLogger(__name__)
 RETRY_SECONDS: Final = 30.0
 """Pause after a deletion that failed for good (the store's own outages are retried in `backends.retrying`)."""
 
-
 HOLD_SECONDS: Final = 1.0
 """For how long `hold_back` is good; who waits asks again whenever it is looked at."""
-
 
 SHORT_SECONDS: Final = 0.001
 """Of a look through what is left over: no matter how often."""

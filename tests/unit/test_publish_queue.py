@@ -159,7 +159,8 @@ def test_who_somebody_waits_for_has_not_to_wait_for_the_rest() -> None:
     queue.advance()
     for inode in (third, fourth):
         queue.ask_for(inode)
-    assert taken(queue) == [third, fourth, first, second]
+    queue.ask_for(second)  # which has been in the line
+    assert taken(queue) == [second, third, fourth, first]
 
 
 def waiting_for_key(time: Time, *, begins: bool = True) -> tuple[PublishQueue, Inode, Inode]:
