@@ -65,6 +65,7 @@ INTENDED = {
     storage.ConcurrentRequest: errno.EIO,
     storage.NotSent: errno.EIO,
     storage.Suspended: errno.EIO,
+    storage.NoThread: errno.EIO,
     storage.Fenced: errno.EROFS,
 }
 
