@@ -27,7 +27,16 @@ from typing import Final
 
 import trio
 
-from backends.base import CREATE_ONLY, OVERWRITE, IfMatch, ObjectInfo, ObjectStorage, PutMode, iterate_pages
+from backends.base import (
+    CREATE_ONLY,
+    KIB,
+    OVERWRITE,
+    IfMatch,
+    ObjectInfo,
+    ObjectStorage,
+    PutMode,
+    iterate_pages,
+)
 from backends.errors import NotFound, PreconditionFailed, StorageError
 from fusefs.attributes import Defaults
 from fusefs.content import Spawn
@@ -104,6 +113,9 @@ class Memories:
         return listed.stored_at_ns <= self._not_after_ns
 
 
+LARGE_PAYLOAD: Final = 256 * KIB
+"""Bytes of a block, of 15,000 entries or so, that is unpacked in a thread: 100,000 take half a second."""
+
 NO_MEMORIES: Final = Memories({}, not_after_ns=0, same_defaults=True)
 
 
@@ -145,7 +157,8 @@ class TreeIndex:
         if block is None:
             return NO_MEMORIES
         try:
-            entries = decode_block(block)
+            is_large = len(block.payload) > LARGE_PAYLOAD
+            entries = await trio.to_thread.run_sync(decode_block, block) if is_large else decode_block(block)
         except DamagedIndex as error:
             self._report(shard_key(shard_of(prefix)), error)
             return NO_MEMORIES

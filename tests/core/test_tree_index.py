@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import stat
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,11 @@ from backends.base import ObjectInfo
 from backends.errors import PreconditionFailed, Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
-from fusefs import index_writer
+from fusefs import index_writer, tree_index
 from fusefs.attribute_changes import AttributeChanges
 from fusefs.attributes import Attributes, Defaults, to_metadata
 from fusefs.filesystem import RENAME_EXCHANGE, FilesystemOptions
+from fusefs.index_format import decode_block, encode_block
 from fusefs.index_writer import INTERVAL_SECONDS
 from fusefs.inodes import Directory, Symlink
 from fusefs.publisher import PublishOptions
@@ -104,6 +107,40 @@ async def test_ten_thousand_files_after_a_remount(autojump_clock: MockClock, tmp
     assert [call.key for call in storage.calls_of(Verb.HEAD)] == [".fusefs/root"]
     assert len(storage.calls_of(Verb.LIST_PREFIX)) == 10 + 2, "of the directory; the root, the index"
     assert len(storage.calls_of(Verb.GET_RANGE)) <= 2, "of the directory's index, and the root's"
+
+
+async def test_a_large_directory_holds_up_nobody(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is known of it is packed and unpacked in threads."""
+    threads: list[int] = []
+
+    def noted(call: Callable[..., Any]) -> Callable[..., Any]:
+        def note_and_call(*arguments: Any) -> Any:
+            threads.append(threading.get_ident())
+            return call(*arguments)
+
+        return note_and_call
+
+    monkeypatch.setattr(index_writer, "LARGE_BLOCK", 20)
+    monkeypatch.setattr(tree_index, "LARGE_PAYLOAD", 500)
+    monkeypatch.setattr(index_writer, "encode_block", noted(encode_block))
+    monkeypatch.setattr(tree_index, "decode_block", noted(decode_block))
+    faulty = FaultyStorage(MemoryStorage())
+    for mount in ("1", "2"):
+        async with open_tree(faulty, tmp_path / mount, TreeOptions(index=True)) as tree:
+            if mount == "1":
+                for number in range(50):
+                    await tree.write_file(f"file-{number}", b"bytes")
+                await tree.publish_all()
+                assert tree.index_writer is not None
+                await tree.index_writer.save(is_final=True)
+            else:
+                faulty.calls.clear()
+                await found(tree, *(f"file-{number}" for number in range(50)))
+                assert not faulty.calls_of(Verb.HEAD)
+    assert len(threads) == 2
+    assert threading.get_ident() not in threads
 
 
 async def test_what_somebody_else_changed_meanwhile(autojump_clock: MockClock, tmp_path: Path) -> None:
