@@ -498,6 +498,7 @@ class Differential(RuleBasedStateMachine):
         wait_until(lambda: key not in self.arena.objects.sizes(), key, seconds=60)
         self.arena.objects.put(key, data)
         self._replace_plain(path, data)
+        os.chown(plain, os.getuid(), os.getgid())  # whatever the directory's set-group-ID bit says
         self._wait_until_seen(path, data)
 
     def _may_be_replaced(self, path: str) -> bool:
