@@ -346,8 +346,10 @@ class Placement:
         """Return the inode of the tree whose target is `key`."""
         node: object = self._root
         for segment in key.removesuffix("/").split("/"):
+            if not isinstance(node, Directory):
+                return None
             name = name_of(segment)
-            node = node.children.get(name) if isinstance(node, Directory) and name is not None else None
+            node = node.children.get(name) if name is not None else None
         return node if isinstance(node, Inode) and self.target(node) == key else None
 
 
