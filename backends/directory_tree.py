@@ -66,7 +66,7 @@ class ObjectTree:
         self._root: Final = root
         self._private: Final = private
         self._clock_ns: Final = clock_ns
-        #: Of the large directory that was read last: each page of a listing would read and sort all of it again.
+        #: Of the large directory that is being listed: each page of a listing would read and sort all of it again.
         self._snapshot: _Snapshot | None = None
         #: Directories that a crash of the machine leaves, by their path, with their inode numbers: this process has
         #: synced those above them. Whoever made one may have been killed before that.
@@ -164,6 +164,7 @@ class ObjectTree:
                     yield child.name
             elif child.name > query.after or query.after.startswith(child.name):
                 stack.append(self._children_from(child.path, child.name, query.after))
+        self._snapshot = None  # this was the last page, and a million children take a lot of memory
 
     def _plain_path(self, key: str) -> str:
         return os.path.join(self._root, *map(file_name, key.split("/")))

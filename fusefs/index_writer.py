@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 from typing import Final
 
 import trio
@@ -21,7 +22,7 @@ from fusefs.inodes import Directory
 from fusefs.keys import name_of
 from fusefs.listed import ListedDirectory, ListedEntry, ListedObject
 from fusefs.placement import Placement
-from fusefs.tree_index import TreeIndex, shard_of
+from fusefs.tree_index import TreeIndex, beside_others, shard_of
 
 INTERVAL_SECONDS: Final = 60.0
 """Between two times that the index is written while something changes."""
@@ -120,7 +121,7 @@ class IndexWriter:
         if not entries:
             return Block(prefix=prefix, not_after_ns=0, defaults=self._defaults, payload=b"")
         if len(entries) > LARGE_BLOCK:
-            return await trio.to_thread.run_sync(encode_block, prefix, self._defaults, entries)
+            return await beside_others(partial(encode_block, prefix, self._defaults, entries))
         return encode_block(prefix, self._defaults, entries)
 
     def _entry(self, directory: Directory, name: bytes) -> ListedEntry | None:

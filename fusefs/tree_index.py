@@ -22,8 +22,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import blake2b
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
@@ -45,6 +46,8 @@ from fusefs.keys import RESERVED_PREFIX
 from fusefs.listed import ListedDirectory, ListedEntry, ListedObject
 
 _log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 INDEX_PREFIX: Final = f"{RESERVED_PREFIX}index/"
 
@@ -119,6 +122,14 @@ LARGE_PAYLOAD: Final = 256 * KIB
 NO_MEMORIES: Final = Memories({}, not_after_ns=0, same_defaults=True)
 
 
+async def beside_others(call: Callable[[], _T]) -> _T:
+    """Make a long call in a thread; here, where the host has no room for another: nothing depends on it being quick."""
+    try:
+        return await trio.to_thread.run_sync(call)
+    except RuntimeError:  # so says CPython where pthread_create(3) says EAGAIN
+        return call()
+
+
 @dataclass(eq=False, slots=True)
 class _Loading:
     """A shard on its way; then its blocks, each until its directory is listed."""
@@ -158,7 +169,7 @@ class TreeIndex:
             return NO_MEMORIES
         try:
             is_large = len(block.payload) > LARGE_PAYLOAD
-            entries = await trio.to_thread.run_sync(decode_block, block) if is_large else decode_block(block)
+            entries = await beside_others(partial(decode_block, block)) if is_large else decode_block(block)
         except DamagedIndex as error:
             self._report(shard_key(shard_of(prefix)), error)
             return NO_MEMORIES

@@ -69,8 +69,10 @@ def test_a_directory_that_does_not_change_is_read_once(
     expected = {f"large/{number:04}" for number in range(COUNT)}
     end = "" if delimiter else "file"
     expected |= {f"large/{number:04}-/{end}" for number in range(0, COUNT, 500)}
-    found = list(names(tree_of(large.parent, settled=settled), delimiter))
+    tree = tree_of(large.parent, settled=settled)
+    found = list(names(tree, delimiter))
     assert found == sorted(expected)
+    assert tree._snapshot is None, "nobody needs it any more"
     assert (scanned.count("large") == 1) == settled
 
 
