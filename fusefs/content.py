@@ -356,9 +356,8 @@ class Content:
             )
         except OSError as error:  # nothing that whoever needs room could do about
             _log.warning("the local disk does not give back cached bytes of %r: %s", self.base.key, error)
-            if error.errno != errno.EROFS and not (
-                self.dirty or self._in_use
-            ):  # there it can be read, if no more
+            can_be_read = error.errno == errno.EROFS
+            if not (can_be_read or self.dirty or self._in_use):
                 self._staged.discard()
         self._note_staged()
 

@@ -138,9 +138,8 @@ async def _read_through(content: Content, offset: int, end: int, reader: Sequent
 def _fetch_ahead(content: Content, start: int, end: int) -> None:
     room = content.sources.budget.room_ahead
     if end - start > room:
-        step = max(
-            1, min(prefetch.FETCH_SIZE, room // 2)
-        )  # or else each read would fetch as little as it reads
+        # In steps, or else each read would fetch as little as it reads.
+        step = max(1, min(prefetch.FETCH_SIZE, room // 2))
         end = start + room - (start + room) % step
     for claim in content.claim(start, end, prefetch.FETCH_SIZE):
         # Nobody has asked for these bytes yet: whoever does gets the error of their own request.
