@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -33,7 +34,7 @@ def bucket(s3_server: SeaweedFS, s3_client: S3Client, s3_prefix: str) -> Iterato
 
 @pytest.fixture
 def new_mount(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[NewMount]:
-    """Make mounts that are gone after the test. None of them may have met a defect or told a secret to its log."""
+    """Make mounts that are gone after the test, as `discarded_after` has it."""
     made: list[Mount] = []
 
     def make(url: str | None = None, *flags: str, server: SeaweedFS | None = None) -> Mount:
@@ -49,9 +50,16 @@ def new_mount(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[NewMou
         made.append(mount)
         return mount
 
-    yield make
+    with discarded_after(made):
+        yield make
+
+
+@contextmanager
+def discarded_after(mounts: Sequence[Mount]) -> Iterator[None]:
+    """Let mounts be gone after the block. None of them may have met a defect or told a secret to its log."""
+    yield
     logs = []
-    for mount in made:
+    for mount in mounts:
         logs.append(mount.log)
         mount.discard()
     for log in logs:

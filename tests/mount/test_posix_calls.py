@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.conftest import NewMount
+from tests.mount.conftest import NewMount, discarded_after
 from tests.support.mounts import Mount
 from tests.support.posix_attributes import ATTRIBUTES
 from tests.support.posix_calls import ROOT, SOMEBODY, Seen, User, look_below, run
@@ -35,18 +35,23 @@ def plain() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-@pytest.fixture(params=["owner", "shared"])
-def mounted(request: pytest.FixtureRequest, new_mount: NewMount) -> Mount:
-    """A mount of either kind: with the kernel's writeback cache, and without it."""
+@pytest.fixture(scope="module", params=["owner", "shared"])
+def mounted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
+    """A mount of either kind: with the kernel's writeback cache, and without it. All scenarios run on it."""
     flags = ["--shared"] if request.param == "shared" else []
-    return new_mount("memory://", "--allow-other", *flags).mount()
+    mount = Mount(
+        tmp_path_factory.mktemp(request.param), "memory://", "--allow-other", *flags, environment={}
+    )
+    with discarded_after([mount]):
+        yield mount.mount()
 
 
 @pytest.mark.parametrize("user", [ROOT, SOMEBODY], ids=["root", "somebody"])
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_same_answers_as_a_plain_file_system(name: str, user: User, plain: Path, mounted: Mount) -> None:
-    expected = run(SCENARIOS[name], plain / name, user)
-    found = run(SCENARIOS[name], mounted.path / name, user)
+    place = f"{name} {user.uid}"
+    expected = run(SCENARIOS[name], plain / place, user)
+    found = run(SCENARIOS[name], mounted.path / place, user)
     for number, (should, is_) in enumerate(zip(expected, found, strict=True)):
         assert should == is_, f"call {number}: {should.call}"
 
