@@ -10,17 +10,17 @@ import io
 import json
 import logging
 import os
-import signal
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final, NoReturn
 
 import click
 
+from fusefs.background import go_into_background
 from fusefs.config import Config
 from fusefs.control import ControlClient, Progress
 from fusefs.errors import ConfigError, MountError
@@ -29,10 +29,6 @@ from fusefs.mountpoints import check_alive, check_mountpoint, remove_if_dead, un
 from fusefs.quantities import brief_size
 from fusefs.service_manager import ServiceManager
 from fusefs.status_text import counted
-
-_READY: Final = "ready"
-
-_STANDARD_ERROR: Final = 2
 
 _LINE_START: Final = "fusefs: "
 """Of all that is said on standard error."""
@@ -57,25 +53,16 @@ def main() -> None:
 @configuration_flags
 @_config_option
 @click.option("--foreground", is_flag=True, help="Stay in the foreground; SIGINT and SIGTERM unmount.")
-@click.option("--ready-descriptor", type=int, hidden=True)
-def mount(
-    url: str,
-    mountpoint: str,
-    *,
-    config_path: str | None,
-    foreground: bool,
-    ready_descriptor: int | None,
-    **flags: object,
-) -> None:
+def mount(url: str, mountpoint: str, *, config_path: str | None, foreground: bool, **flags: object) -> None:
     """Mount URL on MOUNTPOINT and return when it answers.
 
     URL is s3://BUCKET[/PREFIX], file:///DIRECTORY or memory://. Credentials come from the places where boto3 looks
     for them.
     """
+    logging.basicConfig(format=f"{_LINE_START}%(message)s")  # of warnings, as long as there is no log
     try:
         place = where_it_is(mountpoint) if mountpoint else ""  # which is a mistake, and told as one
-        with _warnings_shown(not_again=ready_descriptor is not None):
-            config = Config.from_sources(url=url, mountpoint=place, config_path=config_path, flags=flags)
+        config = Config.from_sources(url=url, mountpoint=place, config_path=config_path, flags=flags)
     except ConfigError as error:
         _fail(str(error), status=2)
     try:
@@ -83,31 +70,41 @@ def mount(
             _tell(f"{config.mount.mountpoint} held a mount whose daemon is gone; it was removed")
         check_mountpoint(config.mount.mountpoint)
         if foreground:
-            _mount_here(config, ready_descriptor)
+            _mount_here(config)
         else:
             _mount_in_background(config)
     except MountError as error:
         _fail(str(error), status=1)
 
 
-def _mount_here(config: Config, ready_descriptor: int | None) -> None:
+def _mount_in_background(config: Config) -> None:
+    log_path = config.mount.log_file or _log_in(config.mount.cache_dir)
+    tell_ready = go_into_background()
+    if tell_ready is None:
+        click.echo(f"{config.store.url} is mounted on {config.mount.mountpoint}; log: {log_path}")
+    else:
+        logged = config.mount.model_copy(update={"log_file": log_path})
+        _mount_here(replace(config, mount=logged), tell_ready)
+
+
+def _mount_here(config: Config, tell_ready: Callable[[], None] = lambda: None) -> None:
     import trio  # here, because they take half a second that no other command needs
 
     from fusefs.mount import run_mount
 
     _set_up_log(config)
     with _without_groups():
-        trio.run(run_mount, config, _Starter(config, ready_descriptor))
+        trio.run(run_mount, config, _Starter(config, tell_ready))
 
 
 class _Starter:
     """Who has started the mount: a terminal, the command that waits until it is ready, a service manager."""
 
-    def __init__(self, config: Config, ready_descriptor: int | None) -> None:
+    def __init__(self, config: Config, tell_ready: Callable[[], None]) -> None:
         mount = config.mount
         #: Or else the log is there, and has it.
         self._shows_lines = mount.log_file is not None or mount.log_level not in ("debug", "info")
-        self._ready_descriptor = ready_descriptor
+        self._tell_ready = tell_ready
         self._manager = ServiceManager.of_environment()
 
     def starting(self, line: str) -> None:
@@ -116,59 +113,12 @@ class _Starter:
         self._manager.starting(line)
 
     def ready(self) -> None:
-        if self._ready_descriptor is not None:
-            _leave_standard_error()
-            os.write(self._ready_descriptor, _READY.encode())
-            os.close(self._ready_descriptor)
+        self._tell_ready()
         self._manager.ready()
 
     def ending(self, left: Progress) -> None:
         changes = counted(left.pending_inodes, "change", "changes")
         self._manager.ending(f"{changes} with {brief_size(left.pending_bytes)} to be published")
-
-
-def _leave_standard_error() -> None:
-    """Let whoever has started a mount in the background have an end of what it says there."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, _STANDARD_ERROR)
-    os.close(nowhere)
-
-
-def _mount_in_background(config: Config) -> None:
-    """Start this same command in the foreground of a session of its own, and wait until it is ready or has failed.
-
-    Until then it has our standard error.
-    """
-    log_path = config.mount.log_file or _log_in(config.mount.cache_dir)
-    read_end, write_end = os.pipe()
-    # -P: what is called fusefs in the directory where the user happens to be is not this program.
-    command = [sys.executable, "-P", "-m", "fusefs", "mount"]
-    command += ["--foreground", "--log-file", str(log_path), "--ready-descriptor", str(write_end)]
-    command += sys.argv[sys.argv.index("mount", 1) + 1 :]  # behind ours: a "--" in it ends all flags
-    daemon = subprocess.Popen(
-        command,
-        pass_fds=[write_end],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=None if sys.stderr is not None else subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    os.close(write_end)
-    try:
-        with os.fdopen(read_end) as ready:
-            if ready.read() == _READY:
-                click.echo(f"{config.store.url} is mounted on {config.mount.mountpoint}; log: {log_path}")
-                return
-        status = daemon.wait()
-    except KeyboardInterrupt:
-        daemon.terminate()  # in a session of its own it does not hear of it, and would mount when nobody waits
-        raise
-    if status < 0:
-        raise MountError(
-            f"the process of the mount was ended by a signal ({signal.strsignal(-status)}) before it answered;"
-            " mount again"
-        )
-    sys.exit(status or 1)
 
 
 def _log_in(cache_dir: Path) -> Path:
@@ -178,17 +128,6 @@ def _log_in(cache_dir: Path) -> Path:
     except OSError as error:
         raise MountError(f"the cache directory {cache_dir} cannot be used: {error.strerror}") from error
     return cache_dir / "fusefs.log"
-
-
-@contextmanager
-def _warnings_shown(*, not_again: bool) -> Iterator[None]:
-    """Show as lines of ours what is logged in the block, when there is no log yet; nothing if it was shown before."""
-    logging.basicConfig(format=f"{_LINE_START}%(message)s")
-    logging.disable(logging.WARNING if not_again else logging.NOTSET)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def _set_up_log(config: Config) -> None:

@@ -211,15 +211,17 @@ class Mount:
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _daemons(self) -> Iterator[int]:
-        """Find the daemons by their command line; the command that started one in the background is none itself."""
+        """Find the daemons by their command line; the command that waits for one leads no session."""
         wanted = os.fsencode(self.path)
         for process in Path("/proc").glob("[0-9]*"):
+            pid = int(process.name)
             try:
                 words = (process / "cmdline").read_bytes().split(b"\0")
+                waits = b"--foreground" not in words and os.getsid(pid) != pid
             except OSError:
                 continue
-            if b"mount" in words and wanted in words and b"--foreground" in words:
-                yield int(process.name)
+            if b"mount" in words and wanted in words and not waits:
+                yield pid
 
 
 def detach(path: Path) -> None:

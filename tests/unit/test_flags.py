@@ -11,7 +11,7 @@ from fusefs.config import FLAG_KEYS
 def test_every_key_has_its_flag() -> None:
     """A key that is added to the configuration needs a flag; a flag without a key would be refused by its own name."""
     assert isinstance(mount, click.Command)
-    of_the_command = {"url", "mountpoint", "config_path", "foreground", "ready_descriptor"}
+    of_the_command = {"url", "mountpoint", "config_path", "foreground"}
     named = {parameter.name for parameter in mount.params}
     assert named - of_the_command == FLAG_KEYS.keys()
 

@@ -1,0 +1,70 @@
+"""Lets a command go on as a daemon, and end itself when that is ready.
+
+The daemon is this process after fork(2), so what was imported, read and checked before is there: that is half of the
+time in which a mount begins. It has a session of its own from the beginning, and until it is ready the standard error
+of whoever has given the command.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from fusefs.errors import MountError
+
+_READY: Final = b"ready"
+
+_STANDARD_INPUT: Final = 0
+_STANDARD_OUTPUT: Final = 1
+_STANDARD_ERROR: Final = 2
+
+
+def go_into_background() -> Callable[[], None] | None:
+    """Return twice: in a daemon at once, and None where the command was given when the daemon is ready.
+
+    What the daemon gets is called as soon as it is. Where it ends before, the command ends with the same status, or
+    raises `MountError` if a signal ended it. Whoever interrupts the command ends the daemon too.
+    """
+    read_end, write_end = os.pipe()
+    daemon = os.fork()
+    if daemon == 0:
+        os.close(read_end)
+        os.setsid()
+        _give_up(_STANDARD_INPUT, _STANDARD_OUTPUT)
+        return partial(_tell_ready, write_end)
+    os.close(write_end)
+    try:
+        with os.fdopen(read_end, "rb") as ready:
+            if ready.read() == _READY:
+                return None
+        _, status = os.waitpid(daemon, 0)
+    except KeyboardInterrupt:
+        os.kill(
+            daemon, signal.SIGTERM
+        )  # in a session of its own it hears of nothing, and would go on for nobody
+        raise
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        raise MountError(
+            f"the process of the mount was ended by a signal ({signal.strsignal(-code)}) before it answered;"
+            " mount again"
+        )
+    sys.exit(code or 1)
+
+
+def _tell_ready(write_end: int) -> None:
+    _give_up(_STANDARD_ERROR)
+    os.write(write_end, _READY)
+    os.close(write_end)
+
+
+def _give_up(*descriptors: int) -> None:
+    """Let whoever has given the command have an end of what is written there, or be the only one who reads it."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in descriptors:
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
