@@ -32,7 +32,8 @@ from backends.noting import NotingStorage
 from fusefs.assembly import Tree, freshness_seconds, open_tree
 from fusefs.cache_directory import CacheDirectory
 from fusefs.config import Config
-from fusefs.control import ControlServer, Progress, socket_path
+from fusefs.control import Progress, socket_path
+from fusefs.control_server import ControlServer
 from fusefs.errors import MountError
 from fusefs.kernel_tuning import tune_mount, tune_process
 from fusefs.lease import check_before_sending

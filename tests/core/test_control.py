@@ -14,7 +14,8 @@ import trio
 import trio.testing
 
 from fusefs import control
-from fusefs.control import ControlClient, ControlServer, Progress, socket_path
+from fusefs.control import ControlClient, Progress, socket_path
+from fusefs.control_server import ControlServer
 from fusefs.errors import MountError
 
 MOUNTPOINT = Path("/mnt/somewhere")

@@ -1,0 +1,146 @@
+"""The daemon's side of `control`."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from fusefs.control import STATUS_SECONDS, Progress
+from fusefs.errors import MountError
+
+_log = logging.getLogger(__name__)
+
+PROGRESS_SECONDS: Final = 0.2
+
+
+class ControlServer:
+    """The socket. `drain` publishes everything, `progress` and `status` tell what is left: the mount's own."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        drain: Callable[[], Awaitable[None]],
+        progress: Callable[[], Progress],
+        status: Callable[[], Mapping[str, object]],
+    ) -> None:
+        self._path = path
+        self._drain = drain
+        self._progress = progress
+        self._status = status
+        self.is_serving = False
+        self._ended = trio.Event()
+        self._error: str | None = None
+        self._followers = 0
+        self._all_told = trio.Event()
+
+    def is_taken(self) -> bool:
+        """Return whether another daemon answers there: one that is ending, or that begins as well."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(STATUS_SECONDS)
+            return connection.connect_ex(str(self._path)) == 0
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Answer clients until cancelled. Raises `MountError` where there cannot be a socket."""
+        with trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            try:
+                _make_private(self._path.parent)
+                self._path.unlink(missing_ok=True)  # of a daemon that died
+                await listener.bind(str(self._path))
+                listener.listen()
+                ours = self._path.stat()
+            except OSError as error:
+                raise MountError(f"{self._path.parent} cannot hold a socket: {error.strerror}") from error
+            try:
+                self.is_serving = True
+                task_status.started()
+                await trio.serve_listeners(self._answer, [trio.SocketListener(listener)])
+            finally:
+                self._remove(ours)
+
+    def _remove(self, ours: os.stat_result) -> None:
+        """Remove the socket, unless the next mount of this mount point has put its own there already."""
+        with suppress(FileNotFoundError):
+            if os.path.samestat(self._path.stat(), ours):
+                self._path.unlink()
+
+    async def tell_end(self, error: str | None) -> None:
+        """Tell followers how the mount ended, and return when they know."""
+        self._error = error
+        self._ended.set()
+        if self._followers:
+            with trio.move_on_after(5 * PROGRESS_SECONDS):
+                await self._all_told.wait()
+
+    async def _answer(self, stream: trio.abc.Stream) -> None:
+        try:
+            request = (await stream.receive_some(64)).strip()
+            if request == b"drain":
+                await self._answer_drain(stream)
+            elif request == b"follow":
+                await self._answer_follow(stream)
+            elif request == b"status":
+                await stream.send_all(json.dumps(self._status()).encode() + b"\n")
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):
+            _log.debug("a client of the control socket went away")
+        except* Exception:  # it must not end the mount
+            _log.exception("a defect stopped an answer on the control socket")
+
+    async def _answer_drain(self, stream: trio.abc.Stream) -> None:
+        error: str | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tell_progress, stream)
+            try:
+                await self._drain()
+            except Exception as failure:
+                error = f"{type(failure).__name__}: {failure}"
+            nursery.cancel_scope.cancel()
+        await self._tell_last(stream, error)
+
+    async def _answer_follow(self, stream: trio.abc.Stream) -> None:
+        self._followers += 1
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._tell_progress, stream)
+                await self._ended.wait()
+                nursery.cancel_scope.cancel()
+            await self._tell_last(stream, self._error)
+        finally:
+            self._followers -= 1
+            if self._ended.is_set() and not self._followers:
+                self._all_told.set()
+
+    async def _tell_progress(self, stream: trio.abc.Stream) -> None:
+        while True:
+            await _send(stream, self._progress())
+            await trio.sleep(PROGRESS_SECONDS)
+
+    async def _tell_last(self, stream: trio.abc.Stream, error: str | None) -> None:
+        left = self._progress()
+        await _send(
+            stream,
+            Progress(
+                pending_inodes=left.pending_inodes, pending_bytes=left.pending_bytes, done=True, error=error
+            ),
+        )
+
+
+def _make_private(directory: Path) -> None:
+    """Make the directory. Raises OSError where it is another user's, who could put a socket of their own there."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if directory.lstat().st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, "it belongs to another user")
+
+
+async def _send(stream: trio.abc.Stream, progress: Progress) -> None:
+    await stream.send_all(json.dumps(asdict(progress)).encode() + b"\n")
