@@ -74,6 +74,8 @@ class Stream:
         self._version: Version | None = None
         self._failure: Exception | None = None
         self._cancel_scope = trio.CancelScope()
+        #: Whether the upload is on its way to be aborted, with whatever the bucket gets of it until then.
+        self._is_given_up = False
 
     @property
     def usable(self) -> bool:
@@ -252,8 +254,8 @@ class Stream:
 
     def _note_stored(self, upload: MultipartUpload, sent: WrittenPart, stored: Part) -> None:
         self.moved_at = trio.current_time()
-        if self.key.startswith(RESERVED_PREFIX):
-            return  # the file's own object is another one
+        if self._is_given_up or self.key.startswith(RESERVED_PREFIX):
+            return  # nobody may refer to it, or the file's own object is another one
         content = self._content
         if content.upload is None:
             content.upload = OpenUpload(upload.key, upload.upload_id)
@@ -278,12 +280,12 @@ class Stream:
     async def _give_bytes_to_log(self, writer: BufferedMultipartWriter) -> None:
         """Let the log need the upload no more; where that is not possible, leave it in the bucket."""
         writer.forget_buffered()  # nobody may hold memory and wait for the log
+        self._is_given_up = True  # parts may still be on their way
         upload = self._content.upload
         if upload is None:
             return
         if not self._log.must_keep(self._file):
-            # From now on it is on its way to be aborted: no batch may refer to it.
-            self._content.upload = None
+            self._content.upload = None  # no batch may refer to it
             return
         try:
             # Of a part that is withdrawn only the log may not know yet.

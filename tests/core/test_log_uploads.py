@@ -442,3 +442,63 @@ async def test_a_log_that_takes_nothing_keeps_the_parts_that_it_refers_to(
         await trio.sleep(20)
     async with open_tree(storage, tmp_path / "next", replace(NEXT, log_storage=log)) as tree:
         assert await tree.read_file("big") == b"written later" + BYTES[13:PART]
+
+
+async def test_a_part_lands_while_the_log_is_given_the_others(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Its upload is about to be aborted, because another part has failed: the log does not refer to it any more."""
+    storage = SmallPartsStorage()
+    faulty = FaultyStorage(storage)
+    mortal = MortalStorage(faulty)
+    async with open_tree(mortal, tmp_path / "dying", DYING) as tree:
+        handle = await tree.create("big")
+        await tree.write(handle, 0, BYTES[: PART + 2 * KIB])  # the first part goes up
+        await trio.sleep(0.1)
+        await tree.filesystem.fsync(handle)
+        of_another = faulty.hold(Verb.UPLOAD_PART, key="other")  # which commits wait for
+        await tree.write(await tree.create("other"), 0, BYTES)
+        second = faulty.hold(Verb.UPLOAD_PART, key="big")
+        faulty.fail(AccessDenied, verb=Verb.UPLOAD_PART, key="big", call=2)
+        await tree.write(handle, PART + 2 * KIB, BYTES[PART + 2 * KIB : 3 * PART + 2 * KIB])
+        for gate in (second, of_another):
+            await gate.reached.wait()
+            await trio.sleep(1)
+            gate.open()
+        await trio.sleep(1)
+        await tree.filesystem.fsync(handle)
+        mortal.die()
+    async with open_tree(storage, tmp_path / "next", NEXT) as tree:
+        assert await tree.read_file("big") == BYTES[: 3 * PART + 2 * KIB]
+
+
+class _ThoroughParts(FaultyStorage):
+    """As where calls are made by threads: the answer to a part is heard, though nobody waits for it any more."""
+
+    async def _carry_out(self, request: Request, send: Callable[[], Awaitable[T]]) -> T:
+        with trio.CancelScope(shield=request.verb is Verb.UPLOAD_PART):
+            return await super()._carry_out(request, send)
+        raise AssertionError("unreachable")
+
+
+async def test_a_part_lands_before_its_upload_is_aborted(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """The log, which had not referred to any part of it, does not refer to this one."""
+    storage = SmallPartsStorage()
+    faulty = _ThoroughParts(storage)
+    mortal = MortalStorage(faulty)
+    async with open_tree(mortal, tmp_path / "dying", DYING) as tree:
+        handle = await tree.create("big")
+        first = faulty.hold(Verb.UPLOAD_PART)
+        faulty.fail(AccessDenied, verb=Verb.UPLOAD_PART, call=2)
+        abort = faulty.hold(Verb.ABORT)
+        await tree.write(handle, 0, BYTES[: 3 * PART])
+        await first.reached.wait()
+        await trio.sleep(1)
+        first.open()
+        await abort.reached.wait()
+        await tree.filesystem.fsync(handle)
+        abort.open()
+        await trio.sleep(1)
+        mortal.die()
+    async with open_tree(storage, tmp_path / "next", NEXT) as tree:
+        assert await tree.read_file("big") == BYTES[: 3 * PART]
