@@ -72,7 +72,7 @@ class Placement:
         self._leftovers: dict[str, Version] = {}
         self._left_markers: dict[str, None] = {}
         self._sources: dict[str, Directory] = {}
-        #: Whose uploads are under way, by the key that their objects will have. They are few.
+        #: Whose objects may appear under a key, or be there without an answer that said so. They are few.
         self._expected: dict[str, Inode] = {}
         #: How many owned and left objects, and sources, lie below a prefix, for each prefix of a key.
         self._below: Counter[str] = Counter()
@@ -158,12 +158,12 @@ class Placement:
         return bool(self._sources) and self.moving_from(key) is not directory.moving_with
 
     def expect(self, inode: Inode, key: str) -> None:
-        """Note that an upload has begun, or may begin, which makes an object of `inode` under `key`."""
+        """Note that what makes an object of `inode` under `key` has begun, or may begin."""
         self._expected[key] = inode
 
     def expect_no_more(self, inode: Inode) -> None:
-        """Note that no upload of `inode` is under way any more."""
-        for key in [key for key, uploaded in self._expected.items() if uploaded is inode]:
+        """Note that nothing is under way any more that makes an object of `inode`."""
+        for key in [key for key, expected in self._expected.items() if expected is inode]:
             del self._expected[key]
 
     def may_expect(self, inode: Inode, key: str) -> bool:
@@ -174,11 +174,11 @@ class Placement:
         return self._expected.get(key, inode) is inode and self.moving_from(key) is None
 
     def next_key(self, inode: Inode) -> str | None:
-        """Return where the inode's object appears next: at its target, or first where its upload is bound to."""
+        """Return where the inode's object appears next: at its target, or first where it is expected already."""
         target = self.target(inode)
         if target is None:
             return None
-        return next((key for key, uploaded in self._expected.items() if uploaded is inode), target)
+        return next((key for key, expected in self._expected.items() if expected is inode), target)
 
     def target(self, inode: Inode) -> str | None:
         """Return the key that the inode's object should have; None if there should be no object."""
@@ -259,7 +259,7 @@ class Placement:
     def is_departing(self, key: str) -> bool:
         """Return whether we know of an object under a key where the tree has no entry: it was deleted or moved.
 
-        Or will be there, when the upload has ended of a file that was moved.
+        Or may appear there, of a file that was moved while that was under way.
         """
         return key in self._owners or key in self._leftovers or key in self._expected
 

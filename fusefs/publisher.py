@@ -26,7 +26,7 @@ from fusefs.changes import Changes
 from fusefs.errors import StaleFile
 from fusefs.failures import Failures
 from fusefs.inodes import Directory, File, Inode
-from fusefs.object_writer import ObjectWriter, has_to_go_up
+from fusefs.object_writer import ObjectWriter
 from fusefs.placement import Placement
 from fusefs.publish_queue import PublishQueue
 from fusefs.sidecars import Sidecars
@@ -157,7 +157,7 @@ class Publisher:
             self.changes.released(inode)
             return
         self._queue.begin(inode, self._turns.keys_of(inode, target), target)
-        if target is not None and has_to_go_up(inode):
+        if target is not None and target != self._placement.detour(inode):  # where nobody else comes
             self._placement.expect(inode, target)
         nursery.start_soon(self._attempt, inode, target)
 

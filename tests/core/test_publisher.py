@@ -330,6 +330,37 @@ async def test_our_own_upload_whose_answer_never_came_is_no_conflict(
         assert await _conflicts(faulty) == []
 
 
+@pytest.mark.parametrize("kind", ["copy", "symlink"])
+@pytest.mark.parametrize("begins", ["before", "after"])
+async def test_who_has_the_name_of_an_object_that_had_no_answer_does_not_take_it_for_somebody_elses(
+    begins: str, kind: str, autojump_clock: MockClock, tmp_path: Path, small_parts: None
+) -> None:
+    """Whoever it belongs to has another name; also where a large file begins to go up before its answer is missed."""
+    faulty = FaultyStorage(SmallPartsStorage())
+    await faulty.put("a", b"target")
+    body = Random(0).randbytes(3 * PART)
+    async with open_tree(faulty, tmp_path, tree_options(logged=True)) as tree:
+        verb = Verb.COPY if kind == "copy" else Verb.PUT
+        gate = faulty.hold(verb, key="b")
+        faulty.fail(Unavailable, verb=verb, key="b", answer_lost=True)
+        await (tree.rename("a", "b") if kind == "copy" else tree.symlink("b", b"target"))
+        await gate.reached.wait()
+        if begins == "after":
+            gate.open()
+            await trio.sleep(1)
+        await tree.mkdir("new")
+        await tree.rename("b", "new/x")
+        await tree.write_file("b", body)
+        if begins == "before":
+            await trio.sleep(1)
+            gate.open()
+            await trio.sleep(1)
+        await tree.publish_all()
+    objects = await stored(faulty)
+    assert (objects["b"], objects["new/x"]) == (body, b"target")
+    assert await _conflicts(faulty) == []
+
+
 @pytest.mark.parametrize("based", [False, True], ids=["new", "changed"])
 async def test_what_is_there_after_an_attempt_without_an_answer_may_be_somebody_elses(
     based: bool, autojump_clock: MockClock, tmp_path: Path
