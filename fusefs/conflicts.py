@@ -122,32 +122,37 @@ class Conflicts:
     def _go_on_under_another_name(self, inode: Inode, target: str) -> bool:
         """Leave to somebody else the name under which they changed the object, if there is a copy under another.
 
-        Or an older one, if all bytes are here, which replace that then.
+        Or an older one, if all bytes are here, which replace that then; or none yet, if there is what to make one of.
         Otherwise the other names keep what the bucket has there.
         """
         source, content = inode.version, inode.content if isinstance(inode, File) else None
-        heir = next((alias for alias in inode.aliases if alias.copied == source is not None), None)
+        with_object = [alias for alias in inode.aliases if alias.version is not None]
+        heir = next((alias for alias in with_object if alias.copied == source is not None), None)
         is_equal = heir is not None
         if heir is None and content is not None and content.detached:
-            heir = next((alias for alias in inode.aliases if alias.version is not None), None)
-        if heir is None or inode.parent is None or heir.version is None:
+            heir = next(iter(with_object), None)
+        is_elsewhere = source is not None and source.key != target
+        if heir is None and (is_elsewhere or content is None or content.detached):
+            heir = next((alias for alias in inode.aliases if alias.version is None), None)
+        if heir is None or inode.parent is None:
             for alias in list(inode.aliases):
                 self._changes.let_go_of_name(alias)
                 self._take_out(alias)
             return False
         _log.warning("%r was changed by somebody else; ours goes on as %r", target, heir.path_key)
         self._placement.forget(target)
-        self._placement.vacate(inode)
         _leave_name(inode)
         assert inode.links is not None
         inode.links.aliases.remove(heir)
         inode.links.aliases.append(heir)  # the next to give up its name
         version = heir.version
         inode.lose_name()
-        self._placement.place(inode, version)
-        if content is not None and is_equal:
+        if version is not None:
+            self._placement.vacate(inode)
+            self._placement.place(inode, version)
+        if content is not None and is_equal and version is not None:
             content.rebase(version)
-        elif content is not None:
+        elif content is not None and inode.version is version:
             content.make_own()
         self._changes.settle(heir)
         self._log.changed(heir)

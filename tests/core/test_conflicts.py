@@ -224,3 +224,30 @@ async def test_a_file_goes_on_under_the_name_that_nobody_has_touched(
         await trio.sleep(90)
         assert await tree.read_file("one") == b"theirs"
         assert await tree.read_file("two") == BODY
+
+
+@pytest.mark.parametrize("what", ["new", "written", "renamed", "symlink"])
+async def test_a_new_name_that_nobody_has_touched_stays(
+    what: str, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Somebody else has the first one before there was an object under the other."""
+    store = SmallPartsStorage()
+    await store.put("a", b"bytes")
+    if what == "written":
+        await store.put("one", b"old")
+    async with open_tree(store, tmp_path, LOGGED) as tree:
+        await tree.names()
+        if what == "renamed":
+            await tree.rename("a", "one")
+        elif what == "symlink":
+            await tree.symlink("one", b"bytes")
+        else:
+            await tree.write_file("one", b"bytes")
+        await tree.link("one", "two")
+        await store.put("one", b"theirs")
+        await publish(tree)
+        await tree.publish_all()
+        assert await tree.read_file("one") == b"theirs"
+        assert "two" in await tree.names()
+    assert (await stored(store))["two"] == b"bytes"
+    assert not [key for key in store.snapshot() if key.startswith(CONFLICTS_PREFIX)]
