@@ -41,17 +41,23 @@ class Conflicts:
         self._writer = writer
 
     async def keep_both(self, inode: Inode, target: str, error: Exception) -> None:
-        """Leave what is under `target` in its place, and keep what is ours beside it; `error` says that it is there."""
-        if self._placement.target(inode) is None:
+        """Leave what is under `target` in its place, and keep what is ours beside it; `error` says that it is there.
+
+        Raises `MovedMeanwhile` where that is not to be done, or not any more.
+        """
+        name = self._placement.target(inode)
+        if name is None:
             self._placement.forget(target)
         elif isinstance(inode, Alias):
             await self._break_link(inode, target, error)
         elif isinstance(inode, Directory):
             await self._write_over(inode, target)
-        elif inode.aliases and self._go_on_under_another_name(inode, target):
-            pass  # as a change of the inode, which has its turn
         elif await self._goes_up_anew(inode, target):
             raise MovedMeanwhile(f"what was to be copied to {target!r} is somebody else's") from error
+        elif self._placement.target(inode) != name:
+            raise MovedMeanwhile(f"what was to be {target!r} has another name") from error
+        elif inode.aliases and self._go_on_under_another_name(inode, target):
+            pass  # as a change of the inode, which has its turn
         else:
             await self._keep_beside(inode, target, error)
 
@@ -103,10 +109,12 @@ class Conflicts:
 
     async def _break_link(self, alias: Alias, target: str, error: Exception) -> None:
         """Let the object of a further name be theirs, and a file of its own. Raises `error` if it was the first."""
-        first = alias.of.version
+        first, name = alias.of.version, self._placement.target(alias)
         if first is not None and not await self._is_there(first):
             self._changes.object_changed(alias.of)
             raise error
+        if self._placement.target(alias) != name:
+            raise MovedMeanwhile(f"what was to be {target!r} has another name") from error
         _log.warning("%r was changed by somebody else (%s), and is a file of its own", target, error)
         self._placement.forget(target)
         self._placement.vacate(alias)  # at its old name, if it was on its way to a new one

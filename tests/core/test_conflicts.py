@@ -251,3 +251,51 @@ async def test_a_new_name_that_nobody_has_touched_stays(
         assert "two" in await tree.names()
     assert (await stored(store))["two"] == b"bytes"
     assert not [key for key in store.snapshot() if key.startswith(CONFLICTS_PREFIX)]
+
+
+@pytest.mark.parametrize("what", ["link", "rename"])
+async def test_a_file_gets_a_name_while_it_is_looked_what_has_become_of_its_object(
+    what: str, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """The name that it was to have is somebody else's; nobody waits for ever, and the file has the new one."""
+    store = SmallPartsStorage()
+    faulty = FaultyStorage(store)
+    await store.put("old", BODY)
+    async with open_tree(faulty, tmp_path, LOGGED) as tree:
+        copy, head = faulty.hold(Verb.COPY, key="taken"), faulty.hold(Verb.HEAD, key="old", call=2)
+        await tree.rename("old", "taken")
+        await copy.reached.wait()
+        await store.put("taken", b"theirs")
+        copy.open()
+        await head.reached.wait()
+        await (tree.link("taken", "new") if what == "link" else tree.rename("taken", "new"))
+        head.open()
+        with trio.fail_after(PATIENCE):
+            await tree.publish_all()
+        assert not tree.publisher.pending_inodes()
+        assert await tree.read_file("new") == BODY
+    assert await stored(store) == {"taken": b"theirs", "new": BODY}
+
+
+async def test_a_further_name_is_changed_while_the_first_one_is_looked_at(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """The object that it had is somebody else's; it is a name of the file as before."""
+    store = SmallPartsStorage()
+    faulty = FaultyStorage(store)
+    async with open_tree(faulty, tmp_path, LOGGED) as tree:
+        await tree.write_file("one", b"old")
+        await tree.link("one", "two")
+        await tree.publish_all()
+        copy, head = faulty.hold(Verb.COPY, key="two"), faulty.hold(Verb.HEAD, key="one")
+        await tree.write_file("one", BODY)
+        await copy.reached.wait()
+        await store.put("two", b"theirs")
+        copy.open()
+        await head.reached.wait()
+        await tree.rename("two", "three")
+        head.open()
+        await tree.publish_all()
+        assert (await tree.find("one")).link_count == 2
+        assert await tree.read_file("three") == BODY
+    assert await stored(store) == {"one": BODY, "two": b"theirs", "three": BODY}
