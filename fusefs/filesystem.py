@@ -36,14 +36,14 @@ from fusefs.errors import (
     ReadOnlyFilesystem,
 )
 from fusefs.inode_table import InodeTable
-from fusefs.inodes import Directory, File, Inode, Symlink
+from fusefs.inodes import Directory, File, Inode, Symlink, check_not_stale
 from fusefs.look_ahead import MAX_WINDOW
 from fusefs.namespace import Namespace, Outline
 from fusefs.open_files import Handles, OpenDirectory, OpenFile
 from fusefs.prefetch import SequentialDetector
 from fusefs.publisher import Publisher
 from fusefs.stage_budget import StageBudget
-from fusefs.stage_writer import StageWriter, check_not_stale
+from fusefs.stage_writer import StageWriter
 
 MAX_FILE_SIZE: Final = S3_LIMITS.max_object_size
 """Bytes: what S3 allows for one object."""

@@ -18,6 +18,7 @@ from backends.base import Metadata
 from fusefs import extended_attributes
 from fusefs.attributes import Attributes
 from fusefs.content import Content, Version
+from fusefs.errors import StaleFile
 from fusefs.files_ahead import FilesAhead
 from fusefs.journal_format import Position
 from fusefs.keys import name_of_file_beside, segment_of
@@ -388,3 +389,9 @@ def is_joined(entry: Inode) -> bool:
     """Return whether all names of an entry's inode are known."""
     links = entry.subject.links
     return links is None or links.is_joined
+
+
+def check_not_stale(inode: Inode) -> None:
+    """Raise `StaleFile` where a publication has found that somebody else changed the inode's object."""
+    if isinstance(inode.state.failure, StaleFile):
+        raise inode.state.failure

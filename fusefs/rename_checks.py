@@ -14,7 +14,7 @@ from fusefs.errors import (
     NoSuchEntry,
     NotADirectory,
 )
-from fusefs.inodes import Directory, Inode
+from fusefs.inodes import Directory, Inode, check_not_stale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,15 +37,20 @@ class Rename:
 
 
 def check_rename(rename: Rename, *, max_key_length: int) -> None:
-    """Raise as rename(2), and `NameTooLong` where something below would have a key that is too long."""
+    """Raise as rename(2), and `NameTooLong` where something below would have a key that is too long.
+
+    And `StaleFile` for a file that is being kept beside somebody else's: it will have no name.
+    """
     inode, other = rename.inode, rename.other
     if not rename.new_directory.linked:
         raise NoSuchEntry("the directory was removed")
+    check_not_stale(inode)
     _check_not_below(inode, rename.new_directory)
     _check_keys_below(inode, rename.new_directory, rename.new_name, max_key_length)
     if other is None:
         return
     if rename.exchange:
+        check_not_stale(other)
         _check_stays_veiled(rename.directory, rename.name, by=other)
         _check_stays_veiled(rename.new_directory, rename.new_name, by=inode)
         _check_not_below(other, rename.directory)

@@ -14,8 +14,7 @@ from typing import Final
 from backends.base import Data
 from backends.errors import StorageError
 from fusefs.change_log import ChangeLog
-from fusefs.errors import StaleFile
-from fusefs.inodes import File, Inode
+from fusefs.inodes import File, check_not_stale
 from fusefs.publisher import Publisher
 from fusefs.stage_budget import StageBudget
 
@@ -93,9 +92,3 @@ class StageWriter:
             if file.content.changed:
                 self._changes.changed(file)
             raise
-
-
-def check_not_stale(inode: Inode) -> None:
-    """Raise `StaleFile` where a publication has found that somebody else changed the inode's object."""
-    if isinstance(inode.state.failure, StaleFile):
-        raise inode.state.failure

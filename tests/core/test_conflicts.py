@@ -17,6 +17,7 @@ from backends.intercepted import Verb
 from backends.retrying import RetryingStorage, RetryPolicy
 from fusefs.attribute_changes import AttributeChanges
 from fusefs.errors import FilesystemError, StaleFile
+from fusefs.filesystem import RENAME_EXCHANGE
 from fusefs.object_writer import CONFLICTS_PREFIX
 from fusefs.publisher import PublishOptions
 from tests.core.small_parts import PART, SmallPartsStorage, tree_options
@@ -95,12 +96,13 @@ async def test_what_was_written_meanwhile_is_kept(
 
 
 @pytest.mark.parametrize("closes", ["before", "after"])
-async def test_a_file_that_is_being_kept_beside_gets_no_further_name(
+async def test_a_file_that_is_being_kept_beside_gets_no_other_name(
     closes: str, tmp_path: Path, autojump_clock: MockClock
 ) -> None:
-    """It is about to have none; one that it got meanwhile would be published never, and an unmount wait for it."""
+    """It is about to have none; a further one would be published never, and an unmount wait for it."""
     faulty = FaultyStorage(SmallPartsStorage())
     await faulty.put("file", BODY)
+    await faulty.put("other", b"bytes")
     async with open_tree(faulty, tmp_path, tree_options()) as tree:
         handle = await tree.open("file")
         await tree.write(handle, 0, b"ours")
@@ -112,6 +114,11 @@ async def test_a_file_that_is_being_kept_beside_gets_no_further_name(
                 await gate.reached.wait()
                 with pytest.raises(StaleFile):
                     await tree.link("file", "link")
+                for names in (("file", "other"), ("other", "file")):
+                    with pytest.raises(StaleFile):
+                        await tree.rename(*names, RENAME_EXCHANGE)
+                with pytest.raises(StaleFile):
+                    await tree.rename("file", "other")
                 if closes == "before":
                     await tree.filesystem.release(handle)
                 gate.open()
@@ -119,7 +126,8 @@ async def test_a_file_that_is_being_kept_beside_gets_no_further_name(
                 await tree.filesystem.release(handle)
             await publish(tree)
         assert not tree.publisher.pending_inodes()
-        assert await tree.names() == ["file"]
+        assert await tree.names() == ["file", "other"]
+        assert await tree.read_file("other") == b"bytes"
 
 
 LOGGED: Final = tree_options(logged=True)

@@ -19,6 +19,7 @@ from fusefs.errors import (
     NameTooLong,
     NoSuchEntry,
     NotADirectory,
+    StaleFile,
 )
 from fusefs.inodes import ROOT_NUMBER, Directory, Inode, Special
 from fusefs.keys import name_of_file_beside
@@ -185,3 +186,14 @@ def test_a_marker_with_bytes_of_somebody_else_is_not_empty() -> None:
     directory.version = Version("d/", "e", 1)
     with pytest.raises(DirectoryNotEmpty):
         check_empty(directory)
+
+
+def test_what_is_being_kept_beside_somebody_elses_gets_no_other_name() -> None:
+    root = new_directory()
+    kept, other = new_special(root, b"kept"), new_special(root, b"other")
+    kept.state.failure = StaleFile("changed by somebody else")
+    with pytest.raises(StaleFile):
+        check(kept, root, b"new")
+    with pytest.raises(StaleFile):
+        check(other, root, b"kept", exchange=True)
+    check(other, root, b"kept")
