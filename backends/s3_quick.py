@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from botocore.awsrequest import AWSPreparedRequest
     from obstore import GetOptions, GetResult, ObjectMeta
     from obstore import PutMode as QuickMode
-    from obstore.store import S3Credential
+    from obstore.store import S3Config, S3Credential
 
 MAX_BODY: Final = MIB
 """Bytes of one PUT. A longer one might take longer than a store may be silent, and a request is little beside it."""
@@ -145,9 +145,13 @@ class QuickClient:
         #: Until one is not: under a customer's key (KMS), and in some stores, they are something else.
         self._etags_are_md5 = True
         silence = timedelta(seconds=options.read_timeout_seconds)
+        # Under this name, because a variable AWS_ENDPOINT_URL_S3 would overrule `endpoint`.
+        config: S3Config = {"aws_endpoint_url_s3": route.endpoint}
+        if checksums:
+            config["checksum_algorithm"] = "SHA256"
         self._store = S3Store(
             options.bucket,
-            endpoint=route.endpoint,
+            config=config,
             region=route.region,
             virtual_hosted_style_request=route.is_virtual,
             credential_provider=_provider(options),
@@ -164,7 +168,6 @@ class QuickClient:
                 "user_agent": f"fusefs/{importlib.metadata.version('fusefs')}",
             },
             retry_config={"max_retries": 0},
-            config={"checksum_algorithm": "SHA256"} if checksums else {},
         )
         if route.endpoint.startswith("https://"):
             with suppress(NotFound):

@@ -245,13 +245,17 @@ async def test_another_way_to_a_probed_bucket_needs_no_probe(
 # Credentials
 
 
+@pytest.mark.parametrize(
+    "endpoint", ["AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_S3_ENDPOINT"]
+)
 def test_what_the_environment_says_to_obstore_does_not_count(
-    server: Answering, monkeypatch: pytest.MonkeyPatch
+    endpoint: str, server: Answering, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SESSION_TOKEN", "of somebody else")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "other")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "other")
-    monkeypatch.setenv("AWS_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv(endpoint, "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_PROXY_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
     QuickClient(OPTIONS, Route(server.endpoint, False, "eu-west-1"), quoted_etags=True, checksums=True).head(
         "key"
