@@ -234,6 +234,9 @@ EXCEPTIONS: Final[Mapping[type[BaseException], ErrorClass]] = {
     theirs: ours for ours, classes in _CLASSES_BY_CLASS.items() for theirs in classes
 }
 
+#: What stands for the code of a 404 that has none.
+_NO_CODE: Final = ("", "404")
+
 #: What the operator can do; "{...}" are fields of `Request`.
 _REMEDIES: Final[Mapping[ErrorClass, str]] = {
     AuthenticationFailed: (
@@ -285,6 +288,9 @@ def from_answer(
 ) -> StorageError:
     """Return our error for an answer of the store; `region` is the bucket's, where the answer tells it."""
     error_class = class_of_answer(code, status)
+    if status == 404 and code in _NO_CODE and request.operation != "HeadObject":
+        # S3 says what it has not found wherever an answer has a body. Proxies say 404 while the server behind restarts.
+        error_class = Unavailable
     if code == "AuthorizationHeaderMalformed" and region:
         error_class = WrongRegion
     text = f"{code}: {message}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.client
 import inspect
 import ssl
@@ -183,8 +184,16 @@ def test_documented_codes_have_their_class(code: str, expected: type[StorageErro
 @pytest.mark.parametrize(("status", "expected"), STATUSES.items())
 def test_without_a_code_the_status_decides(status: int, expected: type[StorageError]) -> None:
     """HEAD has no body, so botocore gives the status as the code; an unknown code is no better."""
-    assert type(translate(answer(str(status), status), REQUEST)) is expected
+    head = dataclasses.replace(REQUEST, operation="HeadObject")
+    assert type(translate(answer(str(status), status), head)) is expected
     assert class_of_answer("SomethingNew", status) is expected
+    assert type(translate(answer("SomethingNew", status), REQUEST)) is expected
+
+
+@pytest.mark.parametrize("code", ["404", ""])
+def test_a_404_that_does_not_say_what_is_missing_is_not_the_stores(code: str) -> None:
+    """A proxy gives it while the server behind it restarts, and the object may be there."""
+    assert type(translate(answer(code, 404), REQUEST)) is errors.Unavailable
 
 
 def test_every_class_of_ours_that_a_store_can_answer_with_is_reachable() -> None:

@@ -304,6 +304,7 @@ def test_credentials_that_cannot_be_had_are_left_to_botocore_to_complain_of(
     [
         (404, "NoSuchKey", NotFound),
         (404, "NoSuchBucket", BucketNotFound),
+        (404, "", Unavailable),
         (412, "PreconditionFailed", PreconditionFailed),
         (409, "ConditionalRequestConflict", ConcurrentRequest),
         (403, "AccessDenied", AccessDenied),

@@ -14,7 +14,7 @@ from typing import Any, Final
 import pytest
 import trio
 
-from backends.base import GIB, MIB, Part
+from backends.base import GIB, MIB, IfMatch, Part
 from backends.errors import (
     AuthenticationFailed,
     ChecksumMismatch,
@@ -44,6 +44,7 @@ OPTIONS: Final = S3Options(
     secret_key="secret",
 )
 ETAG: Final = "9a0364b9e99bb480dd25e1f0284c8555"
+PARTS: Final = [Part(number=1, etag=ETAG, size=1)]
 MODIFIED: Final = "Mon, 23 Nov 2026 05:38:52 GMT"
 
 
@@ -333,6 +334,27 @@ async def test_an_answer_that_is_no_xml_is_unavailability(storage: S3Storage, wi
     wire.answer(200, b"<html>captive portal")
     with pytest.raises(Unavailable):
         await storage.list_prefix()
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda storage: storage.get_range("k"),
+        lambda storage: storage.list_prefix(),
+        lambda storage: storage.delete("k"),
+        lambda storage: storage.put("k", b"x", mode=IfMatch(ETAG)),
+        lambda storage: storage.resume_multipart("k", "id").complete(PARTS, mode=IfMatch(ETAG)),
+        lambda storage: storage.resume_multipart("k", "id").abort(),
+    ],
+    ids=["get", "list", "delete", "replace", "complete", "abort"],
+)
+async def test_a_proxy_that_finds_no_server_does_not_say_that_there_is_no_object(
+    ask: Callable[[S3Storage], Awaitable[object]], storage: S3Storage, wire: Wire
+) -> None:
+    """Nor that it is deleted, or that a condition does not hold. Traefik answers so while the server restarts."""
+    wire.answer(404, b"404 page not found\n", content_type="text/plain; charset=utf-8")
+    with pytest.raises(Unavailable):
+        await ask(storage)
 
 
 async def test_damaged_content_is_noticed(storage: S3Storage, wire: Wire) -> None:
