@@ -115,6 +115,7 @@ class UploadInfo:
 
     key: str
     upload_id: str
+    #: 0 where the store does not tell.
     initiated_ns: int
 
 

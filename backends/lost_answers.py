@@ -106,11 +106,11 @@ async def unanswered_uploads(
     """Return the uploads of the same key that were begun in the `seconds` before `upload` was.
 
     So long its request was repeated. Nothing else tells an attempt's upload from one that somebody else began of this
-    key at that moment.
+    key at that moment; so there are none where the store does not tell times.
     """
     begun = [each for each in await storage.list_multipart_uploads(upload.key) if each.key == upload.key]
     own = next((each for each in begun if each.upload_id == upload.upload_id), None)
-    if own is None:
+    if own is None or own.initiated_ns == 0:
         return []
     since_ns = own.initiated_ns - round(seconds * 1e9) - _ROUNDED_NS
     return [each for each in begun if each is not own and since_ns <= each.initiated_ns <= own.initiated_ns]

@@ -175,7 +175,7 @@ class S3Storage(ObjectStorage):
                 response = await self._bucket.call("copy_object", target, arguments)
         except (NotFound, InvalidRequest) as error:
             return await self._copy_otherwise(error, source, target, if_match, metadata, mode)
-        return unquote_etag(response["CopyObjectResult"]["ETag"])
+        return unquote_etag(response.part("CopyObjectResult")["ETag"])
 
     async def delete(self, key: str, *, if_match: str | None = None) -> None:
         mode = OVERWRITE if if_match is None else IfMatch(if_match)

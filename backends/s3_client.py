@@ -17,7 +17,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, TypeVar
 
 import boto3
 import trio
@@ -28,7 +28,7 @@ from botocore.config import Config
 from backends.base import MIB, OVERWRITE, Capabilities, CreateOnly, Data, IfMatch, Overwrite, PutMode
 from backends.errors import InvalidKey, InvalidRequest, NotFound, PreconditionFailed, StorageError
 from backends.rules import check_if_match, check_mode
-from backends.s3_errors import Request, translate
+from backends.s3_errors import Request, incomplete, translate
 from backends.s3_list_answers import read_at_once
 from backends.s3_options import S3Options
 from backends.s3_quick import QuickClient, Route, Unreadable, is_plain, serves
@@ -41,13 +41,31 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Arguments: TypeAlias = Mapping[str, Any]
-Response: TypeAlias = dict[str, Any]
 ClientFactory: TypeAlias = Callable[[S3Options], "S3Client"]
 
 _log = logging.getLogger(__name__)
 
 _EXPECT_CONTINUE_FROM_BYTES: Final = MIB
 _NO_ARGUMENTS: Final[Arguments] = {}
+
+
+class Response(dict[str, Any]):
+    """An answer as botocore reads it. What S3 always says is taken by its name, and raises `Unavailable` if missing."""
+
+    def __init__(self, fields: Mapping[str, Any], request: Request) -> None:
+        super().__init__(fields)
+        self._request = request
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise incomplete(name, self._request)
+
+    def part(self, name: str) -> Response:
+        """Return what is below one name."""
+        return Response(self[name], self._request)
+
+    def parts(self, name: str) -> list[Response]:
+        """Return what there is below a name that an answer may repeat."""
+        return [Response(fields, self._request) for fields in self.get(name, [])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,12 +258,14 @@ class Bucket:
         read: Callable[[Response], T],
         body: Body | None,
     ) -> T:
+        request = self.request(operation, key)
         try:
             method = getattr(self._shared_client(), operation)
             where = self._common if key is None else {**self._common, "Key": key}
-            return read(method(**where, **arguments, **(body.arguments() if body is not None else {})))
+            answer = method(**where, **arguments, **(body.arguments() if body is not None else {}))
+            return read(Response(answer, request))
         except Exception as error:
-            raise translate(error, self.request(operation, key)) from error
+            raise translate(error, request) from error
 
     def _ask_in_thread(self, key: str, route: Route, ask: Callable[[QuickClient], T]) -> T | None:
         with self._quick_lock:

@@ -34,7 +34,7 @@ async def delete_batch(
     if not wanted:
         return failures
     response = await bucket.call("delete_objects", None, {"Delete": {"Objects": wanted, "Quiet": True}})
-    for entry in response.get("Errors", []):
+    for entry in response.parts("Errors"):
         key, code = entry["Key"], entry.get("Code", "")
         error = from_code(code, entry.get("Message", ""), bucket.request("delete_objects", key))
         if not isinstance(error, NotFound):

@@ -299,6 +299,11 @@ def from_answer(
     return _error(error_class, request, text)
 
 
+def incomplete(missing: str, request: Request) -> StorageError:
+    """Return our error for an answer that lacks what S3 always says: it is somebody else's, or was cut."""
+    return _error(Unavailable, request, f"the answer has no {missing}")
+
+
 def class_of_answer(code: str, status: int) -> ErrorClass:
     """Return the class for an error code and an HTTP status; an unknown code leaves the decision to the status."""
     if code in CODES:

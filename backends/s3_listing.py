@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from backends.base import ListPage, ObjectInfo, UploadInfo
-from backends.errors import StoreCorrupt
+from backends.errors import StoreCorrupt, Unavailable
 from backends.s3_client import Response
 from backends.s3_values import nanoseconds, unquote_etag
 
@@ -29,10 +29,14 @@ def read_page(response: Response, start_after: str, token: str | None, page_size
 
     Stores that keep a tree list it in another order, which is put right within the page. Stores disagree whether
     `StartAfter` leaves out a rolled-up prefix that begins at or before it; here it does.
-    Raises `StoreCorrupt` for a page that does not lead on, or a caller would ask for ever.
+    Raises `StoreCorrupt` for a page that does not lead on, or a caller would ask for ever, and `Unavailable` where an
+    entry lacks what S3 always says.
     """
-    objects = [_object(entry) for entry in response.get("Contents", [])]
-    prefixes = [entry["Prefix"] for entry in response.get("CommonPrefixes", [])]
+    try:
+        objects = [_object(entry) for entry in response.get("Contents", [])]
+        prefixes = [entry["Prefix"] for entry in response.get("CommonPrefixes", [])]
+    except KeyError as missing:
+        raise Unavailable(f"the store listed something without {missing}") from missing
     next_token = _next_token(response, [*(info.key for info in objects), *prefixes], page_size)
     if next_token in {token, _BY_TOKEN} and next_token is not None:
         raise StoreCorrupt("the store says that a listing goes on, and not where")
@@ -59,9 +63,9 @@ def read_uploads(response: Response) -> list[UploadInfo]:
         UploadInfo(
             key=urllib.parse.unquote_plus(entry["Key"]) if encoded else entry["Key"],
             upload_id=entry["UploadId"],
-            initiated_ns=nanoseconds(entry["Initiated"]),
+            initiated_ns=nanoseconds(entry["Initiated"]) if "Initiated" in entry else 0,
         )
-        for entry in response.get("Uploads", [])
+        for entry in response.parts("Uploads")
     ]
 
 

@@ -66,7 +66,7 @@ class S3Upload(MultipartUpload):
             response = await self._bucket.call("upload_part_copy", self._key, arguments)
         except InvalidRequest:
             return await self._copy_refused_range(number, source, start, length, if_match)
-        return Part(number=number, etag=unquote_etag(response["CopyPartResult"]["ETag"]), size=length)
+        return Part(number=number, etag=unquote_etag(response.part("CopyPartResult")["ETag"]), size=length)
 
     async def complete(self, parts: Sequence[Part], *, mode: PutMode = OVERWRITE) -> str:
         if not parts:

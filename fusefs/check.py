@@ -109,11 +109,12 @@ async def findings(storage: ObjectStorage, *, attributes: bool = False) -> Async
     if damage is not None:
         yield damage
     for upload in await storage.list_multipart_uploads():
-        begun = datetime.fromtimestamp(upload.initiated_ns // 1_000_000_000, UTC)
+        seconds = upload.initiated_ns // 1_000_000_000
+        begun = f"begun {datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC" if seconds else "begun"
         yield Finding(
             Kind.UPLOAD,
             upload.key,
-            f"begun {begun:%Y-%m-%d %H:%M:%S} UTC and not completed: {upload.upload_id}",
+            f"{begun} and not completed: {upload.upload_id}",
         )
 
 

@@ -404,6 +404,17 @@ async def test_an_upload_that_began_without_an_answer_is_aborted(
     assert len(left) == (1 if theirs == 0 else 3)
 
 
+async def test_uploads_are_left_where_the_store_does_not_tell_when_they_began(
+    autojump_clock: MockClock,
+) -> None:
+    """One that somebody else began long ago would look the same."""
+    memory = MemoryStorage(clock_ns=lambda: 0)
+    faulty = FaultyStorage(memory)
+    faulty.fail(Unavailable, answer_lost=True)
+    await RetryingStorage(faulty).create_multipart("k")
+    assert len(await memory.list_multipart_uploads("k")) == 2
+
+
 async def test_a_deletion_that_landed_is_ours(
     storage: RetryingStorage, autojump_clock: MockClock, faulty: FaultyStorage
 ) -> None:

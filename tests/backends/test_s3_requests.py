@@ -14,7 +14,7 @@ from typing import Any, Final
 import pytest
 import trio
 
-from backends.base import GIB, MIB, IfMatch, Part
+from backends.base import GIB, MIB, IfMatch, Part, UploadInfo
 from backends.errors import (
     AuthenticationFailed,
     ChecksumMismatch,
@@ -328,6 +328,52 @@ async def test_a_completion_without_an_etag_has_that_of_its_parts(storage: S3Sto
     wire.answer(200, answer)
     with pytest.raises(StoreCorrupt):
         await storage.resume_multipart("k", "id").complete([Part(number=1, etag="opaque", size=1)])
+
+
+@pytest.mark.parametrize(
+    ("ask", "answer", "missing"),
+    [
+        (lambda storage: storage.head("k"), {"last_modified": MODIFIED}, "ETag"),
+        (lambda storage: storage.head("k"), {"etag": ETAG}, "LastModified"),
+        (lambda storage: storage.put("k", b"x"), {}, "ETag"),
+        (lambda storage: storage.copy("s", "t"), {}, "ETag"),
+        (lambda storage: storage.create_multipart("k"), {}, "UploadId"),
+        (lambda storage: storage.resume_multipart("k", "id").upload_part(1, b"x"), {}, "ETag"),
+        (
+            lambda storage: storage.resume_multipart("k", "id").copy_part(1, "s", 0, 5),
+            {},
+            "ETag",
+        ),
+    ],
+    ids=["head", "time", "put", "copy", "upload", "part", "copied part"],
+)
+async def test_an_answer_that_lacks_something_is_unavailability(
+    ask: Callable[[S3Storage], Awaitable[object]],
+    answer: dict[str, str],
+    missing: str,
+    storage: S3Storage,
+    wire: Wire,
+) -> None:
+    """It is not the store's, and whether the request took effect is open."""
+    wire.answer(200, b"", **answer)
+    with pytest.raises(Unavailable, match=f"the answer has no {missing}; the endpoint is https://s3.example"):
+        await ask(storage)
+
+
+async def test_an_entry_that_lacks_something_is_unavailability(storage: S3Storage, wire: Wire) -> None:
+    entry = b"<Contents><Key>k</Key><Size>1</Size></Contents>"
+    wire.answer(200, b"<ListBucketResult>" + entry + b"</ListBucketResult>")
+    with pytest.raises(Unavailable):
+        await storage.list_prefix()
+
+
+async def test_uploads_are_listed_where_the_store_does_not_tell_when_they_began(
+    storage: S3Storage, wire: Wire
+) -> None:
+    """SeaweedFS did not in earlier versions."""
+    upload = b"<Upload><Key>k</Key><UploadId>1</UploadId></Upload>"
+    wire.answer(200, b"<ListMultipartUploadsResult>" + upload + b"</ListMultipartUploadsResult>")
+    assert await storage.list_multipart_uploads() == (UploadInfo(key="k", upload_id="1", initiated_ns=0),)
 
 
 async def test_an_answer_that_is_no_xml_is_unavailability(storage: S3Storage, wire: Wire) -> None:

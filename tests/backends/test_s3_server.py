@@ -346,16 +346,18 @@ async def test_a_store_that_ignores_conditions_is_found_out(
     await storage.aclose()
 
 
+@pytest.mark.parametrize("source", ["empty", None])
 async def test_a_store_that_copies_nothing_into_a_part_is_found_out(
-    s3_server: SeaweedFS, s3_prefix: str, s3_client: S3Client
+    s3_server: SeaweedFS, s3_prefix: str, s3_client: S3Client, source: str | None
 ) -> None:
-    """One server answers a copy with success and leaves the part empty."""
+    """One server answers a copy with success and leaves the part empty; others take it for a part without bytes."""
     s3_client.put_object(Bucket=s3_server.bucket, Key=s3_prefix + "empty", Body=b"")
 
     def copy_nothing(request: AWSRequest, operation_name: str, **_: object) -> None:
         if operation_name == "UploadPartCopy":
             del request.headers["x-amz-copy-source"]
-            request.headers["x-amz-copy-source"] = f"{s3_server.bucket}/{s3_prefix}empty"
+            if source is not None:
+                request.headers["x-amz-copy-source"] = f"{s3_server.bucket}/{s3_prefix}{source}"
 
     client_factory = hooked("before-sign.s3", copy_nothing)
     storage = S3Storage(options_of(s3_server), probe_prefix=s3_prefix, client_factory=client_factory)
