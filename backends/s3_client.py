@@ -14,6 +14,7 @@ import functools
 import importlib.metadata
 import io
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ from backends.threads import Threads
 
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSPreparedRequest, AWSRequest
+    from botocore.model import OperationModel
     from mypy_boto3_s3 import S3Client
 
 T = TypeVar("T")
@@ -47,6 +49,17 @@ _log = logging.getLogger(__name__)
 
 _EXPECT_CONTINUE_FROM_BYTES: Final = MIB
 _NO_ARGUMENTS: Final[Arguments] = {}
+
+_NAMED: Final = ("ListObjectsV2", "ListMultipartUploads", "DeleteObjects", "CompleteMultipartUpload")
+"""Operations whose answer may have nothing in it but its name."""
+
+_BARE: Final = ("DeleteObject", "AbortMultipartUpload")
+"""Those whose answer has no body."""
+
+_OF_THE_STORE: Final = re.compile(rb"<(?:\w+:)?(?:\w+Result|Error)[\s/>]")
+_NO_ANSWER: Final = (
+    b"<Error><Code>BadGateway</Code><Message>what came with 200 is no answer of a store</Message></Error>"
+)
 
 
 class Response(dict[str, Any]):
@@ -114,6 +127,7 @@ def create_client(options: S3Options) -> S3Client:
     client.meta.events.register("before-sign.s3.DeleteObjects", _add_content_md5)
     # Under this name, because botocore's own handler, which parses the answer as well, comes first otherwise.
     client.meta.events.register_first("before-parse.s3.*", read_at_once)
+    client.meta.events.register_first("before-parse.s3.*", _refuse_what_is_no_answer)
     for operation in ("PutObject", "UploadPart"):
         client.meta.events.register(f"before-call.s3.{operation}", _send_small_bodies_at_once)
     return client
@@ -330,6 +344,22 @@ def _add_content_md5(request: AWSRequest, **_: object) -> None:
     """Give DeleteObjects the header that older servers insist on; botocore sends only its newer relative."""
     body = request.body
     request.headers["Content-MD5"] = content_md5(body.encode() if isinstance(body, str) else body)
+
+
+def _refuse_what_is_no_answer(
+    operation_model: OperationModel, response_dict: dict[str, Any], **_: object
+) -> None:
+    """Make a failure of a page that came with 200 and is not the store's, or of none where the store sends one.
+
+    botocore reads it as an answer without anything in it: no objects, no deletion that failed. Other operations have
+    answers in which something would be missing (`Response`).
+    """
+    if response_dict["status_code"] >= 300 or operation_model.name not in (*_NAMED, *_BARE):
+        return
+    body = response_dict["body"]
+    if (body or operation_model.name in _NAMED) and _OF_THE_STORE.search(body) is None:
+        response_dict["status_code"] = 502
+        response_dict["body"] = _NO_ANSWER
 
 
 def _send_small_bodies_at_once(params: dict[str, Any], **_: object) -> None:

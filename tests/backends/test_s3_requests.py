@@ -45,6 +45,7 @@ OPTIONS: Final = S3Options(
 )
 ETAG: Final = "9a0364b9e99bb480dd25e1f0284c8555"
 PARTS: Final = [Part(number=1, etag=ETAG, size=1)]
+PAGE: Final = b"<html><body><h1>It works!</h1></body></html>"
 MODIFIED: Final = "Mon, 23 Nov 2026 05:38:52 GMT"
 
 
@@ -374,6 +375,46 @@ async def test_uploads_are_listed_where_the_store_does_not_tell_when_they_began(
     upload = b"<Upload><Key>k</Key><UploadId>1</UploadId></Upload>"
     wire.answer(200, b"<ListMultipartUploadsResult>" + upload + b"</ListMultipartUploadsResult>")
     assert await storage.list_multipart_uploads() == (UploadInfo(key="k", upload_id="1", initiated_ns=0),)
+
+
+@pytest.mark.parametrize("body", [PAGE, b""], ids=["page", "empty"])
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda storage: storage.list_prefix("d/", delimiter="/"),
+        lambda storage: storage.list_multipart_uploads("k"),
+        lambda storage: storage.delete_many(["k", "l"]),
+        lambda storage: storage.resume_multipart("k", "id").complete(PARTS),
+        lambda storage: storage.copy("k", "l"),
+        lambda storage: storage.probe(read_only=True),
+    ],
+    ids=["list", "uploads", "delete", "complete", "copy", "probe"],
+)
+async def test_a_page_of_somebody_else_is_no_answer(
+    ask: Callable[[S3Storage], Awaitable[object]], body: bytes, storage: S3Storage, wire: Wire
+) -> None:
+    """Though well-formed: a directory would be empty, a file deleted, an upload complete."""
+    wire.answer(200, body, content_type="text/html")
+    with pytest.raises(Unavailable):
+        await ask(storage)
+
+
+async def test_a_page_of_somebody_else_is_no_deletion(storage: S3Storage, wire: Wire) -> None:
+    wire.answer(200, PAGE)
+    with pytest.raises(Unavailable):
+        await storage.delete("k")
+    wire.answer(200, PAGE)
+    with pytest.raises(Unavailable):
+        await storage.resume_multipart("k", "id").abort()
+    wire.answer(200)
+    await storage.delete("k")
+
+
+async def test_an_answer_with_nothing_in_it_is_one(storage: S3Storage, wire: Wire) -> None:
+    named = b'<?xml version="1.0"?><DeleteResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"/>'
+    for body in (named, b"<DeleteResult/>", b"<DeleteResult></DeleteResult>"):
+        wire.answer(200, body)
+        assert await storage.delete_many(["k"]) == {}
 
 
 async def test_an_answer_that_is_no_xml_is_unavailability(storage: S3Storage, wire: Wire) -> None:
