@@ -100,10 +100,11 @@ def normalize_prefix(prefix: str) -> str:
 
 def _parse_bucket(rest: str) -> BucketLocation:
     bucket, _, prefix = rest.partition("/")
-    if "@" in bucket:
-        # What stands before the @ may be a secret, so the message does not repeat it.
+    if "@" in bucket or ":" in bucket:
+        # What stands before an @ may be a secret, also one with a slash in it, so the message does not repeat it.
         raise ValueError(
-            "a URL of a bucket has no place for credentials, which come from the environment or a profile"
+            "a URL of a bucket has no place for credentials, which come from the environment or a profile,"
+            " nor for a port, which the endpoint has"
         )
     at_fault = "bucket"
     try:
