@@ -100,9 +100,13 @@ class StoreCorrupt(StorageError):
 
 
 class Throttled(StorageError):
-    """The store asks for fewer requests. React: pause, longer than for `Unavailable`, and ask again."""
+    """The store asks for fewer requests. React: pause, longer than for `Unavailable`, and ask again.
+
+    MinIO says the same of a write that has reached some of its drives, and may be there.
+    """
 
     retryable = True
+    is_in_doubt = True
 
 
 class Unavailable(StorageError):
