@@ -13,7 +13,7 @@ import socket
 import uuid
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import trio
@@ -92,7 +92,8 @@ async def open_term(
     async with _beside(config, store, patience, LOG_CONNECTIONS) as beside, open_disk_log(config) as on_disk:
         own_disk = on_disk if log_is_on_disk(config) else None
         places = _places(beside, on_disk)
-        claim = await _claim(config, mount_id, known_dead, places, own_disk)
+        who = identity(mount_id, str(config.mount.mountpoint))
+        claim = await _claim(config, who, places, own_disk, known_dead)
         async with hold_lease(config, store, claim, progress) as lease:
             with _as_mount_error(config):
                 await _set_aside_given_up(lease, places, claim.found_leased, on_disk)
@@ -121,14 +122,14 @@ async def open_term(
 
 
 async def _claim(
-    config: Config, mount_id: str, known_dead: Collection[str], places: _Places, own_disk: DiskLog | None
+    config: Config, who: Identity, places: _Places, own_disk: DiskLog | None, known_dead: Collection[str] = ()
 ) -> Claim:
-    """Return what a mount asks for, by what there is of logs. Raises `MountError`."""
+    """Return what somebody asks for, by what there is of logs. Raises `MountError`."""
     with _as_mount_error(config):
         found = await places.last_epochs()
         found_leased = await places.last_leased_epochs()
     return Claim(
-        identity=identity(mount_id, str(config.mount.mountpoint)),
+        identity=who,
         term_seconds=config.mount.lease_term_seconds,
         log=own_disk.place if own_disk is not None else IN_BUCKET,
         places=places.disks,
@@ -177,12 +178,14 @@ async def _beside(
 async def alone_for(
     what: str, config: Config, store: OpenStore, progress: StartProgress
 ) -> AsyncIterator[Lease]:
-    """Keep every mount of the prefix away for the block; what is in logs stays to be recovered. Raises `MountError`."""
-    claim = Claim(
-        identity=identity(uuid.uuid4().hex[:12], what),
-        term_seconds=config.mount.lease_term_seconds,
-        log=IN_BUCKET,
-    )
+    """Keep every mount of the prefix away for the block; what is in logs stays to be recovered. Raises `MountError`.
+
+    Of a log on the disk that no lease tells of, this one does: the next mount would take it for one that was given up.
+    """
+    async with _places_here(config, store.storage) as places:
+        claim = await _claim(config, identity(uuid.uuid4().hex[:12], what), places, own_disk=None)
+    if len(places.disks) == 1:
+        claim = replace(claim, places={})  # there is none of a disk: it may go on where a lease names one
     async with hold_lease(config, store, claim, progress) as lease:
         try:
             yield lease
@@ -205,10 +208,16 @@ async def old_log_parts(
     else:
         found = await look(storage)
         previous = found.record if found is not None else None
+    async with _places_here(config, storage) as places:
+        yield places.old_parts(previous, await places.last_leased_epochs())
+
+
+@asynccontextmanager
+async def _places_here(config: Config, storage: ObjectStorage) -> AsyncIterator[_Places]:
+    """Open for the block where there are logs for whoever needs none of his own: no directory is made for one."""
     async with AsyncExitStack() as stack:
         on_disk = await stack.enter_async_context(open_disk_log(config)) if has_disk_log(config) else None
-        places = _places(storage, on_disk)
-        yield places.old_parts(previous, await places.last_leased_epochs())
+        yield _places(storage, on_disk)
 
 
 @dataclass(frozen=True, slots=True)

@@ -417,6 +417,62 @@ async def test_a_repair_needs_no_log_on_a_disk_and_names_none(tmp_path: Path) ->
         assert counting(term) == [(1, 1)]
 
 
+async def repair(bucket: Bucket, host: str, **flags: object) -> Diagnosis:
+    """Do what `fusefs recover --set-aside` does."""
+    config, storage = bucket.config(host, flags), bucket.store.storage
+    progress = StartProgress(bucket.told.append, trio.current_time)
+    async with (
+        alone_for("fusefs recover", config, bucket.store, progress) as lease,
+        old_log_parts(config, storage, lease) as parts,
+    ):
+        log_repair = LogRepair(storage, parts)
+        found = await log_repair.diagnose()
+        if not found.is_whole:
+            await log_repair.set_aside(found)
+        return found
+
+
+@pytest.mark.parametrize("second", [{}, DISK, UNLEASED, {**DISK, **UNLEASED}], ids=str)
+@pytest.mark.parametrize("no_lease", ["never taken", "released", "removed"])
+async def test_a_repair_gives_up_no_log_that_no_lease_tells_of(
+    no_lease: str, second: dict[str, object], tmp_path: Path
+) -> None:
+    """Its own lease tells of it then, and the next mount applies it: it is no log of a lease that was removed since."""
+    bucket = Bucket(tmp_path)
+    if no_lease == "released":
+        async with bucket.term("host") as term:
+            term.committer.restored()
+    await bucket.confirm("host", "a", **DISK, **({} if no_lease == "removed" else UNLEASED))
+    if no_lease == "removed":
+        await bucket.store.storage.delete(LEASE_KEY)
+    epoch = 2 if no_lease == "released" else 1
+    for _ in range(2):
+        assert await repair(bucket, "host") == Diagnosis(readable=1)
+    async with bucket.term("host", **second) as term:
+        assert counting(term) == [(epoch, 1)]
+
+
+@pytest.mark.parametrize("terms", [1, 6])
+async def test_a_repair_brings_no_log_back_that_was_given_up(
+    terms: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does it put it away: the next mount does, and tells of it."""
+    bucket = Bucket(tmp_path)
+    for _ in range(3):
+        async with bucket.term("host") as term:
+            term.committer.restored()
+    await bucket.confirm("host", "given up", **DISK)
+    await bucket.store.storage.delete(LEASE_KEY)
+    for _ in range(terms):
+        async with bucket.term("elsewhere") as term:
+            term.committer.restored()
+    assert await repair(bucket, "host") == Diagnosis(readable=0)
+    assert "was given up" not in caplog.text
+    async with bucket.term("host") as term:
+        assert counting(term) == []
+    assert "was given up" in caplog.text
+
+
 @pytest.mark.parametrize("repairs", [False, True], ids=["a mount", "a repair"])
 async def test_who_waits_for_the_lease_is_told(
     repairs: bool, tmp_path: Path, autojump_clock: MockClock
