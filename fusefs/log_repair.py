@@ -90,7 +90,7 @@ class LogRepair:
             before = EVERYWHERE if damage is None else Position(*damage.position)
             try:
                 counting = places(await survey_logs(self._parts, before=before))
-                replay = Replay(None)
+                replay = Replay()
                 for position, reader in counting:
                     replay.apply(await reader.read(position))
                 await self._check_uploads(replay, dict(counting))

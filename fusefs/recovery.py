@@ -139,7 +139,7 @@ class Recovery:
         counting = [position for position, _ in places(logs)]
         sizes = {position: size for log in logs for position, size in log.sizes.items()}
         whole = sum(sizes[position] for position in counting)
-        replay = Replay(self._sources.stage.new_file)
+        replay = Replay(self._sources.stage.new_file, self._sources.budget.give_back_all)
         count = size = 0
         self._note_read(0, len(counting), 0, whole)
         async for batch in batches(logs):

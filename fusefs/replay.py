@@ -8,6 +8,7 @@ records it is complete for. So the ranges of every record are kept, and `bytes_s
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
@@ -29,6 +30,9 @@ from fusefs.stage import StageFile
 
 NewFile: TypeAlias = Callable[[], StageFile] | None
 """Where the bytes of one more file go; None is nowhere, for who wants to know only what there is of them."""
+
+MakeRoom: TypeAlias = Callable[[], bool] | None
+"""Asked where the disk is full; returns whether there may be some room now."""
 
 
 class Sources(NamedTuple):
@@ -98,8 +102,8 @@ class Replayed:
         """Return whether a record behind `position` has an upload, which a recovery may have completed."""
         return any(change.has_upload for change in self._changes if change.position > position)
 
-    def apply(self, position: Position, record: InodeRecord, new_file: NewFile) -> None:
-        """Take in the next record. Raises OSError of the local disk."""
+    def apply(self, position: Position, record: InodeRecord) -> None:
+        """Take in the next record, but for the bytes."""
         self.last = record
         if record.path is not None:
             self.paths.pop(record.path, None)
@@ -114,10 +118,6 @@ class Replayed:
         self._note_xattrs(record)
         if record.content is not None:
             self._apply_content(position, record.content)
-            if self.file is None and new_file is not None:
-                self.file = new_file()
-            if self.file is not None:
-                _lay(record.content, self.file)
 
     def _note_xattrs(self, record: InodeRecord) -> None:
         text = extended_attributes.from_metadata(record.metadata)
@@ -147,7 +147,7 @@ class Replayed:
 
 
 def _lay(content: ContentRecord, file: StageFile) -> None:
-    """Do to a file what a record tells of its bytes. Raises OSError of the local disk."""
+    """Do to a file what a record tells of its bytes; again, if need be. Raises OSError of the local disk."""
     if content.cut is not None:
         file.truncate(content.cut)  # or what was there would come up again when the file grows
     for extent in content.zeros:
@@ -165,8 +165,9 @@ _ENDLESS = 1 << 62
 class Replay:
     """The whole of a log."""
 
-    def __init__(self, new_file: NewFile) -> None:
+    def __init__(self, new_file: NewFile = None, make_room: MakeRoom = None) -> None:
         self._new_file = new_file
+        self._make_room = make_room
         self.inodes: dict[str, Replayed] = {}
         self.leftovers: dict[StoredVersion, None] = {}
         #: Objects that are somebody's, and look as one that was another's; each with the last batch that says so.
@@ -185,7 +186,20 @@ class Replay:
             known = self.inodes.get(record.log_id)
             if known is None:
                 known = self.inodes[record.log_id] = Replayed(record)
-            known.apply(batch.position, record, self._new_file)
+            known.apply(batch.position, record)
+            if record.content is not None and self._new_file is not None:
+                if known.file is None:
+                    known.file = self._new_file()
+                self._lay(record.content, known.file)
+
+    def _lay(self, content: ContentRecord, file: StageFile) -> None:
+        while True:
+            try:
+                _lay(content, file)
+                return
+            except OSError as error:
+                if error.errno != errno.ENOSPC or self._make_room is None or not self._make_room():
+                    raise
 
     def is_in_use(self, version: StoredVersion) -> bool:
         """Return whether the log says that an object is somebody's by now who was not the first to have it."""

@@ -25,7 +25,7 @@ from fusefs.kept_format import KeptVersion
 from fusefs.stage import Stage
 from fusefs.stage_budget import StageBudget
 from fusefs.staged_bytes import StagedBytes
-from tests.core.small_disk import refuse_holes
+from tests.core.small_disk import disk_use, limit_disk, refuse_holes
 from tests.core.tree import TreeOptions, open_tree, stored
 from tests.support.faulty import FaultyStorage
 
@@ -370,6 +370,21 @@ async def test_kept_files_give_way_first_and_the_oldest_of_them_at_first(
         await tree.publish_all()
     used = sum(path.stat().st_blocks * 512 for path in kept_files(tmp_path))
     assert used <= 13 * MIB + 7 * 4 * KIB
+
+
+async def test_kept_files_give_way_to_a_recovery_on_a_full_disk(
+    autojump_clock: MockClock, faulty: FaultyStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As to a write: a mount that is refused for want of room would be so for ever."""
+    here, changed = tmp_path / "here", BODY[:MIB]
+    assert await read_in_a_mount(faulty, here) == BODY
+    async with open_tree(faulty, tmp_path / "lost", TreeOptions(logged=True)) as tree:
+        await tree.write_file("new", changed)
+        await tree.log.commit()
+    limit_disk(monkeypatch, here, disk_use(here) + 8 * KIB)
+    async with open_tree(faulty, here, TreeOptions(logged=True)) as tree:
+        assert await tree.read_file("new") == changed
+        assert kept_files(here) == []
 
 
 async def test_a_smaller_cache_begins_by_removing(
