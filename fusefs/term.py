@@ -66,9 +66,9 @@ class Term:
 
     @property
     def follows_crash(self) -> bool:
-        """Whether the mount before has not given its lease back."""
+        """Whether the mount before has not ended well, whoever else may have had the lease since."""
         previous = self.lease.previous
-        return previous is not None and not previous.released
+        return previous is not None and not (previous.released and not previous.logs)
 
 
 @asynccontextmanager
@@ -148,11 +148,15 @@ async def _given_back(lease: Lease, journal: Journal, committer: Committer) -> A
         try:
             yield
         finally:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + RELEASE_SECONDS):
+            with _release_time():
                 # In this order: whoever begins when we have died in between would miss what the lease tells of.
                 if await lease.release(clean=committer.is_empty):
                     await committer.remove()
             nursery.cancel_scope.cancel()
+
+
+def _release_time() -> trio.CancelScope:
+    return trio.CancelScope(shield=True, deadline=trio.current_time() + RELEASE_SECONDS)
 
 
 async def _forget_old_logs(journal: Journal, lease: Lease) -> None:
@@ -187,11 +191,7 @@ async def alone_for(
     if len(places.disks) == 1:
         claim = replace(claim, places={})  # there is none of a disk: it may go on where a lease names one
     async with hold_lease(config, store, claim, progress) as lease:
-        try:
-            yield lease
-        finally:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + RELEASE_SECONDS):
-                await lease.release(clean=False)
+        yield lease
 
 
 @asynccontextmanager
@@ -280,7 +280,9 @@ async def hold_lease(
     claim: Claim,
     progress: StartProgress,
 ) -> AsyncIterator[Lease]:
-    """Take the lease, and have it renewed for the block. Raises `MountError`."""
+    """Take the lease, have it renewed for the block, and give it back: what is in logs is still needed then, unless
+    the block has done so itself. Raises `MountError`.
+    """
     if not config.mount.lease:
         _log.warning("mounted without a lease: nothing keeps another mount from writing the same prefix")
         with _as_mount_error(config):
@@ -301,7 +303,11 @@ async def hold_lease(
             )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lease.run)
-            yield lease
+            try:
+                yield lease
+            finally:  # also where a mount is refused: nobody should have to wait for it
+                with _release_time():
+                    await lease.release(clean=False)
             nursery.cancel_scope.cancel()
 
 

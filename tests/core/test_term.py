@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import socket
@@ -198,6 +199,32 @@ async def test_a_host_without_the_disk_is_refused(first: dict[str, object], tmp_
             raise AssertionError("unreachable")
     async with bucket.term("host") as term:
         assert counting(term) == [(1, 1), (2, 1)]
+
+
+@pytest.mark.parametrize("why", ["damaged", "denied"])
+async def test_who_is_refused_for_its_log_gives_the_lease_back(why: str, tmp_path: Path) -> None:
+    """Nobody has to wait for it: neither the next attempt, nor a repair. And the mount before has died all the same."""
+    bucket = Bucket(tmp_path)
+    await bucket.confirm("host", "a")
+    storage, key = bucket.store.storage, batch_key(Position(1, 1))
+    faulty = FaultyStorage(bucket.store.backend)
+    bucket.store = OpenStore(storage, MeteredStorage(faulty))
+    before = (await storage.get_range(key)).data
+    if why == "damaged":
+        await storage.put(key, b"damaged")
+    else:
+        faulty.fail(AccessDenied, verb=Verb.GET_RANGE, key=key, times=math.inf)
+    for _ in range(2):
+        with pytest.raises(MountError, match="damaged" if why == "damaged" else "get_range"):
+            async with bucket.term("host"):
+                raise AssertionError("unreachable")
+        assert (await bucket.record()).released
+    await storage.put(key, before)
+    faulty.heal()
+    async with bucket.term("host") as term:
+        assert counting(term) == [(1, 1)]
+        assert term.follows_crash
+    assert bucket.told == []
 
 
 def named(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
