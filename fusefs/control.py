@@ -40,10 +40,13 @@ class Progress:
 
 
 def socket_path(mountpoint: Path) -> Path:
-    """Return where the daemon of the mount at `mountpoint` listens; it depends on the user and nothing else."""
+    """Return where the daemon of the mount at `mountpoint` listens; it depends on the user and nothing else.
+
+    Not below /run/user: that comes with a user's first login and goes with the last one, sockets of daemons included.
+    """
     uid = os.getuid()
-    runtime = Path("/run") if uid == 0 else Path(f"/run/user/{uid}")
-    directory = runtime / "fusefs" if os.access(runtime, os.W_OK) else Path(f"/tmp/fusefs-{uid}")
+    is_root = uid == 0 and os.access("/run", os.W_OK)
+    directory = Path("/run/fusefs") if is_root else Path(f"/tmp/fusefs-{uid}")
     digest = hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]
     return directory / f"{digest}.sock"
 

@@ -374,6 +374,17 @@ async def refused(path: Path, why: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_the_socket_is_in_the_same_place_in_a_session_and_without_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A unit of a user who logs in later, or somebody who mounts and logs out: /run/user comes and goes with that."""
+    monkeypatch.setattr(os, "getuid", lambda: 12_345)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    without = socket_path(Path("/srv/data"))
+    monkeypatch.setattr(os, "access", lambda path, mode: True)
+    assert socket_path(Path("/srv/data")) == without
+
+
 def test_each_mount_point_has_its_own_socket() -> None:
     paths = {socket_path(Path(mountpoint)) for mountpoint in ("/a", "/b", "/a/b")}
     assert len(paths) == 3
