@@ -337,7 +337,8 @@ class PublishQueue:
             if each in have_turn:
                 self.schedule_retry(each)
                 self.let_go_below(each)
-            self._note_attempt(each)
+            if each not in self.running:  # or else it is noted when that ends
+                self._note_attempt(each)
 
     def fail_all(self, error: Exception) -> None:
         """Let everybody fail who is due, but for those that wait for a source."""

@@ -15,6 +15,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from backends.base import ObjectStorage
 from backends.errors import AccessDenied
 from backends.intercepted import InterceptedStorage, Request, T, Verb
 from backends.memory import MemoryStorage
@@ -33,7 +34,7 @@ MANY: Final = 4 * FEW
 class DistantStorage(InterceptedStorage):
     """A store whose answers take 10 to 30 ms, and come in another order than they were asked for."""
 
-    def __init__(self, inner: MemoryStorage) -> None:
+    def __init__(self, inner: ObjectStorage) -> None:
         super().__init__(inner)
         self._random = Random(0)
 

@@ -24,6 +24,7 @@ from fusefs.filesystem import RENAME_EXCHANGE
 from fusefs.object_writer import CONFLICTS_PREFIX
 from fusefs.publish_queue import RETRY_SECONDS
 from tests.core.small_parts import PART, SmallPartsStorage, tree_options
+from tests.core.test_bulk_publication import DistantStorage
 from tests.core.tree import Tree, TreeOptions, open_tree, stored, stored_metadata
 from tests.support.faulty import FaultyStorage
 
@@ -479,6 +480,28 @@ async def test_a_failure_reaches_those_who_wait_for_the_key(
         assert await stored(faulty) == {"a": b"new a", "c": b"was a"}
         await tree.close(handle)
         await tree.publish_all()
+
+
+@pytest.mark.parametrize("names", ["ab", "abc"])
+async def test_a_detour_that_is_refused_is_asked_for_again_after_a_while(
+    names: str, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """And not at once, by the next one in the circle."""
+    faulty = FaultyStorage(MemoryStorage())
+    for name in names:
+        await faulty.put(name, name.encode())
+    async with open_tree(DistantStorage(faulty), tmp_path) as tree:
+        faulty.fail(QuotaExceeded, verb=Verb.COPY, times=math.inf)
+        for name in names[1:]:
+            await tree.rename(names[0], name, RENAME_EXCHANGE)
+        await trio.sleep(2 * RETRY_SECONDS)
+        assert 1 < len(faulty.calls_of(Verb.COPY)) < 10
+        faulty.heal()
+        await tree.publish_all()
+    before = names[-1] + names[:-1]
+    assert await stored(faulty, ours=True) == {
+        to: name.encode() for to, name in zip(names, before, strict=True)
+    }
 
 
 async def test_a_file_that_is_replaced_while_it_goes_up_is_never_stored_as_zeros(
