@@ -17,7 +17,7 @@ Everything is synchronous, and decided anew before each publication: between two
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
@@ -241,6 +241,10 @@ class Placement:
             return None
         departing = (*self._owners.items(), *self._expected.items(), *self._sources.items())
         return [inode for key, inode in departing if key.startswith(prefix)]
+
+    def leftovers(self) -> Mapping[str, Version]:
+        """Return what the bucket has at this moment for nobody, by key."""
+        return self._leftovers.copy()
 
     def is_leftover(self, version: Version) -> bool:
         """Return whether the bucket has this version still, for nobody."""

@@ -249,7 +249,7 @@ class Publisher:
             await self.publish(alias)
 
     async def publish_all(self, *, open_files: bool = True) -> None:
-        """Publish everything that is pending now, and delete what is left over. Raises one of the failures, if any.
+        """Publish all that is pending now, and delete what is left over after that. Raises one of the failures, if any.
 
         Without `open_files`, files with a writer are left alone unless they were renamed: that is what an fsync of a
         directory asks for.
@@ -279,7 +279,8 @@ class Publisher:
             if not (has_more or self._mark()):
                 break
             moving -= has_more  # more is known to be pending, now that all below these is known
-        while not self._sweeper.is_done(deletions_failed):
+        leftovers = self._placement.leftovers()  # of those to come there may be no end
+        while not self._sweeper.is_done(leftovers, deletions_failed):
             self._queue.wake()
             await self._queue.wait_for_progress()
         for inode in goals:

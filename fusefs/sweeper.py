@@ -70,13 +70,14 @@ class Sweeper:
         """Whether something could not be deleted and waits until it is tried again."""
         return bool(self._resting)
 
-    def is_done(self, since: int) -> bool:
-        """Return whether nothing is left to be deleted, but for what rests or has failed since so many failures.
+    def is_done(self, leftovers: Mapping[str, Version], since: int) -> bool:
+        """Return whether none of these is left to be deleted, but for what rests or has failed since so many failures.
 
         The latter may be on its way again: of what fails at different times, something always is.
         """
         return all(
-            self._has_failed(version, since) for version in self._placement.deletable(but=self._resting)
+            leftovers.get(version.key) != version or self._has_failed(version, since)
+            for version in self._placement.deletable(but=self._resting)
         )
 
     def failures(self, since: int) -> list[Exception]:

@@ -613,6 +613,33 @@ async def test_publish_all_ends_while_files_are_written_all_the_time(
         nursery.cancel_scope.cancel()
 
 
+async def test_publish_all_ends_while_files_are_removed_all_the_time(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Of what is left over it deletes what there is when the rest is published."""
+    storage = MemoryStorage()
+    names = [f"{each}" for each in range(500)]
+    for name in names:
+        await storage.put(name, b"body")
+    async with open_tree(DistantStorage(storage), tmp_path) as tree, trio.open_nursery() as nursery:
+        for name in names:
+            await tree.find(name)
+
+        async def remove() -> None:
+            for name in names:
+                await tree.unlink(name)
+                await trio.sleep(0.002)
+
+        nursery.start_soon(remove)
+        await trio.sleep(0.2)
+        left = set(await tree.names())
+        await tree.publish_all()
+        objects = await stored(storage)
+        assert left.issuperset(objects)
+        assert len(objects) > 100
+        nursery.cancel_scope.cancel()
+
+
 async def test_nothing_is_kept_of_what_was_published(autojump_clock: MockClock, tmp_path: Path) -> None:
     """Memory does not grow with the number of changes."""
     async with open_tree(MemoryStorage(), tmp_path) as tree:
