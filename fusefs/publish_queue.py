@@ -67,8 +67,10 @@ class PublishQueue:
         self.due: set[Inode] = set()
         #: Of those: who is to be looked at, in this order; who somebody waits for has not to wait for the rest.
         self.ready: Final = ReadyLine(self.is_asked_for)
-        #: Who was looked at, and has to wait for something that will end; whether that is under way.
-        self.parked: dict[Inode, bool] = {}
+        #: Who was looked at, and has to wait for something that will end.
+        self.parked: dict[Inode, None] = {}
+        #: Of those: who waits for what is not under way yet.
+        self._parked_for_others: set[Inode] = set()
         #: Who waits until the object of another inode has left a key, by that.
         self.waiting_for_key: Final = Waits()
         self._look_again_by = math.inf
@@ -223,7 +225,9 @@ class PublishQueue:
 
     def park(self, inode: Inode, *, for_what_is_under_way: bool = False) -> None:
         """Set a due inode aside until any attempt or deletion has ended."""
-        self.parked[inode] = for_what_is_under_way
+        self.parked[inode] = None
+        if not for_what_is_under_way:
+            self._parked_for_others.add(inode)
 
     def wait_for_key(self, inode: Inode, owner: Inode) -> None:
         """Set a due inode aside until something becomes of the one whose object, or one below, has its key."""
@@ -242,8 +246,13 @@ class PublishQueue:
 
     def waits_for_others(self, inode: Inode) -> bool:
         """Return whether a due inode waits for what others have to do first, and not only for a key."""
-        is_parked = inode in self.parked and not self.parked[inode]
+        is_parked = inode in self._parked_for_others
         return is_parked or inode in self.waiting_below or inode in self.waiting_for_source
+
+    def may_be_awaited(self, inode: Inode) -> bool:
+        """Return whether anybody who was set aside may wait for an inode; of who is parked it is not noted for whom."""
+        is_awaited = self.waiting_for_key.is_awaited(inode) or self.waiting_below.is_awaited(inode)
+        return is_awaited or bool(self._parked_for_others)
 
     def put_off(self, inode: Inode, until: float) -> bool:
         """Schedule a due inode anew, if that time has not come yet; return whether that is so."""
@@ -261,6 +270,7 @@ class PublishQueue:
         """Let everybody who is parked have another look: something has ended."""
         self._let_go(list(self.parked))
         self.parked.clear()
+        self._parked_for_others.clear()
         self._progress.unpark_all()
         self._wake.set()
 
@@ -328,6 +338,7 @@ class PublishQueue:
         for each in have_turn:
             self.ready.discard(each)
             self.parked.pop(each, None)
+            self._parked_for_others.discard(each)
             self.waiting_for_key.discard(each)
         self.due -= have_turn
         for each in inodes:

@@ -111,9 +111,11 @@ class Turns:
     def _may_close_circle(self, inode: Inode, obstacle: Inode) -> bool:
         """Return whether all may wait for each other once an inode waits for another one, which is cheap to tell.
 
-        Not where who is waited for in the end is on its way, or will be looked at: then that one closes the circle.
-        Where many wait in a row, this is asked for each of them.
+        Not where nobody waits for the inode yet, nor where who is waited for in the end is on its way, or will be
+        looked at: then that one closes the circle. Where many wait in a row, this is asked for each of them.
         """
+        if not self._queue.may_be_awaited(inode):
+            return False
         seen = {inode}
         while obstacle not in seen:
             seen.add(obstacle)

@@ -33,6 +33,10 @@ class Waits:
         """Return for whom an inode waits, if it does."""
         return self._awaited.get(inode)
 
+    def is_awaited(self, inode: Inode) -> bool:
+        """Return whether anybody waits for an inode."""
+        return inode in self._waiting
+
     def waiting_for(self, awaited: Inode) -> list[Inode]:
         """Return who waits for an inode."""
         return list(self._waiting.get(awaited, ()))

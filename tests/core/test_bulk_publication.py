@@ -24,6 +24,7 @@ from fusefs.content import Version
 from fusefs.filesystem import RENAME_EXCHANGE, FilesystemOptions
 from fusefs.placement import Placement
 from fusefs.turns import Turns
+from fusefs.waits import Waits
 from tests.core.tree import Tree, TreeOptions, open_tree
 from tests.support.faulty import FaultyStorage
 
@@ -64,6 +65,13 @@ async def renumber_all(tree: Tree, count: int) -> None:
     """As logrotate does: each waits for the key of the next."""
     for each in reversed(range(count)):
         await tree.rename(f"one/{each}", f"one/{each + 1}")
+
+
+async def renumber_below_a_new_directory(tree: Tree, count: int) -> None:
+    """The last one of those waits for the directory."""
+    await tree.mkdir("old")
+    await tree.rename(f"one/{count - 1}", "old/last")
+    await renumber_all(tree, count - 1)
 
 
 async def renumber_in_a_ring(tree: Tree, count: int) -> None:
@@ -108,6 +116,7 @@ async def work(count: int, act: Callable[[Tree, int], Awaitable[None]], where: P
         with pytest.MonkeyPatch.context() as patch:
             counted(patch, Turns, "look_at")
             counted(patch, Turns, "_waited_for_by")
+            counted(patch, Waits, "awaited_by")
             counted(patch, Placement, "departing_from")
             await act(tree, count)
             await tree.publish_all()
@@ -128,6 +137,7 @@ async def work(count: int, act: Callable[[Tree, int], Awaitable[None]], where: P
         replace_all,
         exchange_all,
         renumber_all,
+        renumber_below_a_new_directory,
         renumber_in_a_ring,
         remove_and_write_again,
         put_a_link_in_its_place,
