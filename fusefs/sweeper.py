@@ -127,9 +127,13 @@ class Sweeper:
 
     @property
     def wakes_at(self) -> float:
-        """When something may be deleted that may not now, if nothing happens before; infinity if that is nothing."""
-        waiting = [*self._held_back.values(), self._looks_at if self._has_put_off else math.inf]
-        return min((until for until in waiting if until > trio.current_time()), default=math.inf)
+        """When something may be deleted that could not be when it was looked, if nothing happens before.
+
+        That may be past by now; infinity if there is nothing, or a sweep is under way, which tells of its end.
+        """
+        if self.busy:
+            return math.inf
+        return self._looks_at if self._has_put_off else min(self._held_back.values(), default=math.inf)
 
     def _has_failed(self, version: Version, since: int) -> bool:
         return version in self._failed and self._failed[version][0] > since
