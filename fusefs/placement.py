@@ -76,6 +76,8 @@ class Placement:
         self._expected: dict[str, Inode] = {}
         #: How many owned and left objects, and sources, lie below a prefix, for each prefix of a key.
         self._below: Counter[str] = Counter()
+        #: How many of those are leftovers.
+        self._left_below: Counter[str] = Counter()
         self._recorders: list[Deletions] = []
 
     def place(self, inode: Inode, version: Version) -> None:
@@ -88,7 +90,7 @@ class Placement:
                 self._log.in_use(version)
             previous.version = None  # its object was overwritten
         if previous is None and version.key not in self._leftovers:
-            self._count(version.key, 1)
+            _count(self._below, version.key, 1)
         self._drop_leftover(version.key, is_in_use=self._leftovers.get(version.key) == version)
         self._owners[version.key] = inode
         inode.version = version
@@ -105,14 +107,14 @@ class Placement:
     def leave(self, version: Version) -> None:
         """Note an object of an earlier mount that belongs to nobody any more."""
         if version.key not in self._owners and version.key not in self._leftovers:
-            self._count(version.key, 1)
+            _count(self._below, version.key, 1)
             self._add_leftover(version)
             self._log.left_over(version, waits=False)
 
     def forget(self, key: str) -> None:
         """Note that we do not know what is under `key`: somebody else has changed it."""
         if key in self._owners or key in self._leftovers:
-            self._count(key, -1)
+            _count(self._below, key, -1)
         owner = self._owners.pop(key, None)
         if owner is not None:
             owner.version = None
@@ -122,7 +124,7 @@ class Placement:
         """Note that a leftover was deleted, or turned out to be somebody else's."""
         if self._leftovers.get(version.key) == version:
             self._drop_leftover(version.key, is_in_use=False)
-            self._count(version.key, -1)
+            _count(self._below, version.key, -1)
             for recorder in self._recorders:
                 recorder.note(version.key)
 
@@ -130,13 +132,13 @@ class Placement:
         """Note that whatever has this prefix in the bucket is below a directory, which may have another name."""
         directory.source = source
         self._sources[source] = directory
-        self._count(f"{source}?", 1)  # there is something below that nobody has looked at
+        _count(self._below, f"{source}?", 1)  # there is something below that nobody has looked at
 
     def end_source(self, directory: Directory) -> None:
         """Note that everything of a directory has an owner, or that nothing below is the directory's any more."""
         assert directory.source is not None
         del self._sources[directory.source]
-        self._count(f"{directory.source}?", -1)
+        _count(self._below, f"{directory.source}?", -1)
         directory.source = None
 
     @property
@@ -239,7 +241,10 @@ class Placement:
         prefix = f"{target}/"
         if target.endswith("/") or not self.knows_below(prefix) or self._is_wanted(prefix):
             return None
-        departing = (*self._owners.items(), *self._expected.items(), *self._sources.items())
+        # Only if there may be any is it looked for them among all that there are.
+        has_owners = prefix in self._owners or self._below[prefix] > self._left_below[prefix]
+        owners = self._owners.items() if has_owners else ()
+        departing = (*owners, *self._expected.items(), *self._sources.items())
         return [inode for key, inode in departing if key.startswith(prefix)]
 
     def leftovers(self) -> Mapping[str, Version]:
@@ -321,6 +326,7 @@ class Placement:
             self._log.left_over(version, waits=waits)
 
     def _add_leftover(self, version: Version) -> None:
+        _count(self._left_below, version.key, 1)
         self._leftovers[version.key] = version
         if version.key.endswith("/"):
             self._left_markers[version.key] = None
@@ -328,20 +334,14 @@ class Placement:
     def _drop_leftover(self, key: str, *, is_in_use: bool) -> None:
         """Note that a leftover is none any more; `is_in_use` if what looks the same may be somebody's now."""
         leftover = self._leftovers.pop(key, None)
+        if leftover is None:
+            return
         self._left_markers.pop(key, None)
-        if leftover is not None and is_in_use:
+        _count(self._left_below, key, -1)
+        if is_in_use:
             self._log.in_use(leftover)
-        elif leftover is not None:
+        else:
             self._log.gone(leftover)
-
-    def _count(self, key: str, change: int) -> None:
-        end = key.rfind("/", 0, len(key) - 1)
-        while end >= 0:
-            prefix = key[: end + 1]
-            self._below[prefix] += change
-            if not self._below[prefix]:
-                del self._below[prefix]
-            end = key.rfind("/", 0, end)
 
     def _is_wanted(self, key: str) -> bool:
         return self._wanting(key) is not None
@@ -360,6 +360,17 @@ class Placement:
 def _is_here(file: File) -> bool:
     """Return whether nothing is needed of a file's object any more: neither bytes nor long extended attributes."""
     return file.content.detached and not extended_attributes.is_reference(file.attributes.xattrs)
+
+
+def _count(below: Counter[str], key: str, change: int) -> None:
+    """Note that there is more, or less, below each prefix of a key."""
+    end = key.rfind("/", 0, len(key) - 1)
+    while end >= 0:
+        prefix = key[: end + 1]
+        below[prefix] += change
+        if not below[prefix]:
+            del below[prefix]
+        end = key.rfind("/", 0, end)
 
 
 def unseen(key: str) -> Version:

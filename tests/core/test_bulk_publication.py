@@ -22,6 +22,7 @@ from backends.memory import MemoryStorage
 from fusefs import sweeper
 from fusefs.content import Version
 from fusefs.filesystem import RENAME_EXCHANGE, FilesystemOptions
+from fusefs.inodes import Inode
 from fusefs.placement import Placement
 from fusefs.turns import Turns
 from fusefs.waits import Waits
@@ -212,6 +213,34 @@ async def test_a_long_look_through_what_is_left_over_is_not_taken_again_at_once(
         assert not tree.placement._leftovers
     assert 1 < len(looks) < 10, looks
     assert all(after - before >= 5 for before, after in pairwise(looks))
+
+
+async def test_whose_objects_leave_a_directory_is_looked_for_once(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Among all that there are; and not again for what belongs to nobody, and is deleted soon."""
+    storage, looks = MemoryStorage(), 0
+    for each in range(FEW):
+        await storage.put(f"{each}/file", b"body")
+
+    class Counted(dict[str, Inode]):
+        def items(self) -> Any:
+            nonlocal looks
+            looks += 1
+            return super().items()
+
+    async with open_tree(DistantStorage(storage), tmp_path, TreeOptions(logged=True)) as tree:
+        await tree.mkdir("old")
+        for each in range(FEW):
+            await tree.find(f"{each}/file")
+        tree.placement._owners = Counted(tree.placement._owners)
+        for each in range(FEW):
+            await tree.rename(f"{each}", f"old/{each}")
+            await tree.symlink(f"{each}", b"old")
+        await tree.publish_all()
+        assert FEW <= looks < 2 * FEW
+        assert not tree.placement._left_below
+        assert not tree.publisher.pending_inodes()
 
 
 @pytest.mark.parametrize("later", [0, 0.3])
