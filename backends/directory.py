@@ -50,7 +50,7 @@ from backends.directory_files import translate
 from backends.errors import StorageError
 from backends.listing import parse_query
 from backends.packing_bucket import Packing, PackingBucket
-from backends.threads import Threads
+from backends.threads import Threads, beside_others
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -157,7 +157,7 @@ class DirectoryStorage(ObjectStorage):
         # The calls that are under way end soon, and cannot be cancelled either.
         with trio.CancelScope(shield=True):
             await self._threads.wait_until_idle()
-            await trio.to_thread.run_sync(self._bucket.close)
+            await beside_others(self._bucket.close)
 
     async def _run(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Make a blocking call in a thread, to its end, and translate what the system answers."""

@@ -34,7 +34,7 @@ from backends.s3_list_answers import read_at_once
 from backends.s3_options import S3Options
 from backends.s3_quick import QuickClient, Route, Unreadable, is_plain, serves
 from backends.s3_values import Checksum, content_md5, quote_etag, unquote_etag
-from backends.threads import Threads
+from backends.threads import Threads, beside_others
 
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSPreparedRequest, AWSRequest
@@ -262,7 +262,7 @@ class Bucket:
             await self._threads.wait_until_idle()
             self._quick_client = None
             if self._client is not None:
-                await trio.to_thread.run_sync(self._client.close)
+                await beside_others(self._client.close)
 
     def _call_in_thread(
         self,

@@ -13,6 +13,7 @@ from typing import Final
 
 import trio
 
+from backends.threads import beside_others
 from fusefs.attributes import Defaults
 from fusefs.changes import Changes
 from fusefs.index_format import Block, encode_block
@@ -22,7 +23,7 @@ from fusefs.inodes import Directory
 from fusefs.keys import name_of
 from fusefs.listed import ListedDirectory, ListedEntry, ListedObject
 from fusefs.placement import Placement
-from fusefs.tree_index import TreeIndex, beside_others, shard_of
+from fusefs.tree_index import TreeIndex, shard_of
 
 INTERVAL_SECONDS: Final = 60.0
 """Between two times that the index is written while something changes."""

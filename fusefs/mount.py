@@ -37,9 +37,9 @@ from fusefs.control_server import ControlServer
 from fusefs.errors import MountError
 from fusefs.kernel_tuning import tune_mount, tune_process
 from fusefs.lease import check_before_sending
-from fusefs.mountpoints import check_mountpoint, sync_filesystem
+from fusefs.mountpoints import check_mountpoint
 from fusefs.operations import FuseOperations, KernelOptions
-from fusefs.page_collector import PageCollector
+from fusefs.page_collector import PageCollector, collect_pages
 from fusefs.request_turns import Trio
 from fusefs.rescue import rescue
 from fusefs.stage_budget import StageBudget
@@ -326,8 +326,15 @@ class _Session:
 
     async def _announce(self, observer: Observer) -> None:
         """Send one request round through the kernel, and then say that the mount is there."""
-        status = await trio.to_thread.run_sync(os.stat, self._mountpoint)
-        await trio.to_thread.run_sync(tune_mount, status.st_dev)
+
+        def ask_and_tune() -> None:
+            tune_mount(os.stat(self._mountpoint).st_dev)
+
+        try:
+            # If the mount fails before it has answered, only its end lets the call return.
+            await trio.to_thread.run_sync(ask_and_tune, abandon_on_cancel=True)
+        except RuntimeError as error:  # so says CPython where pthread_create(3) says EAGAIN
+            raise MountError(f"{error}: a limit of this host or container is reached") from error
         _log.info("%s is mounted on %s", self._config.store.url, self._mountpoint)
         observer.ready()
 
@@ -365,7 +372,7 @@ class _Session:
         """Publish everything, the pages that only the kernel holds included. Raises why something was not."""
         if self._mounted and not self._config.mount.read_only:
             try:
-                await trio.to_thread.run_sync(sync_filesystem, self._mountpoint)
+                await collect_pages(self._mountpoint)
             except OSError:
                 if self._committer is not None:
                     self._committer.check()  # which says why the kernel's pages are refused, where that is for good

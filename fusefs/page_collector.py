@@ -7,6 +7,7 @@ takes a quarter of it at most.
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -23,6 +24,18 @@ COLLECTING_SHARE: Final = 0.5
 
 USUAL_SYNC_SECONDS: Final = 0.1
 """In which the kernel has handed over its pages, unless those who write them have to wait for the store."""
+
+
+async def collect_pages(mountpoint: Path) -> None:
+    """Have the kernel hand over every page of the mount. Raises OSError, also where there is no room for a thread.
+
+    Whoever is cancelled leaves the call behind: it may have to wait until the mount is gone, and that for whoever waits
+    for the call.
+    """
+    try:
+        await trio.to_thread.run_sync(sync_filesystem, mountpoint, abandon_on_cancel=True)
+    except RuntimeError as error:  # so says CPython where pthread_create(3) says EAGAIN
+        raise OSError(errno.EAGAIN, f"{error}: a limit of this host or container is reached") from error
 
 
 class PageCollector:
@@ -55,7 +68,7 @@ class PageCollector:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._commit_meanwhile)
                     try:
-                        await trio.to_thread.run_sync(sync_filesystem, self._mountpoint)
+                        await collect_pages(self._mountpoint)
                     except OSError as error:
                         _log.warning("the kernel's pages could not be fetched: %s", error.strerror)
                     nursery.cancel_scope.cancel()

@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
-from typing import Final, TypeVar
+from typing import Final
 
 import trio
 
@@ -39,6 +39,7 @@ from backends.base import (
     iterate_pages,
 )
 from backends.errors import NotFound, PreconditionFailed, StorageError
+from backends.threads import beside_others
 from fusefs.attributes import Defaults
 from fusefs.content import Spawn
 from fusefs.index_format import Block, DamagedIndex, Shard, decode_block, decode_shard, encode_shard
@@ -46,8 +47,6 @@ from fusefs.keys import RESERVED_PREFIX
 from fusefs.listed import ListedDirectory, ListedEntry, ListedObject
 
 _log = logging.getLogger(__name__)
-
-_T = TypeVar("_T")
 
 INDEX_PREFIX: Final = f"{RESERVED_PREFIX}index/"
 
@@ -120,14 +119,6 @@ LARGE_PAYLOAD: Final = 256 * KIB
 """Bytes of a block, of 15,000 entries or so, that is unpacked in a thread: 100,000 take half a second."""
 
 NO_MEMORIES: Final = Memories({}, not_after_ns=0, same_defaults=True)
-
-
-async def beside_others(call: Callable[[], _T]) -> _T:
-    """Make a long call in a thread; here, where the host has no room for another: nothing depends on it being quick."""
-    try:
-        return await trio.to_thread.run_sync(call)
-    except RuntimeError:  # so says CPython where pthread_create(3) says EAGAIN
-        return call()
 
 
 @dataclass(eq=False, slots=True)

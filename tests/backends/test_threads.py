@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from backends.errors import NoThread
-from backends.threads import Threads
+from backends.threads import Threads, beside_others
 
 
 async def test_each_caller_gets_the_answer_or_the_error_of_its_call() -> None:
@@ -102,3 +102,13 @@ async def test_a_host_without_room_for_another_thread_is_a_store_that_can_be_ask
     assert not caught.value.is_in_doubt
     with trio.fail_after(60):
         assert await threads.run(lambda: 2) == 2
+
+
+async def test_what_is_to_be_done_at_last_needs_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the host has no room for one, it takes its time here; raised by a task of a mount, that would end it."""
+
+    async def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", refuse)
+    assert await beside_others(lambda: 5) == 5

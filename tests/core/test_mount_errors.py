@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from trio.testing import MockClock
 from backends.base import Data
 from backends.errors import AccessDenied
 from backends.memory import MemoryStorage
-from fusefs import mount
+from fusefs import mount, page_collector
 from fusefs.config import Config
 from fusefs.control import Progress
 from fusefs.errors import MountError
@@ -203,7 +204,73 @@ async def test_for_as_long_as_the_end_takes_it_is_told_what_is_left(
     monkeypatch.setattr(MemoryStorage, "put", slow)
     monkeypatch.setattr(pyfuse3, "terminate", terminated.set)
     monkeypatch.setattr(mount._Session, "_announce", doing_nothing)  # which is said in a thread
-    monkeypatch.setattr(mount, "sync_filesystem", lambda mountpoint: None)
+    monkeypatch.setattr(page_collector, "sync_filesystem", lambda mountpoint: None)
     serve_with(monkeypatch, make_file)
     await mount.run_mount(config, observer)
     assert observer.told.count("ending 1") >= 100 / REPEAT_SECONDS
+
+
+async def test_a_second_signal_ends_the_waiting_for_the_kernel(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot hand over its pages while a write(2) of it has to wait, and says so only when the mount is gone."""
+    asked, terminated, gone = trio.Event(), trio.Event(), threading.Event()
+    waited_in_vain: list[bool] = []
+
+    def wait_until_it_is_gone(mountpoint: Path) -> None:
+        trio.from_thread.run_sync(asked.set)
+        waited_in_vain.append(not gone.wait(10))
+
+    async def be_told_twice(filesystem: Filesystem) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        await asked.wait()
+        signal.raise_signal(signal.SIGTERM)
+        await terminated.wait()
+
+    serve_with(monkeypatch, be_told_twice)
+    monkeypatch.setattr(page_collector, "sync_filesystem", wait_until_it_is_gone)
+    monkeypatch.setattr(mount._Session, "_announce", doing_nothing)
+    monkeypatch.setattr(pyfuse3, "terminate", terminated.set)
+    monkeypatch.setattr(pyfuse3, "close", lambda unmount: gone.set())
+    await mount.run_mount(config, Nobody())
+    assert not any(waited_in_vain)
+
+
+async def test_a_mount_that_cannot_ask_itself_is_none(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request to it takes a thread; where there is no room for one, it is a line that says so."""
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def serve(filesystem: Filesystem) -> None:
+        monkeypatch.setattr(trio.to_thread, "run_sync", refuse)
+        await trio.sleep_forever()
+
+    serve_with(monkeypatch, serve)
+    with pytest.raises(MountError, match=r"^can't start new thread: a limit of this host"):
+        await mount.run_mount(config, Nobody())
+
+
+async def test_a_mount_that_fails_before_it_has_answered_ends(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks it has an answer when it is gone, and not before."""
+    asked, gone = trio.Event(), threading.Event()
+    waited_in_vain: list[bool] = []
+
+    def wait_until_it_is_gone(device: int) -> None:
+        trio.from_thread.run_sync(asked.set)
+        waited_in_vain.append(not gone.wait(10))
+
+    async def fail(filesystem: Filesystem) -> None:
+        await asked.wait()
+        raise KeyError("a defect")
+
+    serve_with(monkeypatch, fail)
+    monkeypatch.setattr(mount, "tune_mount", wait_until_it_is_gone)
+    monkeypatch.setattr(pyfuse3, "close", lambda unmount: gone.set())
+    with pytest.raises(ExceptionGroup):
+        await mount.run_mount(config, Nobody())
+    assert not any(waited_in_vain)

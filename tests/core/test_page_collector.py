@@ -67,7 +67,13 @@ async def test_without_a_writer_the_mount_is_not_touched(
 ) -> None:
     """The descriptor of the call would be in the way of umount(8)."""
     synced: list[Path] = []
-    monkeypatch.setattr(page_collector, "sync_filesystem", synced.append)
+    touched = trio.Event()
+
+    def sync(mountpoint: Path) -> None:
+        synced.append(mountpoint)
+        trio.from_thread.run_sync(touched.set)
+
+    monkeypatch.setattr(page_collector, "sync_filesystem", sync)
     writers = False
     log = SlowLog()
     collector = PageCollector(
@@ -78,7 +84,7 @@ async def test_without_a_writer_the_mount_is_not_touched(
         await trio.sleep(10 * INTERVAL)
         assert synced == []
         writers = True
-        await trio.sleep(INTERVAL)
+        await touched.wait()
         nursery.cancel_scope.cancel()
     assert set(synced) == {Path("mnt")}
 
@@ -110,3 +116,39 @@ async def test_failures_end_nothing(
     lines = [record.getMessage() for record in caplog.records]
     assert lines.count("the kernel's pages could not be fetched: refused") >= 2
     assert lines.count("what was done without fsync is not in the log yet: no answer") >= 2
+
+
+async def test_without_room_for_a_thread_the_log_is_told_of_everything_else(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    log = SlowLog()
+    monkeypatch.setattr(trio.to_thread, "run_sync", refuse)
+    collector = PageCollector(Path(), has_writers=lambda: True, commit=log.commit, interval_seconds=INTERVAL)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(collector.run)
+        await trio.sleep(10 * INTERVAL)
+        nursery.cancel_scope.cancel()
+    assert log.commits > 10
+    assert "the kernel's pages could not be fetched: can't start new thread" in caplog.text
+
+
+async def test_whoever_ends_does_not_wait_for_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have to wait for the end of the mount itself, which is behind."""
+    asked, gone = trio.Event(), threading.Event()
+    waited_in_vain: list[bool] = []
+
+    def wait_until_it_is_gone(mountpoint: Path) -> None:
+        trio.from_thread.run_sync(asked.set)
+        waited_in_vain.append(not gone.wait(10))
+
+    monkeypatch.setattr(page_collector, "sync_filesystem", wait_until_it_is_gone)
+    collector = PageCollector(Path(), has_writers=lambda: True, commit=SlowLog().commit, interval_seconds=0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(collector.run)
+        await asked.wait()
+        nursery.cancel_scope.cancel()
+    gone.set()
+    assert not waited_in_vain

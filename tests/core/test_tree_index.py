@@ -143,16 +143,6 @@ async def test_a_large_directory_holds_up_nobody(
     assert threading.get_ident() not in threads
 
 
-async def test_what_is_known_of_a_large_directory_needs_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the host has no room for one, it takes its time here; in the mount's own task it would end that."""
-
-    async def refuse(*_: object) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(trio.to_thread, "run_sync", refuse)
-    assert await tree_index.beside_others(lambda: 5) == 5
-
-
 async def test_what_somebody_else_changed_meanwhile(autojump_clock: MockClock, tmp_path: Path) -> None:
     """Content, attributes alone, a removal, a new object: each is what it is now. A number stays with its name."""
     storage = Seconds()
