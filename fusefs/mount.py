@@ -258,7 +258,8 @@ class _Session:
         self._ending = trio.Event()
         #: Whether what could not be published has been rescued.
         self._ended = False
-        self._patience = trio.CancelScope()
+        #: Of all that waits for uploads, or has done so.
+        self._patiences: list[trio.CancelScope] = []
         self._impatient = False
 
     async def run(self, observer: Observer) -> None:
@@ -352,12 +353,14 @@ class _Session:
         number = await anext(signals)
         _log.warning("%s again: not waiting for uploads any more", signal.Signals(number).name)
         self._impatient = True
-        self._patience.cancel()
+        for patience in self._patiences:
+            patience.cancel()
 
     def _with_patience(self) -> trio.CancelScope:
         """Return a scope that a second signal ends."""
-        self._patience = trio.CancelScope(deadline=-math.inf if self._impatient else math.inf)
-        return self._patience
+        patience = trio.CancelScope(deadline=-math.inf if self._impatient else math.inf)
+        self._patiences.append(patience)
+        return patience
 
     async def _stop(self) -> None:
         with self._with_patience():

@@ -210,6 +210,47 @@ async def test_for_as_long_as_the_end_takes_it_is_told_what_is_left(
     assert observer.told.count("ending 1") >= 100 / REPEAT_SECONDS
 
 
+@pytest.mark.parametrize("how", ["unmounted", "told to end"])
+async def test_a_second_signal_ends_the_waiting_for_uploads(
+    config: Config, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the first one came when somebody else had unmounted it: two are waited for then."""
+    sending, terminated = trio.Event(), trio.Event()
+    signals = iter([signal.SIGTERM] * 2)
+    put = MemoryStorage.put
+
+    async def hang(self: MemoryStorage, key: str, data: Data, **how: Any) -> str:
+        if not key.startswith(".fusefs/"):
+            sending.set()
+            await trio.sleep_forever()
+        return await put(self, key, data, **how)
+
+    class Impatient(Nobody):
+        def ending(self, left: Progress) -> None:
+            if (number := next(signals, None)) is not None:
+                signal.raise_signal(number)
+
+    async def make_file(filesystem: Filesystem) -> None:
+        _, handle = await filesystem.create(1, b"file", 0o644, os.O_WRONLY, Caller(uid=0, gid=0))
+        await filesystem.release(handle)
+        await sending.wait()
+        if how == "told to end":
+            signal.raise_signal(next(signals))
+            await terminated.wait()
+
+    serve_with(monkeypatch, make_file)
+    monkeypatch.setattr(MemoryStorage, "put", hang)
+    monkeypatch.setattr(mount, "REPEAT_SECONDS", 0.01)
+    monkeypatch.setattr(pyfuse3, "terminate", terminated.set)
+    monkeypatch.setattr(mount._Session, "_announce", doing_nothing)
+    monkeypatch.setattr(page_collector, "sync_filesystem", lambda mountpoint: None)
+    with (
+        trio.fail_after(30),
+        pytest.raises(MountError, match=r"^1 change is in the log and not published yet"),
+    ):
+        await mount.run_mount(config, Impatient())
+
+
 async def test_a_second_signal_ends_the_waiting_for_the_kernel(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
