@@ -304,6 +304,7 @@ class _Session:
             _log.debug("the mount has gone while a request was being read")
 
     def _mount(self) -> None:
+        check_mountpoint(self._mountpoint)  # again: it may have taken minutes to come here
         pyfuse3.trio = Trio  # type: ignore[attr-defined]
         try:
             pyfuse3.init(self._operations, str(self._mountpoint), set(self._options()))

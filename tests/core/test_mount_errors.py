@@ -210,6 +210,20 @@ async def test_for_as_long_as_the_end_takes_it_is_told_what_is_left(
     assert observer.told.count("ending 1") >= 100 / REPEAT_SECONDS
 
 
+async def test_what_has_been_put_into_the_mount_point_meanwhile_is_not_hidden(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is another mount that has been quicker: to wait for the lease, or to read a log, may take minutes."""
+
+    async def put_a_file_there(*_: object) -> None:
+        (config.mount.mountpoint / "file").touch()
+
+    serve_with(monkeypatch, doing_nothing)
+    monkeypatch.setattr(mount, "_probe", put_a_file_there)
+    with pytest.raises(MountError, match="is not empty"):
+        await mount.run_mount(config, Nobody())
+
+
 @pytest.mark.parametrize("how", ["unmounted", "told to end"])
 async def test_a_second_signal_ends_the_waiting_for_uploads(
     config: Config, how: str, monkeypatch: pytest.MonkeyPatch
