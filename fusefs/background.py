@@ -26,8 +26,9 @@ _STANDARD_ERROR: Final = 2
 def go_into_background() -> Callable[[], None] | None:
     """Return twice: in a daemon at once, and None where the command was given when the daemon is ready.
 
-    What the daemon gets is called as soon as it is. Where it ends before, the command ends with the same status, or
-    raises `MountError` if a signal ended it. Whoever interrupts the command ends the daemon too.
+    What the daemon gets is called as soon as it is, and raises `MountError` if the command has gone. Where the daemon
+    ends before, the command ends with the same status, or raises `MountError` if a signal ended it. Whoever interrupts
+    the command ends the daemon too.
     """
     read_end, write_end = os.pipe()
     daemon = os.fork()
@@ -43,9 +44,8 @@ def go_into_background() -> Callable[[], None] | None:
                 return None
         _, status = os.waitpid(daemon, 0)
     except KeyboardInterrupt:
-        os.kill(
-            daemon, signal.SIGTERM
-        )  # in a session of its own it hears of nothing, and would go on for nobody
+        # In a session of its own it hears of nothing, and would go on for nobody.
+        os.kill(daemon, signal.SIGTERM)
         raise
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
@@ -58,7 +58,10 @@ def go_into_background() -> Callable[[], None] | None:
 
 def _tell_ready(write_end: int) -> None:
     _give_up(_STANDARD_ERROR)
-    os.write(write_end, _READY)
+    try:
+        os.write(write_end, _READY)
+    except OSError as error:
+        raise MountError("the command that was to wait for the mount has gone") from error
     os.close(write_end)
 
 

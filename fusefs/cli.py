@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +29,8 @@ from fusefs.mountpoints import check_alive, check_mountpoint, remove_if_dead, un
 from fusefs.quantities import brief_size
 from fusefs.service_manager import ServiceManager
 from fusefs.status_text import counted
+
+_log = logging.getLogger(__name__)
 
 _LINE_START: Final = "fusefs: "
 """Of all that is said on standard error."""
@@ -93,12 +95,21 @@ def _mount_here(config: Config, tell_ready: Callable[[], None] = lambda: None) -
     from fusefs.mount import run_mount
 
     _set_up_log(config)
-    with _without_groups():
-        trio.run(run_mount, config, _Starter(config, tell_ready))
+    try:
+        with _without_groups():
+            trio.run(run_mount, config, _Starter(config, tell_ready))
+    except Exception as error:
+        if config.mount.log_file is not None:  # where standard error leads nowhere, nothing else has it
+            is_defect = not isinstance(error, MountError)
+            _log.error("the mount has failed: %s", error, exc_info=is_defect)
+        raise
 
 
 class _Starter:
-    """Who has started the mount: a terminal, the command that waits until it is ready, a service manager."""
+    """Who has started the mount: a terminal, the command that waits until it is ready, a service manager.
+
+    Any of them may be gone by the time that it is told something.
+    """
 
     def __init__(self, config: Config, tell_ready: Callable[[], None]) -> None:
         mount = config.mount
@@ -343,8 +354,9 @@ def _watch(label: str, progress: Iterator[Progress]) -> str | None:
 
 
 def _tell(line: str) -> None:
-    """Show how far something is."""
-    click.echo(f"{_LINE_START}{line}", err=True)
+    """Show how far something is, to whoever may be there."""
+    with suppress(OSError):
+        click.echo(f"{_LINE_START}{line}", err=True)
 
 
 def _fail(message: str, *, status: int) -> NoReturn:

@@ -58,13 +58,13 @@ INDEX_PATIENCE_SECONDS: Final = 30.0
 
 
 class Observer(Protocol):
-    """Whoever has started a mount, and is told how far it is. Nothing of it raises."""
+    """Whoever has started a mount, and is told how far it is."""
 
     def starting(self, line: str) -> None:
         """Be told, every few seconds, how far a mount is that does not answer yet."""
 
     def ready(self) -> None:
-        """Be told that the mount answers."""
+        """Be told that the mount answers. Raises `MountError` where nobody wants it any more."""
 
     def ending(self, left: Progress) -> None:
         """Be told, every few seconds, what is left to be published by a mount that ends."""
