@@ -38,6 +38,7 @@ def go_into_background() -> Callable[[], None] | None:
         _give_up(_STANDARD_INPUT, _STANDARD_OUTPUT)
         return partial(_tell_ready, write_end)
     os.close(write_end)
+    _interrupt_on_end()
     try:
         with os.fdopen(read_end, "rb") as ready:
             if ready.read() == _READY:
@@ -54,6 +55,13 @@ def go_into_background() -> Callable[[], None] | None:
             " mount again"
         )
     sys.exit(code or 1)
+
+
+def _interrupt_on_end() -> None:
+    """Let what ends this process be as Ctrl-C, unless it is to be ignored (nohup)."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
 
 
 def _tell_ready(write_end: int) -> None:

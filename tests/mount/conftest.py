@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,3 +86,11 @@ def distance(s3_server: SeaweedFS) -> Iterator[Distance]:
 def far_mount(new_mount: NewMount, distance: Distance) -> Mount:
     """The test's prefix, mounted from afar."""
     return new_mount(None, "--endpoint", distance.endpoint).mount()
+
+
+@pytest.fixture
+def hangup_is_heard() -> Iterator[None]:
+    """Let SIGHUP end what the tests start, also where they themselves are to survive it (nohup)."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)

@@ -100,8 +100,10 @@ def test_standard_error_may_be_closed(new_mount: NewMount) -> None:
     assert mount.is_mounted
 
 
-def test_ctrl_c_leaves_no_daemon_behind(new_mount: NewMount) -> None:
-    """Whoever stops waiting for a mount does not get it later."""
+@pytest.mark.usefixtures("hangup_is_heard")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_whoever_stops_waiting_leaves_no_daemon_behind(new_mount: NewMount, number: signal.Signals) -> None:
+    """The mount does not come later, by Ctrl-C, timeout(1) or the end of the terminal."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         mount = new_mount("s3://bucket", "--endpoint", endpoint)
@@ -109,7 +111,7 @@ def test_ctrl_c_leaves_no_daemon_behind(new_mount: NewMount) -> None:
         silent.settimeout(COMMAND_SECONDS)
         connection, _ = silent.accept()  # the daemon is asking
         with connection:
-            command.send_signal(signal.SIGINT)
+            command.send_signal(number)
             assert command.wait(COMMAND_SECONDS) == 1
             mount.wait_for_end()
         command.communicate()
