@@ -4,8 +4,8 @@ Beginning: the mount point is checked, the store is asked what it can do, the tr
 when a request has gone round through the kernel is the mount called ready. How far that is, is told in lines, and
 answered on the socket.
 
-End, whoever asks for it (SIGTERM, SIGINT, `fusefs umount`, umount(8)): what the kernel still holds is fetched from
-it, everything is published, the mount goes away, and what came in meanwhile is published. What cannot be published
+End, whoever asks for it (SIGTERM, SIGINT, SIGHUP, `fusefs umount`, umount(8)): what the kernel still holds is fetched
+from it, everything is published, the mount goes away, and what came in meanwhile is published. What cannot be published
 is moved to `cache_dir/rescued`, and the process ends with an error that says so. A second signal stops the waiting.
 """
 
@@ -265,7 +265,7 @@ class _Session:
     async def run(self, observer: Observer) -> None:
         """Mount, serve until somebody ends it, and publish what is left."""
         with (
-            trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
+            trio.open_signal_receiver(*_ending_signals()) as signals,
             self._complaints.noted(),
         ):
             self._mount()
@@ -352,6 +352,8 @@ class _Session:
         _log.info("%s: publishing what is left, then unmounting", signal.Signals(number).name)
         nursery.start_soon(self._stop)
         number = await anext(signals)
+        while number == signal.SIGHUP:  # of which a terminal that goes may send several
+            number = await anext(signals)
         _log.warning("%s again: not waiting for uploads any more", signal.Signals(number).name)
         self._impatient = True
         for patience in self._patiences:
@@ -453,6 +455,13 @@ class _Session:
 
     def _rescue(self) -> int:
         return rescue(self._publisher.pending_inodes(), self._cache.rescued)
+
+
+def _ending_signals() -> Iterator[signal.Signals]:
+    """Yield what ends a mount: the end of its terminal, too, unless it is to survive that (nohup)."""
+    yield from (signal.SIGTERM, signal.SIGINT)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        yield signal.SIGHUP
 
 
 def _in_ascii(url: str) -> str:

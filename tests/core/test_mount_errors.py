@@ -13,7 +13,7 @@ from typing import Any
 import pyfuse3
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from backends.base import Data
 from backends.errors import AccessDenied
@@ -263,6 +263,35 @@ async def test_a_second_signal_ends_the_waiting_for_uploads(
         pytest.raises(MountError, match=r"^1 change is in the log and not published yet"),
     ):
         await mount.run_mount(config, Impatient())
+
+
+@pytest.mark.parametrize("is_ignored", [False, True])
+async def test_a_terminal_that_goes_ends_a_mount_as_if_it_were_told_to(
+    bucket: Path, config_of_bucket: Config, is_ignored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it says so; nothing is thrown away. Who has started it with nohup has it as before."""
+    terminated = trio.Event()
+
+    async def hang_up(filesystem: Filesystem) -> None:
+        _, handle = await filesystem.create(1, b"file", 0o644, os.O_WRONLY, Caller(uid=0, gid=0))
+        await filesystem.write(handle, 0, b"precious")
+        for _ in range(3):
+            signal.raise_signal(signal.SIGHUP)
+            await wait_all_tasks_blocked()
+        if not is_ignored:
+            await terminated.wait()
+        assert terminated.is_set() is not is_ignored
+
+    serve_with(monkeypatch, hang_up)
+    monkeypatch.setattr(pyfuse3, "terminate", terminated.set)
+    monkeypatch.setattr(mount._Session, "_announce", doing_nothing)
+    monkeypatch.setattr(page_collector, "sync_filesystem", lambda mountpoint: None)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if is_ignored else signal.SIG_DFL)
+    try:
+        await mount.run_mount(config_of_bucket, Nobody())
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (bucket / "file").read_bytes() == b"precious"
 
 
 async def test_a_second_signal_ends_the_waiting_for_the_kernel(

@@ -270,7 +270,8 @@ def complaint(mount: Mount) -> str:
 # The end
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.usefixtures("hangup_is_heard")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_publishes_everything(new_mount: NewMount, bucket: Bucket, number: signal.Signals) -> None:
     """A signal ends a mount in the foreground with status 0; what was written before is in the bucket: closed files,
     bytes that only the kernel has, and those of a file that some program still has open.
