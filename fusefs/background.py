@@ -23,6 +23,13 @@ _STANDARD_OUTPUT: Final = 1
 _STANDARD_ERROR: Final = 2
 
 
+def open_standard_descriptors() -> None:
+    """Let none of the three be closed: what is opened next would have its number, and be lost with what that is for."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+
+
 def go_into_background() -> Callable[[], None] | None:
     """Return twice: in a daemon at once, and None where the command was given when the daemon is ready.
 

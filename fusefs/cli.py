@@ -20,7 +20,7 @@ from typing import Final, NoReturn
 
 import click
 
-from fusefs.background import go_into_background
+from fusefs.background import go_into_background, open_standard_descriptors
 from fusefs.config import Config
 from fusefs.control import ControlClient, Progress
 from fusefs.errors import ConfigError, MountError
@@ -45,6 +45,7 @@ _config_option: Final = click.option(
 @click.version_option(version("fusefs"), prog_name="fusefs")
 def main() -> None:
     """Mount an S3 bucket as a directory that a server can keep its data in."""
+    open_standard_descriptors()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: names may be any bytes
 
@@ -343,7 +344,7 @@ def _watch(label: str, progress: Iterator[Progress]) -> str | None:
     """Show progress on a terminal until its end; return the daemon's complaint, if it has one."""
     most = 0
     last: Progress | None = None
-    shown = sys.stderr if sys.stderr.isatty() else io.StringIO()
+    shown = sys.stderr if sys.stderr is not None and sys.stderr.isatty() else io.StringIO()
     with click.progressbar(length=1, label=label, file=shown) as bar:
         for last in progress:
             left = last.pending_bytes + last.pending_inodes

@@ -93,11 +93,14 @@ def test_what_is_not_as_it_should_be_is_said_once(
     assert error.startswith(f"fusefs: {mount.url}: ")
 
 
-def test_standard_error_may_be_closed(new_mount: NewMount) -> None:
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
+def test_standard_descriptors_may_be_closed(new_mount: NewMount, closed: str) -> None:
     mount = new_mount("memory://")
-    without = ["bash", "-c", 'exec "$@" 2>&-', "bash"]
+    without = ["bash", "-c", f'exec "$@" {closed}', "bash"]
     assert mount.run([*without, *mount.mount_command()]).returncode == 0
     assert mount.is_mounted
+    assert mount.run([*without, *mount.umount_command()]).returncode == 0
+    assert not mount.is_mounted
 
 
 @pytest.mark.usefixtures("hangup_is_heard")
