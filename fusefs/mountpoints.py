@@ -115,7 +115,10 @@ def sync_filesystem(mountpoint: Path) -> None:
 def unmount(mountpoint: Path, *, is_lazy: bool = False) -> None:
     """Ask the kernel to end the mount, also if it is busy if this `is_lazy`. Raises `MountError` where it does not."""
     command = ["fusermount3", "-uz" if is_lazy else "-u", str(mountpoint)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise MountError(f"{mountpoint} cannot be unmounted: {command[0]}: {error.strerror}") from error
     if done.returncode != 0:
         reason = done.stderr.strip().rpartition(": ")[2] or f"fusermount3 exited with {done.returncode}"
         raise MountError(f"{mountpoint} cannot be unmounted: {reason}")

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from fusefs import mountpoints
+from fusefs.errors import MountError
 from tests.mount.conftest import NewMount
 from tests.support.bucket import Bucket
 from tests.support.mounts import COMMAND_SECONDS, Mount, wait_until
@@ -163,6 +164,13 @@ def test_the_dead_mount_of_another_file_system_is_left_alone(
     assert not mountpoints.remove_if_dead(tmp_path)  # which belongs to none at all
     assert not mountpoints.remove_if_dead(Path("/proc"))
     assert os.path.ismount("/proc")
+
+
+def test_without_fusermount3_nothing_is_unmounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root mounts without it; that it is not there is a line that names it."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MountError, match="cannot be unmounted: fusermount3: No such file or directory"):
+        mountpoints.unmount(tmp_path)
 
 
 def test_a_service_manager_is_told_when_it_is_mounted_and_when_it_ends(
