@@ -75,6 +75,8 @@ class ObjectTree:
     def open_object(self, key: str) -> tuple[int, str] | None:
         """Open the file of an object for reading; return it with its path, or None if there is no such object."""
         plain = self._plain_path(key)
+        if not self._is_real(os.path.dirname(plain)):
+            return None
         for path in (plain, plain + BESIDE_SUFFIX):
             descriptor = open_regular(path)
             if descriptor is not None:
@@ -88,7 +90,7 @@ class ObjectTree:
         """
         plain = self._plain_path(key)
         beside = plain + BESIDE_SUFFIX
-        path = beside if os.path.isdir(plain) or (_is_free(plain) and not _is_free(beside)) else plain
+        path = beside if _is_directory(plain) or (_is_free(plain) and not _is_free(beside)) else plain
         try:
             os.rename(temporary, path)
         except (*_GONE, IsADirectoryError):
@@ -105,6 +107,8 @@ class ObjectTree:
     def remove(self, key: str) -> str | None:
         """Remove the file of an object and return its directory, for `settle`; None if there was no object."""
         plain = self._plain_path(key)
+        if not self._is_real(os.path.dirname(plain)):
+            return None
         removed = [_unlink(path) for path in (plain, plain + BESIDE_SUFFIX)]
         return os.path.dirname(plain) if any(removed) else None
 
@@ -129,7 +133,8 @@ class ObjectTree:
         Takes the locks of keys whose files are in the way.
         """
         segments = key.split("/")[:-1]
-        if not segments or self._is_durable(os.path.dirname(self._plain_path(key))):
+        directory = os.path.dirname(self._plain_path(key))
+        if not segments or (self._is_durable(directory) and self._is_real(directory)):
             return
         path = self._root
         with contextlib.suppress(*_GONE):
@@ -137,10 +142,10 @@ class ObjectTree:
                 path = os.path.join(path, file_name(segment))
                 if self._is_durable(path):
                     continue
-                if not os.path.isdir(path):
+                if not _is_directory(path):
                     self._move_aside("/".join(segments[:depth]))
                     self._make_directory(path, segment)
-                number = os.stat(path).st_ino
+                number = os.lstat(path).st_ino
                 sync_directory(os.path.dirname(path))
                 self._note_durable(path, number)
 
@@ -177,15 +182,28 @@ class ObjectTree:
         plain = self._plain_path(key)
         if _is_free(plain):
             return
+        beside = plain + BESIDE_SUFFIX
         with self._private.locked(key):
-            if os.path.isfile(plain) or os.path.islink(plain):
-                os.rename(plain, plain + BESIDE_SUFFIX)
+            if os.path.islink(plain) and not _is_free(beside):
+                os.unlink(
+                    plain
+                )  # as where the key itself is written: a link is no object, and that one may be
+            elif os.path.isfile(plain) or os.path.islink(plain):
+                os.rename(plain, beside)
+
+    def _is_real(self, directory: str) -> bool:
+        """Whether a directory is there, and no symbolic link on the way to it: what is behind one belongs to no key."""
+        while directory != self._root:
+            if not _is_directory(directory):
+                return False
+            directory = os.path.dirname(directory)
+        return True
 
     def _is_durable(self, path: str) -> bool:
         """Whether a directory is there, and known to survive a crash of the machine."""
         number = self._durable.get(path)
         try:
-            status = os.stat(path) if number is not None else None
+            status = os.lstat(path) if number is not None else None
         except OSError:
             return False  # others may remove it at any moment
         return status is not None and status.st_ino == number and stat.S_ISDIR(status.st_mode)
@@ -211,7 +229,7 @@ class ObjectTree:
                 os.rename(fresh, path)
             except OSError:
                 os.rmdir(fresh)
-                if not os.path.isdir(path):
+                if not _is_directory(path):
                     raise
 
     def _children_from(self, directory: str, base: bytes, after: bytes) -> Iterator[_Child]:
@@ -251,6 +269,8 @@ class ObjectTree:
 
     def _scan(self, directory: str) -> Iterator[os.DirEntry[str]]:
         try:
+            if not self._is_real(directory):
+                raise FileNotFoundError(directory)
             with os.scandir(directory) as entries:
                 yield from entries
         except _GONE:
@@ -286,6 +306,14 @@ def _version(directory: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_ino, status.st_ctime_ns
+
+
+def _is_directory(path: str) -> bool:
+    """Whether a path is a directory, and not a link to one."""
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except _GONE:
+        return False
 
 
 def _is_free(path: str) -> bool:

@@ -127,6 +127,45 @@ async def test_what_is_no_file_of_a_key_is_left_alone(storage: ObjectStorage, tm
             await storage.head(key)
 
 
+async def test_nothing_is_read_or_written_through_a_link_to_a_directory(
+    storage: ObjectStorage, tmp_path: Path
+) -> None:
+    """What is behind one is not the store's; a key that needs the link's place gets a directory there."""
+    elsewhere = tmp_path / ".fusefs-store" / "elsewhere"
+    (elsewhere / "deeper").mkdir(parents=True)
+    (elsewhere / "deeper" / "theirs").write_bytes(b"theirs")
+    (tmp_path / "link").symlink_to(elsewhere)
+    assert await names(storage, "link/") == []
+    with pytest.raises(NotFound):
+        await storage.head("link/deeper/theirs")
+    await storage.delete("link/deeper/theirs")
+    await storage.put("link", b"beside")
+    await storage.put("link/deeper/theirs", b"ours")
+    assert await names(storage, "") == ["link", "link/deeper/theirs"]
+    assert (elsewhere / "deeper" / "theirs").read_bytes() == b"theirs"
+
+
+async def test_a_directory_that_became_a_link_is_made_anew(storage: ObjectStorage, tmp_path: Path) -> None:
+    """Though it leads to the same place, which was known to survive a crash."""
+    await storage.put("dir/deeper/k", b"before")
+    moved = tmp_path / ".fusefs-store" / "moved"
+    (tmp_path / "dir").rename(moved)
+    (tmp_path / "dir").symlink_to(moved)
+    await storage.put("dir/deeper/k", b"after")
+    assert await names(storage, "") == ["dir/deeper/k"]
+    assert (moved / "deeper" / "k").read_bytes() == b"before"
+
+
+async def test_an_object_is_not_lost_to_a_link_in_its_other_place(
+    storage: ObjectStorage, tmp_path: Path
+) -> None:
+    await put_all(storage, ["k", "k/below"])
+    await storage.delete("k/below")
+    (tmp_path / "k").symlink_to(tmp_path / "elsewhere")
+    await storage.put("k/below", b"")
+    assert await names(storage, "") == ["k", "k/below"]
+
+
 # Between processes
 
 INCREMENT = """
@@ -494,16 +533,17 @@ async def test_a_directory_that_others_remove_between_any_two_looks_is_made_anew
     look: int, storage: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await storage.put("dir/k", b"content")
-    stat, looks = os.stat, itertools.count(1)
+    lstat, looks = os.lstat, itertools.count(1)
 
-    def stat_after_removal(path: Any, **how: Any) -> os.stat_result:
+    def lstat_after_removal(path: Any, **how: Any) -> os.stat_result:
         if path == str(tmp_path / "dir") and next(looks) == look:
-            (tmp_path / "dir" / "k").unlink()
+            for file in (tmp_path / "dir").iterdir():
+                file.unlink()
             (tmp_path / "dir").rmdir()
-        return stat(path, **how)
+        return lstat(path, **how)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "stat", stat_after_removal)
+        patch.setattr(os, "lstat", lstat_after_removal)
         for number in range(look):
             await storage.put(f"dir/{number}", b"content")
     assert next(looks) > look
