@@ -256,16 +256,22 @@ class ObjectTree:
         return children
 
     def _holds_object(self, directory: str) -> bool:
-        """Whether there is an object anywhere below a directory: the first one ends the search."""
+        """Whether there is an object anywhere below a directory: the first one ends the search.
+
+        There may be one in what this process may not read. That must not hide what is beside it: a whole disk has
+        `lost+found`.
+        """
         pending = [directory]
-        while pending:
-            for entry in self._scan(pending.pop()):
-                child = _child(entry, b"")
-                if child is not None and not child.is_directory:
-                    return True
-                if child is not None:
-                    pending.append(child.path)
-        return False
+        with contextlib.suppress(PermissionError):
+            while pending:
+                for entry in self._scan(pending.pop()):
+                    child = _child(entry, b"")
+                    if child is not None and not child.is_directory:
+                        return True
+                    if child is not None:
+                        pending.append(child.path)
+            return False
+        return True
 
     def _scan(self, directory: str) -> Iterator[os.DirEntry[str]]:
         try:

@@ -166,6 +166,25 @@ async def test_an_object_is_not_lost_to_a_link_in_its_other_place(
     assert await names(storage, "") == ["k", "k/below"]
 
 
+async def test_a_directory_that_may_not_be_read_does_not_hide_what_is_beside_it(
+    storage: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `lost+found` of a whole disk: it is shown, and only what lists it is refused."""
+    await storage.put("k", b"")
+    (tmp_path / "lost+found").mkdir()
+    scandir = os.scandir
+
+    def scandir_as_another_user(path: str) -> Any:
+        if path == str(tmp_path / "lost+found"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scandir_as_another_user)
+    assert await names(storage, "", "/") == ["k", "lost+found/"]
+    with pytest.raises(AccessDenied):
+        await storage.list_prefix("lost+found/")
+
+
 # Between processes
 
 INCREMENT = """
