@@ -62,7 +62,8 @@ def decode_metadata(metadata: Metadata) -> dict[str, str]:
 
 
 def unquote_etag(etag: str) -> str:
-    return etag.strip('"')
+    """Return an ETag without quotes, and as it was before a proxy that packs bodies has made it a weak one."""
+    return etag.removeprefix("W/").strip('"')
 
 
 def quote_etag(etag: str) -> str:

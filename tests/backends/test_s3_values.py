@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from backends.errors import InvalidMetadata
 from backends.s3_options import S3Options
-from backends.s3_values import Checksum, decode_metadata, encode_metadata, nanoseconds
+from backends.s3_values import Checksum, decode_metadata, encode_metadata, nanoseconds, unquote_etag
 
 VALUES = st.text(st.characters(exclude_categories=["Cs"]), max_size=100)
 
@@ -31,6 +31,11 @@ def test_what_is_sent_survives_a_header(value: str) -> None:
     assert sent == " ".join(sent.split())
     assert sent != ""
     assert not sent.startswith("=?")
+
+
+@pytest.mark.parametrize("etag", ['"65f1-2"', "65f1-2", 'W/"65f1-2"'])
+def test_an_etag_is_the_same_with_and_without_quotes_and_if_a_proxy_made_it_weak(etag: str) -> None:
+    assert unquote_etag(etag) == "65f1-2"
 
 
 @pytest.mark.parametrize(
