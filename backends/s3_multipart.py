@@ -84,7 +84,9 @@ class S3Upload(MultipartUpload):
             return etag
         # Ceph 16.2 does not say it; asking for it now might find the object of somebody else.
         if not have_md5_etags(parts):
-            raise StoreCorrupt(f"the store completed the upload of '{self._key}' without an ETag")
+            nameless = StoreCorrupt(f"the store completed the upload of '{self._key}' without an ETag")
+            nameless.is_in_doubt = True  # the object is there: whoever tries again has to know it for our own
+            raise nameless
         return multipart_etag(parts)
 
     async def abort(self) -> None:
