@@ -6,8 +6,9 @@ that its paths would change ("d/", "a//b"), encryption and other choices for new
 answer that it cannot read; and whole objects whose ETag is not the MD5 of their bytes, since botocore compares those
 with the checksums that S3 may have of them.
 
-It goes where botocore's requests have gone (`Route`), and with the same credentials. Failures become the same classes
-by the same tables, from the status and the body: obstore has no fields for them, and quotes them in its message.
+It goes where botocore's requests have gone (`Route`), through the same proxy and with the same credentials. Failures
+become the same classes by the same tables, from the status and the body: obstore has no fields for them, and quotes
+them in its message.
 """
 
 from __future__ import annotations
@@ -21,10 +22,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import boto3
 import obstore
 from botocore.credentials import Credentials
+from botocore.httpsession import ProxyConfiguration
+from botocore.utils import get_environ_proxies
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
@@ -45,7 +50,7 @@ if TYPE_CHECKING:
     from botocore.awsrequest import AWSPreparedRequest
     from obstore import GetOptions, GetResult, ObjectMeta
     from obstore import PutMode as QuickMode
-    from obstore.store import S3Config, S3Credential
+    from obstore.store import ClientConfig, S3Config, S3Credential
 
 MAX_BODY: Final = MIB
 """Bytes of one PUT. A longer one might take longer than a store may be silent, and a request is little beside it."""
@@ -166,6 +171,7 @@ class QuickClient:
                 "read_timeout": silence,
                 "timeout": _WHOLE_REQUEST,
                 "user_agent": f"fusefs/{importlib.metadata.version('fusefs')}",
+                **_way_out(route.endpoint),
             },
             retry_config={"max_retries": 0},
         )
@@ -279,6 +285,19 @@ class QuickClient:
         causes = _CAUSE.findall(details)
         said = f"{' '.join(text.split())} ({causes[-1][0] or causes[-1][1]})" if causes else text
         return Unavailable(f"{operation} of {request.target}: {said}; the endpoint is {request.endpoint}")
+
+
+def _way_out(endpoint: str) -> ClientConfig:
+    """Return the proxy that botocore finds in the environment, or that there is none for the endpoint.
+
+    obstore would look for one itself, in ALL_PROXY too, which means nothing to botocore, and sees no port in NO_PROXY.
+    """
+    if not getproxies():
+        return {}
+    proxy = ProxyConfiguration(get_environ_proxies(endpoint)).proxy_url_for(endpoint)
+    if proxy:
+        return {"proxy_url": proxy}
+    return {"proxy_url": endpoint, "proxy_excludes": urlsplit(endpoint).hostname or ""}
 
 
 def _provider(options: S3Options) -> _Provider:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import os
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
@@ -240,6 +241,42 @@ async def test_another_way_to_a_probed_bucket_needs_no_probe(
     assert wire.requests == []
     await beside.delete(f"{s3_prefix}beside")
     await beside.aclose()
+
+
+@pytest.fixture
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+
+
+def _all_proxy(endpoint: str) -> dict[str, str]:
+    return {"ALL_PROXY": "http://127.0.0.1:1"}
+
+
+def _no_proxy_with_a_port(endpoint: str) -> dict[str, str]:
+    return {"http_proxy": "http://127.0.0.1:1", "no_proxy": endpoint.removeprefix("http://")}
+
+
+@pytest.mark.usefixtures("no_proxies")
+@pytest.mark.parametrize("variables", [_all_proxy, _no_proxy_with_a_port])
+def test_no_proxy_is_asked_that_botocore_does_not_ask(
+    variables: Callable[[str], dict[str, str]], server: Answering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or else the probe would be answered, and nothing after it."""
+    for name, value in variables(server.endpoint).items():
+        monkeypatch.setenv(name, value)
+    QuickClient(OPTIONS, Route(server.endpoint, False, "eu-west-1"), quoted_etags=True, checksums=True).head(
+        "key"
+    )
+    assert len(server.requests) == 1
+
+
+@pytest.mark.usefixtures("no_proxies")
+def test_the_proxy_of_botocore_is_asked(server: Answering, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", server.endpoint)
+    route = Route("http://store.example", False, "eu-west-1")
+    QuickClient(OPTIONS, route, quoted_etags=True, checksums=True).head("key")
+    assert server.requests[0][1] == "http://store.example/bucket/key"
 
 
 # Credentials
