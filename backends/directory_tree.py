@@ -185,9 +185,8 @@ class ObjectTree:
         beside = plain + BESIDE_SUFFIX
         with self._private.locked(key):
             if os.path.islink(plain) and not _is_free(beside):
-                os.unlink(
-                    plain
-                )  # as where the key itself is written: a link is no object, and that one may be
+                # As where the key itself is written: a link is no object, and what is beside may be one.
+                os.unlink(plain)
             elif os.path.isfile(plain) or os.path.islink(plain):
                 os.rename(plain, beside)
 
