@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final
@@ -82,10 +83,13 @@ class Journal:
         self._older = [(store, list(keys)) for store, keys in older if keys]
 
         self._next = 1
-        #: Of the batches that are not deleted yet, in their order.
-        self._sizes: dict[int, int] = {}
-        self._size_bytes = 0
-        #: Of the same batches: when they were appended.
+        #: Sequences and bytes of the batches that may be needed, in their order.
+        self._needed = deque[tuple[int, int]]()
+        self._needed_bytes = 0
+        #: Of those before them that are not deleted yet, which may be very many where the store denies that.
+        self._unneeded: dict[int, int] = {}
+        self._unneeded_bytes = 0
+        #: Of both: when they were appended.
         self._appended_at: dict[int, float] = {}
         #: The batch that said last that nothing is needed; the same, when it is in the store with no other.
         self._last_word: int | None = None
@@ -119,7 +123,7 @@ class Journal:
     @property
     def size_bytes(self) -> int:
         """Bytes of the batches of this term that are not deleted yet."""
-        return self._size_bytes
+        return self._needed_bytes + self._unneeded_bytes
 
     @property
     def bytes_in_flight(self) -> int:
@@ -127,13 +131,13 @@ class Journal:
         return self._bytes_in_flight
 
     def size_from(self, cutoff: Position) -> int:
-        """Return the bytes of the batches of this term that are not before `cutoff`; others may wait to be deleted."""
-        return self._size_bytes - sum(self._sizes[sequence] for sequence in self._before(cutoff))
+        """Return the bytes of the batches of this term that may be needed, but for those before `cutoff`."""
+        return self._needed_bytes - sum(size for _, size in self._before(cutoff))
 
     def statistics(self) -> JournalStatistics:
         """Return the counts of this moment."""
         return JournalStatistics(
-            batches=len(self._sizes),
+            batches=len(self._needed) + len(self._unneeded),
             size_bytes=self.size_bytes,
             age_seconds=trio.current_time() - min(self._appended_at.values(), default=trio.current_time()),
             unacknowledged=self._next - 1 - self._acknowledged,
@@ -165,8 +169,8 @@ class Journal:
         self._next += 1
         self._in_flight += 1
         self._bytes_in_flight += len(data)
-        self._sizes[position.sequence] = len(data)
-        self._size_bytes += len(data)
+        self._needed.append((position.sequence, len(data)))
+        self._needed_bytes += len(data)
         self._appended_at[position.sequence] = trio.current_time()
         self._appended_bytes += len(data)
         nursery.start_soon(self._store, position, data)
@@ -202,7 +206,8 @@ class Journal:
             if cutoff.epoch != self._epoch:
                 return True
             await self._delete_older()
-            unneeded = self._before(cutoff)
+            self.note_unneeded(cutoff)
+            unneeded = list(self._unneeded)
             if self._closing is not None and self._closing < cutoff.sequence:
                 unneeded.append(self._closing)
             sequences = {batch_key(Position(self._epoch, each)): each for each in unneeded}
@@ -212,17 +217,25 @@ class Journal:
             self._changed.unpark_all()
             return not failed and not self._older
 
+    def note_unneeded(self, cutoff: Position) -> None:
+        """Note that a batch in the store names `cutoff`, which only rises: what is before it counts no more."""
+        for sequence, size in list(self._before(cutoff)):
+            self._needed.popleft()
+            self._needed_bytes -= size
+            self._unneeded[sequence] = size
+            self._unneeded_bytes += size
+
     def _forget(self, sequence: int) -> None:
         if sequence == self._closing:
             self._closing = None
         else:
-            self._size_bytes -= self._sizes.pop(sequence)
+            self._unneeded_bytes -= self._unneeded.pop(sequence)
             del self._appended_at[sequence]
 
     @property
     def is_empty(self) -> bool:
         """Whether there is no batch, of this term or of another, but for one that says so."""
-        return not self._sizes and not self._older
+        return not (self._needed or self._unneeded or self._older)
 
     async def finish(self, nursery: trio.Nursery) -> None:
         """Delete the log, of which nothing is needed, but for a batch that says so.
@@ -236,7 +249,8 @@ class Journal:
         last = self.last_sequence
         await self.acknowledged(last)
         await self.trim(Position(self._epoch, last))
-        if self._sizes.keys() == {last} and not self._older:
+        if [sequence for sequence, _ in self._needed] == [last] and not (self._unneeded or self._older):
+            self.note_unneeded(self.next_position)
             self._forget(last)
             self._closing = last
 
@@ -246,16 +260,16 @@ class Journal:
             await self.trim(self.next_position)
 
     def count_before(self, cutoff: Position) -> int:
-        """Return how many batches a trim to `cutoff` would delete."""
+        """Return how many batches a trim to `cutoff`, which is no lower than one that was noted, would delete."""
         if cutoff.epoch != self._epoch:
             return 0  # nor those of earlier terms
-        return len(self._before(cutoff)) + sum(len(keys) for _, keys in self._older)
+        older = sum(len(keys) for _, keys in self._older)
+        return len(self._unneeded) + sum(1 for _ in self._before(cutoff)) + older
 
-    def _before(self, cutoff: Position) -> list[int]:
-        """Return the batches of this term before `cutoff`: few, since they are soon deleted, of a log of any length."""
-        if cutoff.epoch != self._epoch:
-            return []
-        return list(takewhile(lambda sequence: sequence < cutoff.sequence, self._sizes))
+    def _before(self, cutoff: Position) -> Iterator[tuple[int, int]]:
+        """Yield what may be needed of this term and is before `cutoff`: few of any log, since that is soon noted."""
+        if cutoff.epoch == self._epoch:
+            yield from takewhile(lambda batch: batch[0] < cutoff.sequence, self._needed)
 
     async def _delete_older(self) -> None:
         """Delete the batches of earlier terms."""

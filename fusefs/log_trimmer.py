@@ -82,6 +82,7 @@ class LogTrimmer:
         self._lease.acknowledged(sequence)
         if cutoff > self._cutoff:
             self._cutoff = cutoff
+            self._journal.note_unneeded(cutoff)
         if self._journal.count_before(self._cutoff) >= TRIM_BATCHES:
             self._wanted.set()
 
