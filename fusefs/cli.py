@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,7 +24,14 @@ from fusefs.config import Config
 from fusefs.control import ControlClient, Progress
 from fusefs.errors import ConfigError, MountError
 from fusefs.flags import configuration_flags, log_flags, store_flags
-from fusefs.mountpoints import check_alive, check_mountpoint, remove_if_dead, unmount, where_it_is
+from fusefs.mountpoints import (
+    check_alive,
+    check_mountpoint,
+    remove_if_dead,
+    type_of_mount,
+    unmount,
+    where_it_is,
+)
 from fusefs.quantities import brief_size
 from fusefs.service_manager import ServiceManager
 from fusefs.status_text import counted
@@ -55,7 +61,9 @@ def main() -> None:
 @click.argument("mountpoint", type=click.Path())
 @configuration_flags
 @_config_option
-@click.option("--foreground", is_flag=True, help="Stay in the foreground; SIGINT and SIGTERM unmount.")
+@click.option(
+    "--foreground", is_flag=True, help="Stay in the foreground; SIGINT, SIGTERM and SIGHUP unmount."
+)
 def mount(url: str, mountpoint: str, *, config_path: str | None, foreground: bool, **flags: object) -> None:
     """Mount URL on MOUNTPOINT and return when it answers.
 
@@ -69,6 +77,7 @@ def mount(url: str, mountpoint: str, *, config_path: str | None, foreground: boo
     except ConfigError as error:
         _fail(str(error), status=2)
     try:
+        _check_not_served(config.mount.mountpoint)
         if remove_if_dead(config.mount.mountpoint):
             _tell(f"{config.mount.mountpoint} held a mount whose daemon is gone; it was removed")
         check_mountpoint(config.mount.mountpoint)
@@ -78,6 +87,14 @@ def mount(url: str, mountpoint: str, *, config_path: str | None, foreground: boo
             _mount_in_background(config)
     except MountError as error:
         _fail(str(error), status=1)
+
+
+def _check_not_served(mountpoint: Path) -> None:
+    """Raise `MountError` where a daemon of ours has a mount, without a look at that: the daemon may be stopped."""
+    if type_of_mount(mountpoint) is not None and ControlClient(mountpoint).is_there():
+        raise MountError(
+            f"{mountpoint} is busy: fusefs serves it; unmount it with: fusefs umount {mountpoint}"
+        )
 
 
 def _mount_in_background(config: Config) -> None:
@@ -163,14 +180,12 @@ def _set_up_log(config: Config) -> None:
 def umount(mountpoint: str) -> None:
     """Publish everything, unmount MOUNTPOINT, and return when its daemon has ended."""
     path = where_it_is(mountpoint)
-    try:
-        check_alive(path)
-    except MountError as failure:
-        _fail(str(failure), status=1)
-    if not os.path.ismount(path):
+    if type_of_mount(path) is None:
         _fail(f"nothing is mounted on {path}", status=1)
     client = ControlClient(path)
     try:
+        if not client.is_there():
+            check_alive(path)  # which would wait for a daemon that is stopped
         error = _watch("Publishing", client.connect("drain"))
         if error is not None:
             _fail(f"{path} stays mounted, because not everything could be published: {error}", status=1)

@@ -51,11 +51,22 @@ def socket_path(mountpoint: Path) -> Path:
     return directory / f"{digest}.sock"
 
 
+def is_listened_to(path: Path) -> bool:
+    """Return whether a daemon is there, be it that it is stopped and answers nobody."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(STATUS_SECONDS)
+        return connection.connect_ex(str(path)) == 0
+
+
 class ControlClient:
     """The command's side; plain blocking sockets. Raises ConnectionError if the daemon is not there or goes away."""
 
     def __init__(self, mountpoint: Path) -> None:
         self._path = socket_path(mountpoint)
+
+    def is_there(self) -> bool:
+        """Return whether the daemon is, as `is_listened_to` has it."""
+        return is_listened_to(self._path)
 
     def connect(self, request: str) -> Iterator[Progress]:
         """Send a request now, and return the progress to be read, up to and including the last line.

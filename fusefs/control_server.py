@@ -15,7 +15,7 @@ from typing import Final
 
 import trio
 
-from fusefs.control import STATUS_SECONDS, Progress
+from fusefs.control import Progress, is_listened_to
 from fusefs.errors import MountError
 
 _log = logging.getLogger(__name__)
@@ -46,9 +46,7 @@ class ControlServer:
 
     def is_taken(self) -> bool:
         """Return whether another daemon answers there: one that is ending, or that begins as well."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(STATUS_SECONDS)
-            return connection.connect_ex(str(self._path)) == 0
+        return is_listened_to(self._path)
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer clients until cancelled. Raises `MountError` where there cannot be a socket."""

@@ -71,7 +71,7 @@ def remove_if_dead(path: Path) -> bool:
 
     Whatever has files of it open gets errors from them as before. Raises `MountError` if it cannot be removed.
     """
-    if not _is_dead(path) or _type_of(path) != FILESYSTEM_TYPE:
+    if type_of_mount(path) != FILESYSTEM_TYPE or not _is_dead(path):
         return False
     unmount(path, is_lazy=True)
     return True
@@ -85,8 +85,11 @@ def _is_dead(path: Path) -> bool:
     return False
 
 
-def _type_of(mountpoint: Path) -> str | None:
-    """Return the type of what was mounted there last, as proc_pid_mountinfo(5) tells it; None if nothing is."""
+def type_of_mount(mountpoint: Path) -> str | None:
+    """Return the type of what was mounted there last, as proc_pid_mountinfo(5) tells it; None if nothing is.
+
+    That is not touched: its daemon may be stopped, and then whoever does waits until it goes on.
+    """
     found = None
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
         fields, _, about = line.partition(b" - ")

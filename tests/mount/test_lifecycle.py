@@ -16,8 +16,9 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from fusefs import mountpoints
+from fusefs import cli, control, mountpoints
 from fusefs.errors import MountError
 from tests.mount.conftest import NewMount
 from tests.support.bucket import Bucket
@@ -133,9 +134,7 @@ def _spoil_mount_point(mount: Mount, kind: str) -> str:
             return "not a directory"
         case _:
             mount.mount()
-            return (
-                f"something is mounted there; if it is of fusefs, unmount it with: fusefs umount {mount.path}"
-            )
+            return f"is busy: fusefs serves it; unmount it with: fusefs umount {mount.path}"
 
 
 def test_a_dead_mount_is_removed_by_the_next_one(new_mount: NewMount, tmp_path: Path) -> None:
@@ -164,6 +163,25 @@ def test_the_dead_mount_of_another_file_system_is_left_alone(
     assert not mountpoints.remove_if_dead(tmp_path)  # which belongs to none at all
     assert not mountpoints.remove_if_dead(Path("/proc"))
     assert os.path.ismount("/proc")
+
+
+def test_nobody_waits_for_a_daemon_that_is_stopped(
+    new_mount: NewMount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is to unmount it, or to mount something else there, is told in a line, and does not touch the mount."""
+    monkeypatch.setattr(control, "BEGIN_SECONDS", 0.1)
+    mount = new_mount()
+    mount.mount()
+    os.kill(mount.pid, signal.SIGSTOP)
+    try:
+        unmounting = CliRunner().invoke(cli.main, ["umount", str(mount.path)])
+        assert unmounting.exit_code == 1
+        assert f"fusefs: {mount.path}: no daemon answers for this mount: timed out\n" in unmounting.output
+        mounting = mount.run(mount.mount_command())
+        assert (mounting.returncode, mounting.stderr.count("is busy: fusefs serves it")) == (1, 1)
+    finally:
+        os.kill(mount.pid, signal.SIGCONT)
+    mount.umount()
 
 
 def test_without_fusermount3_nothing_is_unmounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
