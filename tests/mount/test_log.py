@@ -452,14 +452,17 @@ def test_a_damaged_log_that_cannot_be_set_aside(new_mount: NewMount, tmp_path: P
     batch = max((store / ".fusefs" / "journal").glob("*/*"))
     batch.write_bytes(batch.read_bytes()[:-1])
     damaged = store / ".fusefs" / "damaged"
-    damaged.symlink_to("/sys")  # where nobody can make anything
+    damaged.mkdir()
     recover = [sys.executable, "-m", "fusefs", "recover", mount.url, "--set-aside"]
-    refused = mount.run(recover)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(damaged)], check=True)
+    try:
+        refused = mount.run(recover)
+    finally:
+        subprocess.run(["umount", str(damaged)], check=True)
     assert refused.returncode == 3
     *waiting, line = refused.stderr.splitlines()
     assert all("waiting for the lease" in told for told in waiting)
     assert line.startswith(f"fusefs: {mount.url}: ")
-    damaged.unlink()
     assert mount.run(recover).returncode == 0
     assert (damaged / batch.parent.name / batch.name).exists()
 
