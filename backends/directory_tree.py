@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from backends.directory_files import missing_root, open_regular, sync_directory
+from backends.directory_files import closing, missing_root, open_regular, sync_directory
 from backends.directory_private import PrivateArea
 from backends.directory_records import read_segment, write_segment
 from backends.escaping import BESIDE_SUFFIX, file_name, is_digested, segment_of
@@ -64,6 +64,7 @@ class ObjectTree:
     def __init__(self, root: str, private: PrivateArea, clock_ns: Callable[[], int] = time.time_ns) -> None:
         """`clock_ns` is the clock by which the file system notes changes: nanoseconds since the epoch."""
         self._root: Final = root
+        self._resolved_root: Final = os.path.realpath(root)
         self._private: Final = private
         self._clock_ns: Final = clock_ns
         #: Of the large directory that is being listed: each page of a listing would read and sort all of it again.
@@ -192,6 +193,8 @@ class ObjectTree:
 
     def _is_real(self, directory: str) -> bool:
         """Whether a directory is there, and no symbolic link on the way to it: what is behind one belongs to no key."""
+        if _resolved(directory) == self._resolved_root + directory.removeprefix(self._root):
+            return True  # which is told at once, however deep it is
         while directory != self._root:
             if not _is_directory(directory):
                 return False
@@ -311,6 +314,15 @@ def _version(directory: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_ino, status.st_ctime_ns
+
+
+def _resolved(directory: str) -> str | None:
+    """Return the path of a directory without symbolic links, as the kernel tells it; None where it does not."""
+    try:
+        with closing(os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as descriptor:
+            return os.readlink(f"/proc/self/fd/{descriptor}")
+    except OSError:
+        return None
 
 
 def _is_directory(path: str) -> bool:
