@@ -94,6 +94,8 @@ class RollingWindow:
             scope = trio.CancelScope()
             self._scopes.add(scope)
             self._spawn(self._work, scope)
+        if not self._scopes:
+            self._when_idle()
 
     def stop(self) -> None:
         """End what is under way: nobody is interested any more."""

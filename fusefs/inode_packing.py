@@ -83,7 +83,9 @@ def pack(inode: Inode, inodes: InodeTable, placement: Placement, changes: Change
     if inode.state.published_at >= directory.listing_since:
         return  # an inode that was published later than a listing began is not taken for what that says of it
     entry = entry_of(inode, placement)
-    if not isinstance(entry, ListedObject) or entry.remembered is None or inode.version is None:
+    if not isinstance(entry, ListedObject) or inode.version is None:
+        return
+    if entry.remembered is None and not inode.is_doubtful:
         return
     is_indexed = directory.is_indexed
     placement.forget(inode.version.key)
@@ -96,9 +98,15 @@ def pack(inode: Inode, inodes: InodeTable, placement: Placement, changes: Change
 
 def _is_needed(inode: Inode) -> bool:
     """Return whether somebody refers to the inode, or it is more than what its object is."""
-    if inode.lookups or inode.handles or inode.links is not None or isinstance(inode, Alias | Directory):
+    if inode.lookups or inode.handles or _has_names(inode) or isinstance(inode, Alias | Directory):
         return True
     return isinstance(inode, File) and not inode.content.is_bare
+
+
+def _has_names(inode: Inode) -> bool:
+    """Return whether there is more to know of an inode's names, or of the list that the bucket has of them."""
+    links = inode.links
+    return links is not None and bool(links.aliases or not links.is_joined or links.listed is not None)
 
 
 def _entry_of(inode: Inode, placement: Placement, remembered: Remembered) -> ListedEntry | None:

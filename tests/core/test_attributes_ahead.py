@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from trio.testing import wait_all_tasks_blocked
 from backends.errors import AccessDenied, Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
-from fusefs.inodes import File
+from fusefs.filesystem import FilesystemOptions
+from fusefs.inodes import Directory, File
 from fusefs.listed import ListedObject
 from fusefs.look_ahead import MAX_GAP, MAX_WINDOW
 from fusefs.namespace import Outline
 from fusefs.resolver import RESOLVE_TASKS
-from tests.core.tree import Tree, open_tree
+from tests.core.tree import Tree, TreeOptions, open_tree
 from tests.support.faulty import FaultyStorage
 
 Clock = trio.testing.MockClock
@@ -141,3 +143,22 @@ async def test_what_was_looked_up_and_forgotten_before_its_turn_is_no_inode_agai
         await wait_all_tasks_blocked()
         assert isinstance(tree.root.children[names[-2].encode()], File)
         assert isinstance(tree.root.children[names[-1].encode()], ListedObject)
+
+
+async def test_nothing_is_kept_of_directories_that_are_gone(autojump_clock: Clock, tmp_path: Path) -> None:
+    """Though what was looked up in them was known already, so that nothing was asked for."""
+    storage = FaultyStorage(MemoryStorage())
+    options = TreeOptions(filesystem=FilesystemOptions(shared=True), revalidate_seconds=1.0)
+    async with open_tree(storage, tmp_path, options) as tree:
+        for number in range(10):
+            await storage.put(f"job{number}/a", b"x")
+            await trio.sleep(3)
+            for name in await tree.names():
+                await tree.names(name)
+                await tree.find(f"{name}/a")
+            await storage.delete(f"job{number}/a")
+        await trio.sleep(3)
+        assert await tree.names() == []
+        await tree.packer.pack_all()
+        gc.collect()
+        assert len([each for each in gc.get_objects() if isinstance(each, Directory)]) <= 3

@@ -23,7 +23,7 @@ from backends.intercepted import InterceptedStorage, Request, T, Verb
 from backends.memory import MemoryStorage
 from fusefs.attribute_changes import AttributeChanges
 from fusefs.attributes import to_metadata
-from fusefs.filesystem import RENAME_EXCHANGE
+from fusefs.filesystem import RENAME_EXCHANGE, FilesystemOptions
 from fusefs.inodes import Inode
 from tests.core.tree import CALLER, Tree, TreeOptions, open_tree, stored
 from tests.support.faulty import FaultyStorage
@@ -342,3 +342,39 @@ async def pack_without_a_pause(tree: Tree) -> None:
     while True:
         await tree.packer.pack_all()
         await trio.lowlevel.checkpoint()
+
+
+async def test_a_file_that_had_two_names_for_a_moment(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """Written, linked and unlinked, as git does with each object: it is a file with one name then."""
+    async with open_tree(MemoryStorage(), tmp_path, TreeOptions(logged=True)) as tree:
+        for number in range(20):
+            await tree.write_file("temporary", b"x")
+            await tree.link("temporary", f"name{number}")
+            await tree.unlink("temporary")
+        await tree.publish_all()
+        await trio.sleep(100)
+        tree.sources.budget.make_room(goal_bytes=0)
+        await tree.packer.pack_all()
+        assert len(tree.inodes) == 1, "the root"
+        assert (await tree.find("name7")).link_count == 1
+
+
+async def test_what_a_shared_mount_has_written_and_listed_since(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Whether it is as it was is to be asked for, and it has no need of memory until then."""
+    options = TreeOptions(filesystem=FilesystemOptions(shared=True), revalidate_seconds=1.0)
+    async with open_tree(MemoryStorage(), tmp_path, options) as tree:
+        inodes = []
+        for number in range(20):
+            await tree.write_file(f"f{number}", b"x")
+            inodes.append(await tree.filesystem.lookup(1, f"f{number}".encode()))
+        await trio.sleep(3)
+        await tree.names()
+        for inode in inodes:
+            tree.filesystem.forget([(inode.number, inode.lookups)])
+        tree.sources.budget.make_room(goal_bytes=0)
+        await trio.sleep(100)
+        await tree.packer.pack_all()
+        assert len(tree.inodes) == 1, "the root"
+        assert await tree.read_file("f7") == b"x"
