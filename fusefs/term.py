@@ -68,7 +68,9 @@ class Term:
     def follows_crash(self) -> bool:
         """Whether the mount before has not ended well, whoever else may have had the lease since."""
         previous = self.lease.previous
-        return previous is not None and not (previous.released and not previous.logs)
+        if previous is not None and not (previous.released and not previous.logs):
+            return True
+        return any(log.keys for log in self.old)  # of a mount without a lease
 
 
 @asynccontextmanager

@@ -152,6 +152,17 @@ async def test_no_log_is_forgotten(
         assert counting(term) == [(epoch, 1), (epoch + 1, 1)]
 
 
+@pytest.mark.parametrize("flags", [{}, UNLEASED], ids=str)
+async def test_what_a_mount_that_has_died_leaves_is_that_of_a_crash(
+    flags: dict[str, object], tmp_path: Path
+) -> None:
+    """Whether a lease tells of it or not: the index may be older than what it tells of."""
+    bucket = Bucket(tmp_path)
+    await bucket.confirm("host", "a", **flags)
+    async with bucket.term("host") as term:
+        assert term.follows_crash
+
+
 async def test_a_term_that_has_written_nothing_is_ended_too(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
