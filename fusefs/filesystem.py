@@ -34,6 +34,7 @@ from fusefs.errors import (
     NoSuchInode,
     NotADirectory,
     ReadOnlyFilesystem,
+    StaleFile,
 )
 from fusefs.inode_table import InodeTable
 from fusefs.inodes import Directory, File, Inode, Symlink, check_not_stale
@@ -276,7 +277,7 @@ class Filesystem:
             self.check_writable()
         if flags & os.O_TRUNC:
             await self._truncate(file, 0, self._clock.realtime_ns())
-            file.attributes = without_set_id_bits(file.attributes, caller.uid)
+            self._take_set_id_bits(file, caller.uid)
         if flags & os.O_ACCMODE == os.O_RDONLY:
             self._namespace.opened(
                 file, fetch_ahead_bytes=min(self._options.read_ahead, self._budget.room_ahead)
@@ -285,7 +286,11 @@ class Filesystem:
 
     async def read(self, handle: int, offset: int, length: int) -> bytes:
         opened = self._handles.get(handle, OpenFile)
-        return await fetching.read(opened.file.content, offset, length, opened.reader)
+        try:
+            return await fetching.read(opened.file.content, offset, length, opened.reader)
+        except StaleFile:
+            self._namespace.found_stale(opened.file)
+            raise
 
     async def write(self, handle: int, offset: int, data: Data) -> int:
         """Put `data` into the file and return its length. Raises `StaleFile` if somebody else changed the object."""
@@ -453,6 +458,14 @@ class Filesystem:
     async def _names_changed(self, *inodes: Inode) -> None:
         if self._options.shared:
             await self._publisher.publish_names(*inodes)
+
+    def _take_set_id_bits(self, file: File, writer_uid: int) -> None:
+        attributes = without_set_id_bits(file.attributes, writer_uid)
+        if attributes != file.attributes:
+            file.attributes = attributes
+            if file.linked:
+                file.state.attributes_changed = True
+                self._changes.changed(file)
 
     def _open(self, file: File, flags: int) -> int:
         opened = OpenFile(file, flags, SequentialDetector(self._options.read_ahead))

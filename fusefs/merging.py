@@ -320,6 +320,11 @@ class Merger:
         if isinstance(child, Inode) and self._changes.needs(child):
             self._changes.changed(child)
 
+    def let_go(self, directory: Directory, name: bytes) -> None:
+        """Give up an entry whose object is another one by now, and have the directory listed again."""
+        self._replace(directory, name, None)
+        directory.distrust()
+
     def drop_if_unused(self, inode: Inode) -> None:
         """Let an inode go that has no name, no handle and no reference from the kernel."""
         if inode.linked or inode.handles or inode.lookups:

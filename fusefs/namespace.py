@@ -194,6 +194,7 @@ class Namespace:
         if self._options.shared:
             await self._revalidate(directory, name)
         self._entries.check_free(directory, name)
+        self._check_key(directory, name)  # the directory may have got a longer name meanwhile
 
     def new_file(self, attributes: Attributes) -> File:
         """Return an empty file that is not in the tree yet."""
@@ -266,6 +267,7 @@ class Namespace:
         self._check_key(new_directory, new_name)
         if exchange:
             self._check_key(directory, name)  # which is a new one for the other entry
+        is_again = False
         while True:
             inode = await self._lookup_entry(directory, name)
             other = await self._lookup_if_any(new_directory, new_name)
@@ -277,7 +279,8 @@ class Namespace:
             if exchange and other is not None:
                 new_prefixes[other] = _prefix_of(directory, name)
             for moved in new_prefixes.items():
-                await self._renamed.prepare(*moved)
+                await self._renamed.prepare(*moved, again=is_again)
+            is_again = True
             if isinstance(other, Directory) and not exchange:
                 await self._listings.ensure_listed(other, max_age_seconds=self._options.revalidate_seconds)
             if (
@@ -336,6 +339,11 @@ class Namespace:
         if etag != version.etag and file.version == version and not self._has_own(file):
             directory.distrust()
             raise NoSuchInode(f"{version.key!r} is another file by now")
+
+    def found_stale(self, file: File) -> None:
+        """Note that somebody else has replaced or removed a file's object: whoever opens it looks it up anew."""
+        if file.parent is not None and not self._has_own(file):
+            self._merger.let_go(file.parent, file.name)
 
     def _has_own(self, file: File) -> bool:
         return self._changes.is_unpublished(file) or file.writers > 0

@@ -13,6 +13,7 @@ After a crash the log has the source, and the next mount goes on with the findin
 from __future__ import annotations
 
 import logging
+import math
 from typing import Final
 
 import trio
@@ -58,10 +59,12 @@ class RenamedDirectories:
         """Return whether an inode may have another name now; `new_prefix` is that of what will be below it."""
         return all(map(is_known_below, self._to_be_known(inode, new_prefix)))
 
-    async def prepare(self, inode: Inode, new_prefix: str) -> None:
+    async def prepare(self, inode: Inode, new_prefix: str, *, again: bool = False) -> None:
         """Find out what has to be known before an inode may have another name. Raises what the store raises."""
         for directory in self._to_be_known(inode, new_prefix):
-            await self._subtrees.find_all(directory, max_age_seconds=self._max_age_seconds)
+            await self._subtrees.find_all(
+                directory, max_age_seconds=math.inf if again else self._max_age_seconds
+            )
 
     def moved(self, directory: Directory, source: str) -> None:
         """Note that a directory has another name; `source` is where it was to be listed before."""

@@ -129,6 +129,8 @@ class Resolver:
             return
         before = (inode.subject.attributes, inode.stored_at_ns)
         version = await self._loader.reload(inode)
+        if not isinstance(inode, Directory) and inode.stored_at_ns != before[1]:
+            return  # a listing has told of a later change: it is to be asked for again
         is_known = version == inode.version and before == (inode.subject.attributes, inode.stored_at_ns)
         if version is not None and inode.linked and isinstance(inode, Directory) and not is_known:
             stored_at_ns = inode.stored_at_ns

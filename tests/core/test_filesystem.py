@@ -173,8 +173,10 @@ async def test_truncation_on_opening_takes_set_id_bits_away(
     autojump_clock: Clock, tmp_path: Path, uid: int, mode: int, left: int
 ) -> None:
     """As a write does; set-group-ID without permission to execute means something else, and root may keep them."""
-    async with open_tree(MemoryStorage(), tmp_path) as tree:
+    options = TreeOptions(filesystem=FilesystemOptions(kernel_keeps_times=True))
+    async with open_tree(MemoryStorage(), tmp_path, options) as tree:
         await tree.close(await tree.create("f", mode=mode))
+        await tree.publish_all()  # empty, so that nothing else changes
         number = (await tree.find("f")).number
         handle = await tree.filesystem.open(number, os.O_WRONLY | os.O_TRUNC, Caller(uid=uid, gid=uid))
         await tree.close(handle)

@@ -1135,3 +1135,40 @@ async def test_a_second_open_on_a_shared_mount_finds_what_is_there_although_a_li
             second.open()
         assert await tree.find("f0001") is not known
         assert await tree.read_file("f0001") == b"two!"
+
+
+@pytest.mark.parametrize("what", ["create", "mkdir", "symlink", "link", "mknod"])
+async def test_a_name_in_a_directory_that_gets_a_longer_one_meanwhile(
+    what: str, autojump_clock: Clock, tmp_path: Path
+) -> None:
+    """While it is listed; a key that is too long for the store would be refused for ever."""
+    storage = FaultyStorage(MemoryStorage())
+    await storage.put("d/a", b"x")
+    long = "/".join(["n" * 250] * 2)
+    async with open_tree(storage, tmp_path, TreeOptions(logged=True)) as tree:
+        await tree.mkdir("n" * 250)
+        await tree.mkdir(long)
+        await tree.write_file("f", b"x")
+        number, directory = (await tree.find("f")).number, await tree.find("d")
+        filesystem = tree.filesystem
+        name = b"\xff" * 200  # three times as long in the key
+
+        calls: dict[str, Callable[[], Awaitable[object]]] = {
+            "create": lambda: filesystem.create(directory.number, name, 0o644, os.O_WRONLY, CALLER),
+            "mkdir": lambda: filesystem.mkdir(directory.number, name, 0o755, CALLER),
+            "symlink": lambda: filesystem.symlink(directory.number, name, b"target", CALLER),
+            "link": lambda: filesystem.link(number, directory.number, name),
+            "mknod": lambda: filesystem.mknod(directory.number, name, stat.S_IFREG | 0o644, 0, CALLER),
+        }
+
+        async def make() -> None:
+            with pytest.raises(NameTooLong):
+                await calls[what]()
+
+        gate = storage.hold(Verb.LIST_PREFIX, key="d/")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(make)
+            await gate.reached.wait()
+            await tree.rename("d", f"{long}/{'m' * 9}")
+            gate.open()
+        await tree.publish_all()

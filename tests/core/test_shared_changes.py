@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from backends.intercepted import Verb
+from backends.intercepted import Request, T, Verb
 from backends.memory import MemoryStorage
 from fusefs.attribute_changes import AttributeChanges
 from fusefs.attributes import to_metadata
@@ -226,3 +228,92 @@ async def test_a_rename_takes_along_what_others_have_done_below(
     }
     old = {key for key in objects if key.startswith("d/")}
     assert old == ({"d/", "d/x"} if exchange else set())
+
+
+async def test_a_directory_in_use_is_renamed(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """All below it is found out first, which takes longer than what was found out last time is believed."""
+    storage = SlowListings(MemoryStorage())
+    deep = "/".join(f"d{number}" for number in range(60))
+    await storage.put(f"top/{deep}/f", b"x")
+    await storage.put("top/other/f", b"x")
+    async with open_tree(storage, tmp_path, SHARED) as tree:
+        await tree.find("top")
+
+        async def look() -> None:
+            while True:
+                await trio.sleep(0.3)
+                with suppress(NoSuchEntry, NoSuchInode):
+                    await tree.find("top/missing")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look)
+            with trio.fail_after(60):
+                await tree.rename("top", "new")
+            nursery.cancel_scope.cancel()
+
+
+class SlowListings(FaultyStorage):
+    """A listing takes a twentieth of a second."""
+
+    async def _carry_out(self, request: Request, send: Callable[[], Awaitable[T]]) -> T:
+        if request.verb is Verb.LIST_PREFIX:
+            await trio.sleep(0.05)
+        return await super()._carry_out(request, send)
+
+
+class LateAnswer(FaultyStorage):
+    """Holds back the answer to a HEAD, where it is told to."""
+
+    def __init__(self, inner: MemoryStorage) -> None:
+        super().__init__(inner)
+        self.is_late = False
+        self.is_under_way, self.may_come = trio.Event(), trio.Event()
+
+    async def _carry_out(self, request: Request, send: Callable[[], Awaitable[T]]) -> T:
+        answer = await super()._carry_out(request, send)
+        if request.verb is Verb.HEAD and self.is_late:
+            self.is_late = False
+            self.is_under_way.set()
+            await self.may_come.wait()
+        return answer
+
+
+async def test_an_answer_that_is_older_than_a_listing(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """It comes after that, and tells of attributes that others have changed again meanwhile."""
+    storage = LateAnswer(MemoryStorage(clock_ns=lambda: 10**18 + int(trio.current_time() * 1e9)))
+    await storage.put("f", b"x")
+    async with open_tree(storage, tmp_path, SHARED) as tree:
+        file = await tree.find("f")
+
+        async def change_mode(mode: int) -> None:
+            await trio.sleep(3)
+            changed = replace(file.attributes, mode=stat.S_IFREG | mode)
+            await storage.copy("f", "f", metadata=to_metadata(changed))
+            await trio.sleep(3)
+            await tree.names()
+
+        await change_mode(0o601)
+        storage.is_late = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree.find, "f")
+            await storage.is_under_way.wait()
+            await change_mode(0o602)
+            storage.may_come.set()
+        assert stat.S_IMODE((await tree.find("f")).attributes.mode) == 0o602
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+async def test_who_was_told_estale_opens_it_again(
+    read_only: bool, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """And gets what somebody else has put there, also if nobody lists the directory; on other mounts, too."""
+    storage = MemoryStorage()
+    await storage.put("f", b"old")
+    options = TreeOptions(filesystem=FilesystemOptions(read_only=read_only), revalidate_seconds=1.0)
+    async with open_tree(storage, tmp_path, options) as tree:
+        await tree.find("f")
+        await storage.put("f", b"newer")
+        await trio.sleep(100)
+        with pytest.raises(StaleFile):
+            await tree.read_file("f")
+        assert await tree.read_file("f") == b"newer"
