@@ -62,4 +62,4 @@ class Failures:
             # Of several new directories in each other each would fail by itself, and the first be tried again before
             # the last. What the store refuses of a directory it may take below: that is to be tried.
             # The inode itself is one of those who wait, if it was to make way on a detour.
-            self._queue.fail([inode, *self._turns.waiting_for(inode, below=is_away)], error)
+            self._queue.fail([inode, *self._turns.waiting_for(inode, below=is_away)], error, ending=inode)

@@ -328,8 +328,11 @@ class PublishQueue:
         self._look_again_at_key_of(inode)
         self.look_again()
 
-    def fail(self, inodes: Sequence[Inode], error: Exception) -> None:
-        """Let inodes fail that have waited. Who is below a new directory stays due: that is tried again before it."""
+    def fail(self, inodes: Sequence[Inode], error: Exception, *, ending: Inode | None = None) -> None:
+        """Let inodes fail that have waited. Who is below a new directory stays due: that is tried again before it.
+
+        `ending` is the one whose attempt has failed, which `end` counts.
+        """
         have_turn = {
             each
             for each in inodes
@@ -348,7 +351,7 @@ class PublishQueue:
             if each in have_turn:
                 self.schedule_retry(each)
                 self.let_go_below(each)
-            if each not in self.running:  # or else it is noted when that ends
+            if each is not ending:
                 self._note_attempt(each)
 
     def fail_all(self, error: Exception) -> None:
