@@ -162,6 +162,8 @@ class Changes:
         """Note that an alias is none any more, and its object a file of its own: it is not to be removed for that."""
         if alias.version is not None:
             self._placement.forget(alias.version.key)
+        alias.state.in_doubt.clear()  # whatever there is under its key
+        self._placement.expect_no_more(alias)
         alias.is_in_log = False
         self.settle(alias)
 

@@ -307,3 +307,23 @@ async def test_a_further_name_is_changed_while_the_first_one_is_looked_at(
         assert (await tree.find("one")).link_count == 2
         assert await tree.read_file("three") == BODY
     assert await stored(store) == {"one": BODY, "two": b"theirs", "three": BODY}
+
+
+async def test_a_further_name_in_doubt_that_is_let_go_of_is_shown(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Its copy had no answer, and neither has what becomes of it; somebody else has the first name meanwhile."""
+    faulty = FaultyStorage(SmallPartsStorage())
+    await faulty.put("one", BODY)
+    async with open_tree(faulty, tmp_path, tree_options()) as tree:
+        await tree.link("one", "two")
+        faulty.fail(Unavailable, verb=Verb.COPY, key="two", answer_lost=True)
+        with pytest.raises(Unavailable):
+            await publish(tree)
+        await faulty.put("one", b"theirs")
+        faulty.fail(Unavailable, verb=Verb.HEAD, key="two", times=2)
+        await change_mode(tree, "one")
+        with suppress(Unavailable):
+            await publish(tree)
+        await trio.sleep(3600)
+        assert await tree.names() == ["one", "two"]
