@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -43,6 +44,7 @@ def go_into_background() -> Callable[[], None] | None:
         os.close(read_end)
         os.setsid()
         _give_up(_STANDARD_INPUT, _STANDARD_OUTPUT)
+        _close_inherited()
         return partial(_tell_ready, write_end)
     os.close(write_end)
     _interrupt_on_end()
@@ -50,7 +52,12 @@ def go_into_background() -> Callable[[], None] | None:
         with os.fdopen(read_end, "rb") as ready:
             if ready.read() == _READY:
                 return None
-        _, status = os.waitpid(daemon, 0)
+        try:
+            _, status = os.waitpid(daemon, 0)
+        except (
+            ChildProcessError
+        ):  # whoever has started us ignores the end of children, and so the kernel tells nobody
+            sys.exit(1)
     except KeyboardInterrupt:
         # In a session of its own it hears of nothing, and would go on for nobody.
         os.kill(daemon, signal.SIGTERM)
@@ -62,6 +69,17 @@ def go_into_background() -> Callable[[], None] | None:
             " mount again"
         )
     sys.exit(code or 1)
+
+
+def _close_inherited() -> None:
+    """Close what whoever has given the command had open beside the three, such as the lock of a script.
+
+    What Python has opened is not inheritable.
+    """
+    for number in map(int, os.listdir("/proc/self/fd")):
+        with suppress(OSError):  # that of the directory is closed by now
+            if number > _STANDARD_ERROR and os.get_inheritable(number):
+                os.close(number)
 
 
 def _interrupt_on_end() -> None:

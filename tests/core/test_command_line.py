@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import click
 import pytest
@@ -84,3 +89,38 @@ def test_a_mount_for_which_nobody_waits_is_none(pipe: int, monkeypatch: pytest.M
     monkeypatch.setattr(background, "_give_up", lambda *_: None)
     with pytest.raises(MountError, match="has gone"):
         background._tell_ready(pipe)
+
+
+PROGRAM: Final = """
+import sys, time
+from fusefs.background import go_into_background
+tell_ready = go_into_background()
+if tell_ready is None:
+    sys.exit(0)
+if len(sys.argv) > 1:
+    sys.exit(int(sys.argv[1]))
+tell_ready()
+time.sleep(5)
+"""
+
+
+def test_the_daemon_keeps_no_lock_of_whoever_has_given_the_command(tmp_path: Path) -> None:
+    """As flock(1) and scripts take them: it is to be free when the command has ended, and not the daemon."""
+    lock = tmp_path / "lock"
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        subprocess.run([sys.executable, "-c", PROGRAM], check=True, pass_fds=[file.fileno()], timeout=60)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_somebody_who_ignores_the_end_of_children_gets_no_traceback() -> None:
+    """A command that is started like that inherits it; that the daemon has failed is all that it can tell."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with subprocess.Popen([sys.executable, "-c", PROGRAM, "3"], stderr=subprocess.PIPE) as command:
+            assert command.stderr is not None
+            errors = command.stderr.read()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert errors == b""
