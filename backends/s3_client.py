@@ -50,11 +50,11 @@ _log = logging.getLogger(__name__)
 _EXPECT_CONTINUE_FROM_BYTES: Final = MIB
 _NO_ARGUMENTS: Final[Arguments] = {}
 
-_NAMED: Final = ("ListObjectsV2", "ListMultipartUploads", "DeleteObjects", "CompleteMultipartUpload")
+_NAMED: Final = ("ListObjectsV2", "ListMultipartUploads", "CompleteMultipartUpload")
 """Operations whose answer may have nothing in it but its name."""
 
-_BARE: Final = ("DeleteObject", "AbortMultipartUpload")
-"""Those whose answer has no body."""
+_BARE: Final = ("DeleteObject", "DeleteObjects", "AbortMultipartUpload")
+"""Those whose answer may have no body: some stores say nothing at all of a batch in which no deletion has failed."""
 
 _OF_THE_STORE: Final = re.compile(rb"<(?:\w+:)?(?:\w+Result|Error)[\s/>]")
 _NO_ANSWER: Final = (

@@ -378,23 +378,34 @@ async def test_uploads_are_listed_where_the_store_does_not_tell_when_they_began(
     assert await storage.list_multipart_uploads() == (UploadInfo(key="k", upload_id="1", initiated_ns=0),)
 
 
+async def test_a_batch_of_deletions_may_have_no_answer(storage: S3Storage, wire: Wire) -> None:
+    """Where none has failed: it was not asked what has succeeded."""
+    wire.answer(200, b"")
+    assert await storage.delete_many(["k", "l"]) == {}
+
+
+async def test_a_batch_of_deletions_is_not_answered_by_a_page(storage: S3Storage, wire: Wire) -> None:
+    wire.answer(200, PAGE, content_type="text/html")
+    with pytest.raises(Unavailable):
+        await storage.delete_many(["k", "l"])
+
+
 @pytest.mark.parametrize("body", [PAGE, b""], ids=["page", "empty"])
 @pytest.mark.parametrize(
     "ask",
     [
         lambda storage: storage.list_prefix("d/", delimiter="/"),
         lambda storage: storage.list_multipart_uploads("k"),
-        lambda storage: storage.delete_many(["k", "l"]),
         lambda storage: storage.resume_multipart("k", "id").complete(PARTS),
         lambda storage: storage.copy("k", "l"),
         lambda storage: storage.probe(read_only=True),
     ],
-    ids=["list", "uploads", "delete", "complete", "copy", "probe"],
+    ids=["list", "uploads", "complete", "copy", "probe"],
 )
 async def test_a_page_of_somebody_else_is_no_answer(
     ask: Callable[[S3Storage], Awaitable[object]], body: bytes, storage: S3Storage, wire: Wire
 ) -> None:
-    """Though well-formed: a directory would be empty, a file deleted, an upload complete."""
+    """Though well-formed: a directory would be empty, an upload complete."""
     wire.answer(200, body, content_type="text/html")
     with pytest.raises(Unavailable):
         await ask(storage)
