@@ -59,8 +59,8 @@ class Threads:
                 check()
             try:
                 trio.lowlevel.start_thread_soon(call, deliver)
-            except RuntimeError as error:  # so says CPython where pthread_create(3) says EAGAIN
-                raise NoThread(f"{error}: a limit of this host or container is reached") from error
+            except RuntimeError as error:
+                raise _no_room(error) from error
         except BaseException:
             self._limiter.release_on_behalf_of(task)
             raise
@@ -87,5 +87,18 @@ async def beside_others(call: Callable[[], T]) -> T:
     """Make a long call in a thread; here, where the host has no room for another: nothing depends on it being quick."""
     try:
         return await trio.to_thread.run_sync(call)
-    except RuntimeError:  # so says CPython where pthread_create(3) says EAGAIN
+    except RuntimeError:  # as in `_no_room`
         return call()
+
+
+async def or_left_behind(call: Callable[[], T]) -> T:
+    """Make a call in a thread, whose end nobody waits for who is cancelled. Raises `NoThread`."""
+    try:
+        return await trio.to_thread.run_sync(call, abandon_on_cancel=True)
+    except RuntimeError as error:
+        raise _no_room(error) from error
+
+
+def _no_room(error: RuntimeError) -> NoThread:
+    """Return what CPython means by such an error: pthread_create(3) has said EAGAIN."""
+    return NoThread(f"{error}: a limit of this host or container is reached")

@@ -27,8 +27,9 @@ import pyfuse3
 import trio
 
 from backends.base import ObjectStorage
-from backends.errors import StorageError
+from backends.errors import NoThread, StorageError
 from backends.noting import NotingStorage
+from backends.threads import or_left_behind
 from fusefs.assembly import Tree, freshness_seconds, open_tree
 from fusefs.cache_directory import CacheDirectory
 from fusefs.config import Config
@@ -334,9 +335,9 @@ class _Session:
 
         try:
             # If the mount fails before it has answered, only its end lets the call return.
-            await trio.to_thread.run_sync(ask_and_tune, abandon_on_cancel=True)
-        except RuntimeError as error:  # so says CPython where pthread_create(3) says EAGAIN
-            raise MountError(f"{error}: a limit of this host or container is reached") from error
+            await or_left_behind(ask_and_tune)
+        except NoThread as error:
+            raise MountError(str(error)) from error
         _log.info("%s is mounted on %s", self._config.store.url, self._mountpoint)
         observer.ready()
 

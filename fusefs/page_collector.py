@@ -10,11 +10,14 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import trio
 
+from backends.errors import NoThread
+from backends.threads import or_left_behind
 from fusefs.mountpoints import sync_filesystem
 
 _log = logging.getLogger(__name__)
@@ -33,9 +36,9 @@ async def collect_pages(mountpoint: Path) -> None:
     for the call.
     """
     try:
-        await trio.to_thread.run_sync(sync_filesystem, mountpoint, abandon_on_cancel=True)
-    except RuntimeError as error:  # so says CPython where pthread_create(3) says EAGAIN
-        raise OSError(errno.EAGAIN, f"{error}: a limit of this host or container is reached") from error
+        await or_left_behind(partial(sync_filesystem, mountpoint))
+    except NoThread as error:
+        raise OSError(errno.EAGAIN, str(error)) from error
 
 
 class PageCollector:
