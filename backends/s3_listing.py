@@ -32,7 +32,7 @@ def read_page(response: Response, start_after: str, token: str | None, page_size
     Raises `StoreCorrupt` for a page that does not lead on, or a caller would ask for ever, and `Unavailable` where an
     entry lacks what S3 always says.
     """
-    try:
+    try:  # and not `Response.parts`, of which there would be one for each of thousands of entries
         objects = [_object(entry) for entry in response.get("Contents", [])]
         prefixes = [entry["Prefix"] for entry in response.get("CommonPrefixes", [])]
     except KeyError as missing:

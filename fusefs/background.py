@@ -54,9 +54,8 @@ def go_into_background() -> Callable[[], None] | None:
                 return None
         try:
             _, status = os.waitpid(daemon, 0)
-        except (
-            ChildProcessError
-        ):  # whoever has started us ignores the end of children, and so the kernel tells nobody
+        except ChildProcessError:
+            # Whoever has started us ignores the end of children, and then the kernel tells nobody how that was.
             sys.exit(1)
     except KeyboardInterrupt:
         # In a session of its own it hears of nothing, and would go on for nobody.

@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
 
@@ -124,13 +124,7 @@ class ControlServer:
             await trio.sleep(PROGRESS_SECONDS)
 
     async def _tell_last(self, stream: trio.abc.Stream, error: str | None) -> None:
-        left = self._progress()
-        await _send(
-            stream,
-            Progress(
-                pending_inodes=left.pending_inodes, pending_bytes=left.pending_bytes, done=True, error=error
-            ),
-        )
+        await _send(stream, replace(self._progress(), done=True, error=error))
 
 
 def _make_private(directory: Path) -> None:
