@@ -38,7 +38,8 @@ class Failures:
         """
         if not isinstance(error, StorageError | FilesystemError | OSError):
             _log.error("a defect stopped the publication of %r", target, exc_info=error)
-        if target is None:
+        is_away = isinstance(error, LeaseLapsed | LeaseLost | Fenced) or is_outage(error)
+        if target is None and not is_away:
             _log.error("an object may be left of what was removed: %r: %s", inode.state.in_doubt, error)
             inode.state.in_doubt.clear()
             return
@@ -46,15 +47,20 @@ class Failures:
         is_in_doubt = isinstance(error, StorageError) and error.is_in_doubt
         if is_in_doubt and storing is not None and storing not in inode.state.in_doubt:
             inode.state.in_doubt.append(storing)
-        if self._placement.target(inode) is None:
+        if target is None:
+            keys = [key for key, _ in inode.state.in_doubt]
+            _log.error(
+                "cannot look what is left under %r, trying again in %.0f s: %s", keys, RETRY_SECONDS, error
+            )
+        elif self._placement.target(inode) is None:
             return  # removed meanwhile
-        _log.error("cannot publish %r, trying again in %.0f s: %s", target, RETRY_SECONDS, error)
+        else:
+            _log.error("cannot publish %r, trying again in %.0f s: %s", target, RETRY_SECONDS, error)
         self.count += 1
         let_go_of_frames(error)
         inode.state.failure = error
         inode.state.attributes_changed = True  # what the attempt took for done is not
         self._queue.schedule_retry(inode)
-        is_away = isinstance(error, LeaseLapsed | LeaseLost | Fenced) or is_outage(error)
         if is_away and not others_had_answers:
             # Every few of them would wait for as long, one after the other.
             self._queue.fail_all(error)

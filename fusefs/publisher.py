@@ -172,7 +172,8 @@ class Publisher:
             self._queue.end(inode)
             if not (inode.state.in_doubt or (isinstance(inode, File) and self._uploads.is_under_way(inode))):
                 self._placement.expect_no_more(inode)
-            if self._placement.target(inode) is None:
+            is_unknown = target is None and inode.state.in_doubt  # still: there is another look after a pause
+            if self._placement.target(inode) is None and not is_unknown:
                 self.changes.released(inode)
 
     def _mark(self) -> bool:

@@ -212,3 +212,61 @@ async def test_deletions_that_began_at_different_times(tmp_path: Path, autojump_
         mount.faulty.heal()
         await mount.tree.publish_all()
         assert await stored(mount.bucket) == {}
+
+
+async def lose_the_answer(host: Host, name: str) -> None:
+    """Store what a file has by now, and hear neither of that nor of anything else."""
+    host.faulty.fail(Unavailable, verb=Verb.PUT, key=name, answer_lost=True)
+    put = host.faulty.hold(Verb.PUT, key=name)
+
+    async def publish() -> None:
+        with pytest.raises(Unavailable):
+            await host.tree.publisher.publish_all()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(publish)
+        await put.reached.wait()
+        host.cut()
+        put.open()
+
+
+@pytest.mark.parametrize("logged", [False, True])
+@pytest.mark.parametrize("is_new", [True, False])
+async def test_a_file_whose_request_had_no_answer_is_replaced(
+    is_new: bool, logged: bool, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """What may have become of the old one is looked at when the store is back: it is nobody else's."""
+    async with host(tmp_path, logged=logged) as away:
+        if not is_new:
+            await away.tree.write_file("file", b"first")
+            await away.tree.publish_all()
+        await away.tree.write_file("file", b"old")
+        await lose_the_answer(away, "file")
+        await away.tree.write_file("new", b"new")
+        await away.tree.rename("new", "file")
+        await trio.sleep(20 * PATIENCE)  # many looks fail
+        away.faulty.heal()
+
+        await away.tree.publish_all()
+
+        assert await stored(away.bucket) == {"file": b"new"}
+        assert away.tree.publisher.statistics().conflicts == 0
+
+
+@pytest.mark.parametrize("logged", [False, True])
+async def test_a_file_whose_request_had_no_answer_is_removed(
+    logged: bool, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """While nobody knows whether it has an object, nobody is told that everything is published."""
+    async with host(tmp_path, logged=logged) as away:
+        await away.tree.write_file("file", b"file")
+        await lose_the_answer(away, "file")
+        await away.tree.unlink("file")
+        await trio.sleep(20 * PATIENCE)
+        await fails_within(away.tree, TWO_ATTEMPTS)
+        assert await stored(away.bucket) == {"file": b"file"}
+        away.faulty.heal()
+
+        await away.tree.publish_all()
+
+        assert await stored(away.bucket) == {}
