@@ -6,6 +6,7 @@ time. An inode that is not published is left out; its directory is written again
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Final
 
 import trio
 
+from backends.errors import StorageError
 from backends.threads import beside_others
 from fusefs.attributes import Defaults
 from fusefs.changes import Changes
@@ -25,6 +27,8 @@ from fusefs.listed import ListedDirectory, ListedEntry, ListedObject
 from fusefs.placement import Placement
 from fusefs.tree_index import TreeIndex, shard_of
 
+_log = logging.getLogger(__name__)
+
 INTERVAL_SECONDS: Final = 60.0
 """Between two times that the index is written while something changes."""
 
@@ -36,6 +40,12 @@ BYTES_PER_SECOND: Final = 32 * 1024
 
 TASKS: Final = 4
 """Shards written at once."""
+
+FINISH_SECONDS: Final = 30.0
+"""For how long the end of a mount waits for the index, which nothing depends on."""
+
+NOTE_SECONDS: Final = 5.0
+"""And for the note that it is not whole."""
 
 YIELD_AFTER: Final = 1_000
 """Entries after which other tasks have their turn."""
@@ -65,6 +75,8 @@ class IndexWriter:
         self._root = root
         self._defaults = defaults
         self._shared = shared
+        #: Whoever comes second finds what the first could not write.
+        self._saving = trio.Lock()
         #: Bytes of the index since the mount began.
         self._written = 0
 
@@ -76,23 +88,42 @@ class IndexWriter:
             took, written = trio.current_time() - began, self._written - written_before
             await trio.sleep(max(INTERVAL_SECONDS, took / EFFORT, written / BYTES_PER_SECOND))
 
+    async def finish(self) -> None:
+        """Write what has changed when this mount writes nothing to the bucket any more, as far as that goes quickly.
+
+        Where it does not, the index has directories as they were before, and no listing tells: that is noted.
+        """
+        is_whole = False
+        try:
+            with trio.move_on_after(FINISH_SECONDS):
+                await self.save(is_final=True)
+                is_whole = self._is_whole()
+        finally:
+            if not is_whole:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + NOTE_SECONDS):
+                    try:
+                        await self._index.note_crash()
+                    except StorageError as error:
+                        _log.warning("attributes of directories may be older in the next mount: %s", error)
+
     async def save(self, *, is_final: bool = False) -> None:
         """Write what has changed since the last time. `is_final`: this mount writes nothing to the bucket any more.
 
         Then also where only directories have other times, since something inside has changed, of which no object tells.
         """
-        changed: dict[int, list[Directory]] = defaultdict(list)
-        for directory in self._inodes.directories():
-            is_whole = directory.listed_at is not None and directory.moving_with is None
-            is_indexed = directory.is_indexed and (directory.are_times_indexed or not is_final)
-            if is_whole and directory.linked and not is_indexed:
-                changed[shard_of(directory.prefix)].append(directory)
-        limiter = trio.CapacityLimiter(TASKS)
-        async with trio.open_nursery() as nursery:
-            for shard, directories in changed.items():
-                nursery.start_soon(
-                    self._save_shard, limiter, shard, directories, is_final and not self._shared
-                )
+        async with self._saving:
+            changed: dict[int, list[Directory]] = defaultdict(list)
+            for directory in self._inodes.directories():
+                is_whole = directory.listed_at is not None and directory.moving_with is None
+                is_indexed = directory.is_indexed and (directory.are_times_indexed or not is_final)
+                if is_whole and directory.linked and not is_indexed:
+                    changed[shard_of(directory.prefix)].append(directory)
+            limiter = trio.CapacityLimiter(TASKS)
+            async with trio.open_nursery() as nursery:
+                for shard, directories in changed.items():
+                    nursery.start_soon(
+                        self._save_shard, limiter, shard, directories, is_final and not self._shared
+                    )
 
     async def _save_shard(
         self, limiter: trio.CapacityLimiter, shard: int, directories: list[Directory], is_final: bool
@@ -109,6 +140,11 @@ class IndexWriter:
             if written is None:
                 for directory in directories:
                     directory.is_indexed = False
+
+    def _is_whole(self) -> bool:
+        """Return whether the index has all that this mount knows of directories."""
+        directories = self._inodes.directories()
+        return all(each.is_indexed for each in directories if each.linked and each.subdirectories)
 
     async def _block(self, directory: Directory) -> Block:
         prefix = directory.prefix

@@ -21,7 +21,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from typing import Final, Protocol
+from typing import Protocol
 
 import pyfuse3
 import trio
@@ -53,9 +53,6 @@ from fusefs.upload_notes import Writer, open_notes
 from fusefs.upload_orphans import abort_orphans, clear_trials, find_orphans
 
 _log = logging.getLogger(__name__)
-
-INDEX_PATIENCE_SECONDS: Final = 30.0
-"""For how long the end of a mount waits for the index, which nothing depends on."""
 
 
 class Observer(Protocol):
@@ -431,18 +428,13 @@ class _Session:
             )
         elif left:
             error = "not every change of names and attributes could be published; the log says which"
-        if error is None:
-            await self._save_index()
+        if error is None and self._index_writer is not None:
+            with self._with_patience():
+                await self._index_writer.finish()
         await self._control.tell_end(error)
         if error is not None:
             raise MountError(error)
         _log.info("%s is unmounted, everything is published", self._mountpoint)
-
-    async def _save_index(self) -> None:
-        """Leave what is known of the tree to the next mount, as far as that does not take long."""
-        if self._index_writer is not None:
-            with self._with_patience(), trio.move_on_after(INDEX_PATIENCE_SECONDS):
-                await self._index_writer.save(is_final=True)
 
     async def _finish_log(self) -> None:
         """Let the log have what the bucket lacks, or empty it; what that leaves goes when the lease is given back."""

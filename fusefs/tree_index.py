@@ -14,7 +14,8 @@ mount wrote nothing any more. What is not believed costs a HEAD, as if there wer
 Markers of directories do not appear in the listing of the parent. What is remembered of a directory is believed until
 the directory itself is listed, and its marker with it. But a mount that was killed may have changed a marker after it
 wrote the index: the next one notes that there was a crash (`CRASH_KEY`), and of what the index has from before that,
-each directory costs a HEAD when it is looked up. So does every one on mounts beside which others may write.
+each directory costs a HEAD when it is looked up. A mount that could not write all of it at its end notes the same. So
+does every directory on mounts beside which others may write.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ _log = logging.getLogger(__name__)
 INDEX_PREFIX: Final = f"{RESERVED_PREFIX}index/"
 
 CRASH_KEY: Final = f"{INDEX_PREFIX}crash"
-"""An empty object; when the store received it says when a mount began after one that had not ended well."""
+"""An empty object; when the store received it says when a mount began after one that had not ended well, or ended with
+an index that is not whole.
+"""
 
 SHARDS: Final = 64
 """Objects of a large tree's index: 16,000 entries, about a megabyte, in each of a tree of a million files."""
@@ -146,7 +149,7 @@ class TreeIndex:
         self._infos_known = False
 
     async def note_crash(self) -> None:
-        """Note that the mount before this one has not ended well. Raises what the store raises."""
+        """Note that directories may have other attributes than the index has. Raises what the store raises."""
         await self._storage.put(CRASH_KEY, b"", mode=OVERWRITE)
 
     # Reading

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from backends.base import ObjectInfo
 from backends.errors import PreconditionFailed, Unavailable
@@ -24,7 +24,7 @@ from fusefs.attribute_changes import AttributeChanges
 from fusefs.attributes import Attributes, Defaults, to_metadata
 from fusefs.filesystem import RENAME_EXCHANGE, FilesystemOptions
 from fusefs.index_format import decode_block, encode_block
-from fusefs.index_writer import INTERVAL_SECONDS
+from fusefs.index_writer import FINISH_SECONDS, INTERVAL_SECONDS, NOTE_SECONDS
 from fusefs.inodes import Directory, Symlink
 from fusefs.publisher import PublishOptions
 from fusefs.tree_index import shard_key, shard_of
@@ -578,6 +578,84 @@ async def test_directories_after_a_crash_cost_a_request_once(
             await tree.end()
         heads.append({call.key for call in storage.calls_of(Verb.HEAD) if ".fusefs" not in call.key})
     assert heads == [{"d/", "d/empty/"}, set(), set()]
+
+
+async def test_directories_after_an_end_at_which_the_index_could_not_be_written(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """What the index has of them from before is not believed, although nothing has crashed."""
+    storage = Seconds()
+    async with open_tree(storage, tmp_path / "1", INDEXED) as tree:
+        await tree.mkdir("d", 0o711)
+        await tree.end()
+    storage.now_ns += SECOND
+    async with open_tree(storage, tmp_path / "2", INDEXED) as tree:
+        await tree.filesystem.setattr((await tree.find("d")).number, AttributeChanges(mode=0o700))
+        await tree.publish_all()
+        storage.fail(Unavailable, verb=Verb.PUT, key=shard_key(shard_of("")))
+        await tree.end()
+    async with open_tree(storage, tmp_path / "3", INDEXED) as tree:
+        assert stat.S_IMODE((await tree.find("d")).attributes.mode) == 0o700
+
+
+async def test_an_index_that_takes_too_long_at_the_end(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """The end of a mount waits half a minute for it, and no longer; the next one knows that it is not whole."""
+    storage = Seconds()
+    async with open_tree(storage, tmp_path / "1", INDEXED) as tree:
+        await tree.mkdir("d", 0o711)
+        await tree.end()
+    storage.now_ns += SECOND
+    async with open_tree(storage, tmp_path / "2", INDEXED) as tree:
+        await tree.filesystem.setattr((await tree.find("d")).number, AttributeChanges(mode=0o700))
+        await tree.publish_all()
+        storage.hold(Verb.PUT, key=shard_key(shard_of("")), times=math.inf)
+        with trio.fail_after(FINISH_SECONDS + NOTE_SECONDS):
+            await tree.end()
+    async with open_tree(storage, tmp_path / "3", INDEXED) as tree:
+        assert stat.S_IMODE((await tree.find("d")).attributes.mode) == 0o700
+
+
+async def test_a_directory_in_one_that_was_not_listed_to_its_end(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """The index has no more of that than before; what has changed in it is not taken for what it was."""
+    storage = Seconds()
+    async with open_tree(storage, tmp_path / "1", INDEXED) as tree:
+        await tree.mkdir("d", 0o711)
+        for number in range(1_500):
+            await tree.write_file(f"f{number}", b"")
+        await tree.end()
+    storage.now_ns += SECOND
+    async with open_tree(storage, tmp_path / "2", INDEXED) as tree:
+        gate = storage.hold(Verb.LIST_PREFIX, key="", call=2)
+        inode = await tree.namespace.lookup(tree.root, b"d", wholly=False)
+        await tree.filesystem.setattr(inode.number, AttributeChanges(mode=0o700))
+        await tree.end()
+    gate.open()
+    async with open_tree(storage, tmp_path / "3", INDEXED) as tree:
+        assert stat.S_IMODE((await tree.find("d")).attributes.mode) == 0o700
+
+
+async def test_the_end_waits_for_what_is_being_written(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """What is on its way into the index when a mount ends may not arrive: it is not taken for written."""
+    storage = FaultyStorage(MemoryStorage())
+    async with open_tree(storage, tmp_path, INDEXED) as tree, trio.open_nursery() as nursery:
+        await tree.write_file("f", b"x")
+        await tree.publish_all()
+        assert tree.index_writer is not None
+        gate = storage.hold(Verb.PUT, key=shard_key(shard_of("")))
+        nursery.start_soon(tree.index_writer.save)
+        await gate.reached.wait()
+        has_ended = trio.Event()
+
+        async def end() -> None:
+            await tree.end()
+            has_ended.set()
+
+        nursery.start_soon(end)
+        await wait_all_tasks_blocked()
+        assert not has_ended.is_set()
+        gate.open()
 
 
 async def test_attributes_that_others_change_are_seen_when_the_directory_is_listed_again(

@@ -212,7 +212,7 @@ class Tree(assembly.Tree):
         """Do what a mount does at its end."""
         await self.publish_all()
         if self.index_writer is not None:
-            await self.index_writer.save(is_final=True)
+            await self.index_writer.finish()
 
     def _forget(self, inode: Inode) -> None:
         self.filesystem.forget([(inode.number, 1)])
