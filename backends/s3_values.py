@@ -9,7 +9,6 @@ RFC 2047 words would be the other choice; but S3 decodes those on arrival and en
 from __future__ import annotations
 
 import base64
-import binascii
 import enum
 import hashlib
 import re
@@ -86,7 +85,7 @@ def _decode_value(value: str) -> str:
         return value
     try:
         return base64.b64decode(value.removeprefix(_ENCODED), validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:
         return value
 
 

@@ -25,7 +25,7 @@ from fusefs.journal_format import position_of
 from fusefs.keys import RESERVED_PREFIX, name_of, name_of_file_beside
 from fusefs.lease_acquisition import first_untold
 from fusefs.lease_record import LeaseRecord
-from fusefs.link_lists import LISTS_PREFIX, NUMBER_DIGITS
+from fusefs.link_lists import LINK_KEY, LISTS_PREFIX, NUMBER_DIGITS, list_of
 from fusefs.listed import MAX_SYMLINK_SIZE
 from fusefs.log_reader import LOOKS, LogPart, LogReader, survey_logs
 from fusefs.log_repair import DAMAGED_PREFIX
@@ -268,6 +268,8 @@ def _damages(info: ObjectInfo, metadata: Metadata) -> Iterator[str]:
     kind = kind_of(metadata)
     for name in unreadable(metadata):
         yield f"the metadata {name!r} cannot be read: {metadata[name]!r}"
+    if LINK_KEY in metadata and list_of(metadata) is None:
+        yield f"the metadata {LINK_KEY!r} names no list of names: {metadata[LINK_KEY]!r}"
     if kind == stat.S_IFLNK and info.size > MAX_SYMLINK_SIZE:
         yield f"a symbolic link's target of {info.size} bytes is too long, and shown as a file"
     if kind == stat.S_IFDIR and not info.key.endswith("/") and not info.key.startswith(RESERVED_PREFIX):

@@ -14,7 +14,6 @@ in the metadata, where it stays until it is changed here: `~=` stands behind suc
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import re
@@ -65,13 +64,13 @@ def decode(text: str) -> dict[bytes, bytes]:
     plain = unquote(_split(text)[0])
     try:
         pairs = [(str(name), str(value)) for name, value in dict(json.loads(plain)).items()]
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         pairs = _PAIR.findall(plain)
     found = {}
     for name, value in pairs:
         try:
             found[name.encode(errors="surrogateescape")] = base64.b64decode(value, validate=True)
-        except (binascii.Error, UnicodeEncodeError):
+        except ValueError:
             continue
     return found
 
@@ -82,7 +81,9 @@ def named(text: str) -> str:
 
 
 def loaded(text: str, reference: str) -> str:
-    """Return the text that an object has, with the name by which `reference` refers to it."""
+    """Return the text that an object has, with the name by which `reference` refers to it. Raises ValueError."""
+    if is_reference(text):
+        raise ValueError("it is no text")
     plain, name = _split(text)
     return f"{plain}~{reference.removeprefix(_REFERENCE)}" if name else text
 
@@ -106,6 +107,8 @@ def from_metadata(metadata: Mapping[str, str]) -> str:
     if _NAME.fullmatch(name):
         return f"{_REFERENCE}{name}"
     text = metadata.get("xattr", "")
+    if is_reference(text):
+        return ""  # it would be one to whatever it names
     is_foreign = len(text) > INLINE_LIMIT and _split(text) == (text, "")
     return text + _INLINE if is_foreign else text
 

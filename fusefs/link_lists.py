@@ -12,6 +12,7 @@ whose number nobody has kept one by its key, and so the same to a later file und
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,7 +22,8 @@ from backends.base import CREATE_ONLY, IfMatch, Metadata, ObjectStorage, PutMode
 from backends.errors import NotFound, PreconditionFailed, StorageError
 from fusefs.attributes import to_metadata
 from fusefs.content import Version
-from fusefs.inodes import Inode
+from fusefs.inode_table import NUMBER_BITS
+from fusefs.inodes import ROOT_NUMBER, Inode
 from fusefs.keys import RESERVED_PREFIX
 
 LINK_KEY: Final = "fusefs-links"
@@ -31,6 +33,8 @@ LISTS_PREFIX: Final = f"{RESERVED_PREFIX}links/"
 
 NUMBER_DIGITS: Final = 32
 """Of a list's number; those of earlier versions have half as many."""
+
+_NUMBER: Final = re.compile(f"[0-9a-f]{{1,{NUMBER_DIGITS}}}")
 
 ATTEMPTS: Final = 3
 """Of one list, where another host or a deletion of ours comes between."""
@@ -52,14 +56,10 @@ def list_key(number: int) -> str:
 
 
 def list_of(metadata: Metadata) -> int | None:
-    """Return the number of the list that an object's metadata names."""
-    text = metadata.get(LINK_KEY)
-    if not text or len(text) > NUMBER_DIGITS:
-        return None
-    try:
-        return int(text, 16)
-    except ValueError:
-        return None
+    """Return the number of the list that an object's metadata names; none of an inode that cannot be."""
+    text = metadata.get(LINK_KEY, "")
+    number = int(text, 16) if _NUMBER.fullmatch(text) else 0
+    return number if ROOT_NUMBER < inode_number(number) < 1 << NUMBER_BITS else None
 
 
 def metadata_of(inode: Inode) -> dict[str, str]:
@@ -81,9 +81,10 @@ async def read_list(storage: ObjectStorage, number: int) -> tuple[tuple[str, ...
         return (), None
     version = Version(list_key(number), found.etag, len(found.data))
     try:
-        keys = json.loads(found.data)
-        return tuple(str(key) for key in keys), version
-    except (ValueError, TypeError):
+        keys = tuple(str(key) for key in json.loads(found.data))
+        "".join(keys).encode()  # JSON may have what no key has: half of a surrogate pair
+        return keys, version
+    except (ValueError, TypeError, RecursionError):
         return (), version
 
 

@@ -40,6 +40,9 @@ END_SECONDS: Final = 10.0
 
 FORMAT_VERSION: Final = 1
 
+_MAX_AGE_SECONDS: Final = 1e9
+"""Thirty years: what says more, or infinity, is no time."""
+
 
 class Writer(StrEnum):
     """What the mount is that wrote a note: it says who may end its uploads."""
@@ -85,7 +88,7 @@ class UploadNote:
                 beat=int(document["beat"]),
                 uploads=tuple(map(_noted, document["uploads"])),
             )
-        except (KeyError, TypeError, RecursionError) as error:
+        except (KeyError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError("it is damaged, or not of fusefs") from error
 
 
@@ -93,6 +96,8 @@ def _noted(document: dict[str, object]) -> NotedUpload:
     key, upload_id, age = document["key"], document["upload_id"], document["age_seconds"]
     if not isinstance(key, str) or not isinstance(upload_id, str | None) or not isinstance(age, int | float):
         raise TypeError
+    if not 0 <= age <= _MAX_AGE_SECONDS:
+        raise ValueError(f"an upload of {age} seconds")
     return NotedUpload(key, upload_id, age)
 
 

@@ -84,7 +84,7 @@ class XattrCalls:
         await self._change(inode, changed)
 
     async def _load(self, inode: Inode) -> None:
-        """Fetch what is in an object of its own. Raises `FilesystemError` where that is missing."""
+        """Fetch what is in an object of its own. Raises `FilesystemError` where that is missing or damaged."""
         while extended_attributes.is_reference(reference := inode.attributes.xattrs):
             key = extended_attributes.object_key(reference)
             assert key is not None
@@ -97,6 +97,10 @@ class XattrCalls:
                     raise FilesystemError(
                         f"the extended attributes of {inode.path_key!r} are gone"
                     ) from error
+            except ValueError as error:
+                raise FilesystemError(
+                    f"the extended attributes of {inode.path_key!r} in {key!r} are damaged"
+                ) from error
             if inode.attributes.xattrs == reference:
                 inode.attributes = replace(inode.attributes, xattrs=text)
                 inode.note_stored_xattrs()

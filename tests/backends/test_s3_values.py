@@ -47,7 +47,12 @@ def test_plain_values_are_sent_as_they_are(value: str) -> None:
 
 
 def test_values_of_others_come_back_as_they_are() -> None:
-    foreign = {"a": "data:;base64,not base64!", "b": "data:;base64,/w==", "c": "=?UTF-8?B?w6k=?="}
+    foreign = {
+        "a": "data:;base64,not base64!",
+        "b": "data:;base64,/w==",
+        "c": "=?UTF-8?B?w6k=?=",
+        "d": "data:;base64,é",
+    }
     assert decode_metadata(foreign) == foreign
 
 

@@ -256,6 +256,7 @@ async def test_unfinished_uploads() -> None:
     [
         ({"mode": "rw-r--r--"}, 0, "the metadata 'mode' cannot be read: 'rw-r--r--'"),
         ({"uid": "4294967295"}, 0, "the metadata 'uid' cannot be read: '4294967295'"),
+        ({"fusefs-links": "-1"}, 0, "the metadata 'fusefs-links' names no list of names: '-1'"),
         ({"mtime": "yesterday"}, 0, "the metadata 'mtime' cannot be read: 'yesterday'"),
         (
             {"mode": str(stat.S_IFLNK | 0o777)},

@@ -17,7 +17,7 @@ from backends.memory import MemoryStorage
 from fusefs.committer import Committer
 from fusefs.errors import EntryExists, NoSuchEntry, OperationNotPermitted
 from fusefs.filesystem import RENAME_EXCHANGE, FilesystemOptions
-from fusefs.link_lists import LINK_KEY, LISTS_PREFIX
+from fusefs.link_lists import LINK_KEY, LISTS_PREFIX, list_key
 from tests.core.tree import TreeOptions, open_tree, stored, stored_metadata
 from tests.support.faulty import FaultyStorage
 
@@ -382,6 +382,35 @@ async def test_a_copy_with_all_its_metadata_is_no_name(autojump_clock: MockClock
     await storage.copy("a", "copy")
     async with open_tree(storage, tmp_path / "2") as tree:
         assert [(await tree.find(name)).link_count for name in ("copy", "a", "b")] == [1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "number", ["0", "1", "-1", "-a", "8" + "0" * 15, "f" * 32, "1_0", "\N{DEVANAGARI DIGIT TWO}"]
+)
+async def test_metadata_that_names_no_list(number: str, autojump_clock: MockClock, tmp_path: Path) -> None:
+    """Such a number is no inode's: the file is one of its own, with a number that a file can have."""
+    storage = MemoryStorage()
+    await storage.put("f", b"x", metadata={LINK_KEY: number})
+    async with open_tree(storage, tmp_path / "without") as tree:
+        without = await tree.find("f")
+    for value in (0, 1, -1, -10, 1 << 63, (1 << 128) - 1):
+        await storage.put(list_key(value), b'["f"]')
+    async with open_tree(storage, tmp_path / "with") as tree:
+        inode = await tree.find("f")
+        assert (inode.number, inode.link_count) == (without.number, 1)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xff", b"7", b"[" * 100_000, b'["f", "\\ud800"]', b'{"f": "g"}'], ids=len
+)
+async def test_a_list_that_nobody_can_read(data: bytes, autojump_clock: MockClock, tmp_path: Path) -> None:
+    """Its files are one each."""
+    storage = MemoryStorage()
+    for key in ("f", "g"):
+        await storage.put(key, b"x", metadata={LINK_KEY: "ff"})
+    await storage.put(list_key(0xFF), data)
+    async with open_tree(storage, tmp_path) as tree:
+        assert [(await tree.find(name)).link_count for name in ("f", "g")] == [1, 1]
 
 
 async def test_what_cannot_be_linked(autojump_clock: MockClock, tmp_path: Path) -> None:

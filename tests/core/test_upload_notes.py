@@ -258,9 +258,11 @@ async def test_where_an_upload_cannot_be_told_from_another_both_are_left(autojum
 
 async def test_notes_that_cannot_be_read_stay(autojump_clock: MockClock) -> None:
     store = MemoryStorage()
+    note = UploadNote(Writer.OWNER, 1, (NotedUpload("key", None, 7.5),)).encode()
+    absurd = [note.replace(b"7.5", b"Infinity"), note.replace(b"7.5", b"NaN"), note.replace(b"1,", b"1e999,")]
     damaged = {
         f"{NOTES_PREFIX}{number}": data
-        for number, data in enumerate([b"", b"[]", b"\xff", b'{"version": 2}'])
+        for number, data in enumerate([b"", b"[]", b"\xff", b'{"version": 2}', *absurd])
     }
     for key, data in damaged.items():
         await store.put(key, data)

@@ -405,3 +405,20 @@ async def test_lost_ones_are_an_error_and_not_none(autojump_clock: MockClock, tm
             await tree.xattrs.names(number, privileged=True)
         with pytest.raises(FilesystemError, match="gone"):
             await tree.xattrs.set(number, b"user.a", b"")
+
+
+@pytest.mark.parametrize("data", [b"@" + b"b" * 64, b"@", b"\xff"])
+async def test_damaged_ones_are_an_error_and_not_none(
+    data: bytes, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Nothing that an object says in their place is followed."""
+    storage = MemoryStorage()
+    await storage.put(f"{OBJECTS_PREFIX}{'a' * 64}", data)
+    await storage.put(f"{OBJECTS_PREFIX}{'b' * 64}", b"@" + b"a" * 64)
+    await storage.put("f", b"", metadata={"xattr-object": "a" * 64})
+    async with open_tree(storage, tmp_path) as tree:
+        number = (await tree.find("f")).number
+        with pytest.raises(FilesystemError, match="damaged"):
+            await tree.xattrs.names(number, privileged=True)
+        with pytest.raises(FilesystemError, match="damaged"):
+            await tree.xattrs.set(number, b"user.a", b"")

@@ -50,7 +50,20 @@ def test_names_that_s3fs_writes_without_escapes() -> None:
     assert decode(text) == {b"user.a": b"\x00\xff", 'user.ä"'.encode(): b"q"}
 
 
-@pytest.mark.parametrize("text", ["", "%7B%7D", "%7B", "garbage", "%5B1%5D", "%7B%22user.a%22%3A%22!%22%7D"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "%7B%7D",
+        "%7B",
+        "garbage",
+        "%5B1%5D",
+        "%7B%22user.a%22%3A%22!%22%7D",
+        "%7B%22user.a%22%3A%22%C3%A9%22%7D",
+        "[" * 2_000,
+    ],
+    ids=str.__len__,
+)
 def test_what_nobody_can_read_is_left_out(text: str) -> None:
     assert decode(text) == {}
 
@@ -133,3 +146,4 @@ def test_no_attributes_are_no_metadata() -> None:
     assert to_metadata("") == {}
     assert from_metadata({}) == ""
     assert from_metadata({"xattr-object": "../lease"}) == "", "only a digest is a reference"
+    assert from_metadata({"xattr": "@../lease"}) == "", "a text is none"
