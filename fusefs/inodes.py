@@ -278,6 +278,8 @@ class Directory(Inode):
     #: When the listing of it that is under way began; later than any time if there is none.
     listing_since: float = math.inf
     subdirectories: int = 0
+    #: Under which prefix its last listing has found keys that cannot be shown; None if there are none.
+    hiding_prefix: str | None = None
     #: How often entries were looked up: whoever does that after reading names wants attributes.
     lookups_within: int = 0
     #: Which entries will be looked up next, since somebody has read the names.
@@ -305,6 +307,11 @@ class Directory(Inode):
             segments.append(f"{segment_of(node.name)}/")
             node = node.parent
         return (node.source or "") + "".join(reversed(segments))
+
+    @property
+    def hides_keys(self) -> bool:
+        """Whether the bucket has keys in it that cannot be shown; those do not come along when it is renamed."""
+        return self.hiding_prefix == self.prefix
 
     @property
     def link_count(self) -> int:

@@ -49,6 +49,7 @@ class Merge:
     #: Names of objects beside directories that the reader has not been told yet.
     beside: list[bytes] = field(default_factory=list)
     memories: Memories = NO_MEMORIES
+    hides_keys: bool = False
     #: Keys that cannot be shown and that the log does not name.
     unnamed: int = 0
 
@@ -210,6 +211,7 @@ class Merger:
         self._compare_marker(directory, merge.listing.marker, started)
         directory.listed_at = started if merge.run.is_trusted else None
         directory.listing_took = trio.current_time() - started
+        directory.hiding_prefix = merge.listing.prefix if merge.hides_keys else None
         # They know the names of the listing before.
         directory.files_ahead = directory.directories_ahead = None
         if merge.run.is_first:
@@ -252,6 +254,7 @@ class Merger:
         return marker.last_modified_ns // _SECOND == stored_at_ns // _SECOND  # HEAD tells no more
 
     def _report(self, merge: Merge, key: str, reason: str) -> None:
+        merge.hides_keys = True
         if not self._hidden_keys.note(merge.listing.prefix, key, reason):
             merge.unnamed += 1
 

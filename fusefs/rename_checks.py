@@ -68,6 +68,8 @@ def check_empty(directory: Directory) -> None:
     """Raise `DirectoryNotEmpty` if there is anything that would go with a directory."""
     if directory.children:
         raise DirectoryNotEmpty(f"{directory.path_key!r} is not empty")
+    if directory.hides_keys:
+        raise DirectoryNotEmpty(f"there are objects in {directory.path_key!r} that cannot be shown")
     if directory.hides_content:
         raise DirectoryNotEmpty(f"the object of {directory.path_key!r} has bytes of somebody else")
 

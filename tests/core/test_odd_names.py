@@ -13,7 +13,7 @@ from backends.errors import Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs.attribute_changes import AttributeChanges
-from fusefs.errors import CrossesReserved, EntryExists
+from fusefs.errors import CrossesReserved, DirectoryNotEmpty, EntryExists
 from fusefs.filesystem import RENAME_EXCHANGE
 from fusefs.inodes import Directory
 from tests.core.tree import CALLER, Tree, TreeOptions, open_tree, stored, stored_metadata
@@ -397,3 +397,25 @@ async def test_a_crash_before_others_put_an_object_where_a_directory_was(
             assert (await stored(storage))["d/new"] == b"ours"
             assert (await stored(storage))["d"] == b"theirs"
             assert await tree.names() == ["%file-d", "d", *links]
+
+
+async def test_a_directory_with_keys_that_cannot_be_shown_is_not_empty(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """It would be there again at the next listing. Under another name, which they do not get, it is empty."""
+    hidden = f"d/{'n' * 256}"
+    storage = await filled("d/", hidden, "renamed/", f"renamed/{'n' * 256}", "empty/")
+    async with open_tree(storage, tmp_path) as tree:
+        with pytest.raises(DirectoryNotEmpty):
+            await tree.rmdir("d")
+        with pytest.raises(DirectoryNotEmpty):
+            await tree.rename("empty", "d")
+        assert await tree.names("d") == []
+        await tree.names("renamed")
+        await tree.rename("renamed", "other")
+        await tree.rmdir("other")
+        await storage.delete(hidden)
+        await trio.sleep(REVALIDATE)
+        await tree.rmdir("d")
+        await tree.publish_all()
+        assert set(await stored(storage)) == {f"renamed/{'n' * 256}", "empty/"}
