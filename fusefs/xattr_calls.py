@@ -21,7 +21,7 @@ from fusefs.errors import (
     NotSupportedHere,
 )
 from fusefs.inode_table import InodeTable
-from fusefs.inodes import File, Inode
+from fusefs.inodes import File, Inode, is_joined
 from fusefs.publisher import Publisher
 
 
@@ -117,7 +117,7 @@ class XattrCalls:
         inode.attributes = replace(
             attributes, xattrs=extended_attributes.named(extended_attributes.encode(changed))
         )
-        if inode.links is not None:
+        if inode.aliases or not is_joined(inode):
             inode.share_xattrs()
         if inode.linked:
             inode.state.attributes_changed = True

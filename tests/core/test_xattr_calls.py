@@ -251,6 +251,28 @@ async def test_a_name_that_comes_and_goes_takes_none_with_it(
         assert await get_large(tree, "f") == LARGE
 
 
+async def test_a_file_that_had_a_second_name_once_takes_its_own_with_it(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Nobody else refers to what it was given since then."""
+    storage = MemoryStorage()
+    async with open_tree(storage, tmp_path, LOGGED) as tree:
+        await tree.write_file("f", b"bytes")
+        await tree.link("f", "link")
+        await tree.publish_all()
+        await tree.unlink("link")
+        await set_large(tree, "f")
+        await tree.publish_all()
+        assert len(await xattr_objects(storage)) == 1
+        await set_large(tree, "f", os.urandom(3_000))
+        await tree.publish_all()
+        assert len(await xattr_objects(storage)) == 1
+        await tree.unlink("f")
+        await tree.publish_all()
+        await trio.sleep(60)
+        assert await xattr_objects(storage) == set()
+
+
 async def test_what_others_may_refer_to_stays(autojump_clock: MockClock, tmp_path: Path) -> None:
     """Those of a file with several names, of one that somebody else has moved, and of what is kept of a conflict."""
     storage = MemoryStorage()
