@@ -271,7 +271,7 @@ class Directory(Inode):
     source: str | None = None
     #: When its listing was complete, on the monotonic clock; None if it has not been listed.
     listed_at: float | None = None
-    #: How many seconds its last listing has taken.
+    #: How many seconds its last listing has taken, but for what an outage has added.
     listing_took: float = 0.0
     #: How often somebody else's change was found that the listing has not told of; `distrust` counts.
     distrusted: int = 0

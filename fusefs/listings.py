@@ -25,6 +25,9 @@ from fusefs.placement import Placement
 from fusefs.single_flight import SingleFlight
 from fusefs.tree_index import TreeIndex
 
+PAGE_SECONDS: Final = 10.0
+"""A page that takes longer meets an outage, which says nothing of how long the next listing will take."""
+
 _NEIGHBOURS: Final = 16
 """How many keys are asked for to find one: `x.old` and `x-1` are between `x` and `x/`."""
 
@@ -55,8 +58,8 @@ class Listings:
     async def ensure_listed(self, directory: Directory, *, max_age_seconds: float = math.inf) -> None:
         """Return when there is a listing that was no older than that at the time of the call.
 
-        Older than that it may be on return, and is good for as long again as it took: in a large directory whoever
-        asks for one name after the other would wait for a listing each time.
+        Older than that it may be on return, and is good for as long again as it took, outages aside: in a large
+        directory whoever asks for one name after the other would wait for a listing each time.
         """
         begun_after = self._begun_after(directory, max_age_seconds)
         while self._is_wanted(directory, begun_after):
@@ -180,15 +183,17 @@ class Listings:
             directory.is_indexed = directory.is_indexed or (run.is_first and directory.listed_at is None)
             if index is not None:
                 merge.memories = await index.recall(listing.prefix)  # while the first page is on its way
-            is_over = False
+            is_over, since = False, run.began
             while not is_over:
                 page = await pages.take()
+                merge.held_up += max(trio.current_time() - since - PAGE_SECONDS, 0.0)
                 is_over = page.next_token is None
                 if merge.is_outdated:
                     return
                 self._merger.merge_page(merge, page)
                 if run.is_first:
                     self._merges[directory] = merge
+                since = trio.current_time()
             self._merger.finish(merge)
             # One that is not trusted is made again, and needs the index as this one did.
             if index is not None and directory.listed_at is not None:

@@ -52,6 +52,8 @@ class Merge:
     hides_keys: bool = False
     #: Keys that cannot be shown and that the log does not name.
     unnamed: int = 0
+    #: Seconds for which an outage has held it up.
+    held_up: float = 0.0
 
     @property
     def is_outdated(self) -> bool:
@@ -210,7 +212,7 @@ class Merger:
                     directory.distrust()  # the page that has not got it may be older than the answer that had
         self._compare_marker(directory, merge.listing.marker, started)
         directory.listed_at = started if merge.run.is_trusted else None
-        directory.listing_took = trio.current_time() - started
+        directory.listing_took = trio.current_time() - started - merge.held_up
         directory.hiding_prefix = merge.listing.prefix if merge.hides_keys else None
         # They know the names of the listing before.
         directory.files_ahead = directory.directories_ahead = None

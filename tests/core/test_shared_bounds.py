@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from backends.base import ListPage
 from backends.intercepted import Verb
@@ -257,3 +257,24 @@ async def test_a_directory_that_takes_long_to_list(autojump_clock: MockClock, tm
         await storage.put("d/00", b"theirs")
         await trio.sleep(4 * 10 * INTERVAL)
         assert await kernel.stat("d/00") == (0o100644, 6)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_a_listing_during_an_outage(is_first: bool, autojump_clock: MockClock, tmp_path: Path) -> None:
+    """It took as long as the store did not answer, which is no reason to believe it for as long again."""
+    storage = FaultyStorage(MemoryStorage())
+    await storage.put("d/f", b"")
+    async with open_tree(storage, tmp_path, SHARED) as tree, trio.open_nursery() as nursery:
+        kernel = Kernel(tree)
+        if not is_first:
+            await kernel.stat("d/f")
+            await trio.sleep(INTERVAL)
+        gate = storage.hold(Verb.LIST_PREFIX, key="d/")
+        nursery.start_soon(kernel.stat, "d/f")
+        await gate.reached.wait()
+        await trio.sleep(600)
+        gate.open()
+        await wait_all_tasks_blocked()
+        await storage.put("d/f", b"theirs")
+        await trio.sleep(INTERVAL)
+        assert await kernel.stat("d/f") == (0o100644, 6)
