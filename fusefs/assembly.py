@@ -194,7 +194,7 @@ def assemble(
         revalidate_seconds=options.revalidate_seconds,
         shared=shared,
     )
-    namespace = Namespace(storage, sources, placement, publisher, inodes, seen_as, index)
+    namespace = Namespace(storage, sources, placement, publisher, inodes, clock, seen_as, index)
     filesystem = Filesystem(namespace, inodes, publisher, log, sources.budget, clock, options.filesystem)
     index_writer = None
     if index is not None and not options.filesystem.read_only:

@@ -82,6 +82,7 @@ class Inode:
     state: PublishState = field(default_factory=PublishState)
     #: When the store received the object, by its own clock, and as a listing says it. 0: since this mount wrote it,
     #: nobody has looked. Less than 0: not after that time (markers, of which only the index tells). None: not known.
+    #: A nanosecond less than that where the attributes may have changed again within the second.
     stored_at_ns: int | None = None
     #: Whether somebody else has changed the attributes since they were read.
     is_doubtful: bool = False

@@ -18,6 +18,7 @@ from backends.errors import NotFound
 from fusefs import keys
 from fusefs.attributes import Attributes, Defaults
 from fusefs.attributes_ahead import AttributesAhead, RollingWindow
+from fusefs.clock import Clock
 from fusefs.content import Content, ContentSources, Version
 from fusefs.directory_names import DirectoryNames
 from fusefs.entry_changes import EntryChanges
@@ -74,6 +75,7 @@ class Namespace:
         placement: Placement,
         publisher: Publisher,
         inodes: InodeTable,
+        clock: Clock,
         options: NamespaceOptions,
         index: TreeIndex | None = None,
     ) -> None:
@@ -87,7 +89,7 @@ class Namespace:
         self._loader = InodeLoader(
             storage, sources, defaults=options.defaults, mounted_at_ns=options.mounted_at_ns
         )
-        self._resolver = Resolver(self._loader, placement, inodes)
+        self._resolver = Resolver(self._loader, placement, inodes, clock)
         self._ahead = AttributesAhead(sources.spawn, self._resolver)
         self._merger = Merger(placement, self._changes, inodes, others_write=options.shared)
         self._listings = Listings(storage, sources.spawn, placement, self._merger, index)

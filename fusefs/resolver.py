@@ -1,6 +1,10 @@
 """Makes inodes of entries that a listing named: when they are looked up, many at once, and each only once.
 
 The listing names keys, ETags and sizes; attributes are in the object's metadata and cost a HEAD.
+
+Whether they have changed since is told by the time of the object, which S3 tells in whole seconds: attributes that were
+asked for within that second may have changed again. They are noted as older, so that the next listing has them asked
+for once more.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from typing import Final
 
 import trio
 
+from fusefs.clock import Clock
 from fusefs.content import Version
 from fusefs.errors import NoSuchEntry
 from fusefs.inode_loader import InodeLoader
@@ -24,12 +29,18 @@ from fusefs.single_flight import SingleFlight
 RESOLVE_TASKS: Final = 32
 """HEADs under way at once for one directory; more of them than a store answers in one round trip gain nothing."""
 
+_SECOND_NS: Final = 1_000_000_000
+
+CLOCKS_DIFFER_NS: Final = 5 * _SECOND_NS
+"""How much the store's clock may be behind ours for us to know that a second of it is over."""
+
 
 class Resolver:
     """The only way from an entry's listing to its inode."""
 
-    def __init__(self, loader: InodeLoader, placement: Placement, inodes: InodeTable) -> None:
+    def __init__(self, loader: InodeLoader, placement: Placement, inodes: InodeTable, clock: Clock) -> None:
         self._loader = loader
+        self._clock = clock
         self._placement = placement
         self._inodes = inodes
         self._resolving = SingleFlight[tuple[Directory, bytes], None]()
@@ -106,7 +117,10 @@ class Resolver:
         if isinstance(child, ListedDirectory) and self._placement.is_departing(f"{key}/"):
             inode, version = self._loader.unmarked(child.number or self._inodes.new_number()), None
         else:
+            asked_at_ns = self._clock.realtime_ns()
             inode, version = await self._loader.load(key, child)
+            if inode is not None:
+                _note_second(inode, asked_at_ns)
         if directory.children.get(name) is not child:
             return  # a listing has replaced it meanwhile
         if inode is None:
@@ -128,6 +142,7 @@ class Resolver:
             inode.is_doubtful = False  # what the bucket has is to be replaced, or is another one's
             return
         before = (inode.subject.attributes, inode.stored_at_ns)
+        asked_at_ns = self._clock.realtime_ns()
         version = await self._loader.reload(inode)
         if not isinstance(inode, Directory) and inode.stored_at_ns != before[1]:
             return  # a listing has told of a later change: it is to be asked for again
@@ -139,6 +154,16 @@ class Resolver:
         inode.is_doubtful = False
         if inode.parent is not None and not is_known:
             inode.parent.is_indexed = False
+        _note_second(inode, asked_at_ns)
+
+
+def _note_second(inode: Inode, asked_at_ns: int) -> None:
+    """Note it if what was asked for then may change while its object goes on having the same time."""
+    stored_at_ns = inode.stored_at_ns
+    if isinstance(inode, Directory) or not stored_at_ns or stored_at_ns % _SECOND_NS:
+        return
+    if asked_at_ns < stored_at_ns + _SECOND_NS + CLOCKS_DIFFER_NS:
+        inode.stored_at_ns = stored_at_ns - 1
 
 
 def costs_a_request(directory: Directory, name: bytes) -> bool:

@@ -20,11 +20,12 @@ from fusefs.attributes import to_metadata
 from fusefs.errors import NoSuchEntry, NoSuchInode, StaleFile
 from fusefs.filesystem import RENAME_EXCHANGE, FilesystemOptions
 from fusefs.inodes import File
-from tests.core.tree import CALLER, TreeOptions, open_tree, stored
+from tests.core.tree import CALLER, TreeOptions, TrioTime, open_tree, stored
 from tests.support.faulty import FaultyStorage
 
 SHARED = TreeOptions(filesystem=FilesystemOptions(shared=True), revalidate_seconds=1.0)
 INTERVAL = 1.1
+SECOND = 1_000_000_000
 
 
 async def test_numbers_of_what_did_not_change_stay(autojump_clock: MockClock, tmp_path: Path) -> None:
@@ -67,6 +68,33 @@ async def test_attributes_that_another_host_changes(autojump_clock: MockClock, t
         await trio.sleep(INTERVAL)
         assert await one.find("f") is ours
         assert ours.attributes.mode == stat.S_IFREG | 0o600
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+async def test_attributes_that_change_twice_in_a_second(
+    is_known: bool, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """S3 tells no more of the time: what is read in between is read again. Then it costs no more than a listing."""
+    behind = MemoryStorage(clock_ns=lambda: (TrioTime().realtime_ns() // SECOND - 2) * SECOND)
+    storage = FaultyStorage(behind)
+    await storage.put("f", b"x")
+    await trio.sleep(10)
+    async with open_tree(storage, tmp_path, SHARED) as tree:
+        if is_known:
+            await tree.find("f")
+            await trio.sleep(10)
+        for mode in (0o600, 0o640):
+            await storage.copy("f", "f", metadata={"mode": str(stat.S_IFREG | mode)})
+            assert stat.S_IMODE((await tree.find("f")).attributes.mode) in (0o600, mode)
+            await trio.sleep(0.4)
+        await trio.sleep(INTERVAL)
+        assert stat.S_IMODE((await tree.find("f")).attributes.mode) == 0o640
+        await trio.sleep(10)
+        await tree.find("f")
+        storage.calls.clear()
+        await trio.sleep(INTERVAL)
+        await tree.find("f")
+        assert [call.verb for call in storage.calls] == [Verb.LIST_PREFIX]
 
 
 @pytest.mark.parametrize("is_forgotten", [False, True])
