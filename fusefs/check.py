@@ -32,7 +32,7 @@ from fusefs.log_repair import DAMAGED_PREFIX
 from fusefs.object_writer import CONFLICTS_PREFIX
 from fusefs.placement import DETOURS_PREFIX, ORPHANS_PREFIX, ROOT_MARKER
 from fusefs.stored_lease import DISK_KEY, LEASE_KEY, FoundLease, look
-from fusefs.tree_index import CRASH_KEY, INDEX_PREFIX
+from fusefs.tree_index import CRASH_KEY, INDEX_PREFIX, TIME_KEY
 from fusefs.upload_notes import NOTES_PREFIX, TRIALS_PREFIX
 
 
@@ -82,7 +82,7 @@ _OF_FILES: Final = (ROOT_MARKER, CONFLICTS_PREFIX, ORPHANS_PREFIX, DETOURS_PREFI
 _IN_ITS_PLACE: Final = re.compile(
     "|".join(
         [
-            *map(re.escape, (ROOT_MARKER, LEASE_KEY, DISK_KEY, CRASH_KEY)),
+            *map(re.escape, (ROOT_MARKER, LEASE_KEY, DISK_KEY, CRASH_KEY, TIME_KEY)),
             re.escape(INDEX_PREFIX) + "[0-9a-f]{2}",
             re.escape(LISTS_PREFIX) + f"[0-9a-f]{{16,{NUMBER_DIGITS}}}",
             re.escape(extended_attributes.OBJECTS_PREFIX) + "([0-9a-f]{32}|[0-9a-f]{64})",

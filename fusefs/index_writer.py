@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -118,23 +119,27 @@ class IndexWriter:
                 is_indexed = directory.is_indexed and (directory.are_times_indexed or not is_final)
                 if is_whole and directory.linked and not is_indexed:
                     changed[shard_of(directory.prefix)].append(directory)
+            is_last = is_final and not self._shared
+            not_after_ns = await self._index.time_before_ns() if changed and not is_last else 0
+            if not_after_ns is None:
+                return
             limiter = trio.CapacityLimiter(TASKS)
             async with trio.open_nursery() as nursery:
                 for shard, directories in changed.items():
-                    nursery.start_soon(
-                        self._save_shard, limiter, shard, directories, is_final and not self._shared
-                    )
+                    nursery.start_soon(self._save_shard, limiter, shard, directories, not_after_ns)
 
     async def _save_shard(
-        self, limiter: trio.CapacityLimiter, shard: int, directories: list[Directory], is_final: bool
+        self, limiter: trio.CapacityLimiter, shard: int, directories: list[Directory], not_after_ns: int
     ) -> None:
+        """`not_after_ns`: of what has changed later the blocks do not tell; 0: nothing will."""
         async with limiter:
             blocks = {}
             for directory in directories:
                 # Until it changes again, be it while this is written.
                 directory.is_indexed = directory.are_times_indexed = True
                 block = await self._block(directory)
-                blocks[block.prefix] = block
+                blocks[block.prefix] = replace(block, not_after_ns=not_after_ns)
+            is_final = not not_after_ns
             written = await self._index.update(shard, blocks, is_gone=self._is_gone, is_final=is_final)
             self._written += written or 0
             if written is None:

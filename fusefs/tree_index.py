@@ -7,9 +7,10 @@ a change in a large one writes little.
 
 An entry is believed if the listing's ETag and size agree, and the time. ETags alone do not tell: a change of attributes
 is a copy of an object onto itself, and leaves the ETag as it was. The time is known exactly of objects that were
-listed; of those that a mount wrote itself it is not, and must not be later than that of the index object, by the
-store's clock. In the same second, which is all that S3 tells, it may be either: then the entry is believed only if the
-mount wrote nothing any more. What is not believed costs a HEAD, as if there were no index; the inode number is kept.
+listed; of those that a mount wrote itself it is not, and must be earlier than the moment, by the store's clock, in
+which the mount began to write the index (`TIME_KEY`): what is changed while that is under way may be in the bucket
+before it. At its end, when it changes nothing any more, it must be no later than the index object. What is not believed
+costs a HEAD, as if there were no index; the inode number is kept.
 
 Markers of directories do not appear in the listing of the parent. What is remembered of a directory is believed until
 the directory itself is listed, and its marker with it. But a mount that was killed may have changed a marker after it
@@ -55,6 +56,9 @@ CRASH_KEY: Final = f"{INDEX_PREFIX}crash"
 """An empty object; when the store received it says when a mount began after one that had not ended well, or ended with
 an index that is not whole.
 """
+
+TIME_KEY: Final = f"{INDEX_PREFIX}time"
+"""An empty object: when the store received it was the time."""
 
 SHARDS: Final = 64
 """Objects of a large tree's index: 16,000 entries, about a megabyte, in each of a tree of a million files."""
@@ -222,6 +226,15 @@ class TreeIndex:
 
     # Writing
 
+    async def time_before_ns(self) -> int | None:
+        """Return the last time, by the store's clock, that is over now; None if it does not tell."""
+        try:
+            await self._storage.put(TIME_KEY, b"", mode=OVERWRITE)
+            return (await self._storage.head(TIME_KEY)).last_modified_ns - 1
+        except StorageError as error:
+            self._report_failure(error)
+            return None
+
     async def update(
         self, shard: int, blocks: Mapping[str, Block], *, is_gone: Callable[[str], bool], is_final: bool
     ) -> int | None:
@@ -235,9 +248,13 @@ class TreeIndex:
             except PreconditionFailed:
                 continue
             except StorageError as error:
-                _log.warning("what is known of the tree cannot be kept for the next mount: %s", error)
+                self._report_failure(error)
                 return None
         return None
+
+    @staticmethod
+    def _report_failure(error: StorageError) -> None:
+        _log.warning("what is known of the tree cannot be kept for the next mount: %s", error)
 
     async def _update_now(
         self, shard: int, blocks: Mapping[str, Block], is_gone: Callable[[str], bool], is_final: bool

@@ -67,6 +67,7 @@ async def test_a_bucket_that_a_mount_shows_as_it_is() -> None:
         ".fusefs/disk",
         ".fusefs/index/3f",
         ".fusefs/index/crash",
+        ".fusefs/index/time",
         ".fusefs/links/0000000000000001",
     ]
     storage = await filled(*keys)

@@ -27,7 +27,7 @@ from fusefs.index_format import decode_block, encode_block
 from fusefs.index_writer import FINISH_SECONDS, INTERVAL_SECONDS, NOTE_SECONDS
 from fusefs.inodes import Directory, Symlink
 from fusefs.publisher import PublishOptions
-from fusefs.tree_index import shard_key, shard_of
+from fusefs.tree_index import INDEX_PREFIX, TIME_KEY, shard_key, shard_of
 from tests.core.tree import CALLER, Tree, TreeOptions, open_tree, stored
 from tests.support.faulty import FaultyStorage
 
@@ -187,6 +187,27 @@ async def test_attributes_that_changed_after_the_index_was_written(
         assert ".fusefs/index/" in str(await stored(storage, ours=True))
         await tree.filesystem.setattr((await tree.find("f")).number, AttributeChanges(mode=0o600))
         await tree.publish_all()
+    async with open_tree(storage, tmp_path / "2", INDEXED) as tree:
+        assert (await tree.find("f")).attributes.mode == stat.S_IFREG | 0o600
+
+
+async def test_attributes_that_change_while_the_index_is_written(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """The object is older than that of the index, which tells of what was before it: and then the mount was killed."""
+    storage = Seconds()
+    async with open_tree(storage, tmp_path / "1", INDEXED) as tree, trio.open_nursery() as nursery:
+        await tree.write_file("f", b"x")
+        await tree.publish_all()
+        assert tree.index_writer is not None
+        gate = storage.hold(Verb.PUT, key=shard_key(shard_of("")))
+        nursery.start_soon(tree.index_writer.save)
+        await gate.reached.wait()
+        storage.now_ns += SECOND
+        await tree.filesystem.setattr((await tree.find("f")).number, AttributeChanges(mode=0o600))
+        await tree.publish_all()
+        storage.now_ns += 2 * SECOND
+        gate.open()
     async with open_tree(storage, tmp_path / "2", INDEXED) as tree:
         assert (await tree.find("f")).attributes.mode == stat.S_IFREG | 0o600
 
@@ -354,11 +375,14 @@ async def test_an_index_that_cannot_be_written(
         await tree.write_file("f", b"x")
         await tree.publish_all()
         assert tree.index_writer is not None
-        storage.fail(Unavailable, verb=Verb.PUT)
+        for key in (TIME_KEY, shard_key(shard_of(""))):
+            storage.fail(Unavailable, verb=Verb.PUT, key=key)
+            await tree.index_writer.save()
+            assert "cannot be kept for the next mount" in caplog.text
+            caplog.clear()
+            assert index_puts(storage) == ([key] if key != TIME_KEY else [])
         await tree.index_writer.save()
-        assert "cannot be kept for the next mount" in caplog.text
-        await tree.index_writer.save()
-        assert ".fusefs/index/" in str(await stored(storage, ours=True))
+        assert key in await stored(storage, ours=True)
 
 
 async def test_it_is_written_now_and_then(autojump_clock: MockClock, tmp_path: Path) -> None:
@@ -406,7 +430,9 @@ async def test_a_large_index_is_written_less_often(
 
 
 def index_puts(storage: FaultyStorage) -> list[str]:
-    return [call.key for call in storage.calls_of(Verb.PUT) if call.key.startswith(".fusefs/index/")]
+    """Return the objects of the index that were written, but for the one that tells the time."""
+    keys = [call.key for call in storage.calls_of(Verb.PUT)]
+    return [key for key in keys if key.startswith(INDEX_PREFIX) and key != TIME_KEY]
 
 
 async def test_what_is_not_published_is_not_remembered(autojump_clock: MockClock, tmp_path: Path) -> None:
@@ -459,11 +485,12 @@ async def test_a_shard_that_others_write_all_the_time_is_left_to_the_next_time(
         await tree.write_file("f", b"x")
         await tree.publish_all()
         assert tree.index_writer is not None
-        storage.fail(PreconditionFailed, verb=Verb.PUT, times=2)
+        key = shard_key(shard_of(""))
+        storage.fail(PreconditionFailed, verb=Verb.PUT, key=key, times=2)
         await tree.index_writer.save()
-        assert not any(key.startswith(".fusefs/index/") for key in await stored(storage, ours=True))
+        assert key not in await stored(storage, ours=True)
         await tree.index_writer.save()
-        assert any(key.startswith(".fusefs/index/") for key in await stored(storage, ours=True))
+        assert key in await stored(storage, ours=True)
 
 
 async def test_directories_that_are_gone_leave_the_index(autojump_clock: MockClock, tmp_path: Path) -> None:
