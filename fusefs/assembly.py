@@ -151,7 +151,7 @@ def _options(config: Config, mount_id: str) -> AssemblyOptions:
             read_only=mount.read_only,
             shared=mount.shared,
             wait_on_close=mount.wait_on_close,
-            kernel_keeps_times=not mount.shared,
+            kernel_keeps_times=kernel_owns_times(mount),
             read_ahead=mount.read_ahead_bytes,
         ),
         publish=PublishOptions(
@@ -244,3 +244,8 @@ def freshness_seconds(options: MountOptions) -> float:
     On a shared mount the two add up to the interval: what the kernel is told may be as old as a listing.
     """
     return options.revalidate_interval_seconds / (2 if options.shared else 1)
+
+
+def kernel_owns_times(options: MountOptions) -> bool:
+    """Return whether the kernel may gather writes. It hears nothing of times and sizes that others change then."""
+    return not (options.shared or options.read_only)

@@ -30,7 +30,7 @@ from backends.base import ObjectStorage
 from backends.errors import NoThread, StorageError
 from backends.noting import NotingStorage
 from backends.threads import or_left_behind
-from fusefs.assembly import Tree, freshness_seconds, open_tree
+from fusefs.assembly import Tree, freshness_seconds, kernel_owns_times, open_tree
 from fusefs.cache_directory import CacheDirectory
 from fusefs.config import Config
 from fusefs.control import Progress, socket_path
@@ -240,7 +240,8 @@ class _Session:
             tree.filesystem,
             KernelOptions(
                 entry_timeout_seconds=freshness_seconds(config.mount),
-                writeback_cache=not config.mount.shared,
+                keep_cache=not config.mount.shared,
+                writeback_cache=kernel_owns_times(config.mount),
             ),
             tree.xattrs if config.mount.xattr else None,
         )

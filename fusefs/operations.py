@@ -41,7 +41,9 @@ class KernelOptions:
 
     #: For how long it may keep names and attributes, missing names included.
     entry_timeout_seconds: float
-    #: Whether it may gather writes, and so own sizes and times of open files: only where no other host writes.
+    #: Whether it may keep the bytes of a file from one open to the next: where an open does not ask what others wrote.
+    keep_cache: bool
+    #: Whether it may gather writes, and so own sizes and times of files: only where no other host writes.
     writeback_cache: bool
 
 
@@ -58,7 +60,7 @@ class FuseOperations(pyfuse3.Operations):
         self._filesystem = filesystem
         self._xattrs_if_any = xattrs
         self._timeout = options.entry_timeout_seconds
-        self._keep_cache = options.writeback_cache
+        self._keep_cache = options.keep_cache
         self.enable_writeback_cache = options.writeback_cache
 
     def _entry(self, inode: Inode) -> pyfuse3.EntryAttributes:

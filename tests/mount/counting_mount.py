@@ -42,7 +42,7 @@ class CountingOperations(FuseOperations):
 
 async def serve(mountpoint: str, stage: Path) -> None:
     async with open_tree(MemoryStorage(), stage, OPTIONS) as tree:
-        options = KernelOptions(entry_timeout_seconds=60.0, writeback_cache=True)
+        options = KernelOptions(entry_timeout_seconds=60.0, keep_cache=True, writeback_cache=True)
         operations = CountingOperations(tree.filesystem, options, tree.xattrs)
         pyfuse3.init(operations, mountpoint, {"default_permissions"})
         try:

@@ -126,7 +126,7 @@ async def obey_commands(injector: Injector) -> None:
 async def serve(mountpoint: str, stage: Path) -> None:
     injector = Injector()
     injector.install()
-    options = KernelOptions(entry_timeout_seconds=0.0, writeback_cache=False)
+    options = KernelOptions(entry_timeout_seconds=0.0, keep_cache=False, writeback_cache=False)
     async with open_tree(MemoryStorage(), stage) as tree:
         pyfuse3.init(
             FuseOperations(tree.filesystem, options, tree.xattrs), mountpoint, {"default_permissions"}

@@ -520,6 +520,27 @@ def test_read_only_mount(new_mount: NewMount, bucket: Bucket) -> None:
     assert bucket.sizes() == {"directory/file": 7}
 
 
+def test_a_read_only_mount_sees_what_the_owner_does(new_mount: NewMount, tmp_path: Path) -> None:
+    """New times alone, too, of a file that the kernel knows, also while that is open."""
+    configuration = tmp_path / "fusefs.toml"
+    configuration.write_text('[mount]\nrevalidate_interval = "1 s"\n')
+    owner = new_mount().mount()
+    (owner.path / "file").write_bytes(b"content")
+    owner.remount()
+    reader = new_mount(None, "--read-only", "--config", str(configuration)).mount()
+    with (reader.path / "file").open("rb") as file:
+        assert file.read() == b"content"
+        os.utime(owner.path / "file", (1, 2))
+        (owner.path / "file").chmod(0o600)
+
+        def attributes() -> tuple[int, float]:
+            os.listdir(reader.path)
+            found = (reader.path / "file").stat()
+            return found.st_mode & 0o777, found.st_mtime
+
+        wait_until(lambda: attributes() == (0o600, 2), "the new attributes")
+
+
 def test_shared_mounts_see_each_others_files(new_mount: NewMount, bucket: Bucket) -> None:
     """What one host closes, another one that opens it a little later has; what one removes is gone for the other."""
     (here, there) = [new_mount(None, "--shared").mount() for _ in range(2)]
