@@ -9,14 +9,18 @@ sends one word:
 
 and gets that line, or one of progress (`pending_inodes`, `pending_bytes`) several times a second, and a last one with
 `done` true and `error` null or a sentence. A connection that ends without it means that the daemon died.
+
+In /tmp another user may have made that directory first, and could tell anything: their socket is not talked to.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import socket
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +31,10 @@ STATUS_SECONDS: Final = 10.0
 
 BEGIN_SECONDS: Final = 60.0
 """The same for one that has not begun to do what it was asked for: longer, since nobody tries again by himself."""
+
+
+_CREDENTIALS: Final = struct.Struct("iII")
+"""What the kernel tells of who listens: process, user and group (struct ucred)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +63,20 @@ def is_listened_to(path: Path) -> bool:
     """Return whether a daemon is there, be it that it is stopped and answers nobody."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(STATUS_SECONDS)
-        return connection.connect_ex(str(path)) == 0
+        try:
+            _connect(connection, path)
+        except OSError:
+            return False
+        return True
+
+
+def _connect(connection: socket.socket, path: Path) -> None:
+    """Connect to a daemon of this user. Raises OSError, also where it is another user who listens there."""
+    connection.connect(str(path))
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, uid, _ = _CREDENTIALS.unpack(credentials)
+    if uid != os.getuid():
+        raise PermissionError(errno.EPERM, f"another user listens on {path}")
 
 
 class ControlClient:
@@ -76,7 +97,7 @@ class ControlClient:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             connection.settimeout(BEGIN_SECONDS)
-            connection.connect(str(self._path))
+            _connect(connection, self._path)
             connection.sendall(request.encode() + b"\n")
             connection.recv(1, socket.MSG_PEEK)
             connection.settimeout(None)
@@ -90,7 +111,7 @@ class ControlClient:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
                 connection.settimeout(STATUS_SECONDS)
-                connection.connect(str(self._path))
+                _connect(connection, self._path)
                 connection.sendall(b"status\n")
                 with connection.makefile("rb") as lines:
                     line = lines.readline()

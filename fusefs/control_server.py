@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import socket
+import stat
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -55,6 +56,7 @@ class ControlServer:
                 _make_private(self._path.parent)
                 self._path.unlink(missing_ok=True)  # of a daemon that died
                 await listener.bind(str(self._path))
+                self._path.chmod(0o600)
                 listener.listen()
                 ours = self._path.stat()
             except OSError as error:
@@ -128,10 +130,15 @@ class ControlServer:
 
 
 def _make_private(directory: Path) -> None:
-    """Make the directory. Raises OSError where it is another user's, who could put a socket of their own there."""
+    """Make the directory. Raises OSError where others could put a socket of their own there."""
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if directory.lstat().st_uid != os.getuid():
+    found = directory.lstat()
+    if found.st_uid != os.getuid():
         raise PermissionError(errno.EPERM, "it belongs to another user")
+    if not stat.S_ISDIR(found.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, "it is a symbolic link")
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(errno.EPERM, f"others may write to it; end that with: chmod go-w {directory}")
 
 
 async def _send(stream: trio.abc.Stream, progress: Progress) -> None:

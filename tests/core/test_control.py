@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -360,6 +361,47 @@ async def test_another_users_link_is_refused(path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "getuid", lambda: 12_345)
     await refused(path, "belongs to another user")
     assert list(elsewhere.iterdir()) == []
+
+
+async def test_a_link_is_refused(path: Path) -> None:
+    """Whoever may write to what it points to could put a socket of their own there."""
+    elsewhere = path.parent.with_name("elsewhere")
+    elsewhere.mkdir(mode=0o777)
+    path.parent.symlink_to(elsewhere)
+    await refused(path, "is a symbolic link")
+    assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize("bit", [0o020, 0o002])
+async def test_a_directory_to_which_others_may_write_is_refused(path: Path, bit: int) -> None:
+    path.parent.mkdir()
+    path.parent.chmod(0o700 | bit)
+    await refused(path, f"others may write to it; end that with: chmod go-w {path.parent}")
+
+
+async def test_nobody_else_may_connect(path: Path) -> None:
+    """Not where others may enter the directory, either, whatever the umask is."""
+    path.parent.mkdir()
+    path.parent.chmod(0o755)
+    umask = os.umask(0)
+    try:
+        async with serving(path, Mount()):
+            assert (await trio.Path(path).stat()).st_mode & 0o777 == 0o600
+    finally:
+        os.umask(umask)
+
+
+async def test_another_users_socket_is_not_talked_to(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who was first in /tmp could say that everything is published. No daemon is there, then, for a mount either."""
+    mount = Mount()
+    async with serving(path, mount) as server:
+        monkeypatch.setattr(os, "getuid", lambda: 12_345)
+        for ask_it in (ControlClient(MOUNTPOINT).status, partial(ControlClient(MOUNTPOINT).connect, "drain")):
+            with pytest.raises(ConnectionError, match=f"another user listens on {path}"):
+                await trio.to_thread.run_sync(ask_it)
+        assert not ControlClient(MOUNTPOINT).is_there()
+        assert not server.is_taken()
+    assert mount.drains == 0
 
 
 async def test_a_directory_that_cannot_be_made_is_one_line(path: Path) -> None:
