@@ -189,9 +189,11 @@ def umount(mountpoint: str) -> None:
         error = _watch("Publishing", client.connect("drain"))
         if error is not None:
             _fail(f"{path} stays mounted, because not everything could be published: {error}", status=1)
-        end = client.connect("follow")
+        has_ended, end = client.end_of_process(), client.connect("follow")
         unmount(path)
         error = _watch("Unmounting", end)
+        if not has_ended():
+            error = error or f"{path} is unmounted, but the process of its daemon goes on"
     except (ConnectionError, MountError) as failure:
         _fail(f"{path}: {failure}" if isinstance(failure, ConnectionError) else str(failure), status=1)
     if error is not None:

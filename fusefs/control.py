@@ -19,10 +19,13 @@ import errno
 import hashlib
 import json
 import os
+import select
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +34,9 @@ STATUS_SECONDS: Final = 10.0
 
 BEGIN_SECONDS: Final = 60.0
 """The same for one that has not begun to do what it was asked for: longer, since nobody tries again by himself."""
+
+END_SECONDS: Final = 60.0
+"""For how long the process of a daemon may go on after its mount: it gives its lease back, and cleans up."""
 
 
 _CREDENTIALS: Final = struct.Struct("iII")
@@ -73,10 +79,25 @@ def is_listened_to(path: Path) -> bool:
 def _connect(connection: socket.socket, path: Path) -> None:
     """Connect to a daemon of this user. Raises OSError, also where it is another user who listens there."""
     connection.connect(str(path))
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    _, uid, _ = _CREDENTIALS.unpack(credentials)
-    if uid != os.getuid():
+    _, user = _listener(connection)
+    if user != os.getuid():
         raise PermissionError(errno.EPERM, f"another user listens on {path}")
+
+
+def _listener(connection: socket.socket) -> tuple[int, int]:
+    """Return the process and the user that listen on the other side."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    process, user, _ = _CREDENTIALS.unpack(credentials)
+    return process, user
+
+
+def _wait_for_end(process: int) -> bool:
+    """Return whether a process ends soon, and close the descriptor (pidfd_open(2)) of it."""
+    try:
+        ended, _, _ = select.select([process], [], [], END_SECONDS)
+    finally:
+        os.close(process)
+    return bool(ended)
 
 
 class ControlClient:
@@ -106,21 +127,39 @@ class ControlClient:
             raise ConnectionError(f"no daemon answers for this mount: {error.strerror or error}") from error
         return self._read(connection)
 
+    def end_of_process(self) -> Callable[[], bool]:
+        """Return what waits for the end of the daemon's process then, and returns whether that has come.
+
+        A process that cannot be seen (it is in another container) is not waited for.
+        """
+        with self._connected() as connection:
+            number, _ = _listener(connection)
+            try:
+                process = os.pidfd_open(number)
+            except OSError:
+                return lambda: True
+        return partial(_wait_for_end, process)
+
     def status(self) -> Mapping[str, object]:
         """Return how the mount stands."""
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-                connection.settimeout(STATUS_SECONDS)
-                _connect(connection, self._path)
-                connection.sendall(b"status\n")
-                with connection.makefile("rb") as lines:
-                    line = lines.readline()
-        except OSError as error:
-            raise ConnectionError(f"no daemon answers for this mount: {error.strerror or error}") from error
+        with self._connected() as connection:
+            connection.sendall(b"status\n")
+            with connection.makefile("rb") as lines:
+                line = lines.readline()
         if not line.endswith(b"\n"):
             raise ConnectionError("the daemon of this mount died")
         answer: Mapping[str, object] = json.loads(line)
         return answer
+
+    @contextmanager
+    def _connected(self) -> Iterator[socket.socket]:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                connection.settimeout(STATUS_SECONDS)
+                _connect(connection, self._path)
+                yield connection
+        except OSError as error:
+            raise ConnectionError(f"no daemon answers for this mount: {error.strerror or error}") from error
 
     @staticmethod
     def _read(connection: socket.socket) -> Iterator[Progress]:

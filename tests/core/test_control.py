@@ -307,6 +307,14 @@ async def test_a_daemon_that_dies_is_no_end(path: Path) -> None:
         await trio.to_thread.run_sync(list, lines)
 
 
+async def test_a_process_may_outlive_its_mount(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has to know that it has ended is told that it has not, and waits no longer than it may take."""
+    monkeypatch.setattr(control, "END_SECONDS", 0.0)
+    async with serving(path, Mount()):
+        has_ended = await trio.to_thread.run_sync(ControlClient(MOUNTPOINT).end_of_process)
+    assert not has_ended()
+
+
 async def test_the_socket_of_a_dead_daemon_is_replaced(path: Path) -> None:
     path.parent.mkdir()
     with socket.socket(socket.AF_UNIX) as dead:

@@ -6,6 +6,7 @@ import errno
 import os
 import pty
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -329,9 +330,12 @@ def test_signal_ends_a_mount_in_the_background(mount: Mount, bucket: Bucket) -> 
 def test_umount_publishes_everything(mount: Mount, bucket: Bucket) -> None:
     """`fusefs umount` returns when everything is in the bucket and the daemon has ended."""
     os.close(leave_unpublished(mount))
-    mount.umount()
+    daemon = os.pidfd_open(mount.pid)
+    done = mount.run(mount.umount_command())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert select.select([daemon], [], [], 0)[0]
+    os.close(daemon)
     assert_published(bucket)
-    mount.wait_for_end()
 
 
 @pytest.mark.parametrize("command", [["fusermount3", "-u"], ["umount"]])
