@@ -1,8 +1,8 @@
 """Lets a command go on as a daemon, and end itself when that is ready.
 
 The daemon is this process after fork(2), so what was imported, read and checked before is there: that is half of the
-time in which a mount begins. It has a session of its own from the beginning, and until it is ready the standard error
-of whoever has given the command.
+time in which a mount begins. It has a session and a working directory of its own from the beginning, and until it is
+ready the standard error of whoever has given the command.
 """
 
 from __future__ import annotations
@@ -18,6 +18,21 @@ from typing import Final
 from fusefs.errors import MountError
 
 _READY: Final = b"ready"
+
+_PATHS_IN_ENVIRONMENT: Final = frozenset(
+    {
+        "AWS_CA_BUNDLE",
+        "AWS_CONFIG_FILE",
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+        "AWS_LOGIN_CACHE_DIRECTORY",
+        "AWS_SHARED_CREDENTIALS_FILE",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "REQUESTS_CA_BUNDLE",
+        "SSL_CERT_DIR",
+        "SSL_CERT_FILE",
+    }
+)
+"""What libraries look for in the environment, and may be relative to the working directory."""
 
 _STANDARD_INPUT: Final = 0
 _STANDARD_OUTPUT: Final = 1
@@ -45,6 +60,7 @@ def go_into_background() -> Callable[[], None] | None:
         os.setsid()
         _give_up(_STANDARD_INPUT, _STANDARD_OUTPUT)
         _close_inherited()
+        _leave_working_directory()
         return partial(_tell_ready, write_end)
     os.close(write_end)
     _interrupt_on_end()
@@ -79,6 +95,15 @@ def _close_inherited() -> None:
         with suppress(OSError):  # that of the directory is closed by now
             if number > _STANDARD_ERROR and os.get_inheritable(number):
                 os.close(number)
+
+
+def _leave_working_directory() -> None:
+    """Keep no directory busy that somebody may want to remove, or to unmount."""
+    for name in _PATHS_IN_ENVIRONMENT & os.environ.keys():
+        path = os.environ[name]
+        if path and path[0] not in "~$":  # which boto3 expands
+            os.environ[name] = os.path.abspath(path)
+    os.chdir("/")
 
 
 def _interrupt_on_end() -> None:

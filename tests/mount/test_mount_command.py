@@ -13,6 +13,7 @@ import pytest
 
 from tests.mount.conftest import NewMount
 from tests.support.mounts import COMMAND_SECONDS
+from tests.support.seaweedfs import ACCESS_KEY, SECRET_KEY
 
 
 @pytest.mark.parametrize("foreground", [False, True])
@@ -66,6 +67,22 @@ def test_what_lies_in_the_working_directory_is_not_run(new_mount: NewMount, tmp_
         command, cwd=tmp_path, env=mount.environment, check=True, capture_output=True, timeout=COMMAND_SECONDS
     )
     assert mount.is_mounted
+
+
+def test_the_working_directory_is_not_kept_busy(new_mount: NewMount, tmp_path: Path) -> None:
+    """By the daemon, which finds what was named relative to it all the same, by the environment included."""
+    (tmp_path / "credentials").write_text(
+        f"[default]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n"
+    )
+    mount = new_mount(None, "--cache-dir", "cache", "--log-file", "log")
+    del mount.environment["AWS_SECRET_ACCESS_KEY"], mount.environment["AWS_ACCESS_KEY_ID"]
+    mount.environment["AWS_SHARED_CREDENTIALS_FILE"] = "credentials"
+    subprocess.run(
+        mount.mount_command(), cwd=tmp_path, env=mount.environment, check=True, timeout=COMMAND_SECONDS
+    )
+    assert os.readlink(f"/proc/{mount.pid}/cwd") == "/"
+    assert (tmp_path / "cache" / "mounts").is_dir()
+    assert (tmp_path / "log").is_file()
 
 
 def test_two_hyphens_end_the_flags(new_mount: NewMount) -> None:
