@@ -102,7 +102,8 @@ class Lease(abc.ABC):
 
         `clean` says that everything is published, so that no log is needed any more. Returns whether it is certain that
         the lease says so now: before that, what is left of the log must stay. Raises nothing that the store raises: a
-        lease that cannot be given back ends with its term. Whoever may be cancelled meanwhile shields it.
+        lease that cannot be given back ends with its term. Whoever may be cancelled meanwhile shields it. A second call
+        does nothing.
         """
 
     @abc.abstractmethod

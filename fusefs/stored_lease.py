@@ -104,6 +104,8 @@ class StoredLease(Lease):
         self._stopped: Final = trio.Event()
         self._lost: Final = trio.Event()
         self._end_reason: str | None = None
+        #: Or has been, or was given up: behind a renewal that hangs nobody waits twice.
+        self._is_being_released = False
         #: Replaced after each renewal.
         self._renewed = trio.Event()
         # Under the invariant.
@@ -277,6 +279,9 @@ class StoredLease(Lease):
         self._renewed = trio.Event()
 
     async def release(self, *, clean: bool = True) -> bool:
+        if self._is_being_released:
+            return False
+        self._is_being_released = True
         async with self._turn:
             if self._stopped.is_set():
                 return False

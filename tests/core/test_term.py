@@ -39,7 +39,7 @@ from fusefs.stage_budget import StageBudget
 from fusefs.start_progress import StartProgress
 from fusefs.stored_lease import DISK_KEY, LEASE_KEY
 from fusefs.stores import OpenStore, open_local
-from fusefs.term import Term, alone_for, old_log_parts, open_term
+from fusefs.term import RELEASE_SECONDS, Term, alone_for, old_log_parts, open_term
 from tests.core.leases import record_in, take
 from tests.core.logs import log_objects
 from tests.core.tree import bare_failures
@@ -529,6 +529,19 @@ async def test_who_waits_for_the_lease_is_told(
     assert bucket.told[0] == f"waiting for the lease: {waiting_message(14, record)}"
     assert len(bucket.told) == 3
     assert all("/mnt/lost on host host-lost" in line for line in bucket.told)
+
+
+async def test_a_renewal_that_hangs_holds_up_the_end_once(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """The lease is not given back then, and whoever ends does not wait for that twice."""
+    bucket = Bucket(tmp_path)
+    faulty = FaultyStorage(bucket.store.backend)
+    bucket.store = OpenStore(faulty, MeteredStorage(faulty))
+    async with bucket.term("host"):
+        renewal = faulty.hold(Verb.PUT, key=LEASE_KEY)
+        await renewal.reached.wait()
+        began = trio.current_time()
+    assert trio.current_time() - began == pytest.approx(RELEASE_SECONDS)
+    assert not (await bucket.record()).released
 
 
 @pytest.mark.parametrize("first", [{}, UNLEASED, DISK, {**DISK, **UNLEASED}], ids=str)
