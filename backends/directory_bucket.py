@@ -35,7 +35,7 @@ from backends.directory_files import (
     write_all,
 )
 from backends.directory_private import PrivateArea
-from backends.directory_records import Version, read_version, write_version
+from backends.directory_records import Version, read_version, unrecorded_version, write_version
 from backends.directory_tree import ObjectTree
 from backends.directory_uploads import UploadArea, UploadRecord
 from backends.errors import ConcurrentRequest, NotFound, StorageError, UploadNotFound
@@ -140,8 +140,15 @@ class DirectoryBucket:
 
     def _listed(self, key: str) -> ObjectInfo:
         """Return what a listing tells of an object. Raises `NotFound`."""
-        with self._opened(key) as (_, version):
-            return _info(key, version, metadata=None)
+        try:
+            with self._opened(key) as (_, version):
+                return _info(key, version, metadata=None)
+        except PermissionError:  # it must not hide what is beside it
+            found = self._tree.open_object(key, os.O_PATH)
+            if found is None:
+                raise
+            with closing(found[0]):
+                return _info(key, unrecorded_version(os.fstat(found[0])), metadata=None)
 
     def begin_upload(self, key: str, metadata: Metadata) -> str:
         rules.check_key(key)

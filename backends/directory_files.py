@@ -66,9 +66,12 @@ def missing_root(root: str) -> BucketNotFound:
     return BucketNotFound(f"there is no directory {root} to keep objects in; create it, or name another one")
 
 
-def open_regular(path: str) -> int | None:
-    """Open a regular file for reading; None if there is none. Links are not followed, pipes not waited for."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+def open_regular(path: str, access: int = os.O_RDONLY) -> int | None:
+    """Open a regular file for reading; None if there is none. Links are not followed, pipes not waited for.
+
+    With O_PATH for `access` only fstat(2) can be asked of it, and it need not be readable.
+    """
+    flags = access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         descriptor = os.open(path, flags)
     except OSError as error:

@@ -79,11 +79,16 @@ def read_version(descriptor: int, path: str) -> Version:
             raise StoreCorrupt(f"the attribute {_OBJECT_ATTRIBUTE} of {path} is damaged: {error}") from error
     if recorded and (recorded.size, recorded.mtime_ns) == (status.st_size, status.st_mtime_ns):
         return recorded
+    return unrecorded_version(status, recorded.metadata if recorded else NO_METADATA)
+
+
+def unrecorded_version(status: os.stat_result, metadata: Metadata = NO_METADATA) -> Version:
+    """Return what is known of a file without a record that holds, or whose record may not be read."""
     return Version(
         etag=f"file-{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}",
         size=status.st_size,
         mtime_ns=status.st_mtime_ns,
-        metadata=recorded.metadata if recorded else NO_METADATA,
+        metadata=metadata,
     )
 
 

@@ -73,13 +73,13 @@ class ObjectTree:
         #: synced those above them. Whoever made one may have been killed before that.
         self._durable: Final[dict[str, int]] = {}
 
-    def open_object(self, key: str) -> tuple[int, str] | None:
-        """Open the file of an object for reading; return it with its path, or None if there is no such object."""
+    def open_object(self, key: str, access: int = os.O_RDONLY) -> tuple[int, str] | None:
+        """Open the file of an object as `open_regular`; return it with its path, or None if there is no such object."""
         plain = self._plain_path(key)
         if not self._is_real(os.path.dirname(plain)):
             return None
         for path in (plain, plain + BESIDE_SUFFIX):
-            descriptor = open_regular(path)
+            descriptor = open_regular(path, access)
             if descriptor is not None:
                 return descriptor, path
         return None

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,30 @@ async def test_a_directory_that_may_not_be_read_does_not_hide_what_is_beside_it(
     assert await names(storage, "", "/") == ["k", "lost+found/"]
     with pytest.raises(AccessDenied):
         await storage.list_prefix("lost+found/")
+
+
+async def test_a_file_that_may_not_be_read_does_not_hide_what_is_beside_it(
+    storage: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a bucket, where who may list may not read each object: it is listed, and only what reads it is refused."""
+    await put_all(storage, ["a", "denied", "k"])
+    before = await storage.list_prefix()
+    open_file = os.open
+
+    def open_as_another_user(path: str, flags: int, *rest: Any, **named: Any) -> int:
+        if path == str(tmp_path / "denied") and not flags & os.O_PATH:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return open_file(path, flags, *rest, **named)
+
+    monkeypatch.setattr(os, "open", open_as_another_user)
+    listed = await storage.list_prefix()
+    assert [replace(info, etag="") for info in listed.objects] == [
+        replace(info, etag="") for info in before.objects
+    ]
+    assert await storage.list_prefix() == listed
+    for call in (storage.head, storage.get_range):
+        with pytest.raises(AccessDenied, match=str(tmp_path / "denied")):
+            await call("denied")
 
 
 # Between processes
