@@ -147,7 +147,7 @@ class QuickClient:
         """
         self._options = options
         self._quoted_etags = quoted_etags
-        #: Until one is not: under a customer's key (KMS), and in some stores, they are something else.
+        #: Until that of an object is not: under a customer's key (KMS), and in some stores, they are something else.
         self._etags_are_md5 = True
         silence = timedelta(seconds=options.read_timeout_seconds)
         # Under this name, because a variable AWS_ENDPOINT_URL_S3 would overrule `endpoint`.
@@ -232,7 +232,23 @@ class QuickClient:
                 if any(text in str(unreadable) for text in _NOT_DONE):
                     raise
                 raise Unavailable(str(unreadable)) from error
-        return unquote_etag(result["e_tag"] or "")
+        etag = unquote_etag(result["e_tag"] or "")
+        if self._etags_are_md5 and etag != _md5(body):
+            self._check_stored(key, etag, len(body), metadata)
+        return etag
+
+    def _check_stored(self, key: str, etag: str, size: int, metadata: Metadata) -> None:
+        """Raise `Unavailable` unless the object is there: obstore follows a 303, with which a PUT becomes a GET.
+
+        What that brings has an ETag as well: a proxy's page, for one.
+        """
+        try:
+            found = self.head(key)
+        except (StorageError, Unreadable) as error:
+            raise Unavailable(f"whether {key!r} was stored cannot be told: {error}") from error
+        if (found.etag, found.size, found.metadata) != (etag, size, metadata):
+            raise Unavailable(f"what has answered to the PUT of {key!r} with {etag} has not stored it")
+        self._etags_are_md5 = False
 
     def _get_whole(self, key: str, options: GetOptions) -> RangeResult:
         """Return the whole object, compared with its ETag, which is the MD5 of most; `Unreadable` where it is not."""
@@ -242,7 +258,7 @@ class QuickClient:
         etag = _etag(result.meta)
         if len(data) != result.meta["size"]:
             raise Unreadable(f"{len(data)} bytes of {result.meta['size']}")
-        if hashlib.md5(data, usedforsecurity=False).hexdigest() != etag:
+        if _md5(data) != etag:
             self._etags_are_md5 = False
             raise Unreadable(f"{etag} is not the MD5 of {len(data)} bytes")
         return RangeResult(body=data, etag=etag, object_size=len(data))
@@ -285,6 +301,10 @@ class QuickClient:
         causes = _CAUSE.findall(details)
         said = f"{' '.join(text.split())} ({causes[-1][0] or causes[-1][1]})" if causes else text
         return Unavailable(f"{operation} of {request.target}: {said}; the endpoint is {request.endpoint}")
+
+
+def _md5(data: Data) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
 def _way_out(endpoint: str) -> ClientConfig:

@@ -50,6 +50,7 @@ class Answering:
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, str, dict[str, str]]] = []
+        self.leads_puts_elsewhere = False
         self.say()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
@@ -79,6 +80,10 @@ class Answering:
                     (self.command, self.path, {k.lower(): v for k, v in self.headers.items()})
                 )
                 status, body, headers = server._answer
+                if self.command == "PUT" and server.leads_puts_elsewhere:
+                    status, body, headers = 303, b"", {"Location": "/page", "Content-Length": "0"}
+                elif self.path == "/page":
+                    status, body, headers = 200, b"page", {"ETag": '"page"', "Content-Length": "4"}
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
@@ -467,6 +472,23 @@ def test_the_etag_of_a_put_that_cannot_be_read_is_no_answer(client: QuickClient,
     server.say(200, ETag="\xfc")
     with pytest.raises(Unavailable):
         client.put("key", b"", {}, CREATE_ONLY)
+
+
+def test_a_put_that_was_led_elsewhere_has_stored_nothing(client: QuickClient, server: Answering) -> None:
+    """A proxy's page, say, which has an ETag as well."""
+    server.leads_puts_elsewhere = True
+    for status, why in ((200, "has not stored it"), (404, "cannot be told")):
+        server.say(status, b"page", ETag='"page"')
+        with pytest.raises(Unavailable, match=why):
+            client.put("key", b"content", {}, CREATE_ONLY)
+
+
+def test_etags_of_another_kind_are_those_of_what_is_stored(client: QuickClient, server: Answering) -> None:
+    """Under a customer's key, say; that is looked at once."""
+    server.say(200, b"content", ETag='"another kind"', x_amz_meta_mode="1")
+    for _ in range(2):
+        assert client.put("key", b"content", {"mode": "1"}, CREATE_ONLY) == "another kind"
+    assert [method for method, _, _ in server.requests] == ["PUT", "HEAD", "PUT"]
 
 
 def test_a_whole_object_is_compared_with_its_etag(client: QuickClient, server: Answering) -> None:
