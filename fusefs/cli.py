@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import pwd
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,11 +27,13 @@ from fusefs.control import ControlClient, Progress
 from fusefs.errors import ConfigError, MountError
 from fusefs.flags import configuration_flags, log_flags, store_flags
 from fusefs.mountpoints import (
+    FILESYSTEM_TYPE,
     check_alive,
     check_mountpoint,
     remove_if_dead,
     type_of_mount,
     unmount,
+    user_of_mount,
     where_it_is,
 )
 from fusefs.quantities import brief_size
@@ -184,8 +188,6 @@ def umount(mountpoint: str) -> None:
         _fail(f"nothing is mounted on {path}", status=1)
     client = ControlClient(path)
     try:
-        if not client.is_there():
-            check_alive(path)  # which would wait for a daemon that is stopped
         error = _watch("Publishing", client.connect("drain"))
         if error is not None:
             _fail(f"{path} stays mounted, because not everything could be published: {error}", status=1)
@@ -194,10 +196,39 @@ def umount(mountpoint: str) -> None:
         error = _watch("Unmounting", end)
         if not has_ended():
             error = error or f"{path} is unmounted, but the process of its daemon goes on"
-    except (ConnectionError, MountError) as failure:
-        _fail(f"{path}: {failure}" if isinstance(failure, ConnectionError) else str(failure), status=1)
+    except ConnectionError as failure:
+        _fail(_why_unanswered(path, failure), status=1)
+    except MountError as failure:
+        _fail(str(failure), status=1)
     if error is not None:
         _fail(error, status=1)
+
+
+def _why_unanswered(path: Path, failure: ConnectionError) -> str:
+    """Return what is to be told where a daemon could not be asked, or died on the way."""
+    if not isinstance(failure.__cause__, OSError):
+        return f"{path}: {failure}"
+    kind = type_of_mount(path)
+    if kind is None:
+        return f"nothing is mounted on {path}"
+    if kind != FILESYSTEM_TYPE:
+        return f"what is mounted on {path} is not of fusefs ({kind})"
+    user = user_of_mount(path)
+    if user is not None and user != os.getuid():
+        return f"{path} was mounted by {_name_of(user)}; give this command as that user"
+    try:
+        if not ControlClient(path).is_there():
+            check_alive(path)  # which would wait for a daemon that is stopped
+    except MountError as error:
+        return str(error)
+    return f"{path}: {failure}"
+
+
+def _name_of(user: int) -> str:
+    try:
+        return f"the user {pwd.getpwuid(user).pw_name}"
+    except KeyError:
+        return f"a user without a name ({user})"
 
 
 @main.command()
@@ -211,7 +242,7 @@ def status(mountpoint: str, *, as_json: bool) -> None:
     try:
         found = ControlClient(path).status()
     except ConnectionError as failure:
-        _fail(f"{path}: {failure}", status=1)
+        _fail(_why_unanswered(path, failure), status=1)
     click.echo(json.dumps(found, indent=1) if as_json else "\n".join(lines(found)))
 
 

@@ -22,6 +22,9 @@ FILESYSTEM_TYPE: Final = "fuse.fusefs"
 _OCTAL: Final = re.compile(rb"\\(\d{3})")
 """How the kernel writes spaces, line ends and backslashes of paths."""
 
+_USER: Final = re.compile(rb"(?:^|,)user_id=(\d+)")
+"""How the kernel tells, among the options of a FUSE mount, whose it is."""
+
 _libc = ctypes.CDLL(None, use_errno=True)  # its calls give the global lock back
 
 
@@ -90,12 +93,25 @@ def type_of_mount(mountpoint: Path) -> str | None:
 
     That is not touched: its daemon may be stopped, and then whoever does waits until it goes on.
     """
-    found = None
+    about = _mounted_at(mountpoint)
+    return about[0].decode("ascii") if about else None
+
+
+def user_of_mount(mountpoint: Path) -> int | None:
+    """Return who has mounted the FUSE file system there; None if there is none. It is not touched either."""
+    about = _mounted_at(mountpoint)
+    found = _USER.search(about[-1]) if about else None
+    return int(found[1]) if found else None
+
+
+def _mounted_at(mountpoint: Path) -> list[bytes]:
+    """Return the type, the source and the options of what was mounted there last; nothing if nothing is."""
+    found: list[bytes] = []
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
         fields, _, about = line.partition(b" - ")
         where = _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), fields.split(b" ")[4])
         if where == os.fsencode(mountpoint):
-            found = about.split(b" ")[0].decode("ascii")
+            found = about.split(b" ")
     return found
 
 

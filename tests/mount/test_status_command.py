@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+from click.testing import CliRunner
+
+from fusefs import cli
 from tests.mount.conftest import NewMount
 from tests.support.bucket import Bucket
 from tests.support.mounts import Mount, wait_until
@@ -92,4 +98,36 @@ def test_where_nothing_is_mounted(new_mount: NewMount, tmp_path: Path) -> None:
     done = mount.run([sys.executable, "-m", "fusefs", "status", str(tmp_path)])
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr == f"fusefs: {tmp_path}: no daemon answers for this mount: No such file or directory\n"
+    assert done.stderr == f"fusefs: nothing is mounted on {tmp_path}\n"
+
+
+@pytest.mark.parametrize("command", ["status", "umount"])
+def test_a_mount_of_something_else(command: str) -> None:
+    assert _refusal(command, Path("/proc")) == "fusefs: what is mounted on /proc is not of fusefs (proc)\n"
+
+
+@pytest.mark.parametrize("command", ["status", "umount"])
+def test_a_mount_of_somebody_else(new_mount: NewMount, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    """Its daemon listens where only that user looks, who is named."""
+    mount = new_mount().mount()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getuid", lambda: 4_000_000)
+        said = _refusal(command, mount.path)
+    owner = pwd.getpwuid(os.getuid()).pw_name
+    assert said == f"fusefs: {mount.path} was mounted by the user {owner}; give this command as that user\n"
+    assert mount.is_mounted
+
+
+@pytest.mark.parametrize("command", ["status", "umount"])
+def test_a_mount_whose_daemon_is_gone(new_mount: NewMount, command: str) -> None:
+    mount = new_mount().mount()
+    os.kill(mount.pid, signal.SIGKILL)
+    mount.wait_for_end()
+    said = _refusal(command, mount.path)
+    assert f"{mount.path} holds a mount whose daemon is gone; remove it with: fusermount3 -uz" in said
+
+
+def _refusal(command: str, path: Path) -> str:
+    done = CliRunner().invoke(cli.main, [command, str(path)])
+    assert done.exit_code == 1
+    return done.output
