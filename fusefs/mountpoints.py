@@ -140,4 +140,9 @@ def unmount(mountpoint: Path, *, is_lazy: bool = False) -> None:
         raise MountError(f"{mountpoint} cannot be unmounted: {command[0]}: {error.strerror}") from error
     if done.returncode != 0:
         reason = done.stderr.strip().rpartition(": ")[2] or f"fusermount3 exited with {done.returncode}"
+        if reason == os.strerror(errno.EBUSY):
+            raise MountError(
+                f"{mountpoint} stays mounted: a program has something of it open, or works in it; which one, tells:"
+                f" fuser -vm {mountpoint}"
+            )
         raise MountError(f"{mountpoint} cannot be unmounted: {reason}")

@@ -185,6 +185,23 @@ def test_nobody_waits_for_a_daemon_that_is_stopped(
     mount.umount()
 
 
+def test_a_mount_that_is_used_stays(new_mount: NewMount) -> None:
+    """What was written is in the bucket then, and the line says how to find who uses it."""
+    mount = new_mount()
+    mount.mount()
+    with (mount.path / "file").open("w") as file:
+        file.write("text")
+        file.flush()
+        done = mount.run(mount.umount_command())
+        assert done.returncode == 1
+        assert done.stderr == (
+            f"fusefs: {mount.path} stays mounted: a program has something of it open, or works in it;"
+            f" which one, tells: fuser -vm {mount.path}\n"
+        )
+        assert mount.is_mounted
+    assert mount.run(mount.umount_command()).returncode == 0
+
+
 def test_without_fusermount3_nothing_is_unmounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Root mounts without it; that it is not there is a line that names it."""
     monkeypatch.setenv("PATH", str(tmp_path))
