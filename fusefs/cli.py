@@ -36,9 +36,8 @@ from fusefs.mountpoints import (
     user_of_mount,
     where_it_is,
 )
-from fusefs.quantities import brief_size
+from fusefs.quantities import brief_size, counted
 from fusefs.service_manager import ServiceManager
-from fusefs.status_text import counted
 
 _log = logging.getLogger(__name__)
 

@@ -28,6 +28,7 @@ from fusefs.keys import RESERVED_PREFIX
 from fusefs.log_objects import LogObjects
 from fusefs.log_reader import EVERYWHERE, NOWHERE, LogPart, LogReader, places, seal_at, survey_logs
 from fusefs.log_uploads import LogUploads, needed_upload
+from fusefs.quantities import counted
 from fusefs.replay import Replay
 
 DAMAGED_PREFIX: Final = f"{RESERVED_PREFIX}damaged/"
@@ -58,8 +59,8 @@ class Diagnosis:
     def __str__(self) -> str:
         """Return one line."""
         if self.is_whole:
-            return f"the log is whole: {self.readable} batches"
-        saved = f"{self.damage}. {self.readable} batches before it can be applied"
+            return f"the log is whole: {counted(self.readable, 'batch', 'batches')}"
+        saved = f"{self.damage}. {counted(self.readable, 'batch', 'batches')} before it can be applied"
         if not self.lost:
             return (
                 f"{saved}, and nothing is behind it; --set-aside gives up what was removed, and the next mount goes on"

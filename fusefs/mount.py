@@ -41,12 +41,12 @@ from fusefs.lease import check_before_sending
 from fusefs.mountpoints import check_mountpoint
 from fusefs.operations import FuseOperations, KernelOptions
 from fusefs.page_collector import PageCollector, collect_pages
+from fusefs.quantities import counted
 from fusefs.request_turns import Trio
 from fusefs.rescue import rescue
 from fusefs.stage_budget import StageBudget
 from fusefs.start_progress import REPEAT_SECONDS, StartProgress
 from fusefs.status import LastComplaint, Requests, Status, document, identity_of, starting_document
-from fusefs.status_text import counted
 from fusefs.stores import OpenStore, gated, open_store
 from fusefs.term import Term, log_place, open_term
 from fusefs.upload_notes import Writer, open_notes

@@ -77,6 +77,11 @@ def brief_size(count: int) -> str:
     return f"{shown / 1024:.1f} TiB"
 
 
+def counted(count: int, one: str, many: str) -> str:
+    """Return "1 batch", "2 batches"."""
+    return f"{count:,} {one if count == 1 else many}"
+
+
 def parse_duration(value: object) -> float:
     """Return seconds: `5`, `0.5`, "5 s", "250 ms", "2 min", "1 h"."""
     complaint = f'must be a number of seconds, or a string such as "5 s" or "2 min" (got {shown(value)})'

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fusefs.quantities import brief_size
+from fusefs.quantities import brief_size, counted
 
 _Document = Mapping[str, Any]
 
@@ -38,11 +38,6 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def counted(count: int, one: str, many: str) -> str:
-    """Return "1 batch", "2 batches"."""
-    return f"{count:,} {one if count == 1 else many}"
 
 
 def _changes(count: int) -> str:

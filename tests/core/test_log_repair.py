@@ -68,6 +68,7 @@ async def test_what_is_before_the_damage_is_saved(
     repair = LogRepair(storage)
     found = await repair.diagnose()
     assert found.readable == sequence - 1
+    assert f". {('0 batches', '1 batch', '2 batches')[sequence - 1]} before it can be applied," in str(found)
     assert found.lost[0] == Position(1, sequence)
     before = await keys(storage, JOURNAL_PREFIX)
     await repair.set_aside(found)
