@@ -136,10 +136,11 @@ class Journal:
 
     def statistics(self) -> JournalStatistics:
         """Return the counts of this moment."""
+        now = trio.current_time()
         return JournalStatistics(
             batches=len(self._needed) + len(self._unneeded),
             size_bytes=self.size_bytes,
-            age_seconds=trio.current_time() - min(self._appended_at.values(), default=trio.current_time()),
+            age_seconds=now - min(self._appended_at.values(), default=now),
             unacknowledged=self._next - 1 - self._acknowledged,
             older_batches=sum(len(keys) for _, keys in self._older),
             appended=self._next - 1,

@@ -65,3 +65,8 @@ async def test_the_log_counts_what_is_in_the_store(seed: int) -> None:
             )
             assert journal.size_from(Position(EPOCH - 1, 7)) == sum(needed)
             assert journal.count_before(Position(EPOCH - 1, 7)) == 0
+
+
+async def test_an_empty_log_has_no_age() -> None:
+    """Not even one of less than nothing, which two looks at the clock would make of it."""
+    assert Journal(MemoryStorage(), EPOCH).statistics().age_seconds == 0
