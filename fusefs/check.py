@@ -22,7 +22,7 @@ from fusefs import extended_attributes
 from fusefs.attributes import kind_of, unreadable
 from fusefs.errors import BatchDamaged, LeaseDamaged, LogDamaged
 from fusefs.journal_format import position_of
-from fusefs.keys import RESERVED_PREFIX, name_of, name_of_file_beside
+from fusefs.keys import RESERVED_PREFIX, name_of, name_of_file_beside, stands_for_key
 from fusefs.lease_acquisition import first_untold
 from fusefs.lease_record import LeaseRecord
 from fusefs.link_lists import LINK_KEY, LISTS_PREFIX, NUMBER_DIGITS, list_of
@@ -178,7 +178,7 @@ def _look_at_names(key: str) -> Iterator[Finding]:
     if len(names) < len(segments):
         longest = max(len(segment.encode()) for segment in segments)
         yield Finding(Kind.HIDDEN, key, f"{longest} bytes between two slashes are too long for a name")
-    elif any(name.startswith(b"%key-") for name in names):
+    elif any(map(stands_for_key, names)):
         path = b"/".join(names).decode(errors="backslashreplace")
         yield Finding(Kind.ESCAPED, key, f"it cannot be a path, and is shown as {path!r}")
 

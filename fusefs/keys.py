@@ -61,12 +61,17 @@ def join(directory_key: str, name: bytes, *, max_length: int = S3_LIMITS.max_key
     if name == RESERVED_NAME and not directory_key:
         raise CrossesReserved(f"{RESERVED_NAME.decode()!r} is reserved for the file system's own objects")
     segment = segment_of(name)
-    if name.startswith((_KEY.encode(), _FILE.encode())) and segment != _quoted_bytes(name):
+    if stands_for_key(name):
         raise CrossesReserved(f"{name!r} stands for the key segment {segment!r}, which no new entry can have")
     key = directory_key + segment
     if len(key.encode()) >= max_length:  # one byte is kept for the slash of a directory's marker
         raise NameTooLong(f"the path of {name!r} makes a key of more than {max_length} bytes")
     return key
+
+
+def stands_for_key(name: bytes) -> bool:
+    """Return whether the name is that of a key of others, and not one that somebody has given to a file."""
+    return name.startswith((_KEY.encode(), _FILE.encode())) and segment_of(name) != _quoted_bytes(name)
 
 
 def segment_of(name: bytes) -> str:

@@ -16,6 +16,7 @@ from backends.metered import MeteredStorage
 from fusefs.attributes import fresh, to_metadata
 from fusefs.check import findings
 from fusefs.journal_format import Batch, LeftoverRecord, Position, StoredVersion, batch_key, encode
+from fusefs.keys import join
 from fusefs.lease_record import Identity, LeaseRecord, LogEnd, LogPlace
 from fusefs.stored_lease import LEASE_KEY
 from tests.support.faulty import FaultyStorage
@@ -190,6 +191,12 @@ async def test_a_mount_that_ends_meanwhile() -> None:
 async def test_one_line_for_each_key(key: str, line: str) -> None:
     """However odd the key is; keys beside it are no findings."""
     assert await lines(await filled(key, "other")) == [line]
+
+
+@pytest.mark.parametrize("name", [b"%key-x", b"%bytes-x", b"%key-\xff"])
+async def test_a_file_that_somebody_has_called_so(name: bytes) -> None:
+    """Its name begins like one that stands for a key, and stands for none: it is shown as it is called."""
+    assert await lines(await filled(join("", name))) == []
 
 
 @pytest.mark.parametrize(
