@@ -253,6 +253,8 @@ def _refuse_unknown(table: _Tree, known: set[str], *, at: str) -> None:
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:
+    if name in FLAG_KEYS:  # it is in the wrong table
+        return f"unknown key; did you mean {FLAG_KEYS[name]}?"
     similar = difflib.get_close_matches(name, list(known), n=1)
     return f"unknown key; did you mean {similar[0]}?" if similar else "unknown key"
 

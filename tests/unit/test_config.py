@@ -331,6 +331,10 @@ MISTAKES = [
     (BUCKET + "multipart_part_size_bytes = 1", f"{OBJECT}.multipart_part_size_bytes: unknown key; "
      "did you mean multipart_part_size?"),
     (CREDENTIALS + "password = 'x'", f"{OBJECT}.credentials.password: unknown key"),
+    (MOUNT + "ack_after_upload = false",
+     f"mount.ack_after_upload: unknown key; did you mean {OBJECT}.ack_after_upload?"),
+    ("read_only = true", "read_only: unknown key; did you mean mount.read_only?"),
+    (BUCKET + "profile = 'x'", f"{OBJECT}.profile: unknown key; did you mean {OBJECT}.credentials.profile?"),
     (MOUNT + "readonly = true", "mount.readonly: unknown key; did you mean read_only?"),
     # tables that are none
     ("system = 'x'", "system: must be a table"),
