@@ -28,10 +28,12 @@ _FLAGS: Final[Mapping[str, _Flag]] = MappingProxyType(
         "region": _Flag("REGION", "Region of the bucket."),
         "profile": _Flag("PROFILE", "Profile of the AWS configuration files."),
         "anonymous": _Flag(None, "Send unsigned requests: for public buckets, with --read-only."),
-        "cache_dir": _Flag("DIR", "Where bytes are kept on the way.", click.Path()),
-        "cache_size": _Flag("SIZE", "How much of that disk may be used."),
+        "cache_dir": _Flag(
+            "DIR", "Where bytes are kept on the way; also the log, without --ack-after-upload.", click.Path()
+        ),
+        "cache_size": _Flag("SIZE", "How many bytes are kept there at most."),
         "read_only": _Flag(None, "Refuse every change."),
-        "shared": _Flag(None, "Other hosts write the same prefix."),
+        "shared": _Flag(None, "Let other hosts write the same prefix; without a log, and close(2) waits."),
         "allow_other": _Flag(None, "Let other users in; the kernel checks permission bits."),
         "xattr": _Flag(None, "Keep extended attributes, at the cost of a request for each write."),
         "wait_on_close": _Flag(None, "Let close(2) wait for the upload."),
@@ -60,12 +62,14 @@ _FLAGS: Final[Mapping[str, _Flag]] = MappingProxyType(
         "kms_key_id": _Flag("KEY", "The key for aws:kms."),
         "storage_class": _Flag("CLASS", "Storage class of new objects."),
         "requester_pays": _Flag(None, "Pay for the requests to somebody else's bucket."),
-        "checksums": _Flag("KIND", "auto, crc32 or none."),
+        "checksums": _Flag("KIND", "Of what is sent: auto (as the store verifies it), crc32 or none."),
         "max_connections": _Flag("NUMBER", "Requests under way at once.", int),
         "connect_timeout": _Flag("TIME", "How long a connection may take."),
         "read_timeout": _Flag("TIME", "How long a connection may be silent."),
-        "log_file": _Flag("FILE", "Where the log goes.", click.Path()),
-        "log_level": _Flag("LEVEL", "debug, info, warning or error."),
+        "log_file": _Flag(
+            "FILE", "Where messages go: fusefs.log in --cache-dir, if not in the foreground.", click.Path()
+        ),
+        "log_level": _Flag("LEVEL", "The least that is told there: debug, info, warning or error."),
     }
 )
 
