@@ -6,7 +6,8 @@ answered on the socket.
 
 End, whoever asks for it (SIGTERM, SIGINT, SIGHUP, `fusefs umount`, umount(8)): what the kernel still holds is fetched
 from it, everything is published, the mount goes away, and what came in meanwhile is published. What cannot be published
-is moved to `cache_dir/rescued`, and the process ends with an error that says so. A second signal stops the waiting.
+is in the log or, where that cannot take it either, moved to `cache_dir/rescued`; the process ends with an error that
+says so. A second signal stops the waiting.
 """
 
 from __future__ import annotations

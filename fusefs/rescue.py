@@ -1,4 +1,4 @@
-"""What was written and cannot be published, when a mount ends: it is moved to a directory, and not thrown away."""
+"""What neither the bucket nor the log has when a mount ends: it is moved to a directory, and not thrown away."""
 
 from __future__ import annotations
 

@@ -470,11 +470,12 @@ def _upload_notes(bucket: Bucket) -> list[bytes]:
     return [bucket.client.get_object(Bucket=bucket.name, Key=each["Key"])["Body"].read() for each in listed]
 
 
-@pytest.mark.parametrize("way", ["SIGTERM", "SIGINT", "fusefs umount", "umount(8)"])
+@pytest.mark.parametrize("way", ["SIGTERM", "SIGINT", "SIGHUP", "fusefs umount", "umount(8)"])
 def test_every_end_publishes(mount: Mount, bucket: Bucket, way: str) -> None:
-    """SIGTERM, SIGINT, `fusefs umount` and umount(8) all end a mount with everything in the bucket, pages
-    that only the kernel held included. What cannot be published is moved to `rescued` below the cache
-    directory, and the process ends with an error.
+    """SIGTERM, SIGINT, SIGHUP, `fusefs umount` and umount(8) all end a mount with everything in the bucket, pages that
+    only the kernel held included. Where not everything can be published, the process ends with an error: the next
+    mount does that with what the log has, and what is not in the log either is moved to `rescued` below the cache
+    directory.
     """
     (mount.path / "d").mkdir()
     for number in range(50):
