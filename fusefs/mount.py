@@ -425,7 +425,7 @@ class _Session:
             )
         elif rescued:
             error = (
-                f"{rescued} changed files could not be published; what could be saved of them is in"
+                f"{counted(rescued, 'changed file', 'changed files')} could not be published; what could be saved is in"
                 f" {self._cache.rescued}, and the log names each"
             )
         elif left:

@@ -490,7 +490,7 @@ def test_unpublishable_bytes_are_rescued(new_mount: NewMount, tmp_path: Path) ->
         _, errors = end_of(process, mount)
     assert process.returncode == 1
     assert not mount.is_mounted
-    assert re.fullmatch(r"fusefs: 1 changed files? could not be published; [^\n]*\n", errors)
+    assert re.fullmatch(r"fusefs: 1 changed file could not be published; [^\n]*\n", errors)
     [rescued] = [path for path in (mount.cache_dir / "rescued").rglob("*") if path.is_file()]
     assert str(rescued.relative_to(mount.cache_dir).parts[1]) in errors
     assert rescued.name == "file"
