@@ -186,7 +186,7 @@ class BucketStore(Table):
     )
     #: Whether fsync returns when the bucket has it; or else when the local disk has it.
     ack_after_upload: bool = True
-    #: Requests under way at the same time.
+    #: Requests under way at the same time, but for those of the log and the lease, which have connections of their own.
     max_connections: Annotated[int, Field(ge=1, le=1024)] = 32
     connect_timeout_seconds: PositiveSeconds = Field(default=10.0, alias="connect_timeout")
     #: Of silence on a connection, not of a whole request.
