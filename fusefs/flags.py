@@ -9,6 +9,8 @@ from typing import Any, Final, NamedTuple, TypeVar
 import click
 
 from fusefs.config import STORE_FLAGS
+from fusefs.options import BucketStore, Credentials, MountOptions
+from fusefs.quantities import format_size
 
 _CommandT = TypeVar("_CommandT", bound=Callable[..., None])
 
@@ -36,10 +38,12 @@ _FLAGS: Final[Mapping[str, _Flag]] = MappingProxyType(
         "shared": _Flag(None, "Let other hosts write the same prefix; without a log, and close(2) waits."),
         "allow_other": _Flag(None, "Let other users in; the kernel checks permission bits."),
         "xattr": _Flag(None, "Keep extended attributes, at the cost of a request for each write."),
-        "wait_on_close": _Flag(None, "Let close(2) wait for the upload."),
+        "wait_on_close": _Flag(None, "Let close(2) wait for the upload; always so with --shared."),
         "publish_delay": _Flag("TIME", "Least time between two publications of a closed file."),
         "publish_interval": _Flag("TIME", "Most time between two publications of an open file."),
-        "revalidate_interval": _Flag("TIME", "How old a listing may be before the bucket is asked again."),
+        "revalidate_interval": _Flag(
+            "TIME", "How old a listing may be before the bucket is asked again; 1 s with --shared."
+        ),
         "retry_timeout": _Flag("TIME", "For how long a store that does not answer is asked again."),
         "read_ahead": _Flag(
             "SIZE", "The widest window of a sequential reader, and of small files in one directory."
@@ -93,9 +97,32 @@ def _with_flags(command: _CommandT, names: list[str]) -> _CommandT:
     for name in reversed(names):
         flag = _FLAGS[name]
         word = name.replace("_", "-")
+        default = default_of(name)
+        text = f"{flag.help}  [default: {default}]" if default else flag.help
         if flag.value is None:
-            option = click.option(f"--{word}/--no-{word}", name, default=None, help=flag.help)
+            option = click.option(f"--{word}/--no-{word}", name, default=None, help=text)
         else:
-            option = click.option(f"--{word}", name, metavar=flag.value, type=flag.type, help=flag.help)
+            option = click.option(f"--{word}", name, metavar=flag.value, type=flag.type, help=text)
         command = option(command)
     return command
+
+
+def default_of(name: str) -> str:
+    """Return what holds where a flag is not given, in the README's words; "" if that has to be found out."""
+    for model in (MountOptions, BucketStore, Credentials):
+        for attribute, field in model.model_fields.items():
+            if name == (field.alias or attribute):
+                return _shown(attribute, field.get_default())
+    raise KeyError(name)
+
+
+def _shown(attribute: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if attribute.endswith("_bytes"):
+        return format_size(value)
+    if attribute.endswith("_seconds"):
+        return f"{value:g} s" if value < 120 else f"{value / 60:g} min"
+    if attribute.endswith("_mode"):
+        return f"{value:04o}"
+    return str(value) if isinstance(value, int | str) else ""
