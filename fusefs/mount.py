@@ -426,10 +426,10 @@ class _Session:
         elif rescued:
             error = (
                 f"{counted(rescued, 'changed file', 'changed files')} could not be published; what could be saved is in"
-                f" {self._cache.rescued}, and the log names each"
+                f" {self._cache.rescued}, and the log file names each"
             )
         elif left:
-            error = "not every change of names and attributes could be published; the log says which"
+            error = "not every change of names and attributes could be published; the log file says which"
         if error is None and self._index_writer is not None:
             with self._with_patience():
                 await self._index_writer.finish()

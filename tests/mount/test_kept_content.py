@@ -28,8 +28,8 @@ def kept_files(mount: Mount) -> list[Path]:
 def test_from_one_mount_to_the_next(mount: Mount, bucket: Bucket) -> None:
     """What was read or written stays on the local disk, within `cache_size` and of 100,000 files at most; that of the
     10,000 used last stays from a clean end to the next mount with the same cache directory. What was fetched or left
-    there is compared with checksums before it is served: what the disk has damaged is fetched again, and the log says
-    so.
+    there is compared with checksums before it is served: what the disk has damaged is fetched again, and the log file
+    says so.
     """
     read, written = os.urandom(12 * MIB), os.urandom(9 * MIB + 5)
     bucket.put("read", read)

@@ -314,7 +314,7 @@ def test_who_starts_a_mount_sees_what_it_recovers(flags: tuple[str, ...], new_mo
 
 def test_a_mount_that_was_stopped(new_mount: NewMount) -> None:
     """A mount that others have taken over from, because it was stopped for too long, confirms nothing more: every
-    change is EROFS, and the log says who has it now. What it had confirmed is there.
+    change is EROFS, and the log file says who has it now. What it had confirmed is there.
     """
     first, second = new_mount().mount(), new_mount()
     with _writer(first.path / "file") as writer:

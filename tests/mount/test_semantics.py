@@ -325,7 +325,7 @@ def test_unlink_while_open(mount: Mount, bucket: Bucket) -> None:
 
 def test_foreign_changes_are_never_overwritten(new_mount: NewMount, bucket: Bucket, tmp_path: Path) -> None:
     """What somebody else has changed in the bucket is never overwritten. Theirs stays under the name; ours is
-    kept under `.fusefs/conflicts/`, the log says where, and the next fsync, write or close of the file says
+    kept under `.fusefs/conflicts/`, the log file says where, and the next fsync, write or close of the file says
     ESTALE.
     """
     mount = new_mount(None, "--config", _configuration(tmp_path, 'publish_interval = "1 s"')).mount()
