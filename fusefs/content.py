@@ -233,8 +233,9 @@ class Content:
         return min(self._staged.file.data_end, self.size)
 
     def note_unlogged(self, start: int, end: int) -> None:
-        """Note that the log has to be given what the file has of a range."""
-        self.unlogged.add(start, min(end, self.size))
+        """Note that the log has to be given what the base lacks of a range: the rest may be nowhere here."""
+        for extent in self.dirty.intersect(start, end):
+            self.unlogged.add(*extent)
 
     def note_all_unlogged(self) -> None:
         """Note that the log has to be given all that the base does not have, as if it had been given nothing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,14 +13,15 @@ from typing import Any, Final
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from backends.base import KIB, Capabilities, Data, Metadata, MultipartUpload, Part
-from backends.errors import AccessDenied
+from backends.errors import AccessDenied, StorageError, Unavailable
 from backends.intercepted import InterceptedStorage, InterceptedUpload, Request, T, Verb
 from backends.memory import MemoryStorage
 from fusefs.attribute_changes import AttributeChanges
-from fusefs.errors import LogDamaged, MountError
+from fusefs.errors import FilesystemError, LogDamaged, MountError
 from fusefs.journal_format import InodeRecord, decode, position_of
 from fusefs.log_repair import LogRepair
 from fusefs.object_writer import CONFLICTS_PREFIX
@@ -502,3 +504,50 @@ async def test_a_part_lands_before_its_upload_is_aborted(tmp_path: Path, autojum
         mortal.die()
     async with open_tree(storage, tmp_path / "next", NEXT) as tree:
         assert await tree.read_file("big") == BYTES[: 3 * PART]
+
+
+@pytest.mark.parametrize("how", ["a part fails", "the file is cut"])
+@pytest.mark.parametrize("cache_size", [400 * KIB, 10_000 * KIB])
+async def test_parts_that_were_given_up_leave_the_base_as_it_is(
+    cache_size: int, how: str, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """The log is given what is dirty in them: what is clean may be nowhere here, and would be zeros to a recovery."""
+    size = 80 * PART
+    bucket, expected = SmallPartsStorage(), bytearray(Random(1).randbytes(size))
+    await bucket.put("file", bytes(expected))
+    faulty = FaultyStorage(bucket)
+    async with open_tree(faulty, tmp_path / "1", tree_options(logged=True, cache_size=cache_size)) as tree:
+        handle = await tree.open("file")
+        for start in range(0, size, PART):  # of no part anything can be copied
+            expected[start : start + PART // 2] = Random(start).randbytes(PART // 2)
+            await tree.write(handle, start, expected[start : start + PART // 2])
+        await tree.write(handle, size, b"end")
+        expected += b"end"
+        late_part = faulty.hold(Verb.UPLOAD_PART, call=78, times=math.inf)
+        if how == "a part fails":
+            faulty.fail(Unavailable, verb=Verb.UPLOAD_PART, call=78, times=math.inf)
+
+        async def publish() -> None:
+            with suppress(StorageError, FilesystemError):
+                await tree.publisher.publish_all()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(publish)
+            await late_part.reached.wait()
+            await tree.filesystem.fsync(handle)
+            file = await tree.find_file("file")
+            assert file.content.is_referred
+            if how == "the file is cut":
+                await tree.filesystem.setattr(file.number, AttributeChanges(size=size - PART))
+                del expected[size - PART :]
+                second = faulty.hold(Verb.CREATE_MULTIPART)
+                late_part.open()
+                await second.reached.wait()
+            else:
+                late_part.open()
+                await trio.testing.wait_all_tasks_blocked()
+            await tree.filesystem.fsync(handle)
+            crashed = bucket.twin()
+            nursery.cancel_scope.cancel()
+    async with open_tree(crashed, tmp_path / "2", NEXT) as tree:
+        assert await tree.read_file("file") == expected
