@@ -44,6 +44,7 @@ from fusefs.errors import DamagedCache
 from fusefs.extents import Extent, ExtentSet, joined
 from fusefs.kept_content import KeptContent
 from fusefs.open_upload import Flush, OpenUpload
+from fusefs.read_outage import ReadOutage
 from fusefs.stage import Stage, StageFile
 from fusefs.stage_budget import StageBudget
 from fusefs.staged_bytes import StagedBytes
@@ -82,6 +83,7 @@ class ContentSources:
     kept: KeptContent
     #: Whether somebody asks what the log has not been given yet.
     logged: bool = False
+    outage: ReadOutage = field(default_factory=ReadOutage)
 
 
 @dataclass(eq=False, slots=True)
@@ -90,6 +92,8 @@ class Claim:
 
     start: int
     end: int
+    #: Which request was the last when somebody asked for the range (`ReadOutage`).
+    asked_after: int
     done: trio.Event = field(default_factory=trio.Event)
 
 
@@ -460,8 +464,9 @@ class Content:
         absent = ExtentSet(joined(self.missing(start, end), NEAR))
         for claim in self._claims:
             absent.remove(claim.start, claim.end)
+        asked_after = self.sources.outage.last_begun
         claims = [
-            Claim(max(position, gap.start), min(position + max_length, gap.end))
+            Claim(max(position, gap.start), min(position + max_length, gap.end), asked_after)
             for gap in absent
             for position in range(gap.start - gap.start % max_length, gap.end, max_length)
         ]

@@ -19,7 +19,7 @@ from typing import Final
 import trio
 
 from backends.base import Data
-from backends.errors import NotFound, PreconditionFailed, RangeNotSatisfiable
+from backends.errors import NotFound, PreconditionFailed, RangeNotSatisfiable, StorageError, is_outage
 from fusefs import prefetch
 from fusefs.block_checksums import enclosing
 from fusefs.content import NEAR, Claim, Content, Version
@@ -79,6 +79,7 @@ async def obtain(content: Content, start: int, end: int) -> bytes:
 
 async def fetch(content: Content, start: int, end: int) -> None:
     """Stage what is missing of a range; several GETs at once where it is long. Raises as `read`."""
+    asked_after = content.sources.outage.last_begun
     with content.in_use(start, end):  # or else some of it might give way while the rest is on its way
         while True:
             failures: list[Exception] = []
@@ -94,6 +95,7 @@ async def fetch(content: Content, start: int, end: int) -> None:
                 await claim_of_another.done.wait()
             if content.has_staged(start, end):
                 return
+            content.sources.outage.check(asked_after)
             # The other task failed, or the file changed meanwhile: what is missing now is ours to fetch.
 
 
@@ -158,9 +160,10 @@ async def _read_past_stage(content: Content, offset: int, end: int) -> bytes:
             base, fetched = content.base, ExtentSet()
         piece = _first_missing(content, offset, end, fetched)
         if piece is not None:
+            asked_after = content.sources.outage.last_begun
             try:
                 async with content.sources.fetch_budget.hold(piece.end - piece.start):
-                    found = await _get(content, piece.start, piece.end, base)
+                    found = await _get(content, *piece, base, asked_after=asked_after)
             except _GONE as error:
                 await _wait_for_successor(content, base, error)
                 continue
@@ -219,7 +222,7 @@ async def _bring(
             if failures:
                 return  # whoever has asked for this range gets that error
             base = content.base
-            data = await _get(content, claim.start, claim.end, base)
+            data = await _get(content, claim.start, claim.end, base, asked_after=claim.asked_after)
     except _GONE as error:
         await _wait_for_successor(content, base, error)  # while others have their turn: it may take long
         return
@@ -227,14 +230,29 @@ async def _bring(
         content.store_fetched(claim.start, data)
 
 
-async def _get(content: Content, start: int, end: int, base: Version | None) -> Data:
-    """Return what `base` has of a range, or nothing where the content does not need that any more."""
+async def _get(content: Content, start: int, end: int, base: Version | None, *, asked_after: int) -> Data:
+    """Return what `base` has of a range, or nothing where the content does not need that any more.
+
+    Where a request that began later than the one of the number `asked_after` has had no answer, there is none for this.
+    """
     end = min(end, content.base_limit)
     if base is None or end <= start:
         return b""  # let go of, or cut, while the fetch waited for its turn
     # A whole object is asked for as such: S3 has checksums of objects, not of ranges.
     length = None if (start, end) == (0, base.size) else end - start
-    return (await content.sources.storage.get_range(base.key, start, length, if_match=base.etag)).body
+    outage = content.sources.outage
+    outage.check(asked_after)
+    request = outage.begin()
+    try:
+        found = await content.sources.storage.get_range(base.key, start, length, if_match=base.etag)
+    except StorageError as error:
+        if is_outage(error):
+            outage.found(error, request)
+        else:
+            outage.ended()
+        raise
+    outage.ended()
+    return found.body
 
 
 async def _wait_for_successor(content: Content, base: Version | None, error: Exception) -> None:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Final
 
 import trio
 
 from fusefs.content import Content
 from fusefs.inodes import File
+from fusefs.open_upload import Flush
+
+SILENCE_SECONDS: Final = 30.0
+"""How long no part has to arrive for a commit to carry the bytes of those that are under way itself."""
 
 
 def part_size(file: File) -> float:
@@ -40,4 +45,18 @@ async def _flush(content: Content, held: list[Content]) -> None:
     if content.flush is not None:
         content.hold_writers()
         held.append(content)
-        await content.flush.ask()
+        await _wait_while_parts_arrive(content, content.flush)
+
+
+async def _wait_while_parts_arrive(content: Content, flush: Flush) -> None:
+    """Return when a flush is over, or nothing more comes of it: in an outage a commit has that before it, too."""
+    while not flush.done.is_set():
+        sent = _parts_sent(content)
+        with trio.move_on_after(SILENCE_SECONDS):
+            await flush.ask()
+        if _parts_sent(content) == sent:
+            return
+
+
+def _parts_sent(content: Content) -> int:
+    return 0 if content.upload is None else len(content.upload.parts)
