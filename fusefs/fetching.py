@@ -67,14 +67,25 @@ async def obtain(content: Content, start: int, end: int) -> bytes:
             if content.missing_are_zeros:
                 return content.take(start, end)
             if content.has_staged(start, end) or not content.sources.budget.is_exceeded:
-                await fetch(content, start, min(end, content.size))
-                return content.take(start, end)
+                return await _fetch_and_take(content, start, end)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
         data = await _read_past_stage(content, start, end)
         content.unsent.remove(start, end)
         return data.ljust(end - start, b"\0")
+
+
+async def _fetch_and_take(content: Content, start: int, end: int) -> bytes:
+    reads = 1
+    while True:
+        await fetch(content, start, min(end, content.size))
+        try:
+            return content.take(start, end)
+        except DamagedCache:  # what was damaged is not staged any more
+            if reads == DAMAGED_READS:
+                raise
+            reads += 1
 
 
 async def fetch(content: Content, start: int, end: int) -> None:

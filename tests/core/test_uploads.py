@@ -1276,3 +1276,27 @@ async def test_no_upload_is_left_of_one_that_begins_while_a_conflict_is_looked_i
         assert not await storage.list_multipart_uploads()
         objects = await stored(storage, ours=True)
     assert [body for key, body in objects.items() if "conflicts" in key] == [new + b"more"]
+
+
+async def test_an_upload_fetches_again_what_the_disk_has_damaged(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """However many places there are: it does not begin anew with each of them, and is no error in the end."""
+    step, places = 4 * PART, 40
+    storage = SmallPartsStorage()
+    expected = bytearray(Random(1).randbytes((places + 1) * step))
+    await storage.put("file", bytes(expected))
+    async with open_tree(storage, tmp_path, tree_options(parts_in_flight=1)) as tree:
+        assert await tree.read_file("file") == expected
+        handle = await tree.open("file")
+        for place in range(places):
+            expected[place * step : place * step + KIB] = bytes(KIB)
+            await tree.write(handle, place * step, bytes(KIB))
+        [staged] = [path for path in (tmp_path / "stage").iterdir() if path.stat().st_size >= len(expected)]
+        with staged.open("r+b") as file:  # in what goes up beside each change
+            for place in range(places):
+                file.seek(place * step + (-2 * KIB if place else 2 * KIB))
+                file.write(b"damaged")
+        await tree.publisher.publish(await tree.find_file("file"))
+        assert (await stored(storage))["file"] == expected
+        await tree.close(handle)
