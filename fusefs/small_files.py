@@ -132,7 +132,8 @@ class SmallFiles:
         try:
             with trio.move_on_after(PATIENCE_SECONDS):
                 inode = await self._resolver.resolve(directory, name)
-                if isinstance(inode, File) and inode.content.is_bare:
+                # Since it was listed it may have become another one, or a large one.
+                if isinstance(inode, File) and inode.content.is_bare and inode.size <= MAX_SIZE:
                     await fetch_unasked(inode.content)
         except Exception as error:  # of any kind: nobody has asked
             _log.debug("%r could not be fetched ahead: %s", name, error)

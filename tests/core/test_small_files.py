@@ -211,3 +211,19 @@ async def test_few_files_are_fetched_for_who_may_come_to_many_directories(
         gate.open()
         await trio.testing.wait_all_tasks_blocked()
         assert before < len(gets(storage)) < MAX_WAITING + 100
+
+
+async def test_a_small_file_that_is_a_large_one_by_now_is_not_fetched(
+    autojump_clock: Clock, tmp_path: Path
+) -> None:
+    """It was small when it was listed; all of a large one would come past the bound of what is fetched at once."""
+    storage = await filled(small(10))
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.names("d")
+        await storage.put("d/5", bytes(3 * MAX_SIZE))
+        await tree.read_file("d/0")
+        handle = await tree.open("d/1", os.O_RDONLY)  # the next ones are fetched from here on
+        await trio.sleep(60)
+        assert "d/6" in gets(storage)
+        assert (await tree.find_file("d/5")).content.is_bare
+        await tree.close(handle)
