@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Iterable
@@ -21,8 +22,7 @@ def rescue(inodes: Iterable[Inode], directory: Path) -> int:
     for file in files:
         where = directory.joinpath(*map(os.fsdecode, file.path))
         try:
-            where.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            file.content.rescue(where)
+            _move(file, where)
         except OSError as error:
             _log.error("%r was not published and cannot be rescued: %s", file.path_key, error)
             continue
@@ -31,3 +31,15 @@ def rescue(inodes: Iterable[Inode], directory: Path) -> int:
             "%r was not published; bytes %s of %d are in %r", file.path_key, staged, file.size, f"{where}"
         )
     return len(files)
+
+
+def _move(file: File, where: Path) -> None:
+    """Move a file's bytes; for those that are in memory alone, clean bytes make room where there is none."""
+    while True:
+        try:
+            where.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            file.content.rescue(where)
+            return
+        except OSError as error:
+            if error.errno != errno.ENOSPC or not file.content.sources.budget.give_back_all():
+                raise

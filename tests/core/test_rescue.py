@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 from pathlib import Path
+from typing import Final
 
 import pytest
 
+from backends.base import MIB, Data
 from backends.memory import MemoryStorage
 from fusefs.attributes import fresh
 from fusefs.content import Content
 from fusefs.inodes import ROOT_NUMBER, Directory, File
 from fusefs.rescue import rescue
+from tests.core.small_disk import disk_use
 from tests.core.test_content import open_sources, stored_content
+from tests.core.tree import TreeOptions, open_tree
+
+LIMIT: Final = 2 * MIB
+"""Of the local disk, where it is full."""
 
 
 def new_directory(number: int = ROOT_NUMBER) -> Directory:
@@ -58,3 +67,24 @@ async def test_one_that_cannot_be_moved_does_not_keep_the_others(
         assert rescue(files, tmp_path / "rescued") == 2
         assert (tmp_path / "rescued" / "y").read_bytes() == b"bytes"
         assert "'d/x' was not published and cannot be rescued" in caplog.text
+
+
+async def test_clean_bytes_make_room_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small file is in memory alone: it would go with the process while the disk is full of what the bucket has."""
+    pwrite = os.pwrite
+
+    def write_what_fits(descriptor: int, data: Data, offset: int) -> int:
+        room = LIMIT - disk_use(tmp_path)
+        if room <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return pwrite(descriptor, memoryview(data)[:room], offset)
+
+    monkeypatch.setattr(os, "pwrite", write_what_fits)
+    async with open_tree(MemoryStorage(), tmp_path, TreeOptions(logged=False)) as tree:
+        await tree.write_file("clean", os.urandom(LIMIT))
+        await tree.publish_all()
+        assert disk_use(tmp_path) >= LIMIT
+        await tree.write_file("small", b"not in the bucket")
+        file = await tree.find_file("small")
+        assert rescue([file], tmp_path / "rescued") == 1
+        assert (tmp_path / "rescued" / "small").read_bytes() == b"not in the bucket"
