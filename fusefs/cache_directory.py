@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from fusefs.errors import MountError
+from fusefs.kept_content import make_room_to_begin
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class CacheDirectory:
             with _alone_in(mounts):
                 dead = [path for path in list(mounts.iterdir()) if _empty_if_dead(path)]
                 _forget_oldest(dead)
+                make_room_to_begin(cache_dir / "kept")
                 path = mounts / mount_id
                 path.mkdir(mode=0o700)
                 lock = _lock(path)

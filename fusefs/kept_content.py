@@ -20,8 +20,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from backends.base import MIB
 from fusefs import kept_format
 from fusefs.kept_format import KeptVersion
+from fusefs.log_room import disk_space
 from fusefs.stage import StageFile
 from fusefs.stage_budget import StageBudget
 
@@ -29,6 +31,9 @@ _log = logging.getLogger(__name__)
 
 MAX_FILES: Final = 10_000
 """How many kept files a mount looks at: their number is bounded as their bytes are. Older ones are removed."""
+
+ROOM_TO_BEGIN: Final = MIB
+"""Bytes of the disk that a mount needs before anything can give way to it: for directories, and which log is there."""
 
 PATIENCE_SECONDS: Final = 2.0
 """How long the end of a mount may take to read what has no checksum yet; what is left then is not kept."""
@@ -89,30 +94,11 @@ class KeptContent:
 
     def _oldest_first(self) -> Iterator[tuple[str, int]]:
         """Yield name and bytes on the disk of the newest `MAX_FILES`, and remove what is beyond."""
-        found = sorted(self._scan(), reverse=True)
+        found = sorted(_scan(self._directory), reverse=True)
         for _, name, _ in found[MAX_FILES:]:
-            self._remove(name)
+            _remove(self._directory / name)
         for _, name, allocated in reversed(found[:MAX_FILES]):
             yield name, allocated
-
-    def _scan(self) -> Iterator[tuple[int, str, int]]:
-        try:
-            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with os.scandir(self._directory) as entries:
-                for entry in entries:
-                    if entry.is_file(follow_symlinks=False):
-                        status = entry.stat(follow_symlinks=False)
-                        yield status.st_mtime_ns, entry.name, status.st_blocks * 512
-        except OSError as error:
-            _log.warning(
-                "what earlier mounts have kept in %s is not used: %s", self._directory, error.strerror
-            )
-
-    def _remove(self, name: str) -> None:
-        try:
-            (self._directory / name).unlink(missing_ok=True)
-        except OSError as error:
-            _log.warning("%s cannot be removed: %s", self._directory / name, error.strerror)
 
 
 class _KeptFile:
@@ -124,11 +110,48 @@ class _KeptFile:
 
     def evict(self, wanted: int) -> None:
         self._owner._files.pop(self._name, None)
-        self._owner._remove(self._name)
+        _remove(self._owner._directory / self._name)
         self._owner._budget.note(self, 0, 0)
 
     def keep(self, used_at_ns: int, deadline: float) -> None:
         """Stay where it is."""
+
+
+def make_room_to_begin(directory: Path) -> None:
+    """Let what is kept in `directory` give way where the disk is full, those first that were not used for longest.
+
+    The budget, which sees to that later, comes when a mount has its own directory, and a log.
+    """
+    if _is_full(directory.parent):
+        for _, name, _ in sorted(_scan(directory)):
+            _remove(directory / name)
+            if not _is_full(directory):
+                break
+
+
+def _is_full(directory: Path) -> bool:
+    free, _ = disk_space(directory)
+    return free < ROOM_TO_BEGIN
+
+
+def _scan(directory: Path) -> Iterator[tuple[int, str, int]]:
+    """Yield the files: when each was used last, its name, and the bytes that it takes of the disk."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.is_file(follow_symlinks=False):
+                    status = entry.stat(follow_symlinks=False)
+                    yield status.st_mtime_ns, entry.name, status.st_blocks * 512
+    except OSError as error:
+        _log.warning("what earlier mounts have kept in %s is not used: %s", directory, error.strerror)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        _log.warning("%s cannot be removed: %s", path, error.strerror)
 
 
 def keep_all(budget: StageBudget) -> None:

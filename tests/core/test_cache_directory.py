@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from backends.base import MIB
+from fusefs import kept_content
 from fusefs.cache_directory import KEPT_DEAD, CacheDirectory
 from fusefs.errors import MountError
 
@@ -60,6 +62,26 @@ def test_what_was_rescued_is_never_touched(tmp_path: Path) -> None:
     cache.release()
     CacheDirectory.claim(tmp_path, "two").release()
     assert (cache.rescued / "file").read_bytes() == b"the only copy"
+
+
+@pytest.mark.parametrize(("free", "left"), [(MIB, 4), (0, 2)])
+def test_on_a_full_disk_what_was_kept_gives_way(
+    free: int, left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mount cannot even have a directory there; what was not used for longest goes, and no more than has to."""
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    names = ["new", "old", "older", "oldest"]
+    for age, name in enumerate(names):
+        (kept / name).write_bytes(b"x")
+        os.utime(kept / name, (-age, -age))
+
+    def disk_space(_: Path) -> tuple[int, int]:
+        return (free if len(list(kept.iterdir())) > 2 else MIB), 2 * MIB
+
+    monkeypatch.setattr(kept_content, "disk_space", disk_space)
+    CacheDirectory.claim(tmp_path, "one").release()
+    assert {path.name for path in kept.iterdir()} == set(names[:left])
 
 
 def test_a_file_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
