@@ -7,6 +7,10 @@ That has to wait where something is staged of a file, where the bucket lacks som
 and as long as the log tells of it: the inode has a name there, the next one of the same file will have another, and a
 reader must not find both. All these end at some time, of which nobody tells: now and then the `Packer` looks at every
 inode. It runs between two awaits of whoever else holds one, who has to look it up anew, as after any change of names.
+
+Of an inode with several names an entry has no more than the number: to find it again takes a HEAD for each name, and a
+GET of their list. So a certain number of such names stays in memory, and what is beyond that is packed, all names of
+an inode at once.
 """
 
 from __future__ import annotations
@@ -29,6 +33,9 @@ INTERVAL_SECONDS: Final = 10.0
 EFFORT: Final = 0.005
 """Share of the processor that this may take: where the kernel refers to a million inodes, the pause is longer."""
 
+LINKED_NAMES: Final = 20_000
+"""Names, of inodes that have several and that nobody needs, which stay in memory: they take some 100 MB there."""
+
 YIELD_AFTER: Final = 200
 """Inodes after which other tasks have their turn: some milliseconds where each of them is packed."""
 
@@ -49,12 +56,17 @@ class Packer:
 
     async def pack_all(self) -> float:
         """Pack what nobody needs; return how many seconds of the processor that took."""
-        took = 0.0
+        took, linked_names = 0.0, 0
         inodes = self._inodes.all()
         for first in range(0, len(inodes), YIELD_AFTER):
             began = time.perf_counter()
             for inode in inodes[first : first + YIELD_AFTER]:
-                pack(inode, self._inodes, self._placement, self._changes)
+                if not inode.aliases:
+                    pack(inode, self._inodes, self._placement, self._changes)
+                elif not _is_needed(inode):
+                    linked_names += inode.link_count
+                    if linked_names > LINKED_NAMES:
+                        _pack_all_names(inode, self._inodes, self._placement, self._changes)
             took += time.perf_counter() - began
             await trio.lowlevel.checkpoint()
         return took
@@ -77,28 +89,51 @@ def entry_of(inode: Inode, placement: Placement) -> ListedEntry | None:
 
 def pack(inode: Inode, inodes: InodeTable, placement: Placement, changes: Changes) -> None:
     """Put what is known of an inode in its place in the tree, if nobody needs it and nothing is lost by that."""
-    directory, name = inode.parent, inode.name
-    if directory is None or inodes.are_kept or _is_needed(inode) or changes.needs(inode):
+    if not _has_names(inode) and not _is_needed(inode):
+        _pack_all_names(inode, inodes, placement, changes)
+
+
+def _pack_all_names(inode: Inode, inodes: InodeTable, placement: Placement, changes: Changes) -> None:
+    """Do the same in all places of an inode that nobody needs, if nothing is lost by that."""
+    if inodes.are_kept:
         return
-    if inode.state.published_at >= directory.listing_since:
-        return  # an inode that was published later than a listing began is not taken for what that says of it
-    entry = entry_of(inode, placement)
-    if not isinstance(entry, ListedObject) or inode.version is None:
+    names = (inode, *inode.aliases)
+    entries = [entry for each in names if (entry := _packed(each, placement, changes)) is not None]
+    if len(entries) < len(names):
         return
-    if entry.remembered is None and not inode.is_doubtful:
-        return
-    is_indexed = directory.is_indexed
-    placement.forget(inode.version.key)
-    directory.attach(name, entry)
-    directory.is_indexed = is_indexed
+    for each, entry in zip(names, entries, strict=True):
+        assert each.parent is not None
+        assert each.version is not None
+        directory, is_indexed = each.parent, each.parent.is_indexed
+        placement.forget(each.version.key)
+        directory.attach(each.name, entry)
+        directory.is_indexed = is_indexed
     if isinstance(inode, File):
         inode.content.discard()
     inodes.drop(inode)
 
 
+def _packed(place: Inode, placement: Placement, changes: Changes) -> ListedObject | None:
+    """Return what takes the place of an inode, or of an alias; None where something would be lost by that."""
+    directory, version = place.parent, place.version
+    if directory is None or version is None or changes.needs(place):
+        return None
+    if place.state.published_at >= directory.listing_since:
+        return None  # an inode that was published later than a listing began is not taken for what that says of it
+    entry = entry_of(place, placement)
+    if not isinstance(entry, ListedObject):
+        return None
+    links = place.subject.links
+    if links is not None and links.aliases:
+        is_all_known = version.key == place.bucket_key and version.key in links.names
+    else:
+        is_all_known = entry.remembered is not None or place.is_doubtful
+    return entry if is_all_known else None
+
+
 def _is_needed(inode: Inode) -> bool:
     """Return whether somebody refers to the inode, or it is more than what its object is."""
-    if inode.lookups or inode.handles or _has_names(inode) or isinstance(inode, Alias | Directory):
+    if inode.lookups or inode.handles or isinstance(inode, Alias | Directory):
         return True
     return isinstance(inode, File) and not inode.content.is_bare
 

@@ -56,12 +56,9 @@ class LinkedNames:
 
     async def _join_now(self, inode: Inode, links: Links) -> None:
         names, listed = await read_list(self._storage, links.number)
-        others: list[Inode] = []
-        if inode.bucket_key in names:
-            for key in names:
-                other = await self._find(key)
-                if other is not None and other is not inode:
-                    others.append(other)
+        others = await self._find_others(inode, names)
+        while inode.linked and not all(other.linked for other in others):
+            others = await self._find_others(inode, names)  # one was packed since, or is gone
         if not inode.linked:
             return
         links.is_joined = True
@@ -69,7 +66,13 @@ class LinkedNames:
         if inode.bucket_key not in names:
             inode.links = None
             return
-        self._join_all(inode, links, [other for other in others if other.linked])
+        self._join_all(inode, links, others)
+
+    async def _find_others(self, inode: Inode, names: Sequence[str]) -> list[Inode]:
+        if inode.bucket_key not in names:
+            return []
+        found = [await self._find(key) for key in names]
+        return [other for other in found if other is not None and other is not inode]
 
     async def _find(self, key: str) -> Inode | None:
         """Return the entry under a key, if there is one."""

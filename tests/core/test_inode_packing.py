@@ -21,6 +21,7 @@ import fusefs
 from backends.errors import AccessDenied
 from backends.intercepted import InterceptedStorage, Request, T, Verb
 from backends.memory import MemoryStorage
+from fusefs import inode_packing
 from fusefs.attribute_changes import AttributeChanges
 from fusefs.attributes import to_metadata
 from fusefs.filesystem import RENAME_EXCHANGE, FilesystemOptions
@@ -357,6 +358,41 @@ async def test_a_file_that_had_two_names_for_a_moment(autojump_clock: MockClock,
         await tree.packer.pack_all()
         assert len(tree.inodes) == 1, "the root"
         assert (await tree.find("name7")).link_count == 1
+
+
+@pytest.mark.parametrize("logged", [False, True], ids=["no log", "log"])
+async def test_files_with_several_names_beyond_what_there_is_room_for(
+    logged: bool, autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A walk through them leaves some of them in memory; the others are found again, with all their names."""
+    monkeypatch.setattr(inode_packing, "LINKED_NAMES", 8)
+    storage = FaultyStorage(MemoryStorage())
+    async with open_tree(storage, tmp_path, TreeOptions(logged=logged)) as tree:
+        await tree.mkdir("d")
+        for number in range(20):
+            await tree.write_file(f"f{number}", b"x")
+            await tree.link(f"f{number}", f"d/g{number}")
+        await tree.publish_all()
+        await trio.sleep(100)
+        tree.sources.budget.make_room(goal_bytes=0)
+        before = [(await tree.find(f"f{number}")).number for number in range(20)]
+        await tree.packer.pack_all()
+        assert len(tree.inodes) == 2 + 4, "the root, the directory, and files with two names each"
+        storage.calls.clear()
+        for number in range(20):
+            for path in (f"f{number}", f"d/g{number}"):
+                inode = await tree.find(path)
+                assert (inode.number, inode.link_count) == (before[number], 2)
+        asked = len(storage.calls_of(Verb.HEAD)), len(storage.calls_of(Verb.GET_RANGE))
+        assert asked == (2 * 16, 16), "of each that was packed its objects, and the list of its names"
+        await tree.packer.pack_all()
+        await tree.write_file("d/g7", b"other")
+        await tree.unlink("d/g8")
+        assert await tree.read_file("f7") == b"other"
+        assert (await tree.find("f8")).link_count == 1
+        await tree.publish_all()
+        now = await stored(storage)
+        assert (now["f7"], now["d/g7"], now["f8"], now.get("d/g8")) == (b"other", b"other", b"x", None)
 
 
 async def test_what_a_shared_mount_has_written_and_listed_since(
