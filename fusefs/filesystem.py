@@ -208,6 +208,13 @@ class Filesystem:
             self._namespace.drop_if_unused(replaced)
         await self._names_changed(*(entry for entry in renamed if isinstance(entry, Inode)))
 
+    def replaces_while_written(self, parent: int, name: bytes, new_parent: int, new_name: bytes) -> bool:
+        """Return whether a rename gives the name of another entry to a file that somebody has open for writing."""
+        file = self._directory(parent).children.get(name)
+        return (
+            isinstance(file, File) and bool(file.writers) and new_name in self._directory(new_parent).children
+        )
+
     async def readlink(self, number: int) -> bytes:
         inode = self._inodes[number]
         if not isinstance(inode, Symlink):

@@ -245,6 +245,9 @@ class _Session:
                 writeback_cache=kernel_owns_times(config.mount),
             ),
             tree.xattrs if config.mount.xattr else None,
+            collect_pages=partial(collect_pages, self._mountpoint)
+            if kernel_owns_times(config.mount)
+            else None,
         )
         self._page_collector: PageCollector | None = None
         if term is not None:

@@ -14,6 +14,7 @@ from typing import Any
 import pyfuse3
 import pytest
 import trio
+from trio.testing import MockClock
 
 from backends.memory import MemoryStorage
 from fusefs.operations import FuseOperations, KernelOptions
@@ -167,6 +168,33 @@ async def test_pages_are_kept_between_opens_where_they_may_be(tree: Tree, kept: 
     assert (created.keep_cache, opened.keep_cache) == (kept, kept)
     for info in (created, opened):
         await operations.flush(info.fh)
+        await operations.release(info.fh)
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+async def test_a_rename_has_pages_fetched_that_nobody_has_seen(
+    is_open: bool, tree: Tree, autojump_clock: MockClock
+) -> None:
+    """But for those of files that are closed, and not for ever: who hands them over may have to wait for the store."""
+    calls = 0
+
+    async def never_end() -> None:
+        nonlocal calls
+        calls += 1
+        await trio.sleep_forever()
+
+    operations = FuseOperations(tree.filesystem, OPTIONS, collect_pages=never_end)
+    await tree.write_file("old", b"old")
+    info, _ = await operations.create(ROOT, b"new", 0o644, os.O_RDWR, CONTEXT)
+    if not is_open:
+        await operations.flush(info.fh)
+        await operations.release(info.fh)
+    await operations.rename(ROOT, b"new", ROOT, b"unused", 0, CONTEXT)
+    assert calls == 0
+    await operations.rename(ROOT, b"unused", ROOT, b"old", 0, CONTEXT)
+    assert calls == is_open
+    assert await tree.read_file("old") == b""
+    if is_open:
         await operations.release(info.fh)
 
 

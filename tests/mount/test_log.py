@@ -18,11 +18,13 @@ from typing import Final
 
 import pytest
 
+from fusefs.filesystem import RENAME_EXCHANGE
 from tests.mount.conftest import NewMount
 from tests.support.bucket import Bucket
 from tests.support.mounts import Mount, wait_until
 from tests.support.recording_proxy import Fate, ReceivedRequest, RecordingProxy
 from tests.support.seaweedfs import SeaweedFS
+from tests.support.twins import rename
 
 UNPUBLISHED: Final = ("--publish-interval", "1 h", "--publish-delay", "1 h")
 
@@ -49,9 +51,36 @@ def test_commit_interval(new_mount: NewMount, bucket: Bucket) -> None:
     assert (mount.path / "open").read_bytes() == b"only the kernel has it"
 
 
+@pytest.mark.parametrize("flags", [0, RENAME_EXCHANGE], ids=["replaced", "exchanged"])
+@pytest.mark.parametrize("synced", [".", "other"])
+def test_a_name_that_an_open_file_takes_has_its_bytes(
+    synced: str, flags: int, new_mount: NewMount, bucket: Bucket
+) -> None:
+    """Where a file takes the name of another one while it is open, what was written to it before is in the log together
+    with that, although it was never synced.
+    """
+    mount = new_mount(None, "--commit-interval", "1 h").mount()
+    (mount.path / "file").write_bytes(b"old")
+    mount.remount()
+    (mount.path / "other").touch()
+    new = os.open(mount.path / "new", os.O_WRONLY | os.O_CREAT)
+    os.write(new, b"only the kernel has it")
+    rename(mount.path / "new", mount.path / "file", flags)
+    descriptor = os.open(mount.path / synced, os.O_RDONLY)
+    os.fsync(descriptor)
+    mount.kill()
+    for each in (new, descriptor):
+        with contextlib.suppress(OSError):
+            os.close(each)
+    mount.mount_cold()
+    assert (mount.path / "file").read_bytes() == b"only the kernel has it"
+    assert not flags or (mount.path / "new").read_bytes() == b"old"
+
+
 def test_the_next_mount_has_everything(new_mount: NewMount, bucket: Bucket) -> None:
     """After the loss of the daemon or the host, the next mount, on any host, shows the tree as it was at one moment,
-    and not before the last fsync that returned: from the bucket alone, and before it is published.
+    and not before the last fsync that returned: from the bucket alone, and before it is published. But each file
+    that was open then has, of what was written to it without fsync, as much as the kernel had handed over.
     """
     mount = new_mount(None, "--publish-interval", "1 h", "--publish-delay", "1 h").mount()
     (mount.path / "old").write_bytes(b"old")

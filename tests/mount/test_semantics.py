@@ -192,8 +192,9 @@ def test_open_files_are_published_too(new_mount: NewMount, bucket: Bucket, tmp_p
 
 def test_fsync(mount: Mount, bucket: Bucket) -> None:
     """When fsync of a file has returned, its bytes, whichever descriptor wrote them, and its size,
-    permissions, owner and name are in the log, and everything that was done before it: they survive the loss
-    of this host. The object under the name follows.
+    permissions, owner and name are in the log, and everything that was done before it, but for what was
+    written to other files that are still open: they survive the loss of this host. The object under the name
+    follows.
     """
     directory = mount.path / "a" / "b"
     directory.mkdir(parents=True)
