@@ -252,7 +252,7 @@ class StoredLease(Lease):
         self._is_failing = True
         if self._trouble_since is None:
             self._trouble_since = self._now()
-            left = self._holds_until - self._trouble_since
+            left = max(self._holds_until - self._trouble_since, 0.0)
             _log.warning("the lease could not be renewed, %.1f s of it are left: %s", left, error)
         if not self.is_held and not self._has_told_lapse:
             self._has_told_lapse = True
