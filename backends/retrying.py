@@ -73,7 +73,8 @@ class RetryPolicy:
 
     #: From the beginning of a call to its last attempt, whose error is raised.
     timeout_seconds: float = 300.0
-    #: The same for `probe`, which is where a wrong address shows: whoever mounts wants to know soon.
+    #: The same for `probe`, which is where a wrong address shows: whoever mounts wants to know soon. Where an attempt
+    #: of it ends later than that, because the store said nothing, it was the last.
     probe_timeout_seconds: float = 10.0
     first_pause_seconds: float = 0.1
     max_pause_seconds: float = 10.0
@@ -145,6 +146,7 @@ class _Patience:
         timeout = policy.probe_timeout_seconds if is_probe else policy.timeout_seconds
         self._policy: Final = policy
         self._rng: Final = rng
+        self._is_probe: Final = is_probe
         self._deadline: Final = trio.current_time() + timeout
         self._failures = 0
         self._is_exhausted = False
@@ -153,7 +155,7 @@ class _Patience:
 
     async def wait_after(self, error: StorageError) -> bool:
         """Pause before the next attempt; return False at once if there is no time for one."""
-        if self._is_exhausted:
+        if self._is_exhausted or (self._is_probe and trio.current_time() >= self._deadline):
             return False
         self._failures += 1
         self.is_in_doubt = self.is_in_doubt or error.is_in_doubt

@@ -80,7 +80,7 @@ async def run_mount(config: Config, observer: Observer) -> None:
     front = _Front(config, StartProgress(observer.starting, trio.current_time))
     store = open_store(config.store, retry_timeout_seconds=config.mount.retry_timeout_seconds)
     try:
-        await _probe(store, config)
+        await _probe(store, config, front.progress_of_start)
         cache = CacheDirectory.claim(config.mount.cache_dir, mount_id)
         try:
             with _bare_mount_errors():
@@ -165,11 +165,24 @@ def _bare_mount_errors() -> Iterator[None]:
         raise error from error.__cause__
 
 
-async def _probe(store: OpenStore, config: Config) -> None:
-    try:
-        await store.storage.probe(read_only=config.mount.read_only)
-    except StorageError as error:
-        raise MountError(f"{config.store.url}: {error}") from error
+async def _probe(store: OpenStore, config: Config, progress: StartProgress) -> None:
+    with _bare_mount_errors():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_tell_of_silence, progress)
+            try:
+                await store.storage.probe(read_only=config.mount.read_only)
+            except StorageError as error:
+                raise MountError(f"{config.store.url}: {error}") from error
+            nursery.cancel_scope.cancel()
+
+
+async def _tell_of_silence(progress: StartProgress) -> None:
+    """Tell, as long as it lasts, that the store has not answered: whoever waits sees nothing else."""
+    began_at = trio.current_time()
+    while True:
+        await trio.sleep(REPEAT_SECONDS)
+        seconds = trio.current_time() - began_at
+        progress.note("asking the store", f"it has not answered in full for {seconds:.0f} s")
 
 
 class _Front:

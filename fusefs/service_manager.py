@@ -1,7 +1,7 @@
 """Tells the service manager that has started a mount how that stands: the protocol of sd_notify(3), as systemd has it.
 
-A unit of `Type=notify` is started when the mount answers. A recovery at the start and the uploads at the end may take
-longer than a manager waits before it kills: it is asked for more time for as long as they go on.
+A unit of `Type=notify` is started when the mount answers. A silent store, or a recovery, at the start and the uploads
+at the end may take longer than a manager waits before it kills: it is asked for more time for as long as they go on.
 
 The protocol is one datagram to the socket that NOTIFY_SOCKET names; the packages for it bring nothing beyond that.
 """

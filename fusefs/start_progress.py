@@ -1,4 +1,4 @@
-"""How far a mount is that does not answer yet: it waits for the lease, or recovers what an earlier one has left.
+"""How far a mount is that does not answer yet: it asks the store, waits for the lease, or recovers what was left.
 
 Told in lines, to the log and to whoever has started the mount: at once where something else begins, and then now and
 again. `fusefs status` tells the last one.

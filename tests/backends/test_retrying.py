@@ -144,6 +144,27 @@ async def test_the_last_error_is_raised_when_the_time_is_over(
     assert storage.statistics().timed_out == 1
 
 
+async def test_a_store_that_takes_a_probe_and_says_nothing_is_asked_once(
+    storage: RetryingStorage,
+    autojump_clock: MockClock,
+    faulty: FaultyStorage,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever mounts has waited longer than he should by then. Any other call is made once more."""
+
+    async def time_out(*_: object, **__: object) -> None:
+        await trio.sleep(2 * RetryPolicy().timeout_seconds)
+        raise Unavailable("nothing was said")
+
+    monkeypatch.setattr(MemoryStorage, "probe", time_out)
+    monkeypatch.setattr(MemoryStorage, "head", time_out)
+    with pytest.raises(Unavailable):
+        await storage.probe()
+    with pytest.raises(Unavailable):
+        await storage.head("k")
+    assert [call.verb for call in faulty.calls] == [Verb.PROBE, Verb.HEAD, Verb.HEAD]
+
+
 class LongestPauses(Random):
     """Always draws the upper bound."""
 

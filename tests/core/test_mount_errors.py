@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import signal
 import threading
@@ -16,7 +17,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from backends.base import Data
-from backends.errors import AccessDenied
+from backends.errors import AccessDenied, Unavailable
 from backends.memory import MemoryStorage
 from fusefs import mount, page_collector
 from fusefs.config import Config
@@ -104,6 +105,29 @@ async def test_a_mount_error_comes_out_of_all_nurseries(
     assert caught.value is error
     assert "beside it" in caplog.text
     assert list((config.mount.cache_dir / "mounts").iterdir()) == []
+
+
+async def test_for_as_long_as_the_store_says_nothing_that_is_told(
+    config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A service manager kills whom it has not heard of for a while, and a person gives up."""
+
+    async def time_out(*_: object, **__: object) -> None:
+        await trio.sleep(59)
+        raise Unavailable("nothing was said")
+
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(MemoryStorage, "probe", time_out)
+    monkeypatch.setattr(mount, "tune_process", lambda: None)
+    observer, began = Nobody(), trio.current_time()
+    with pytest.raises(MountError, match=r"^memory://: nothing was said$"):
+        await mount.run_mount(config, observer)
+    assert trio.current_time() - began == 59
+    assert observer.told == ["starting"] * 11
+    assert "asking the store: it has not answered in full for 55 s" in caplog.messages
 
 
 async def test_a_defect_stays_what_it_is(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
