@@ -49,7 +49,7 @@ from fusefs.stage_budget import StageBudget
 from fusefs.start_progress import REPEAT_SECONDS, StartProgress
 from fusefs.status import LastComplaint, Requests, Status, document, identity_of, starting_document
 from fusefs.stores import OpenStore, gated, open_store
-from fusefs.term import Term, log_place, open_term
+from fusefs.term import Term, log_place, open_term, warn_of_mounts_above
 from fusefs.upload_notes import Writer, open_notes
 from fusefs.upload_orphans import abort_orphans, clear_trials, find_orphans
 
@@ -120,6 +120,7 @@ async def _live(
             nursery.start_soon(abort_orphans, store.storage, orphans)
             if may_write:
                 nursery.start_soon(clear_trials, store.storage)
+                nursery.start_soon(warn_of_mounts_above, config, store)
             front.session = _Session(config, tree, cache, store, term, control, front.began_at)
             await front.session.run(observer)
             nursery.cancel_scope.cancel()

@@ -7,6 +7,7 @@ sees keys of its own tree.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -74,6 +75,14 @@ def gated(store: Store, opened: OpenStore, check: Check, *, retry_timeout_second
     return _wrapped(store, GatedStorage(opened.meter, check), retry_timeout_seconds)
 
 
+def above(store: Store, opened: OpenStore) -> Iterator[tuple[str, ObjectStorage]]:
+    """Yield each prefix above that of the store: its URL, and what is in it. No request to it is repeated."""
+    names = store.prefix.split("/")[:-1] if isinstance(store, BucketStore) else []
+    for depth in range(len(names)):
+        outer = store.model_copy(update={"prefix": "".join(f"{name}/" for name in names[:depth])})
+        yield outer.url, _prefixed(outer, opened.meter)
+
+
 def open_local(directory: Path, kind: type[DirectoryStorage] = DirectoryStorage) -> ObjectStorage:
     """Return the store of a log in a directory of this host; what it has confirmed is on the disk.
 
@@ -83,9 +92,12 @@ def open_local(directory: Path, kind: type[DirectoryStorage] = DirectoryStorage)
 
 
 def _wrapped(store: Store, inner: ObjectStorage, retry_timeout_seconds: float) -> ObjectStorage:
-    retrying = RetryingStorage(inner, _retry_policy(retry_timeout_seconds))
+    return _prefixed(store, RetryingStorage(inner, _retry_policy(retry_timeout_seconds)))
+
+
+def _prefixed(store: Store, inner: ObjectStorage) -> ObjectStorage:
     prefix = store.prefix if isinstance(store, BucketStore) else ""
-    return PrefixedStorage(retrying, prefix) if prefix else retrying
+    return PrefixedStorage(inner, prefix) if prefix else inner
 
 
 def _retry_policy(timeout_seconds: float) -> RetryPolicy:

@@ -12,7 +12,7 @@ import os
 import socket
 import uuid
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -24,7 +24,7 @@ from fusefs.clock import SystemClock
 from fusefs.committer import Committer
 from fusefs.config import Config
 from fusefs.disk_log import DiskLog, has_disk_log, open_disk_log, place_on_disk
-from fusefs.errors import LogDamaged, MountError
+from fusefs.errors import LeaseDamaged, LogDamaged, MountError
 from fusefs.journal import Journal
 from fusefs.journal_format import Position
 from fusefs.lease import Lease, NoLease
@@ -37,7 +37,7 @@ from fusefs.options import BucketStore
 from fusefs.stage_budget import StageBudget
 from fusefs.start_progress import StartProgress
 from fusefs.stored_lease import longest_call_seconds, look
-from fusefs.stores import OpenStore, open_beside
+from fusefs.stores import OpenStore, above, open_beside
 
 _log = logging.getLogger(__name__)
 
@@ -311,6 +311,23 @@ async def hold_lease(
                 with _release_time():
                     await lease.release(clean=False)
             nursery.cancel_scope.cancel()
+
+
+async def warn_of_mounts_above(config: Config, store: OpenStore) -> None:
+    """Say which mounts of prefixes above this one there are: the lease keeps neither of the two away.
+
+    Where that cannot be read (these credentials may not, the store does not answer) nothing is said.
+    """
+    for url, storage in above(config.store, store):
+        with suppress(StorageError, LeaseDamaged):
+            found = await look(storage)
+            if found is not None and not found.record.released:
+                _log.warning(
+                    "%s, which has this prefix in it, is mounted read-write at %s, or was when that mount died:"
+                    " what the one changes here is a conflict to the other; mount prefixes beside each other",
+                    url,
+                    found.record.holder_shown,
+                )
 
 
 def log_place(config: Config) -> str:

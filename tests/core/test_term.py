@@ -19,10 +19,11 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from backends.base import GIB, ObjectStorage
-from backends.errors import AccessDenied
+from backends.errors import AccessDenied, StorageError, Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from backends.metered import MeteredStorage
+from backends.prefixed import PrefixedStorage
 from fusefs.attributes import fresh
 from fusefs.committer import Committer
 from fusefs.config import Config
@@ -39,7 +40,14 @@ from fusefs.stage_budget import StageBudget
 from fusefs.start_progress import StartProgress
 from fusefs.stored_lease import DISK_KEY, LEASE_KEY
 from fusefs.stores import OpenStore, open_local
-from fusefs.term import RELEASE_SECONDS, Term, alone_for, old_log_parts, open_term
+from fusefs.term import (
+    RELEASE_SECONDS,
+    Term,
+    alone_for,
+    old_log_parts,
+    open_term,
+    warn_of_mounts_above,
+)
 from tests.core.leases import record_in, take
 from tests.core.logs import log_objects
 from tests.core.tree import bare_failures
@@ -594,3 +602,34 @@ async def test_a_repair_without_the_disk_is_refused(damage: bool, tmp_path: Path
             async with old_log_parts(bucket.config(host, {}), bucket.store.storage):
                 raise AssertionError("unreachable")
     assert not (tmp_path / "elsewhere").exists()
+
+
+async def test_a_mount_below_another_one_is_warned_of_that(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of the nearest and of the whole bucket's; not of one that has ended, nor of one beside it."""
+    bucket = Bucket(tmp_path)
+    for prefix in ("", "a/", "a/b/", "a/b/c/", "other/"):
+        lease = await take(PrefixedStorage(bucket.store.meter, prefix), prefix or "all")
+        if prefix == "a/":
+            await lease.release()
+    await warn_of_mounts_above(bucket.config("host", {}, "s3://bucket/a/b/c"), bucket.store)
+    assert [message.partition(", or was")[0] for message in caplog.messages] == [
+        f"{url}, which has this prefix in it, is mounted read-write at /mnt/{holder} on host host-{holder}"
+        " (process 7, since 2023-11-14 22:13:20 UTC)"
+        for url, holder in (("s3://bucket", "all"), ("s3://bucket/a/b", "a/b/"))
+    ]
+
+
+@pytest.mark.parametrize("error", [AccessDenied, Unavailable])
+async def test_what_is_above_may_be_out_of_reach(
+    error: type[StorageError], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Credentials for one prefix are usual: nothing is said then, and one request is made for each prefix above."""
+    bucket, faulty = Bucket(tmp_path), FaultyStorage(MemoryStorage())
+    faulty.fail(error, times=math.inf)
+    store = OpenStore(bucket.store.storage, MeteredStorage(faulty))
+    await warn_of_mounts_above(bucket.config("host", {}, "s3://bucket/a/b"), store)
+    await warn_of_mounts_above(bucket.config("host", {}), store)
+    assert [call.key for call in faulty.calls] == [LEASE_KEY, f"a/{LEASE_KEY}"]
+    assert caplog.messages == []

@@ -364,6 +364,14 @@ def test_a_mount_that_was_stopped(new_mount: NewMount) -> None:
     assert sorted(os.listdir(second.path)) == ["file"]
 
 
+def test_a_mount_below_another_one_says_so(new_mount: NewMount, bucket: Bucket) -> None:
+    """Both are let in, and what the one changes is a conflict to the other."""
+    above, below = new_mount().mount(), new_mount(f"{bucket.url}below").mount()
+    wait_until(lambda: f"mounted read-write at {above.path}" in below.log, "the warning")
+    below.umount()
+    above.umount()
+
+
 def test_a_mount_that_was_cut_off(new_mount: NewMount, bucket: Bucket, s3_server: SeaweedFS) -> None:
     """What it was about to delete, and others have made again meanwhile, stays: it asks for nothing any more."""
     is_cut = threading.Event()
