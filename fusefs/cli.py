@@ -189,7 +189,11 @@ def umount(mountpoint: str) -> None:
     try:
         error = _watch("Publishing", client.connect("drain"))
         if error is not None:
-            _fail(f"{path} stays mounted, because not everything could be published: {error}", status=1)
+            _fail(
+                f"{path} stays mounted, because not everything could be published: {error};"
+                f" give this command again, or end the mount all the same with {_termination(client.process())}",
+                status=1,
+            )
         has_ended, end = client.end_of_process(), client.connect("follow")
         unmount(path)
         error = _watch("Unmounting", end)
@@ -201,6 +205,11 @@ def umount(mountpoint: str) -> None:
         _fail(str(failure), status=1)
     if error is not None:
         _fail(error, status=1)
+
+
+def _termination(process: int) -> str:
+    """Return how a daemon is ended whose process is `process`, or cannot be seen from here (0)."""
+    return f"kill {process}" if process else "SIGTERM to its process"
 
 
 def _why_unanswered(path: Path, failure: ConnectionError) -> str:

@@ -127,17 +127,21 @@ class ControlClient:
             raise ConnectionError(f"no daemon answers for this mount: {error.strerror or error}") from error
         return self._read(connection)
 
+    def process(self) -> int:
+        """Return the number of the daemon's process; 0 where that cannot be seen from here."""
+        with self._connected() as connection:
+            return _listener(connection)[0]
+
     def end_of_process(self) -> Callable[[], bool]:
         """Return what waits for the end of the daemon's process then, and returns whether that has come.
 
         A process that cannot be seen (it is in another container) is not waited for.
         """
-        with self._connected() as connection:
-            number, _ = _listener(connection)
-            try:
-                process = os.pidfd_open(number)
-            except OSError:
-                return lambda: True
+        number = self.process()
+        try:
+            process = os.pidfd_open(number)
+        except OSError:
+            return lambda: True
         return partial(_wait_for_end, process)
 
     def status(self) -> Mapping[str, object]:

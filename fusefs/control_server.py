@@ -16,8 +16,9 @@ from typing import Final
 
 import trio
 
+from backends.errors import StorageError
 from fusefs.control import Progress, is_listened_to
-from fusefs.errors import MountError
+from fusefs.errors import FilesystemError, MountError
 
 _log = logging.getLogger(__name__)
 
@@ -102,8 +103,10 @@ class ControlServer:
             nursery.start_soon(self._tell_progress, stream)
             try:
                 await self._drain()
+            except (FilesystemError, MountError, StorageError, OSError) as failure:
+                error = str(failure)
             except Exception as failure:
-                error = f"{type(failure).__name__}: {failure}"
+                error = f"a defect of fusefs: {failure!r}"
             nursery.cancel_scope.cancel()
         await self._tell_last(stream, error)
 

@@ -61,12 +61,18 @@ class Lease(abc.ABC):
     def lost_reason(self) -> str | None:
         """Why it will never be held again; None as long as it may be."""
 
+    @property
+    def trouble(self) -> str | None:
+        """What the store has said to the last renewal; None if that has succeeded."""
+        return None
+
     def check(self) -> None:
         """Raise `LeaseLost` or `LeaseLapsed` unless it is held."""
         if self.lost_reason is not None:
             raise LeaseLost(f"this mount may not write any more: {self.lost_reason}")
         if not self.is_held:
-            raise LeaseLapsed("the lease of the prefix could not be renewed in time")
+            why = f": {self.trouble}" if self.trouble else ""
+            raise LeaseLapsed(f"the lease of the prefix could not be renewed in time{why}")
 
     @abc.abstractmethod
     async def wait_held(self, *, patience_seconds: float) -> None:

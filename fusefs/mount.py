@@ -396,10 +396,10 @@ class _Session:
         if self._mounted and not self._config.mount.read_only:
             try:
                 await collect_pages(self._mountpoint)
-            except OSError:
+            except OSError as error:
                 if self._committer is not None:
                     self._committer.check()  # which says why the kernel's pages are refused, where that is for good
-                raise
+                raise MountError(_why_pages_stay(error)) from error
         await self._publisher.publish_all()
 
     def progress(self) -> Progress:
@@ -486,6 +486,15 @@ def _in_ascii(url: str) -> str:
 
 def _is_cut_off(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno == errno.ECONNABORTED
+
+
+def _why_pages_stay(error: OSError) -> str:
+    """Return why the kernel could not hand over its pages; of what was refused it tells once."""
+    if error.errno == errno.EFBIG:
+        why = "what was written beyond the largest object (5 TiB) cannot be kept"
+    else:
+        why = f"the log file may say more ({error.strerror})"
+    return f"not everything that was written could be taken over from the kernel: {why}"
 
 
 def _why_not(config: Config) -> str:

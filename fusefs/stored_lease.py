@@ -119,7 +119,7 @@ class StoredLease(Lease):
         self._logs = taken.record.logs
         #: Of this term's own log.
         self._end: LogEnd | None = None
-        self._is_failing = False
+        self._trouble: str | None = None
         # What the log was told: since when renewals fail, and that it has lapsed.
         self._trouble_since: float | None = None
         self._has_told_lapse = False
@@ -142,6 +142,10 @@ class StoredLease(Lease):
     @property
     def lost_reason(self) -> str | None:
         return self._end_reason
+
+    @property
+    def trouble(self) -> str | None:
+        return self._trouble
 
     @property
     def _holds_until(self) -> float:
@@ -189,7 +193,7 @@ class StoredLease(Lease):
                 self._note_failure(error)
 
     def _pause_seconds(self) -> float:
-        if self._is_failing:
+        if self._trouble is not None:
             return self._term * (REPEAT_SHARE if self.is_held else LAPSED_REPEAT_SHARE)
         return max(0.0, self._asked_at + self._term * RENEWAL_SHARE - self._now())
 
@@ -240,7 +244,7 @@ class StoredLease(Lease):
         self._record, self._etag, self._asked_at = found.record, found.etag, asked_at
         # What was asked for before depends on a state that is gone, and cannot take effect any more.
         self._in_doubt_since = None
-        self._is_failing = False
+        self._trouble = None
         self._renewals += 1
         if self.is_held:  # and not over already, because it was found late
             self._lapses += had_lapsed
@@ -249,7 +253,7 @@ class StoredLease(Lease):
 
     def _note_failure(self, error: Exception) -> None:
         self._failures += 1
-        self._is_failing = True
+        self._trouble = str(error)
         if self._trouble_since is None:
             self._trouble_since = self._now()
             left = max(self._holds_until - self._trouble_since, 0.0)

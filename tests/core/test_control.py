@@ -14,6 +14,7 @@ import pytest
 import trio
 import trio.testing
 
+from backends.errors import Unavailable
 from fusefs import control
 from fusefs.control import ControlClient, Progress, socket_path
 from fusefs.control_server import ControlServer
@@ -108,15 +109,21 @@ async def test_drain_tells_of_progress_and_of_the_end(path: Path) -> None:
     assert not any(progress.done for progress in answer[:-1])
 
 
-async def test_drain_tells_why_it_failed(path: Path) -> None:
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        (Unavailable("the store is away"), "the store is away"),
+        (KeyError("key"), "a defect of fusefs: KeyError('key')"),
+    ],
+)
+async def test_drain_tells_why_it_failed(failure: Exception, told: str, path: Path) -> None:
+    """The name of a class says something to nobody but who looks for a defect."""
     mount = Mount()
-    mount.failure = OSError("the store is away")
+    mount.failure = failure
     mount.may_drain.set()
     async with serving(path, mount):
         last = (await ask("drain"))[-1]
-    assert last == Progress(
-        pending_inodes=3, pending_bytes=3_000, done=True, error="OSError: the store is away"
-    )
+    assert last == Progress(pending_inodes=3, pending_bytes=3_000, done=True, error=told)
 
 
 @pytest.mark.parametrize("error", [None, "1 changed file could not be published"])

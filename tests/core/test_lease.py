@@ -113,7 +113,10 @@ async def test_an_outage_longer_than_the_term(
         assert not holds(lease)
         for _ in range(2):
             began = trio.current_time()
-            with trio.fail_after(2 * PATIENCE), pytest.raises(LeaseLapsed):
+            with (
+                trio.fail_after(2 * PATIENCE),
+                pytest.raises(LeaseLapsed, match="in time: injected"),
+            ):
                 await lease.wait_held(patience_seconds=PATIENCE)
             assert trio.current_time() - began == pytest.approx(PATIENCE)
         assert lease.lost_reason is None

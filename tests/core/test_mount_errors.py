@@ -234,6 +234,37 @@ async def test_for_as_long_as_the_end_takes_it_is_told_what_is_left(
     assert observer.told.count("ending 1") >= 100 / REPEAT_SECONDS
 
 
+@pytest.mark.parametrize(
+    ("number", "why"),
+    [
+        (errno.EFBIG, "what was written beyond the largest object (5 TiB) cannot be kept"),
+        (errno.EIO, "the log file may say more (Input/output error)"),
+    ],
+)
+async def test_pages_that_were_refused_are_told_of_in_a_sentence(
+    config: Config, number: int, why: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The kernel says a number and the mount point, from which nobody knows what has happened, nor what to do."""
+    terminated = trio.Event()
+
+    def refuse(mountpoint: Path) -> None:
+        raise OSError(number, os.strerror(number), str(mountpoint))
+
+    async def be_told_to_end(filesystem: Filesystem) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        await terminated.wait()
+
+    serve_with(monkeypatch, be_told_to_end)
+    monkeypatch.setattr(page_collector, "sync_filesystem", refuse)
+    monkeypatch.setattr(mount._Session, "_announce", doing_nothing)
+    monkeypatch.setattr(pyfuse3, "terminate", terminated.set)
+    await mount.run_mount(config, Nobody())
+    assert caplog.messages == [
+        "not everything could be published while mounted:"
+        f" not everything that was written could be taken over from the kernel: {why}"
+    ]
+
+
 async def test_what_has_been_put_into_the_mount_point_meanwhile_is_not_hidden(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,6 +94,11 @@ def test_outage_that_does_not_end(own_server: SeaweedFS, new_mount: NewMount) ->
             os.fsync(file.fileno())
     refused = mount.run(mount.umount_command())
     assert refused.returncode == 1
+    assert "Suspended" not in refused.stderr
+    assert (
+        f"the endpoint is {own_server.endpoint}; give this command again, or end the mount" in refused.stderr
+    )
+    assert refused.stderr.endswith(f"all the same with kill {daemon.pid}\n")
     assert mount.is_mounted
     daemon.send_signal(signal.SIGTERM)
     _, error = daemon.communicate(timeout=60)
