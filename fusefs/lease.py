@@ -33,7 +33,7 @@ class LeaseStatistics:
     renewals: int
     #: Renewals that the store did not answer, or refused.
     failures: int
-    #: How often it had lapsed and was held again.
+    #: How often it has lapsed; counted from the beginning of each.
     lapses: int
     lost_reason: str | None
 

@@ -125,6 +125,7 @@ class StoredLease(Lease):
         self._has_told_lapse = False
         self._renewals = 0
         self._failures = 0
+        #: But for the one that lasts.
         self._lapses = 0
 
     @property
@@ -148,6 +149,10 @@ class StoredLease(Lease):
         return self._trouble
 
     @property
+    def _is_lapsed(self) -> bool:
+        return self._end_reason is None and self._now() >= self._holds_until
+
+    @property
     def _holds_until(self) -> float:
         return self._asked_at + self._term * (1 - MARGIN_SHARE)
 
@@ -158,7 +163,7 @@ class StoredLease(Lease):
             seconds_left=max(0.0, self._holds_until - self._now()) if self._end_reason is None else 0.0,
             renewals=self._renewals,
             failures=self._failures,
-            lapses=self._lapses,
+            lapses=self._lapses + self._is_lapsed,
             lost_reason=self._end_reason,
         )
 
@@ -240,7 +245,7 @@ class StoredLease(Lease):
             self._lose(f"the prefix was taken over by {found.record.holder_shown}")
 
     def _note_renewal(self, found: FoundLease, asked_at: float) -> None:
-        had_lapsed = self._now() >= self._holds_until
+        had_lapsed = self._is_lapsed
         self._record, self._etag, self._asked_at = found.record, found.etag, asked_at
         # What was asked for before depends on a state that is gone, and cannot take effect any more.
         self._in_doubt_since = None
@@ -274,6 +279,7 @@ class StoredLease(Lease):
         self._lost.set()
 
     def _stop(self, reason: str) -> None:
+        self._lapses += self._is_lapsed
         self._end_reason = reason
         self._stopped.set()
         self._wake()
