@@ -91,6 +91,20 @@ def _listener(connection: socket.socket) -> tuple[int, int]:
     return process, user
 
 
+def _unanswered(connection: socket.socket, error: OSError) -> ConnectionError:
+    """Return what is to be told of a daemon that could not be asked: where it is there, who it is, and what to do."""
+    if not isinstance(error, TimeoutError):
+        return ConnectionError(f"no daemon answers for this mount: {error.strerror or error}")
+    process, _ = _listener(connection)
+    silent = "does not answer: it is stopped, or hangs"
+    if not process:  # it is in another container
+        return ConnectionError(f"the daemon of this mount {silent}")
+    return ConnectionError(
+        f"the daemon of this mount (process {process}) {silent}; let it go on with kill -CONT {process}, or end it"
+        f" with kill -KILL {process}: the next mount has what is in the log"
+    )
+
+
 def _wait_for_end(process: int) -> bool:
     """Return whether a process ends soon, and close the descriptor (pidfd_open(2)) of it."""
     try:
@@ -123,8 +137,8 @@ class ControlClient:
             connection.recv(1, socket.MSG_PEEK)
             connection.settimeout(None)
         except OSError as error:
-            connection.close()
-            raise ConnectionError(f"no daemon answers for this mount: {error.strerror or error}") from error
+            with connection:
+                raise _unanswered(connection, error) from error
         return self._read(connection)
 
     def process(self) -> int:
@@ -157,13 +171,13 @@ class ControlClient:
 
     @contextmanager
     def _connected(self) -> Iterator[socket.socket]:
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            try:
                 connection.settimeout(STATUS_SECONDS)
                 _connect(connection, self._path)
                 yield connection
-        except OSError as error:
-            raise ConnectionError(f"no daemon answers for this mount: {error.strerror or error}") from error
+            except OSError as error:
+                raise _unanswered(connection, error) from error
 
     @staticmethod
     def _read(connection: socket.socket) -> Iterator[Progress]:

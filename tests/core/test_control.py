@@ -179,7 +179,7 @@ async def test_the_status_is_one_line(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "complaint"), [(b"", "died"), (b'{"pending"', "died"), (None, "timed out")]
+    ("answer", "complaint"), [(b"", "died"), (b'{"pending"', "died"), (None, "it is stopped, or hangs")]
 )
 async def test_a_daemon_that_does_not_say_how_it_stands(
     answer: bytes | None, complaint: str, path: Path, monkeypatch: pytest.MonkeyPatch
@@ -214,7 +214,26 @@ async def test_a_daemon_that_does_not_begin(path: Path, monkeypatch: pytest.Monk
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
         server.listen()
-        with pytest.raises(ConnectionError, match="no daemon answers for this mount: timed out"):
+        with pytest.raises(ConnectionError) as refused:
+            await trio.to_thread.run_sync(ControlClient(MOUNTPOINT).connect, "drain")
+    process = os.getpid()
+    assert str(refused.value) == (
+        f"the daemon of this mount (process {process}) does not answer: it is stopped, or hangs; let it go on with"
+        f" kill -CONT {process}, or end it with kill -KILL {process}: the next mount has what is in the log"
+    )
+
+
+async def test_a_daemon_that_does_not_begin_in_another_container(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process has no number here, and 0 would be this one's group."""
+    monkeypatch.setattr(control, "BEGIN_SECONDS", 0.05)
+    monkeypatch.setattr(control, "_listener", lambda connection: (0, os.getuid()))
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        with pytest.raises(ConnectionError, match=r"mount does not answer: it is stopped, or hangs$"):
             await trio.to_thread.run_sync(ControlClient(MOUNTPOINT).connect, "drain")
 
 
