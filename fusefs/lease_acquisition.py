@@ -10,6 +10,8 @@ Nothing is repeated here: the store given has its own patience. But a write whos
 from __future__ import annotations
 
 import math
+import re
+import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -33,6 +35,9 @@ from fusefs.options import MAX_TERM_SECONDS, MIN_TERM_SECONDS
 from fusefs.stored_lease import DISK_KEY, LEASE_KEY, FoundLease, StoredLease, look
 
 _LOOKS_PER_TERM: Final = 12
+
+_PLACE_ON_DISK: Final = re.compile(r"[^:]*:(/.+)/log/[^/]+", re.DOTALL)
+"""HOST:CACHE_DIRECTORY/log/DIGEST, as `fusefs.disk_log` names the place of a log for people."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,9 +134,15 @@ def _out_of_reach(log: LogPlace, places: Mapping[str, str]) -> str:
     another = ", and the disk that is there now is another one" if log.place in places else ""
     return (
         f"what was confirmed and is not in the bucket yet is in the log at {printable(log.place + says)}{another}:"
-        " mount it there first, with that cache directory and disk; if it is lost, remove the object"
+        f" mount it there first, with {_cache_shown(log)} and that disk; if it is lost, remove the object"
         f" {LEASE_KEY} to go on without it"
     )
+
+
+def _cache_shown(log: LogPlace) -> str:
+    """Return which cache directory a mount needs to see a log on a disk: as a flag, where its place tells that."""
+    found = _PLACE_ON_DISK.fullmatch(log.place)
+    return f"--cache-dir {shlex.quote(printable(found[1]))}" if found else "that cache directory"
 
 
 async def acquire(

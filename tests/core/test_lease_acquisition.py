@@ -431,6 +431,11 @@ def test_logs_have_the_names_of_whoever_reads_them(
         (LogPlace("there:/log", 3, "d2"), "at there:/log, whose .fusefs/disk says d2: mount"),
         (LogPlace("here:/log", 3, "d2"), "says d2, and the disk that is there now is another one: mount"),
         (LogPlace("a\nb", 3, "d\n2"), "at a?b, whose .fusefs/disk says d?2: mount"),
+        (LogPlace("there:/log", 3, "d2"), "first, with that cache directory and that disk;"),
+        (
+            LogPlace("there:/a b/log/c\nd/log/0f", 3, "d2"),
+            "first, with --cache-dir '/a b/log/c?d' and that disk;",
+        ),
         (LogPlace("", 3, "d2"), "says d2"),
     ],
 )

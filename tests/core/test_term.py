@@ -272,6 +272,10 @@ async def test_another_disk_of_the_same_name_is_refused(second: dict[str, object
         )
         assert f"{socket.gethostname()}:{disk}, whose {DISK_KEY} says {identity}" in refusal
         assert "the disk that is there now is another one" in refusal
+        assert (
+            f"mount it there first, with --cache-dir {tmp_path / 'host'} and that disk; if it is lost"
+            in refusal
+        )
         assert f"remove the object {LEASE_KEY}" in refusal
     swapped(tmp_path / "host", tmp_path / "kept")
     async with bucket.term("host", **second) as term:
