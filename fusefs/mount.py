@@ -28,7 +28,7 @@ import pyfuse3
 import trio
 
 from backends.base import ObjectStorage
-from backends.errors import NoThread, StorageError
+from backends.errors import NoThread, StorageError, Unavailable
 from backends.noting import NotingStorage
 from backends.threads import or_left_behind
 from fusefs.assembly import Tree, freshness_seconds, kernel_owns_times, open_tree
@@ -41,6 +41,7 @@ from fusefs.kernel_tuning import tune_mount, tune_process
 from fusefs.lease import check_before_sending
 from fusefs.mountpoints import check_mountpoint
 from fusefs.operations import FuseOperations, KernelOptions
+from fusefs.options import BucketStore
 from fusefs.page_collector import PageCollector, collect_pages
 from fusefs.quantities import counted
 from fusefs.request_turns import Trio
@@ -173,8 +174,15 @@ async def _probe(store: OpenStore, config: Config, progress: StartProgress) -> N
             try:
                 await store.storage.probe(read_only=config.mount.read_only)
             except StorageError as error:
-                raise MountError(f"{config.store.url}: {error}") from error
+                raise MountError(f"{config.store.url}: {error}{_where_to_look(config, error)}") from error
             nursery.cancel_scope.cancel()
+
+
+def _where_to_look(config: Config, error: StorageError) -> str:
+    """Return what else is to be told of a bucket that was not to be had; the error has named the endpoint."""
+    if isinstance(error, Unavailable) and isinstance(config.store, BucketStore):
+        return ": is a server running there, and can this host reach it? --endpoint names another"
+    return ""
 
 
 async def _tell_of_silence(progress: StartProgress) -> None:
@@ -502,7 +510,7 @@ def _why_not(config: Config) -> str:
     if not os.path.exists("/dev/fuse"):
         return "/dev/fuse is missing; load the module with: modprobe fuse"
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        return "/dev/fuse may not be opened by this user"
+        return "/dev/fuse may not be opened by this user; let it, as root, with: chmod 666 /dev/fuse"
     if config.mount.allow_other and os.getuid() != 0:
         return "--allow-other needs the line user_allow_other in /etc/fuse.conf"
     return "see the message of fusermount3 above"

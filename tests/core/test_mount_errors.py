@@ -19,6 +19,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from backends.base import Data
 from backends.errors import AccessDenied, Unavailable
 from backends.memory import MemoryStorage
+from backends.s3 import S3Storage
 from fusefs import mount, page_collector
 from fusefs.config import Config
 from fusefs.control import Progress
@@ -128,6 +129,36 @@ async def test_for_as_long_as_the_store_says_nothing_that_is_told(
     assert trio.current_time() - began == 59
     assert observer.told == ["starting"] * 11
     assert "asking the store: it has not answered in full for 55 s" in caplog.messages
+
+
+async def test_a_server_that_is_not_there_is_to_be_looked_for(
+    config: Config, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """Most often it was not started, or the flag was forgotten that says where it is."""
+    bucket = Config.from_sources(
+        url="s3://bucket",
+        mountpoint=config.mount.mountpoint,
+        flags={"endpoint": "http://localhost:1", "cache_dir": str(config.mount.cache_dir)},
+    )
+    monkeypatch.setattr(
+        S3Storage, "probe", failing(Unavailable("refused; the endpoint is http://localhost:1"))
+    )
+    monkeypatch.setattr(mount, "tune_process", lambda: None)
+    with pytest.raises(MountError) as refused:
+        await mount.run_mount(bucket, Nobody())
+    assert str(refused.value) == (
+        "s3://bucket: refused; the endpoint is http://localhost:1: is a server running there, and can this host reach"
+        " it? --endpoint names another"
+    )
+
+
+def test_a_device_that_may_not_be_opened_can_be_let(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libfuse tells its reason on standard error only, and no remedy."""
+    monkeypatch.setattr(os.path, "exists", lambda path: True)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != "/dev/fuse")
+    assert mount._why_not(config) == (
+        "/dev/fuse may not be opened by this user; let it, as root, with: chmod 666 /dev/fuse"
+    )
 
 
 async def test_a_defect_stays_what_it_is(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
