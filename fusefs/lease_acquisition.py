@@ -63,6 +63,8 @@ class Claim:
     known_dead: Collection[str] = ()
     #: How long to wait for a holder that is alive to give the lease back.
     wait_seconds: float = 0.0
+    #: What else whoever is refused may do, behind "unmount it there first".
+    alternative: str = ""
 
     def __post_init__(self) -> None:
         if not MIN_TERM_SECONDS <= self.term_seconds <= MAX_TERM_SECONDS:
@@ -230,7 +232,7 @@ class _Acquisition:
         if self._is_alive and now >= self._give_up_at:
             raise LeaseHeld(
                 f"the prefix is in use: it is mounted read-write at {record.holder_shown}, and that mount is alive;"
-                " unmount it there first, or mount with --read-only"
+                f" unmount it there first{self._claim.alternative}"
             )
         left = self._seen_at + record.watched_seconds - now
         self._on_waiting(left, record)

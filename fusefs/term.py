@@ -96,6 +96,7 @@ async def open_term(
         places = _places(beside, on_disk)
         who = identity(mount_id, str(config.mount.mountpoint))
         claim = await _claim(config, who, places, own_disk, known_dead)
+        claim = replace(claim, alternative=", or mount with --read-only")
         async with hold_lease(config, store, claim, progress) as lease:
             with _as_mount_error(config):
                 await _set_aside_given_up(lease, places, claim.found_leased, on_disk)

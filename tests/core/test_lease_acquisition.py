@@ -110,7 +110,7 @@ async def test_a_holder_that_is_alive_is_left_alone(autojump_clock: MockClock) -
         assert trio.current_time() - began < TERM / 2
         assert str(refusal.value) == (
             "the prefix is in use: it is mounted read-write at /mnt/a on host host-a (process 7, since"
-            " 2023-11-14 22:13:20 UTC), and that mount is alive; unmount it there first, or mount with --read-only"
+            " 2023-11-14 22:13:20 UTC), and that mount is alive; unmount it there first"
         )
         assert holder.is_held
         nursery.cancel_scope.cancel()

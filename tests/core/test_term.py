@@ -608,6 +608,21 @@ async def test_a_repair_without_the_disk_is_refused(damage: bool, tmp_path: Path
     assert not (tmp_path / "elsewhere").exists()
 
 
+async def test_who_is_kept_away_is_told_what_there_is_for_him(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """A mount may be read-only instead, and a repair may not."""
+    bucket = Bucket(tmp_path)
+    config, progress = bucket.config("elsewhere", {}), StartProgress(bucket.told.append, trio.current_time)
+    async with bucket.term("host"):
+        with pytest.raises(MountError, match=r"unmount it there first, or mount with --read-only$"):
+            async with bucket.term("elsewhere"):
+                raise AssertionError("unreachable")
+        with pytest.raises(MountError, match=r"unmount it there first$"):
+            async with alone_for("fusefs recover", config, bucket.store, progress):
+                raise AssertionError("unreachable")
+
+
 async def test_a_mount_below_another_one_is_warned_of_that(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
