@@ -78,19 +78,28 @@ _FLAGS: Final[Mapping[str, _Flag]] = MappingProxyType(
 )
 
 
+_OF_FILES: Final = frozenset({"multipart_part_size", "ack_after_upload"})
+"""What these say of a store matters to a mount alone."""
+
+_OF_NEW_OBJECTS: Final = frozenset({"server_side_encryption", "kms_key_id", "storage_class"})
+"""And these to whoever writes an object."""
+
+
 def configuration_flags(command: _CommandT) -> _CommandT:
     """Give a click command all flags; they reach it as keyword arguments, None where they were not given."""
     return _with_flags(command, list(_FLAGS))
 
 
 def store_flags(command: _CommandT) -> _CommandT:
-    """Give a click command the flags that say how the store is reached."""
-    return _with_flags(command, [name for name in _FLAGS if name in STORE_FLAGS])
+    """Give a click command the flags that say how the store is reached to be read."""
+    return _with_flags(
+        command, [name for name in _FLAGS if name in STORE_FLAGS - _OF_FILES - _OF_NEW_OBJECTS]
+    )
 
 
 def log_flags(command: _CommandT) -> _CommandT:
     """Give a click command the flags that say how the store is reached, and where this host may have a log."""
-    return _with_flags(command, [name for name in _FLAGS if name in STORE_FLAGS or name == "cache_dir"])
+    return _with_flags(command, [name for name in _FLAGS if name in STORE_FLAGS - _OF_FILES | {"cache_dir"}])
 
 
 def _with_flags(command: _CommandT, names: list[str]) -> _CommandT:

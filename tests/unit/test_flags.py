@@ -10,8 +10,8 @@ from typing import Final
 import click
 from click.testing import CliRunner
 
-from fusefs.cli import mount
-from fusefs.config import FLAG_KEYS
+from fusefs.cli import check, mount, recover
+from fusefs.config import FLAG_KEYS, STORE_FLAGS
 from fusefs.flags import default_of
 
 _README: Final = Path(__file__).parents[2] / "README.md"
@@ -23,6 +23,16 @@ def test_every_key_has_its_flag() -> None:
     of_the_command = {"url", "mountpoint", "config_path", "foreground"}
     named = {parameter.name for parameter in mount.params}
     assert named - of_the_command == FLAG_KEYS.keys()
+
+
+def test_a_flag_that_has_no_effect_is_none() -> None:
+    """`check` writes nothing and `recover` no files, but what that sets aside is written as everything else."""
+    of_mount, of_check, of_recover = (
+        {parameter.name for parameter in command.params if parameter.name in STORE_FLAGS}
+        for command in (mount, check, recover)
+    )
+    assert of_mount - of_recover == {"multipart_part_size", "ack_after_upload"}
+    assert of_recover - of_check == {"server_side_encryption", "kms_key_id", "storage_class"}
 
 
 def test_every_flag_says_what_it_does() -> None:
