@@ -87,8 +87,7 @@ def note_captured(captured: Capture) -> None:
     if not isinstance(inode, File) or captured.record.content is None:
         return
     content = inode.content
-    for extent in captured.covered:
-        content.unlogged.remove(*extent)
+    content.unlogged.remove_all(captured.covered)
     content.cut = None
     content.logged_size = captured.record.content.size
     content.is_referred = captured.record.content.upload is not None
@@ -159,8 +158,7 @@ def _to_carry(content: Content) -> ExtentSet:
     if not referable:
         return content.unlogged
     carried = content.unlogged.copy()
-    for extent in referable:
-        carried.remove(*extent)
+    carried.remove_all(referable)
     return carried
 
 

@@ -243,8 +243,7 @@ class Content:
 
     def note_all_unlogged(self) -> None:
         """Note that the log has to be given all that the base does not have, as if it had been given nothing."""
-        for extent in self.dirty:
-            self.unlogged.add(*extent)
+        self.unlogged = ExtentSet(sorted([*self.unlogged, *self.dirty]))
         self.cut = self.base_limit if self.cut is None else min(self.cut, self.base_limit)
 
     def give_back(self) -> None:

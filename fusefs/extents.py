@@ -2,7 +2,8 @@
 
 A set is kept as two sorted lists, the starts and the ends of its extents. Extents neither overlap nor touch (those
 that would are merged), so both lists rise strictly and one bisection finds any place. A query costs O(log n + k) and
-a change O(log n + k) and one move of the lists' tails, k being the extents that lie in the range.
+a change O(log n + k) and one move of the lists' tails, k being the extents that lie in the range. Who changes many
+ranges in one step does so in one pass.
 
 Ranges are half-open. A range whose end is not beyond its start is empty: nothing is added or removed by it,
 nothing is missing in it, and every set covers it.
@@ -74,6 +75,19 @@ class ExtentSet:
             starts.append(end)
             ends.append(self._ends[beyond - 1])
         self._replace(first, beyond, starts, ends)
+
+    def remove_all(self, extents: Iterable[tuple[int, int]]) -> None:
+        """Take ranges out, in any order, in one pass: one by one, each would move the lists' tails."""
+        if not self._starts:
+            return
+        starts: list[int] = []
+        ends: list[int] = []
+        for gap in ExtentSet(sorted(extents)).gaps(0, self.end):
+            first, beyond = self._overlapping(*gap)
+            if first < beyond:
+                starts += [max(gap.start, self._starts[first]), *self._starts[first + 1 : beyond]]
+                ends += [*self._ends[first : beyond - 1], min(gap.end, self._ends[beyond - 1])]
+        self._replace(0, len(self), starts, ends)
 
     def truncate(self, size: int) -> None:
         """Take out everything from `size` on."""

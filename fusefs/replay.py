@@ -91,8 +91,8 @@ class Replayed:
             if change.cut is not None:
                 explicit.truncate(change.cut)
                 stored.truncate(change.cut)
+            explicit.remove_all(change.referred)
             for extent in change.referred:
-                explicit.remove(*extent)
                 stored.add(*extent)
             for extent in change.written:
                 explicit.add(*extent)

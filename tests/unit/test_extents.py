@@ -43,6 +43,11 @@ class ExtentSetAgainstSetOfInts(RuleBasedStateMachine):
         self.extents.remove(*changed)
         self.model -= set(range(*changed))
 
+    @rule(changed=range_lists)
+    def remove_all(self, changed: list[tuple[int, int]]) -> None:
+        self.extents.remove_all(changed)
+        self.model -= model_of(changed)
+
     @rule(size=positions)
     def truncate(self, size: int) -> None:
         self.extents.truncate(size)
@@ -91,6 +96,19 @@ def test_sets_with_the_same_bytes_are_equal(one: list[tuple[int, int]], other: l
     assert (ExtentSet(one) == ExtentSet(other)) == (model_of(one) == model_of(other))
 
 
+@given(added=range_lists, removed=range_lists)
+def test_ranges_that_are_removed_together_go_as_one_by_one(
+    added: list[tuple[int, int]], removed: list[tuple[int, int]]
+) -> None:
+    """In whatever order they come, and where they overlap."""
+    together, one_by_one = ExtentSet(added), ExtentSet(added)
+    together.remove_all(removed)
+    for extent in removed:
+        one_by_one.remove(*extent)
+    assert together == one_by_one
+    assert together.total == one_by_one.total
+
+
 def test_a_copy_changes_on_its_own() -> None:
     original = ExtentSet([(0, 10), (20, 30)])
     twin = original.copy()
@@ -130,6 +148,7 @@ def test_what_is_put_into_one_set_is_in_no_other() -> None:
     one, other = ExtentSet(), ExtentSet()
     one.add(1, 2)
     other.remove(0, 9)
+    other.remove_all([(0, 9)])
     assert (list(one), list(other), list(ExtentSet())) == ([Extent(1, 2)], [], [])
 
 
