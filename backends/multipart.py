@@ -45,7 +45,7 @@ DEFAULT_IN_FLIGHT: Final = 4
 """First parts under way at once, for a writer that shares no budget."""
 
 ABORT_TIMEOUT_SECONDS: Final = 60.0
-"""How long an abort may hold up a cancellation; what it leaves behind is an orphan, found at the next mount."""
+"""How long an abort may hold up a cancellation; what it leaves is aborted later (`backends.noting`)."""
 
 
 @dataclass(frozen=True, slots=True)

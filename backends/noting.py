@@ -1,4 +1,4 @@
-"""Tells which multipart uploads are under way, to somebody who can abort them after a crash."""
+"""Tells which multipart uploads are under way, to somebody who can abort them after a crash, or an outage."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from backends.intercepted import InterceptedStorage, InterceptedUpload, Request,
 
 
 class Note(Protocol):
-    """What is remembered of one upload; neither call may fail."""
+    """What is remembered of one upload; no call may fail."""
 
     def begun(self, upload_id: str) -> None: ...
 
     def ended(self) -> None: ...
+
+    def left(self, abort: Callable[[], Awaitable[None]]) -> None:
+        """Is told that the upload was to be aborted, and may still be there: `abort` tries again."""
+        ...
 
 
 class Notes(Protocol):
@@ -66,5 +70,8 @@ class _NotedUpload(InterceptedUpload):
             await super().abort()
         except UploadNotFound:
             self._note.ended()
+            raise
+        except BaseException:
+            self._note.left(self.abort)
             raise
         self._note.ended()

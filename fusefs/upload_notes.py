@@ -7,13 +7,15 @@ what it names, and nothing else: uploads of other programs, and of mounts that l
 The key is noted before the request that begins an upload, in a PUT that all who begin at that time share; the id
 follows in the background, with the next PUT. What has no id yet when its mount dies is found by its key and its time.
 As long as anything is noted the object changes every `BEAT_SECONDS`, so that others see that the mount lives.
+
+What an outage has kept a mount from aborting it aborts itself, later: it may live for months.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -109,6 +111,8 @@ class _Entry:
         self.key = key
         self.upload_id: str | None = None
         self.since = trio.current_time()
+        #: Aborts the upload, if that has failed.
+        self.abort: Callable[[], Awaitable[None]] | None = None
 
     def begun(self, upload_id: str) -> None:
         self.upload_id = upload_id
@@ -116,6 +120,9 @@ class _Entry:
 
     def ended(self) -> None:
         self._notes.forget(self)
+
+    def left(self, abort: Callable[[], Awaitable[None]]) -> None:
+        self.abort = abort
 
 
 class UploadNotes:
@@ -173,6 +180,16 @@ class UploadNotes:
             except StorageError as error:
                 _log.warning("the uploads under way are not noted in %s: %s", self._key, error)
 
+    async def abort_left(self) -> None:
+        """Abort again what could not be aborted, for ever."""
+        while True:
+            await trio.sleep(BEAT_SECONDS)
+            for abort in [entry.abort for entry in self._entries if entry.abort is not None]:
+                try:
+                    await abort()
+                except StorageError as error:
+                    _log.debug("aborting an upload again: %s", error)
+
     async def finish(self) -> None:
         """Leave a note only if something is left. Raises what the store raises."""
         if self._entries:
@@ -206,6 +223,7 @@ async def open_notes(storage: ObjectStorage, mount_id: str, writer: Writer) -> A
     notes = UploadNotes(storage, mount_id, writer)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(notes.run)
+        nursery.start_soon(notes.abort_left)
         try:
             yield notes
         finally:

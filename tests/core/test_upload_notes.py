@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -194,6 +195,33 @@ async def test_what_cannot_be_aborted_waits_for_the_next_mount(autojump_clock: M
     await _take_over(faulty)
     assert await _keys(faulty) == []
     assert await _notes(faulty) == {}
+
+
+@pytest.mark.parametrize("failure", ["outage", "cancelled"])
+async def test_what_a_mount_could_not_abort_it_aborts_later(failure: str, autojump_clock: MockClock) -> None:
+    """It may live for months, and an upload costs as long as it is there; what it uses it leaves alone."""
+    faulty = FaultyStorage(MemoryStorage())
+    async with open_notes(faulty, "mount", Writer.OWNER) as notes:
+        storage = NotingStorage(faulty, notes)
+        await storage.create_multipart("used")
+        upload = await storage.create_multipart("given up")
+        if failure == "outage":
+            faulty.fail(Unavailable, times=math.inf)
+            with pytest.raises(Unavailable):
+                await upload.abort()
+        else:
+            faulty.hold(Verb.ABORT)
+            with trio.move_on_after(1):
+                await upload.abort()
+        await trio.sleep(3 * BEAT_SECONDS)
+        faulty.heal()
+        await trio.sleep(2 * BEAT_SECONDS)
+        assert await _keys(faulty) == ["used"]
+        aborts = len(faulty.calls_of(Verb.ABORT))
+        await trio.sleep(2 * BEAT_SECONDS)
+        assert len(faulty.calls_of(Verb.ABORT)) == aborts
+    [note] = (await _notes(faulty)).values()
+    assert [noted.key for noted in UploadNote.decode(note).uploads] == ["used"]
 
 
 async def test_the_upload_of_a_shared_mount_that_lives_is_left_alone(autojump_clock: MockClock) -> None:
