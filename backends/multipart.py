@@ -193,9 +193,10 @@ class BufferedMultipartWriter:
         self._buffer = bytearray()
         self._in_flight.release(self._take_reserved())
 
-    def leave(self) -> None:
-        """Let the upload be as it is, neither complete nor aborted: somebody else knows of it and will end it."""
+    def leave(self) -> MultipartUpload | None:
+        """Let the upload be as it is, neither complete nor aborted: who has called this ends it, or a recovery."""
         self._closed = True
+        return self._upload
 
     async def abort(self) -> None:
         """Give up; nothing appears under the key. Does nothing after a `close` that succeeded."""
@@ -203,10 +204,7 @@ class BufferedMultipartWriter:
             return
         self._closed = True
         if self._upload is not None:
-            try:
-                await self._upload.abort()
-            except StorageError as error:
-                _log.warning("cannot abort upload %s of %r: %s", self._upload.upload_id, self._key, error)
+            await abort_or_leave(self._upload)
 
     def _take_buffer(self) -> bytearray:
         """Return what is buffered, and begin a new buffer: the part under way keeps the old one, uncopied."""
@@ -257,6 +255,14 @@ class BufferedMultipartWriter:
             self._idle = trio.Event()
             await self._idle.wait()
         self.check()
+
+
+async def abort_or_leave(upload: MultipartUpload) -> None:
+    """Abort an upload; one that cannot be aborted is left to be (`backends.noting`)."""
+    try:
+        await upload.abort()
+    except StorageError as error:
+        _log.warning("cannot abort upload %s of %r: %s", upload.upload_id, upload.key, error)
 
 
 @asynccontextmanager

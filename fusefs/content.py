@@ -37,7 +37,7 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from backends.base import KIB, Data, ObjectStorage
+from backends.base import KIB, Data, MultipartUpload, ObjectStorage
 from backends.byte_budget import ByteBudget
 from backends.errors import StorageError
 from fusefs.errors import DamagedCache
@@ -117,6 +117,8 @@ class Content:
         self.upload: OpenUpload | None = None
         #: Whether the log refers to parts of an upload, be it this one or one that has ended since it was told last.
         self.is_referred = False
+        #: Uploads that have failed, and could not be aborted before the log had the bytes of their parts.
+        self.left_uploads: tuple[MultipartUpload, ...] = ()
         #: Set while a stream sends parts as the file grows.
         self.flush: Flush | None = None
         #: While writers have to wait, and while the base is, or may be, being replaced: an event takes 272 bytes.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -10,11 +9,8 @@ from typing import Final
 import trio
 
 from backends.base import MIB, Metadata, MultipartUpload, ObjectStorage, Part, PutMode
-from backends.errors import StorageError
-from backends.multipart import ABORT_TIMEOUT_SECONDS
+from backends.multipart import ABORT_TIMEOUT_SECONDS, abort_or_leave
 from fusefs.content import Version
-
-_log = logging.getLogger(__name__)
 
 FETCHED_PART: Final = 16 * MIB
 """Bytes of a part that the store cannot copy; of an object over 156 GiB they are longer, since 10,000 are the most."""
@@ -63,8 +59,5 @@ async def begun_upload(
         yield upload
     except BaseException:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + ABORT_TIMEOUT_SECONDS):
-            try:
-                await upload.abort()
-            except StorageError as error:
-                _log.warning("cannot abort upload %s of %r: %s", upload.upload_id, key, error)
+            await abort_or_leave(upload)
         raise

@@ -294,6 +294,8 @@ class Stream:
             _log.warning(
                 "the log needs upload %s of %r, which is not aborted: %r", upload.upload_id, self.key, error
             )
-            writer.leave()
+            left = writer.leave()
+            assert left is not None, "it has parts"
+            self._content.left_uploads += (left,)
             if not isinstance(error, Exception):
                 raise

@@ -20,7 +20,7 @@ from typing import Final
 from backends.base import MIB, Metadata, ObjectStorage, PutMode
 from backends.byte_budget import ByteBudget
 from backends.errors import InvalidPart, UploadNotFound
-from backends.multipart import BufferedMultipartWriter, OnFailed, OnStored, open_writer
+from backends.multipart import BufferedMultipartWriter, OnFailed, OnStored, abort_or_leave, open_writer
 from fusefs import fetching
 from fusefs.change_log import ChangeLog
 from fusefs.content import Content, Spawn, Version
@@ -153,6 +153,10 @@ class Uploads:
         self._finishing.add(file)
         try:
             yield content
+            # The log has been told since of the bytes that are in none of their parts.
+            for upload in content.left_uploads:
+                self._spawn(abort_or_leave, upload)
+            content.left_uploads = ()
         except BaseException:
             content.give_back()
             raise

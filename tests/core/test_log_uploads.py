@@ -446,6 +446,38 @@ async def test_a_log_that_takes_nothing_keeps_the_parts_that_it_refers_to(
         assert await tree.read_file("big") == b"written later" + BYTES[13:PART]
 
 
+async def test_an_upload_that_was_left_to_the_log_is_aborted_when_its_file_is_published(
+    tmp_path: Path, autojump_clock: MockClock, quiet: None
+) -> None:
+    """By the mount that has left it, and not before: whenever that dies, the next one finds what was confirmed."""
+
+    async def die_and_look(call: int) -> bool:
+        storage = SmallPartsStorage()
+        faulty = FaultyStorage(storage)
+        mortal = MortalStorage(faulty)
+        has_died = True
+        async with mortal.life.lived(), open_tree(mortal, tmp_path / f"{call}", DYING) as tree:
+            handle = await tree.create("big")
+            await tree.write(handle, 0, BYTES[: 2 * PART + 2 * KIB])  # two parts go up
+            await trio.sleep(1)
+            await tree.filesystem.fsync(handle)
+            faulty.fail(Unavailable, times=math.inf)
+            await tree.write(handle, 2 * PART + 2 * KIB, BYTES[2 * PART + 2 * KIB : 4 * PART])
+            await trio.sleep(60)
+            faulty.heal()
+            assert await storage.list_multipart_uploads()
+            mortal.die_at(call, Death.CALL_LOST)
+            await tree.publish_all()
+            await trio.sleep(1)
+            assert await storage.list_multipart_uploads() == []
+            has_died = False
+        async with open_tree(storage, tmp_path / f"{call}-next", NEXT) as tree:
+            assert (await tree.read_file("big"))[: 2 * PART + 2 * KIB] == BYTES[: 2 * PART + 2 * KIB]
+        return has_died
+
+    await at_every_call(die_and_look)
+
+
 async def test_a_part_lands_while_the_log_is_given_the_others(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
