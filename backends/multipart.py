@@ -132,7 +132,8 @@ class BufferedMultipartWriter:
         """
         self.check()
         assert not self._reserved, "what is reserved is to be written first"
-        await self._in_flight.acquire(size)
+        if size:
+            await self._in_flight.acquire(size)
         self._reserved = size
 
     async def write(self, data: Data) -> None:
@@ -191,7 +192,8 @@ class BufferedMultipartWriter:
     def forget_buffered(self) -> None:
         """Take back what was written, or reserved, and not sent: it is to be written again."""
         self._buffer = bytearray()
-        self._in_flight.release(self._take_reserved())
+        if reserved := self._take_reserved():
+            self._in_flight.release(reserved)
 
     def leave(self) -> MultipartUpload | None:
         """Let the upload be as it is, neither complete nor aborted: who has called this ends it, or a recovery."""

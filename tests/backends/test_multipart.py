@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from backends.base import CREATE_ONLY, MIB, Data, IfMatch, Limits, ObjectStorage
+from backends.base import CREATE_ONLY, GIB, MIB, Data, IfMatch, Limits, ObjectStorage
 from backends.byte_budget import ByteBudget
 from backends.errors import AccessDenied, PreconditionFailed, StorageError, Unavailable
 from backends.intercepted import Verb
@@ -231,6 +231,25 @@ async def test_writers_can_share_a_bound(faulty: FaultyStorage) -> None:
 
 
 # Parts that are sent again
+
+
+@pytest.mark.parametrize("is_reserved", [False, True])
+@pytest.mark.parametrize("size", [0, 100, PART])
+async def test_a_writer_gives_back_what_it_has_got_of_a_bound(
+    memory: MemoryStorage, size: int, is_reserved: bool, autojump_clock: MockClock
+) -> None:
+    """Not more either, be it no bytes: bodies are counted, too."""
+    budget = ByteBudget(GIB, max_bodies=1)
+    with trio.fail_after(1):
+        async with open_writer(memory, "key", part_size=PART, in_flight=budget) as writer:
+            if is_reserved:
+                await writer.reserve(size)
+            await writer.write(bytes(size))
+            await writer.close()
+    async with budget.hold(1):
+        with trio.move_on_after(0) as waited:
+            await budget.acquire(1)
+    assert waited.cancelled_caught
 
 
 async def test_a_part_that_was_sent_can_be_replaced(faulty: FaultyStorage) -> None:
