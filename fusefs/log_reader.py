@@ -25,12 +25,14 @@ to find its place occupied then, however long it has slept; so a term that has w
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
-from backends.base import CREATE_ONLY, ObjectStorage, iterate_pages
+import trio
+
+from backends.base import CREATE_ONLY, MIB, ObjectStorage, iterate_pages
 from backends.errors import NotFound, PreconditionFailed
 from fusefs.errors import BatchDamaged, BatchRemoved, LogDamaged
 from fusefs.journal_format import (
@@ -60,6 +62,12 @@ KEPT_SEALS: Final = 16
 
 LOOKS: Final = 10
 """How often a term is looked at of which batches are gone when they are to be read, or should be there and are not."""
+
+READ_AT_ONCE: Final = 16
+"""Batches that are asked for together: there may be very many, each no more than what one fsync had to tell."""
+
+READ_SIZE: Final = 16 * MIB
+"""Behind a batch with which there are so many bytes, no more are asked for together: they are in memory."""
 
 Terms: TypeAlias = dict[int, dict[int, int]]
 """The sizes of batches, by epoch and sequence."""
@@ -161,15 +169,52 @@ def _told_of(part: LogPart, epoch: int) -> LogEnd | None:
 
 
 async def batches(logs: Sequence[OldLog]) -> AsyncIterator[Batch]:
-    """Yield the batches that count, of logs in several stores. Raises `LogDamaged`."""
-    for position, reader in places(logs):
-        yield await reader.read(position)
+    """Yield the batches that count, of logs in several stores. Raises `LogDamaged`, and what the stores raise.
+
+    Several are read at once; what comes of it is the same as if each were read after the one before it.
+    """
+    for together in _read_together(logs):
+        for batch in await _read_all(together):
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
 
 
 def places(logs: Sequence[OldLog]) -> list[tuple[Position, LogReader]]:
     """Return which batches count, in order, and who reads each."""
     found = [(position, log.reader) for log in logs for position in log.positions]
     return sorted(found, key=lambda place: place[0])
+
+
+def _read_together(logs: Sequence[OldLog]) -> Iterator[list[tuple[Position, LogReader]]]:
+    """Yield `places`, as many at a time as are read at once."""
+    sizes = {position: size for log in logs for position, size in log.sizes.items()}
+    together: list[tuple[Position, LogReader]] = []
+    size = 0
+    for place in places(logs):
+        together.append(place)
+        size += sizes[place[0]]
+        if len(together) == READ_AT_ONCE or size >= READ_SIZE:
+            yield together
+            together, size = [], 0
+    if together:
+        yield together
+
+
+async def _read_all(wanted: Sequence[tuple[Position, LogReader]]) -> list[Batch | Exception]:
+    """Read batches at once; return each, or why it cannot be read."""
+    found: dict[int, Batch | Exception] = {}
+
+    async def read(place: int, position: Position, reader: LogReader) -> None:
+        try:
+            found[place] = await reader.read(position)
+        except Exception as error:
+            found[place] = error
+
+    async with trio.open_nursery() as nursery:
+        for place, (position, reader) in enumerate(wanted):
+            nursery.start_soon(read, place, position, reader)
+    return [found[place] for place in range(len(wanted))]
 
 
 class LogReader:

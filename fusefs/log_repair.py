@@ -26,7 +26,7 @@ from fusefs.errors import BatchDamaged
 from fusefs.journal_format import JOURNAL_PREFIX, Position, batch_key, encode
 from fusefs.keys import RESERVED_PREFIX
 from fusefs.log_objects import LogObjects
-from fusefs.log_reader import EVERYWHERE, NOWHERE, LogPart, LogReader, places, seal_at, survey_logs
+from fusefs.log_reader import EVERYWHERE, NOWHERE, LogPart, LogReader, batches, places, seal_at, survey_logs
 from fusefs.log_uploads import LogUploads, needed_upload
 from fusefs.quantities import counted
 from fusefs.replay import Replay
@@ -90,10 +90,11 @@ class LogRepair:
         while True:
             before = EVERYWHERE if damage is None else Position(*damage.position)
             try:
-                counting = places(await survey_logs(self._parts, before=before))
+                logs = await survey_logs(self._parts, before=before)
+                counting = places(logs)
                 replay = Replay()
-                for position, reader in counting:
-                    replay.apply(await reader.read(position))
+                async for batch in batches(logs):
+                    replay.apply(batch)
                 await self._check_uploads(replay, dict(counting))
             except BatchDamaged as error:
                 damage = error

@@ -30,7 +30,7 @@ from fusefs.journal_format import Position
 from fusefs.lease import Lease, NoLease
 from fusefs.lease_acquisition import Claim, acquire, at_hand, check_supported, first_untold, waiting_message
 from fusefs.lease_record import Identity, LeaseRecord, LogPlace
-from fusefs.log_reader import LogPart, LogReader, OldLog, find_logs
+from fusefs.log_reader import READ_AT_ONCE, LogPart, LogReader, OldLog, find_logs
 from fusefs.log_repair import DAMAGED_PREFIX, set_aside
 from fusefs.log_room import LogRoom
 from fusefs.options import BucketStore
@@ -41,8 +41,8 @@ from fusefs.stores import OpenStore, above, open_beside
 
 _log = logging.getLogger(__name__)
 
-LOG_CONNECTIONS: Final = 6
-"""As many as there are batches on their way at once, and some that trim or read."""
+LOG_CONNECTIONS: Final = READ_AT_ONCE
+"""As many as batches of earlier terms are read at once: more than are on their way of this one, and some that trim."""
 
 LEASE_CONNECTIONS: Final = 2
 

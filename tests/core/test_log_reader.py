@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from math import inf
 from typing import Final
 
 import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from backends.base import CREATE_ONLY, ObjectStorage
 from backends.errors import NotFound, PreconditionFailed
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
+from fusefs import log_reader
 from fusefs.errors import LogDamaged
 from fusefs.journal_format import (
     CONTINUED,
@@ -29,7 +31,7 @@ from fusefs.journal_format import (
     decode,
     encode,
 )
-from fusefs.log_reader import LOOKS, LogPart, LogReader, OldLog, batches, find_logs, places
+from fusefs.log_reader import LOOKS, READ_AT_ONCE, LogPart, LogReader, OldLog, batches, find_logs, places
 from tests.support.faulty import FaultyStorage, Gate
 
 SOMETHING: Final = (LeftoverRecord(StoredVersion("key", "etag", 1)),)
@@ -298,6 +300,53 @@ async def test_a_batch_that_counts_and_is_gone() -> None:
     await storage.delete(batch_key(Position(1, 1)))
     with pytest.raises(LogDamaged, match="it is not there any more"):
         _ = [batch async for batch in batches([found])]
+
+
+async def read_into(read: list[tuple[int, int]], log: OldLog) -> None:
+    """Read the batches that count, and note which ones have come."""
+    async for batch in batches([log]):
+        read.append((batch.position.epoch, batch.position.sequence))
+
+
+@pytest.mark.parametrize("sized", [1, 2, READ_AT_ONCE, 2 * READ_AT_ONCE])
+async def test_many_batches_are_read_at_once(sized: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no more than go into memory together, which are `sized` of them here."""
+    storage = FaultyStorage(MemoryStorage())
+    for number in range(1, 2 * READ_AT_ONCE + 1):
+        await put(storage, (1, number))
+    found = await find(storage)
+    monkeypatch.setattr(log_reader, "READ_SIZE", sized * found.sizes[Position(1, 1)])
+    before = len(storage.calls_of(Verb.GET_RANGE))
+    gate = storage.hold(Verb.GET_RANGE, times=inf)
+    read: list[tuple[int, int]] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read_into, read, found)
+        await wait_all_tasks_blocked()
+        assert len(storage.calls_of(Verb.GET_RANGE)) - before == min(sized, READ_AT_ONCE)
+        gate.open()
+    assert read == counting(found)
+
+
+async def test_of_batches_that_are_read_at_once_the_first_damaged_one_is_told() -> None:
+    """Although a later one comes before it, and what is before both is read."""
+    storage = FaultyStorage(MemoryStorage())
+    for number in range(1, 8):
+        await put(storage, (1, number))
+    found = await find(storage)
+    for number in (3, 5):
+        await storage.put(batch_key(Position(1, number)), b"damaged")
+    gate = storage.hold(Verb.GET_RANGE, key=batch_key(Position(1, 3)))
+    read: list[tuple[int, int]] = []
+
+    async def let_it_come_last() -> None:
+        await wait_all_tasks_blocked()
+        gate.open()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(let_it_come_last)
+        with pytest.raises(LogDamaged, match=batch_key(Position(1, 3))):
+            await read_into(read, found)
+    assert read == sequences(1, (1, 2))
 
 
 async def test_a_store_that_lists_what_is_not_there() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import pytest
 from trio.testing import MockClock
 
-from backends.base import KIB, MIB, RangeResult
+from backends.base import KIB, MIB, ListPage, RangeResult
 from backends.memory import MemoryStorage
 from fusefs.journal_format import (
     JOURNAL_PREFIX,
@@ -37,6 +38,23 @@ class MadeUpLog(MemoryStorage):
     async def fill(self) -> None:
         for sequence in range(1, BATCHES + 1):
             await self.put(batch_key(Position(1, sequence)), STAND_IN)
+
+    async def list_prefix(
+        self,
+        prefix: str = "",
+        *,
+        delimiter: str = "",
+        start_after: str = "",
+        page_token: str | None = None,
+        page_size: int = 1_000,
+    ) -> ListPage:
+        page = await super().list_prefix(
+            prefix, delimiter=delimiter, start_after=start_after, page_token=page_token, page_size=page_size
+        )
+        objects = [
+            replace(info, size=BATCH_SIZE) if info.size == len(STAND_IN) else info for info in page.objects
+        ]
+        return replace(page, objects=tuple(objects))
 
     async def get_range(
         self, key: str, start: int = 0, length: int | None = None, *, if_match: str | None = None

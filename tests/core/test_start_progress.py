@@ -14,7 +14,7 @@ from trio.testing import MockClock
 from backends.base import KIB, RangeResult
 from backends.memory import MemoryStorage
 from fusefs.attributes import Defaults
-from fusefs.log_reader import LogPart, LogReader, find_logs
+from fusefs.log_reader import READ_AT_ONCE, LogPart, LogReader, find_logs
 from fusefs.publisher import PublishOptions
 from fusefs.quantities import brief_size
 from fusefs.recovery import Recovery
@@ -23,8 +23,8 @@ from tests.core.logs import log_objects
 from tests.core.tree import TreeOptions, open_tree
 
 NEVER = 1e9
-BYTES = Random(1).randbytes(100 * KIB)
-BATCHES = 30
+BYTES = Random(1).randbytes(10 * KIB)
+BATCHES = 12 * READ_AT_ONCE
 FILES = 20
 SECONDS = 1.0
 """How long the store takes for a request."""
@@ -76,11 +76,11 @@ async def test_a_recovery_says_how_far_it_is(tmp_path: Path, autojump_clock: Moc
     assert len(recovered.inodes) == FILES + 1
     assert [(time - began, line) for time, line in told[:-1]] == [
         (
-            number,
+            seconds,
             f"reading the log that an earlier mount has left: {number} of {BATCHES} batches,"
             f" {brief_size(sum(sizes[:number]))} of {brief_size(sum(sizes))}",
         )
-        for number in range(0, BATCHES + 1, 5)
+        for seconds, number in ((0, 0), (5, 4 * READ_AT_ONCE + 1), (10, 9 * READ_AT_ONCE + 1))
     ]
     assert told[-1][1] == f"looking for its files and directories in the bucket: 0 of {FILES + 1}"
     assert progress.line == f"looking for its files and directories in the bucket: {FILES + 1} of {FILES + 1}"
