@@ -220,7 +220,7 @@ async def recover(
     """Put into the tree what earlier terms have left in their logs. Raises as `Recovery.read`."""
     recovery = Recovery(tree.sources.storage, tree.sources, defaults, progress)
     restoration = Restoration(
-        tree.root, tree.namespace, tree.inodes, tree.placement, tree.publisher.changes, committer
+        tree.root, tree.namespace, tree.inodes, tree.placement, tree.publisher.changes, committer, progress
     )
     await restoration.restore(await recovery.read(logs))
 

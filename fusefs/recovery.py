@@ -17,13 +17,10 @@ from __future__ import annotations
 
 import logging
 import stat
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, TypeVar
-
-import trio
 
 from backends.base import ObjectStorage, iterate_pages
 from backends.errors import AccessDenied, NotFound
@@ -45,11 +42,6 @@ from fusefs.replay import Replay, Replayed
 from fusefs.start_progress import StartProgress
 
 _log = logging.getLogger(__name__)
-
-_T = TypeVar("_T")
-
-LOOKS_AT_ONCE: Final = 32
-"""HEADs under way together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +107,13 @@ class Recovery:
             with _denial_told(replayed):
                 await uploads.complete(replayed)
 
-        await self._for_each(
+        await self._progress.for_each(
             replay.inodes.values(), find, "looking for its files and directories in the bucket"
         )
         firsts = [replayed for replayed in replay.inodes.values() if replayed.last.link is None]
         with_uploads = [replayed for replayed in firsts if needed_upload(replayed) is not None]
         # One after the other: the object that is in the way of one may have bytes that another one still lacks.
-        await self._for_each(with_uploads, complete, "completing its uploads", at_once=1)
+        await self._progress.for_each(with_uploads, complete, "completing its uploads", at_once=1)
         for replayed in firsts:
             self._recover(recovered, replayed, found[replayed])
         by_log_id = {each.inode.log_id: each.inode for each in recovered.inodes}
@@ -130,8 +122,8 @@ class Recovery:
                 of = by_log_id.get(replayed.last.link)
                 self._recover_alias(recovered, replayed, of, found[replayed])
         with_lists = [replayed for replayed in firsts if replayed.lists]
-        await self._for_each(with_lists, partial(self._note_list, by_log_id, recovered))
-        await self._for_each(replay.leftovers, partial(self._note_leftover, recovered))
+        await self._progress.for_each(with_lists, partial(self._note_list, by_log_id, recovered))
+        await self._progress.for_each(replay.leftovers, partial(self._note_leftover, recovered))
         recovered.inodes.sort(key=lambda each: each.path)
 
     async def _replay(self, logs: Sequence[OldLog]) -> Replay:
@@ -168,7 +160,7 @@ class Recovery:
                 if LOG_ID.fullmatch(info.key.removeprefix(ORPHANS_PREFIX)) and version not in taken:
                     orphans.append(version)
         recovered.leftovers += orphans
-        await self._for_each(orphans, partial(self._note_xattrs_of, recovered))
+        await self._progress.for_each(orphans, partial(self._note_xattrs_of, recovered))
 
     async def _note_xattrs_of(self, recovered: Recovered, orphan: Version) -> None:
         """Note what goes with a removed file; the log may not tell of it any more."""
@@ -189,47 +181,8 @@ class Recovery:
             [(found.path, found.version.key) for found in recovered.inodes if found.version is not None],
             [version.key for version in recovered.leftovers],
         )
-        await self._for_each(search.unknown(), search.look_into)
+        await self._progress.for_each(search.unknown(), search.look_into)
         recovered.directories = search.found
-
-    async def _for_each(
-        self,
-        things: Collection[_T],
-        look: Callable[[_T], Awaitable[None]],
-        doing: str = "",
-        *,
-        at_once: int = LOOKS_AT_ONCE,
-    ) -> None:
-        """Look at all, some at once; say how far that is if `doing` says what it is.
-
-        Raises the first failure, of which nobody makes a group.
-        """
-        failures: list[Exception] = []
-        left = iter(things)
-        done = 0
-
-        def note() -> None:
-            if doing and things:
-                self._progress.note(doing, f"{done:,} of {len(things):,}")
-
-        async def work() -> None:
-            nonlocal done
-            for thing in left:  # of all workers
-                if failures:
-                    return
-                try:
-                    await look(thing)
-                except Exception as error:
-                    failures.append(error)
-                done += 1
-                note()
-
-        note()
-        async with trio.open_nursery() as nursery:
-            for _ in range(at_once):
-                nursery.start_soon(work)
-        if failures:
-            raise failures[0]
 
     def _recover(self, recovered: Recovered, replayed: Replayed, found: Sequence[OwnObject]) -> None:
         path = replayed.last.path

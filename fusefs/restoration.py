@@ -4,21 +4,24 @@ First of all it is said what is where: a listing does not show what the log know
 any more, and what is below a directory that has a source is found there. Then parents come before children, and all in
 a directory before anything below it: for that the directory is listed, and the index adds to what is there.
 
-A directory that the log does not tell of is in the bucket, and is looked up there; if there is none, because everything
-below it is still on its way, or gone, it is made. Where a listing cannot tell, since something is on its way out of a
-directory, the recovery has looked whether that has anything else.
+A directory that the log does not tell of is in the bucket, and is looked up there, together with the others in which
+there is to be something at the same depth; if there is none, because everything below it is still on its way, or gone,
+it is made. Where a listing cannot tell, since something is on its way out of a directory, the recovery has looked
+whether that has anything else.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from itertools import groupby
 from typing import Final
 
 from backends.errors import InvalidKey
 from fusefs.changes import Changes
 from fusefs.committer import Committer
+from fusefs.directory_search import Path
 from fusefs.errors import NoSuchEntry
 from fusefs.inode_table import InodeTable
 from fusefs.inodes import Directory
@@ -26,6 +29,7 @@ from fusefs.listed import UNKNOWN_DIRECTORY
 from fusefs.namespace import Namespace
 from fusefs.placement import Placement
 from fusefs.recovery import Recovered, RecoveredInode
+from fusefs.start_progress import StartProgress
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +45,7 @@ class Restoration:
         placement: Placement,
         changes: Changes,
         committer: Committer,
+        progress: StartProgress,
     ) -> None:
         self._root: Final = root
         self._namespace: Final = namespace
@@ -48,6 +53,7 @@ class Restoration:
         self._placement: Final = placement
         self._changes: Final = changes
         self._committer: Final = committer
+        self._progress: Final = progress
 
     async def restore(self, recovered: Recovered) -> None:
         """Enter everything, and note what is to be published. Raises what the store raises."""
@@ -67,12 +73,8 @@ class Restoration:
             **dict.fromkeys(recovered.directories),
             **{found.path: found for found in recovered.inodes},
         }
-        for path, entry in sorted(entries.items(), key=lambda item: (len(item[0]), item[0])):
-            directory = await self._directory(path[:-1])
-            if entry is not None:
-                self._enter(entry, directory, recovered)
-            elif path[-1] not in directory.children:
-                directory.attach(path[-1], UNKNOWN_DIRECTORY)
+        for _, paths in groupby(sorted(entries, key=lambda path: (len(path), path)), key=len):
+            await self._restore_together(list(paths), entries, recovered)
         for renamed, _ in moving:
             self._namespace.go_on_with_move(renamed)
         self._committer.restored()
@@ -82,16 +84,52 @@ class Restoration:
                 len(recovered.inodes),
             )
 
-    async def _directory(self, path: Sequence[bytes]) -> Directory:
-        """Find a directory, or make it."""
+    async def _restore_together(
+        self, paths: Sequence[Path], entries: Mapping[Path, RecoveredInode | None], recovered: Recovered
+    ) -> None:
+        """Enter what has paths of one length."""
+        await self._look_up({path[:-1]: None for path in paths})
+        for path in paths:
+            directory, entry = self._directory(path[:-1]), entries[path]
+            if entry is not None:
+                self._enter(entry, directory, recovered)
+            elif path[-1] not in directory.children:
+                directory.attach(path[-1], UNKNOWN_DIRECTORY)
+
+    async def _look_up(self, paths: Collection[Path]) -> None:
+        """Find directories in the bucket, and first those on the way to them: the next of every way at once."""
+        asked: set[tuple[Directory, bytes]] = set()
+        while True:
+            nearest = dict.fromkeys(filter(None, map(self._nearest_unknown, paths)))
+            unknown = [place for place in nearest if place not in asked]
+            if not unknown:
+                return
+            asked.update(unknown)
+            await self._progress.for_each(
+                unknown, self._look_up_one, "looking for the directories of its files in the bucket"
+            )
+
+    def _nearest_unknown(self, path: Path) -> tuple[Directory, bytes] | None:
+        """Return which name on the way, and in which directory, is not known to be one; None if all are."""
         directory = self._root
         for name in path:
-            child: object = directory.children.get(name)
+            child = directory.children.get(name)
             if not isinstance(child, Directory):
-                with suppress(NoSuchEntry, InvalidKey):
-                    child = await self._namespace.lookup(directory, name)
+                return directory, name
+            directory = child
+        return None
+
+    async def _look_up_one(self, place: tuple[Directory, bytes]) -> None:
+        with suppress(NoSuchEntry, InvalidKey):
+            await self._namespace.lookup(*place)
+
+    def _directory(self, path: Path) -> Directory:
+        """Return a directory; make it, and those on the way to it, where a look has found none."""
+        directory = self._root
+        for name in path:
+            child = directory.children.get(name)
             if not isinstance(child, Directory):
-                if name in directory.children:
+                if child is not None:
                     directory.veil(name)  # somebody else has put it where ours is to be
                 child = self._namespace.new_prefix()
                 directory.attach(name, child)

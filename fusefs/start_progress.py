@@ -7,13 +7,20 @@ again. `fusefs status` tells the last one.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Collection
+from typing import Final, TypeVar
+
+import trio
 
 _log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
+
 REPEAT_SECONDS: Final = 5.0
 """From one line about the same to the next."""
+
+LOOKS_AT_ONCE: Final = 32
+"""Things that are looked at together."""
 
 
 class StartProgress:
@@ -34,6 +41,45 @@ class StartProgress:
         self._subject, self._told_at = subject, self._now()
         _log.info("%s", self.line)
         self._tell(self.line)
+
+    async def for_each(
+        self,
+        things: Collection[_T],
+        look: Callable[[_T], Awaitable[None]],
+        doing: str = "",
+        *,
+        at_once: int = LOOKS_AT_ONCE,
+    ) -> None:
+        """Look at all, some at once, and note how far that is if `doing` says what it is.
+
+        Raises the first failure, of which nobody makes a group.
+        """
+        failures: list[Exception] = []
+        left = iter(things)
+        done = 0
+
+        def note() -> None:
+            if doing and things:
+                self.note(doing, f"{done:,} of {len(things):,}")
+
+        async def work() -> None:
+            nonlocal done
+            for thing in left:  # of all workers
+                if failures:
+                    return
+                try:
+                    await look(thing)
+                except Exception as error:
+                    failures.append(error)
+                done += 1
+                note()
+
+        note()
+        async with trio.open_nursery() as nursery:
+            for _ in range(at_once):
+                nursery.start_soon(work)
+        if failures:
+            raise failures[0]
 
 
 def tell_nobody(line: str) -> None:
