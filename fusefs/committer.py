@@ -383,9 +383,16 @@ class Committer:
         return self._trimmer.is_empty
 
     async def finish(self) -> None:
-        """Empty the log, if nothing of it is needed, but for a batch that says so. Raises what the store raises."""
-        if self._nursery is not None:
-            await self._trimmer.finish(self._nursery)
+        """Tell the log of times, too, and empty it if nothing of it is needed, but for a batch that says so.
+
+        Raises what `commit` raises.
+        """
+        if self._nursery is None:
+            return
+        if len(self._unlogged):  # times alone, which no commit waits for, and there is no next batch
+            await self._wait_for_capture()
+            await self.commit()
+        await self._trimmer.finish(self._nursery)
 
     async def remove(self) -> None:
         """Delete what `finish` has left, when no lease tells of it: nothing is committed any more. Raises nothing."""

@@ -709,3 +709,25 @@ async def test_times_of_what_cannot_be_published(
         await tree.log.commit()
     async with open_tree(inner, tmp_path / "2", options()) as tree:
         assert (await tree.find("denied")).attributes.mtime_ns == 5
+
+
+async def test_times_of_what_cannot_be_published_before_the_end(
+    autojump_clock: MockClock, tmp_path: Path, quiet: None
+) -> None:
+    """The last batch tells of them alone: there is none that would come next."""
+    inner = SmallPartsStorage()
+    await inner.put("denied", b"bytes")
+    storage = FaultyStorage(inner)
+    storage.fail(AccessDenied, verb=Verb.COPY, key="denied", times=math.inf)
+    async with open_tree(storage, tmp_path / "1", options(publishes=True)) as tree:
+        assert isinstance(tree.log, Committer)
+        number = (await tree.find("denied")).number
+        await tree.filesystem.setattr(number, AttributeChanges(mtime_ns=5))
+        with pytest.raises(AccessDenied):
+            await tree.publish_all()
+        await tree.log.commit()
+        await tree.log.finish()
+        assert tree.log.has_everything
+        assert not tree.log.is_empty
+    async with open_tree(inner, tmp_path / "2", options()) as tree:
+        assert (await tree.find("denied")).attributes.mtime_ns == 5
