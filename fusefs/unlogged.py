@@ -44,6 +44,7 @@ class Unlogged:
 
     def __len__(self) -> int:
         """How many inodes and objects are noted. What is only in use, or completed, is none of them."""
+        self._note_moved()
         return len(self._inodes) + len(self._leftovers)
 
     @property

@@ -94,6 +94,24 @@ async def test_a_rename_of_many_files_goes_in_bounded_batches(
 
 
 @pytest.mark.usefixtures("short_batches")
+@pytest.mark.parametrize("is_on_disk", [True, False], ids=["on a disk", "in the bucket"])
+async def test_a_rename_of_many_known_files_goes_in_bounded_batches(
+    is_on_disk: bool, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Wherever the log is: the rename has noted the directory alone, and the commit all that is below."""
+    storage, names = await many_files()
+    log = FaultyStorage(SmallPartsStorage()) if is_on_disk else storage
+    with_log = replace(options(), log_storage=log if is_on_disk else None)
+    async with open_tree(storage, tmp_path, with_log) as tree:
+        for name in names:
+            await tree.find(f"d/{name}")
+        await tree.rename("d", "moved")
+        await tree.log.commit()
+        assert max(log_puts(log)) < HEADS * HEAD_SIZE
+        assert sum(await records(log)) == FILES + 1
+
+
+@pytest.mark.usefixtures("short_batches")
 async def test_a_removal_of_many_files_goes_in_bounded_batches(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:

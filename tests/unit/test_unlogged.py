@@ -125,6 +125,7 @@ def test_what_is_below_a_renamed_directory_is_told() -> None:
     root.attach(b"d", directory)
     below = new_inode(directory)
     unlogged.moved(directory)
+    assert len(unlogged) == 1
     assert unlogged.is_behind(below)
     assert told(unlogged) == [below]
     later = new_inode(directory, b"later")
