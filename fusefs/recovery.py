@@ -190,6 +190,8 @@ class Recovery:
         recovered.leftovers += [each.version for each in strays]
         if path is None:
             recovered.leftovers += map(unseen, replayed.xattrs)
+            if replayed.file is not None:
+                replayed.file.discard()
         else:
             current = found[0] if found else None
             version = current.version if current is not None else _lost(replayed)
@@ -271,12 +273,15 @@ class Recovery:
             sources.stored.truncate(0)
         else:
             sources.stored.truncate(min(base.size, replayed.size))
+        written = _with_zeros(sources.explicit, sources.stored, replayed)
+        if not written:
+            replayed.file.discard()  # the bucket has newer bytes than all that were laid there
         content = Content.restored(
             self._sources,
             replayed.file,
             base=base,
             size=replayed.size,
-            written=_with_zeros(sources.explicit, sources.stored, replayed),
+            written=written,
             base_limit=sources.stored.end,
         )
         content.is_referred = replayed.upload is not None

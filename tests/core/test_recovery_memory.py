@@ -1,4 +1,4 @@
-"""The memory that a recovery takes does not depend on how long the log is."""
+"""What a recovery takes: memory that does not depend on how long the log is, and of the stage what is still needed."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from fusefs.journal_format import (
     encode,
     position_of,
 )
+from fusefs.stage import MEMORY_FILE_BYTES
+from tests.core.mortal import MortalStorage
 from tests.core.tree import TreeOptions, open_tree
 
 BATCH_SIZE: Final = 8 * MIB
@@ -137,3 +139,27 @@ async def test_a_gibibyte_of_log(
     assert BATCHES * BATCH_SIZE == 1024 * MIB
     assert peak < 6 * BATCH_SIZE
     assert f"0 of {BATCHES} batches, 0 bytes of " in caplog.text
+
+
+@pytest.mark.parametrize("is_removed", [True, False], ids=["removed", "published"])
+async def test_what_nobody_needs_of_the_log_is_not_staged(
+    is_removed: bool, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """A file that was removed since, or is whole in the bucket, takes no place for as long as the mount lives."""
+    storage = MemoryStorage()
+    mortal = MortalStorage(storage)
+    async with open_tree(mortal, tmp_path / "1", TreeOptions(logged=True)) as tree:
+        needed = await tree.create("needed")  # and with it the whole log
+        await tree.write(needed, 0, b"bytes")
+        for number in range(3):
+            await tree.write_file(f"{number}", bytes([number + 1]) * 2 * MEMORY_FILE_BYTES)
+            await tree.log.commit()
+            if is_removed:
+                await tree.unlink(f"{number}")
+        await tree.log.commit()
+        await tree.publisher.publish_all(open_files=False)
+        mortal.die()
+    async with open_tree(storage, tmp_path / "2", TreeOptions(logged=True)) as tree:
+        assert await tree.names() == ["needed"] if is_removed else ["0", "1", "2", "needed"]
+        assert await tree.read_file("needed") == b"bytes"
+        assert list((tmp_path / "2" / "stage").iterdir()) == []
