@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusefs.timetable import Timetable
+from fusefs.timetable import OUTDATED, Timetable
 
 _STEPS = st.lists(
     st.one_of(
@@ -36,3 +37,19 @@ def test_it_is_a_map_of_earliest_times(steps: list[tuple[str, int, int]]) -> Non
             assert [model[thing] for thing in due] == sorted(model[thing] for thing in due)
             model = {thing: at for thing, at in model.items() if at > time}
             assert table.next_due() == min(model.values(), default=math.inf)
+
+
+class Thing:
+    """Something that can be seen to be gone."""
+
+
+def test_what_was_taken_out_is_not_kept() -> None:
+    """But for a few: or else files that were removed would be in memory until the time at which they had been due."""
+    table: Timetable[Thing] = Timetable()
+    things = [Thing() for _ in range(10 * OUTDATED)]
+    gone = [weakref.ref(thing) for thing in things]
+    while things:
+        table.put(things[-1], 50)
+        table.drop(things.pop())
+    assert sum(reference() is not None for reference in gone) <= OUTDATED
+    assert table.take_due(50) == []
