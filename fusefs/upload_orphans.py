@@ -20,15 +20,16 @@ one of them is somebody else's.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import trio
 
 from backends.base import ObjectInfo, ObjectStorage, UploadInfo, iterate_pages
-from backends.errors import NotFound, PreconditionFailed, StorageError, UploadNotFound
+from backends.errors import NotFound, PreconditionFailed, StorageError, UploadNotFound, is_outage
 from fusefs.upload_notes import BEAT_SECONDS, NOTES_PREFIX, TRIALS_PREFIX, NotedUpload, UploadNote, Writer
 
 _log = logging.getLogger(__name__)
@@ -148,8 +149,7 @@ async def _settle(storage: ObjectStorage, orphans: Orphans) -> None:
             await trio.sleep(WATCHED_SECONDS)
             if (await storage.head(orphans.note_key)).etag != orphans.note_etag:
                 return  # its mount lives
-        for key, upload_id in orphans.uploads:
-            await _abort(storage, key, upload_id)
+        await _do_all([partial(_abort, storage, *upload) for upload in orphans.uploads])
         await storage.delete(orphans.note_key, if_match=orphans.note_etag)
     except (NotFound, PreconditionFailed):
         return  # somebody else was quicker
@@ -157,6 +157,20 @@ async def _settle(storage: ObjectStorage, orphans: Orphans) -> None:
         _log.warning(
             "uploads that %s names are not aborted; the next mount will try: %s", orphans.note_key, error
         )
+
+
+async def _do_all(calls: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    """Make all calls, also where one of them is refused. Raises that, or at once that nobody answers."""
+    refusal: StorageError | None = None
+    for call in calls:
+        try:
+            await call()
+        except StorageError as error:
+            if is_outage(error):  # for as long as one waits, each time
+                raise
+            refusal = error
+    if refusal is not None:
+        raise refusal
 
 
 async def _abort(storage: ObjectStorage, key: str, upload_id: str) -> None:
@@ -167,6 +181,11 @@ async def _abort(storage: ObjectStorage, key: str, upload_id: str) -> None:
     _log.info("aborted an earlier mount's upload of %r", key)
 
 
+async def _delete(storage: ObjectStorage, key: str, etag: str) -> None:
+    with suppress(NotFound, PreconditionFailed):
+        await storage.delete(key, if_match=etag)
+
+
 async def clear_trials(storage: ObjectStorage) -> None:
     """Remove what is left of trials: a mount has died meanwhile, or the store did not answer. Raises nothing."""
     try:
@@ -175,11 +194,8 @@ async def clear_trials(storage: ObjectStorage) -> None:
             return
         await trio.sleep(TRIAL_SECONDS)
         uploads_now, objects_now = await _trials(storage)
-        for key, upload_id in uploads & uploads_now:
-            await _abort(storage, key, upload_id)
-        for key, etag in objects & objects_now:
-            with suppress(NotFound, PreconditionFailed):
-                await storage.delete(key, if_match=etag)
+        aborts = [partial(_abort, storage, *upload) for upload in uploads & uploads_now]
+        await _do_all([*aborts, *(partial(_delete, storage, *each) for each in objects & objects_now)])
     except StorageError as error:
         _log.info("what is left of trials stays: %s", error)
 

@@ -224,6 +224,27 @@ async def test_what_a_mount_could_not_abort_it_aborts_later(failure: str, autoju
     assert [noted.key for noted in UploadNote.decode(note).uploads] == ["used"]
 
 
+async def test_one_that_cannot_be_aborted_is_the_only_one_that_stays(autojump_clock: MockClock) -> None:
+    """Its note stays with it, until somebody may abort it; where nobody answers, the others are not tried."""
+    store = MemoryStorage()
+    async with open_notes(store, "dead", Writer.OWNER) as notes:
+        storage = NotingStorage(store, notes)
+        for key in ("1 denied", "2 left", "3 left"):
+            await (await storage.create_multipart(key)).upload_part(1, PART)
+    faulty = FaultyStorage(store)
+    faulty.fail(Unavailable, verb=Verb.ABORT)
+    await _take_over(faulty)
+    assert len(faulty.calls_of(Verb.ABORT)) == 1
+    faulty.fail(AccessDenied, verb=Verb.ABORT, key="1 denied", times=2)
+    for _ in range(2):
+        await _take_over(faulty)
+        assert await _keys(store) == ["1 denied"]
+        assert await _notes(store)
+    await _take_over(faulty)
+    assert await _keys(store) == []
+    assert await _notes(store) == {}
+
+
 async def test_the_upload_of_a_shared_mount_that_lives_is_left_alone(autojump_clock: MockClock) -> None:
     """Its notes change as long as there is an upload in them; once they do not, it is gone."""
     store = MemoryStorage()
@@ -338,6 +359,19 @@ async def test_what_is_left_of_trials_is_removed(autojump_clock: MockClock) -> N
         await store.put(trying, b"")
     assert await _keys(store) == [trying, "file"]
     assert sorted(await stored(store, ours=True)) == [trying, "file"]
+
+
+async def test_a_trial_that_may_not_be_aborted_is_all_that_is_left(autojump_clock: MockClock) -> None:
+    store = MemoryStorage()
+    denied, other = f"{TRIALS_PREFIX}denied", f"{TRIALS_PREFIX}other"
+    for key in (denied, other):
+        await store.put(key, b"")
+        await store.create_multipart(key)
+    faulty = FaultyStorage(store)
+    faulty.fail(AccessDenied, verb=Verb.ABORT, key=denied)
+    await clear_trials(faulty)
+    assert await _keys(store) == [denied]
+    assert await stored(store, ours=True) == {}
 
 
 async def test_a_store_that_lists_no_uploads_keeps_trials(autojump_clock: MockClock) -> None:
