@@ -250,7 +250,8 @@ class Journal:
         last = self.last_sequence
         await self.acknowledged(last)
         await self.trim(Position(self._epoch, last))
-        if [sequence for sequence, _ in self._needed] == [last] and not (self._unneeded or self._older):
+        is_alone = not (self._unneeded or self._older or self._closing is not None)
+        if is_alone and [sequence for sequence, _ in self._needed] == [last]:
             self.note_unneeded(self.next_position)
             self._forget(last)
             self._closing = last

@@ -27,6 +27,7 @@ from backends.errors import AccessDenied, AuthenticationFailed, StorageError, Th
 from backends.intercepted import InterceptedStorage, Request, T, Verb
 from backends.memory import MemoryStorage
 from backends.retrying import RetryingStorage, RetryPolicy
+from fusefs.committer import Committer
 from fusefs.errno_boundary import errno_of
 from fusefs.journal_format import JOURNAL_PREFIX, Position, batch_key, position_of
 from fusefs.log_trimmer import IDLE_SECONDS, TRIM_BATCHES
@@ -176,6 +177,26 @@ async def test_the_log_of_an_idle_mount_is_emptied_after_an_outage(
         faulty.heal()
         await trio.sleep(60)
         assert await batches(bucket) == []
+
+
+async def test_a_log_with_an_older_last_word_is_not_empty(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Where all was deleted but what had said before that nothing is needed, that is asked for again, too."""
+    bucket = MemoryStorage()
+    storage = DenyingStorage(bucket)
+    async with writing(storage, tmp_path, 1) as (tree, handles):
+        assert isinstance(tree.log, Committer)
+        (last_word,) = await log_objects(bucket)
+        storage.is_denied = lambda request: request.verb in DELETING and request.key == last_word
+        await tree.write(handles[0], 0, b"behind")
+        await tree.close(handles[0])
+        await tree.publish_all()
+        await tree.log.finish()
+        was_empty = tree.log.is_empty
+        storage.allow()
+        await tree.log.finish()
+        assert (was_empty, tree.log.is_empty) == (False, True)
+        await tree.log.remove()
+        assert await log_objects(bucket) == {}
 
 
 async def test_a_log_that_somebody_has_taken_over_is_left_alone(
