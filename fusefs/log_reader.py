@@ -154,8 +154,7 @@ async def _decide(
             if epoch in terms and max(part.since_epoch, cutoff.epoch) <= epoch < before_epoch:
                 log.add(await look(part, epoch))
             elif epoch in terms:  # not looked at: what is no seal among these harms nobody
-                bare = [sequence for sequence, size in terms[epoch].items() if size in SEAL_SIZES]
-                log.seals += [batch_key(Position(epoch, sequence)) for sequence in bare]
+                log.seals += await part.reader.seals_among(epoch, terms[epoch])
         cutoff = max([cutoff, *(log.cutoff for log, _ in listed)])
     for log, _ in listed:
         log.positions = [position for position in log.positions if position >= cutoff]
@@ -381,6 +380,15 @@ class LogReader:
     def _removed(self, lost: Position, witness_key: str) -> BatchRemoved:
         why = f"somebody has removed it, of which {witness_key!r} says that it was there"
         return BatchRemoved(batch_key(lost), lost, why, self.where)
+
+    async def seals_among(self, epoch: int, sizes: Mapping[int, int]) -> list[str]:
+        """Return the key of what has ended the log of a term, or of all that may have where that cannot be told."""
+        bare = [batch_key(Position(epoch, each)) for each, size in sizes.items() if size in SEAL_SIZES]
+        if len(bare) > 1:  # or else they would take the place of other terms' seals
+            with suppress(BatchDamaged, NotFound):
+                seal = await self._first_seal(epoch, sizes)
+                return [batch_key(seal.position)] if seal is not None else []
+        return bare
 
     async def _first_seal(self, epoch: int, sizes: Mapping[int, int]) -> Batch | None:
         """Return what has ended the log of a term: what arrived behind that does not count."""

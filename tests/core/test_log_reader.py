@@ -22,6 +22,7 @@ from fusefs.errors import LogDamaged
 from fusefs.journal_format import (
     CONTINUED,
     SEAL,
+    SEAL_SIZES,
     Batch,
     LeftoverRecord,
     Position,
@@ -30,8 +31,19 @@ from fusefs.journal_format import (
     batch_key,
     decode,
     encode,
+    position_of,
 )
-from fusefs.log_reader import LOOKS, READ_AT_ONCE, LogPart, LogReader, OldLog, batches, find_logs, places
+from fusefs.log_reader import (
+    KEPT_SEALS,
+    LOOKS,
+    READ_AT_ONCE,
+    LogPart,
+    LogReader,
+    OldLog,
+    batches,
+    find_logs,
+    places,
+)
 from tests.support.faulty import FaultyStorage, Gate
 
 SOMETHING: Final = (LeftoverRecord(StoredVersion("key", "etag", 1)),)
@@ -219,6 +231,23 @@ async def test_every_key_is_named() -> None:
     assert sorted(log.keys) == [batch_key(Position(1, number)) for number in (1, 3, 4, 6)]
     assert log.seals == [batch_key(Position(1, 5))]
     assert (await find(storage)).seals == log.seals
+
+
+async def test_batches_without_records_are_not_kept_in_the_place_of_seals() -> None:
+    """A term may have left any number of them, and those of the terms before have still ended who writes there."""
+    storage = MemoryStorage()
+    for epoch in range(1, KEPT_SEALS):
+        await put(storage, (epoch, 2), (epoch, 2), flags=SEAL, records=())
+    for number in range(1, KEPT_SEALS):
+        await put(storage, (KEPT_SEALS, number), (KEPT_SEALS, number), records=())
+    await put(storage, (KEPT_SEALS, KEPT_SEALS), (KEPT_SEALS, KEPT_SEALS), flags=SEAL, records=())
+    await put(storage, (KEPT_SEALS + 1, 1), (KEPT_SEALS + 1, 1))
+    log = await find(storage, KEPT_SEALS + 2)
+    ends = [*((epoch, 2) for epoch in range(2, KEPT_SEALS)), (KEPT_SEALS, KEPT_SEALS), (KEPT_SEALS + 1, 2)]
+    assert log.seals == [batch_key(Position(*end)) for end in ends]
+    assert set(sequences(KEPT_SEALS, range(1, KEPT_SEALS))) < {position_of(key) for key in log.keys}
+    await storage.put(batch_key(Position(KEPT_SEALS, 1)), bytes(SEAL_SIZES[0]))  # nobody needs it
+    assert counting(await find(storage, KEPT_SEALS + 2)) == [(KEPT_SEALS + 1, 1)]
 
 
 @given(lost=st.sets(st.integers(1, 8)), continued=st.sets(st.integers(1, 8)))
