@@ -101,6 +101,8 @@ class Committer:
         #: Whether the next batch is to be sent for its cutoff's sake, with nothing to tell.
         self._cutoff_asked_for = False
         self._grown = trio.Event()
+        #: From then on the log may be as long as it is: what is told again to shorten it would have to be committed.
+        self._is_finishing = False
 
     def statistics(self) -> CommitStatistics:
         """Return the counts of this moment."""
@@ -329,7 +331,7 @@ class Committer:
             self._unlogged.note_told_ahead([each.inode for each in contents.captured], contents.leftovers)
         else:  # or else it counts only together with one that may never arrive
             nursery.start_soon(self._trimmer.note_cutoff, sequence, cutoff)
-        if self._journal.size_from(cutoff) > self._needs.limit:
+        if self._journal.size_from(cutoff) > self._needs.limit and not self._is_finishing:
             self._grown.set()
 
     @property
@@ -383,15 +385,16 @@ class Committer:
         return self._trimmer.is_empty
 
     async def finish(self) -> None:
-        """Tell the log of times, too, and empty it if nothing of it is needed, but for a batch that says so.
+        """Commit all, times too, and empty the log if nothing of it is needed, but for a batch that says so.
 
-        Raises what `commit` raises.
+        To be called when nothing changes any more. Raises what `commit` raises.
         """
         if self._nursery is None:
             return
-        if len(self._unlogged):  # times alone, which no commit waits for, and there is no next batch
+        self._is_finishing = True
+        if len(self._unlogged):  # times alone, perhaps, which no commit waits for, and there is no next batch
             await self._wait_for_capture()
-            await self.commit()
+        await self.commit()
         await self._trimmer.finish(self._nursery)
 
     async def remove(self) -> None:

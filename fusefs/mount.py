@@ -468,7 +468,6 @@ class _Session:
         if self._committer is None:
             return
         try:
-            await self._committer.commit()
             await self._committer.finish()
         except Exception as failure:
             _log.error("the log could not be finished: %s", failure)

@@ -12,7 +12,7 @@ from typing import Final
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from backends.base import KIB, MIB
 from backends.errors import AccessDenied, InvalidKey, Unavailable
@@ -20,6 +20,7 @@ from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs import batch_contents, log_trimmer
 from fusefs.attribute_changes import AttributeChanges
+from fusefs.committer import Committer
 from fusefs.errors import StaleFile
 from fusefs.journal_format import JOURNAL_PREFIX
 from fusefs.publisher import PublishOptions
@@ -301,6 +302,26 @@ async def test_what_may_be_under_another_name_is_not_forgotten(
     assert outcome.publications <= 100 * (PAGE + KIB) // LOG_SIZE + 1
     assert (await stored(inner))["old"] == b"bytes"
     await check_after_crash(inner, tmp_path / "next", {"hot": outcome.hot, "new": b"bytes"})
+
+
+async def test_a_log_that_is_too_long_at_the_end(
+    tmp_path: Path, autojump_clock: MockClock, quiet: None
+) -> None:
+    """It is not told again then what it has: it becomes no longer, and lacks nothing for that."""
+    inner = MemoryStorage()
+    storage = FaultyStorage(inner)
+    files = {"small": b"bytes", "large": bytes(range(256)) * 64}
+    async with open_tree(storage, tmp_path / "mount", replace(LOGGED, max_log_bytes=KIB)) as tree:
+        assert isinstance(tree.log, Committer)
+        for name, data in files.items():
+            storage.fail(AccessDenied, verb=Verb.PUT, key=name, times=math.inf)
+            await tree.write_file(name, data)
+            with pytest.raises(AccessDenied):
+                await tree.publisher.publish(await tree.find(name))
+        await tree.log.finish()
+        await wait_all_tasks_blocked()
+        assert tree.log.has_everything
+    await check_after_crash(inner, tmp_path / "next", files)
 
 
 @pytest.mark.parametrize("is_open", [True, False])
