@@ -11,14 +11,14 @@ import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
-from backends.base import ObjectStorage
+from backends.base import Metadata, ObjectInfo, ObjectStorage
 from backends.errors import NotFound, PreconditionFailed
 from fusefs.change_log import ChangeLog, Publication, commit_all_of, without_mark
 from fusefs.changes import Changes
 from fusefs.conflicts import Conflicts
 from fusefs.content import Version
 from fusefs.errors import StaleFile
-from fusefs.inodes import Alias, File, Inode
+from fusefs.inodes import Alias, Directory, File, Inode
 from fusefs.link_lists import metadata_of
 from fusefs.object_writer import ObjectWriter, has_to_go_up
 from fusefs.placement import Placement
@@ -77,7 +77,7 @@ class Attempts:
                 continue
             inode.state.in_doubt.pop()
             version = Version(found.key, found.etag, found.size)
-            if found.metadata == metadata and version != inode.version:
+            if _is_ours(inode, found, metadata) and version != inode.version:
                 if isinstance(inode, File):
                     inode.content.adopt(version)
                 self._placement.place(inode, version)
@@ -97,13 +97,9 @@ class Attempts:
             if isinstance(inode, File):
                 inode.content.note_looked(is_in_doubt=False)  # also where an earlier request had no answer
             if self._has_only_passed(inode, target):
-                _log.warning(
-                    "%r was put there by somebody else; what was to be %r goes up again",
-                    target,
-                    inode.path_key,
-                )
                 self._placement.forget(target)
-                raise MovedMeanwhile(f"somebody else has {target!r} now") from error
+                self._note_passed(inode, target)
+                raise MovedMeanwhile(f"there is something else under {target!r} now") from error
             if await self._has_gone(target):
                 raise MovedMeanwhile(f"what was left under {target!r} has gone") from error
             await self._conflicts.keep_both(inode, target, error)
@@ -146,9 +142,22 @@ class Attempts:
         return False
 
     def _has_only_passed(self, inode: Inode, target: str) -> bool:
-        """Return whether a name is not the inode's any more, and never had an object of it."""
+        """Return whether a name is not the inode's any more, and never had an object of it, for all that is known.
+
+        What is under it is of no more interest where the inode has no name at all, unless it may be a marker of ours.
+        """
         is_its_own = target in (self._placement.target(inode), self._placement.detour(inode))
-        return inode.linked and not is_its_own and (inode.version is None or inode.version.key != target)
+        is_of_interest = inode.linked or isinstance(inode, Directory)
+        return is_of_interest and not is_its_own and (inode.version is None or inode.version.key != target)
+
+    def _note_passed(self, inode: Inode, target: str) -> None:
+        """Note that somebody has put something under such a name, which may be a request of ours that was repeated."""
+        if isinstance(inode, Directory) and inode.state.storing is not None:
+            inode.state.in_doubt.append(inode.state.storing)
+        else:
+            _log.warning(
+                "%r was put there by somebody else; what was to be %r goes up again", target, inode.path_key
+            )
 
     def _let_aliases_follow(self, inode: Inode, changes: Mapping[Alias, int]) -> None:
         """Make the other names' objects equal to the one that was just published."""
@@ -156,3 +165,12 @@ class Attempts:
             alias.reflected_changes = changes.get(alias, 0)
             if alias in self._queue:
                 self._queue.schedule_now(alias)
+
+
+def _is_ours(inode: Inode, found: ObjectInfo, metadata: Metadata) -> bool:
+    """Return whether an object is what an attempt has written of an inode.
+
+    Stores that keep no metadata of markers have nothing of those that could tell, and no bytes are lost with one.
+    """
+    is_bare_marker = isinstance(inode, Directory) and not (found.size or found.metadata)
+    return is_bare_marker or found.metadata == metadata

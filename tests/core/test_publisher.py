@@ -16,6 +16,7 @@ from backends.base import MIB, NO_METADATA, OVERWRITE, Data, Metadata, ObjectSto
 from backends.errors import AccessDenied, QuotaExceeded, Unavailable
 from backends.intercepted import InterceptedStorage, Request, T, Verb
 from backends.memory import MemoryStorage
+from backends.retrying import RetryingStorage
 from fusefs import publisher
 from fusefs.attribute_changes import AttributeChanges
 from fusefs.burst import MAX_SECONDS, QUIET_SECONDS
@@ -25,6 +26,7 @@ from fusefs.object_writer import CONFLICTS_PREFIX
 from fusefs.publish_queue import RETRY_SECONDS
 from tests.core.small_parts import PART, SmallPartsStorage, tree_options
 from tests.core.test_bulk_publication import DistantStorage
+from tests.core.test_log_crash import BareMarkers
 from tests.core.tree import Tree, TreeOptions, open_tree, stored, stored_metadata
 from tests.support.faulty import FaultyStorage
 
@@ -389,6 +391,34 @@ async def test_who_has_the_name_of_an_object_that_had_no_answer_does_not_take_it
     objects = await stored(faulty)
     assert (objects["b"], objects["new/x"]) == (body, b"target")
     assert await _conflicts(faulty) == []
+
+
+@pytest.mark.parametrize("make", [SmallPartsStorage, BareMarkers], ids=["with metadata", "without"])
+@pytest.mark.parametrize("is_repeated", [True, False], ids=["a request that is repeated", "one that fails"])
+@pytest.mark.parametrize("is_renamed", [True, False], ids=["renamed", "removed"])
+async def test_a_marker_that_had_no_answer_is_no_directory_of_somebody_else(
+    is_renamed: bool,
+    is_repeated: bool,
+    make: type[SmallPartsStorage],
+    autojump_clock: MockClock,
+    tmp_path: Path,
+    small_parts: None,
+) -> None:
+    """Also where the store keeps no metadata of markers, by which others are recognised."""
+    bucket = make()
+    faulty = FaultyStorage(bucket)
+    faulty.fail(Unavailable, verb=Verb.PUT, key="old/", answer_lost=True)
+    storage = RetryingStorage(faulty, rng=Random(0)) if is_repeated else faulty
+    async with open_tree(storage, tmp_path, tree_options(logged=True)) as tree:
+        gate = faulty.hold(Verb.PUT, key="old/")
+        await tree.mkdir("old")
+        await gate.reached.wait()
+        await (tree.rename("old", "new") if is_renamed else tree.rmdir("old"))
+        gate.open()
+        await trio.sleep(2 * RETRY_SECONDS)
+        await tree.publish_all()
+        assert await tree.names() == (["new"] if is_renamed else [])
+    assert await stored(bucket) == ({"new/": b""} if is_renamed else {})
 
 
 @pytest.mark.parametrize("based", [False, True], ids=["new", "changed"])
