@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeAlias
 
 from fusefs import extended_attributes
@@ -57,6 +57,7 @@ class _Change:
 class Replayed:
     """An inode of the log."""
 
+    #: The last that was said of it, but for its content: the bytes in there would keep their whole batch in memory.
     last: InodeRecord
     #: Every path that it had.
     paths: dict[tuple[bytes, ...], None] = field(default_factory=dict)
@@ -104,7 +105,7 @@ class Replayed:
 
     def apply(self, position: Position, record: InodeRecord) -> None:
         """Take in the next record, but for the bytes."""
-        self.last = record
+        self.last = replace(record, content=None)
         if record.path is not None:
             self.paths.pop(record.path, None)
             self.paths[record.path] = None

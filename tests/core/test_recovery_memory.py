@@ -35,7 +35,11 @@ STAND_IN: Final = b"made up when it is read"
 
 
 class MadeUpLog(MemoryStorage):
-    """A log of `BATCHES` batches, each of which is made when it is asked for."""
+    """A log of `BATCHES` batches, each of which is made when it is asked for; they tell of so many files, in turn."""
+
+    def __init__(self, files: int = 1) -> None:
+        super().__init__()
+        self._files = files
 
     async def fill(self) -> None:
         for sequence in range(1, BATCHES + 1):
@@ -65,19 +69,19 @@ class MadeUpLog(MemoryStorage):
         position = position_of(key) if key.startswith(JOURNAL_PREFIX) else None
         if position is None or found.data != STAND_IN:
             return found
-        data = encode(_batch(position))
+        data = encode(_batch(position, position.sequence % self._files))
         return RangeResult(body=data, etag=found.etag, object_size=len(data))
 
 
-def _batch(position: Position) -> Batch:
+def _batch(position: Position, file: int) -> Batch:
     start = position.sequence * BATCH_SIZE % FILE_SIZE
     content = ContentRecord(
         size=FILE_SIZE, written=(Written(start, position.sequence.to_bytes(1) * BATCH_SIZE),)
     )
     record = InodeRecord(
-        log_id="1f-1",
-        number=7,
-        path=(b"hot",),
+        log_id=f"1f-{file:x}",
+        number=7 + file,
+        path=(b"hot%d" % file,),
         metadata={"mode": str(0o100644)},
         content=content,
     )
@@ -131,7 +135,7 @@ async def test_a_gibibyte_of_log(
         async with open_tree(storage, tmp_path, TreeOptions(logged=True)) as tree:
             _, peak = tracemalloc.get_traced_memory()
             expected = (BATCHES.to_bytes(1), (BATCHES - 1).to_bytes(1))
-            handle = await tree.open("hot")
+            handle = await tree.open("hot0")
             assert await tree.filesystem.read(handle, 0, 1) == expected[0]
             assert await tree.filesystem.read(handle, FILE_SIZE - 1, 1) == expected[1]
     finally:
@@ -163,3 +167,17 @@ async def test_what_nobody_needs_of_the_log_is_not_staged(
         assert await tree.names() == ["needed"] if is_removed else ["0", "1", "2", "needed"]
         assert await tree.read_file("needed") == b"bytes"
         assert list((tmp_path / "2" / "stage").iterdir()) == []
+
+
+async def test_a_log_of_many_large_files(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """The last that is known of each has its attributes and names, and not the bytes: these are on the local disk."""
+    storage = MadeUpLog(files=BATCHES // 4)
+    await storage.fill()
+    tracemalloc.start()
+    try:
+        async with open_tree(storage, tmp_path, TreeOptions(logged=True)) as tree:
+            _, peak = tracemalloc.get_traced_memory()
+            assert len(await tree.names()) == BATCHES // 4
+    finally:
+        tracemalloc.stop()
+    assert peak < 6 * BATCH_SIZE
