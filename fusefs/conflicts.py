@@ -104,7 +104,6 @@ class Conflicts:
                     "%r has other bytes than the directory had: those are kept as %r", target, kept.key
                 )
         version = await self._writer.write_marker_over(directory, target)
-        directory.state.keeping = None  # the next conflict is another one
         self._placement.forget(target)
         self._changes.published(directory, version, changes)
 

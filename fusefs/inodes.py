@@ -43,8 +43,6 @@ class PublishState:
     storing: tuple[str, Metadata] | None = None
     #: The same of attempts without an answer since the last that succeeded: they may have stored it nevertheless.
     in_doubt: list[tuple[str, Metadata]] = field(default_factory=list)
-    #: A name that somebody else has taken, and the key under which what is ours is being kept.
-    keeping: tuple[str, str] | None = None
     #: Why the last attempt failed; None as soon as one succeeds.
     failure: Exception | None = None
     #: Attempts that ended, well or not; whoever waits for one looks at this to see a new one.

@@ -135,44 +135,30 @@ class ObjectWriter:
 
     async def keep_beside(self, inode: Inode, target: str) -> Version | None:
         """Store what is ours under `.fusefs/conflicts/`; None if the object under `target` was all there was of it."""
-        key = self._key_beside(inode, target)
+        self.conflicts += 1
+        suffix = f"{self._mount_id}-{inode.number}-{self.conflicts}"
+        key = conflict_key(target, suffix, self._storage.limits)
         inode.share_xattrs()  # what is kept stays for ever, and so do they
         metadata = to_metadata(inode.attributes)
         await self._sidecars.keep_xattrs(inode)
         if isinstance(inode, Symlink):
-            mode = await self._mode_beside(key)
-            etag = await self._storage.put(key, inode.target, metadata=metadata, mode=mode)
+            etag = await self._storage.put(key, inode.target, metadata=metadata, mode=CREATE_ONLY)
             return Version(key, etag, len(inode.target))
         if isinstance(inode, File) and inode.content.changed:
-            mode = await self._mode_beside(key)
-            return await self._uploads.keep(inode, key, mode=mode, metadata=metadata)
+            return await self._uploads.keep(inode, key, metadata=metadata)
         if inode.version is None or inode.version.key == target:
             return None
         if not isinstance(inode, File) and not inode.hides_content:
             return None
-        mode = await self._mode_beside(key)
         try:
-            version = await copy_object(self._storage, inode.version, key, mode=mode, metadata=metadata)
+            version = await copy_object(
+                self._storage, inode.version, key, mode=CREATE_ONLY, metadata=metadata
+            )
         except (NotFound, PreconditionFailed):
             return None  # it was the object at the old name that somebody else changed
         if isinstance(inode, File):
             inode.content.rebase(version)
         return version
-
-    def _key_beside(self, inode: Inode, target: str) -> str:
-        """Return where ours is kept: one key for all attempts, since each may have taken effect without an answer."""
-        if inode.state.keeping is None or inode.state.keeping[0] != target:
-            self.conflicts += 1
-            suffix = f"{self._mount_id}-{inode.number}-{self.conflicts}"
-            inode.state.keeping = target, conflict_key(target, suffix, self._storage.limits)
-        return inode.state.keeping[1]
-
-    async def _mode_beside(self, key: str) -> PutMode:
-        """Return how to replace what an earlier attempt has stored; should that come late, it must not replace this."""
-        try:
-            return IfMatch((await self._storage.head(key)).etag)
-        except NotFound:
-            return CREATE_ONLY
 
 
 def conflict_key(target: str, suffix: str, limits: Limits) -> str:

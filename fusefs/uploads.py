@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from typing import Final
 
-from backends.base import MIB, Metadata, ObjectStorage, PutMode
+from backends.base import CREATE_ONLY, MIB, Metadata, ObjectStorage, PutMode
 from backends.byte_budget import ByteBudget
 from backends.errors import InvalidPart, UploadNotFound
 from backends.multipart import BufferedMultipartWriter, OnFailed, OnStored, abort_or_leave, open_writer
@@ -127,11 +127,11 @@ class Uploads:
                         raise
                     _log.warning("beginning the upload of %r anew: %s", target, error)
 
-    async def keep(self, file: File, key: str, *, mode: PutMode, metadata: Metadata) -> Version:
+    async def keep(self, file: File, key: str, *, metadata: Metadata) -> Version:
         """Store the file's bytes under another key than its own.
 
         Where the base is gone, what was not staged is zeros; the log says which ranges are the file's own. Every other
-        failure is raised, and the caller tries again: nothing may be missing that the bucket still has.
+        failure is raised: the caller deletes what this has kept, so nothing may be missing that the bucket still has.
         """
         with self._alone_with(file) as content, content.pinned(), ExitStack() as stack:
             begun = self._streams.get(file)
@@ -144,7 +144,7 @@ class Uploads:
                 _log.error("%r: only these ranges could be kept, the rest is zeros: %s", key, staged)
                 stack.enter_context(content.zeros_for_missing())
             content.give_back()
-            return await self._begin_stream(file, key, metadata).finish(mode)
+            return await self._begin_stream(file, key, metadata).finish(CREATE_ONLY)
 
     @contextmanager
     def _alone_with(self, file: File) -> Iterator[Content]:

@@ -9,7 +9,6 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from backends.errors import Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs.attribute_changes import AttributeChanges
@@ -120,30 +119,6 @@ async def test_two_objects_with_bytes_for_one_directory(autojump_clock: MockCloc
         found = await stored(storage, ours=True)
         [kept] = [key for key in found if key.startswith(CONFLICTS_PREFIX)]
         assert found == {"e/": b"theirs", kept: PRECIOUS}
-
-
-async def test_bytes_of_a_directory_are_kept_once_until_there_is_another_conflict(
-    autojump_clock: MockClock, tmp_path: Path
-) -> None:
-    """Also where the marker cannot be written when they have been; what was kept before stays."""
-    storage = FaultyStorage(MemoryStorage())
-    await storage.put("d/", PRECIOUS)
-    async with open_tree(storage, tmp_path) as tree:
-        for theirs in (b"one", b"two"):
-            gate = storage.hold(Verb.COPY, key="e/")
-            await tree.rename("d", "e")
-            await gate.reached.wait()
-            await storage.put("e/", theirs)
-            storage.fail(Unavailable, verb=Verb.COPY, key="e/")
-            gate.open()
-            with pytest.raises(Unavailable):
-                await tree.publish_all()
-            await tree.publish_all()
-            await tree.rename("e", "d")
-            await tree.publish_all()
-        found = await stored(storage, ours=True)
-        assert found.pop("d/") == b"two"
-        assert sorted(found.values()) == sorted([PRECIOUS, b"one"])
 
 
 @pytest.mark.parametrize("seen", ["an empty one", "none"])

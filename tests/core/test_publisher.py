@@ -299,35 +299,6 @@ async def test_a_conflict_whose_copy_cannot_be_stored_is_tried_again(
         assert await stored(faulty) == {"file": b"theirs"}
 
 
-@pytest.mark.parametrize("kind", ["changed", "renamed", "symlink"])
-async def test_what_is_ours_of_a_conflict_is_kept_once_also_where_the_answer_to_that_was_lost(
-    kind: str, autojump_clock: MockClock, tmp_path: Path
-) -> None:
-    """With what was written between the attempts."""
-    faulty = FaultyStorage(MemoryStorage())
-    await faulty.put("old", b"ours")
-    async with open_tree(faulty, tmp_path) as tree:
-        handle = await tree.open("old")
-        if kind == "symlink":
-            await tree.symlink("file", b"ours")
-        else:
-            await tree.rename("old", "file")
-        if kind == "changed":
-            await tree.write(handle, 0, b"ou")
-        await faulty.put("file", b"theirs")
-        verb = Verb.COPY if kind == "renamed" else Verb.PUT
-        faulty.fail(Unavailable, verb=verb, call=2, answer_lost=True)
-        with pytest.raises(Unavailable):
-            await tree.publish_all()
-        assert await _conflicts(faulty) == [b"ours"]
-        if kind != "symlink":
-            await tree.write(handle, 4, b", all")
-        await tree.publish_all()
-        assert await _conflicts(faulty) == [b"ours" if kind == "symlink" else b"ours, all"]
-        assert (await stored(faulty))["file"] == b"theirs"
-        assert tree.publisher.statistics().conflicts == 1
-
-
 async def test_the_key_of_a_kept_version_fits_whatever_the_name(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
