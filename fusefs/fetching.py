@@ -19,7 +19,14 @@ from typing import Final
 import trio
 
 from backends.base import Data
-from backends.errors import NotFound, PreconditionFailed, RangeNotSatisfiable, StorageError, is_outage
+from backends.errors import (
+    NotFound,
+    PreconditionFailed,
+    RangeNotSatisfiable,
+    StorageError,
+    Throttled,
+    Unavailable,
+)
 from fusefs import prefetch
 from fusefs.block_checksums import enclosing
 from fusefs.content import NEAR, Claim, Content, Version
@@ -256,11 +263,11 @@ async def _get(content: Content, start: int, end: int, base: Version | None, *, 
     request = outage.begin()
     try:
         found = await content.sources.storage.get_range(base.key, start, length, if_match=base.etag)
-    except StorageError as error:
-        if is_outage(error):
-            outage.found(error, request)
-        else:
-            outage.ended()
+    except (Unavailable, Throttled) as error:
+        outage.found(error, request)
+        raise
+    except StorageError:  # of this object, and an answer
+        outage.ended()
         raise
     outage.ended()
     return found.body

@@ -9,12 +9,15 @@ from typing import Final
 
 import trio
 
+from backends.base import MIB
 from fusefs.content import Content
 from fusefs.inodes import File
 from fusefs.open_upload import Flush
 
-SILENCE_SECONDS: Final = 30.0
-"""How long no part has to arrive for a commit to carry the bytes of those that are under way itself."""
+SILENCE_SECONDS: Final = 60.0
+"""How long no part has to arrive for a commit to carry the bytes of those that are under way itself, beside a second
+for each MiB of a part: on a slow line they would go up twice.
+"""
 
 
 def part_size(file: File) -> float:
@@ -52,7 +55,7 @@ async def _wait_while_parts_arrive(content: Content, flush: Flush) -> None:
     """Return when a flush is over, or nothing more comes of it: in an outage a commit has that before it, too."""
     while not flush.done.is_set():
         sent = _parts_sent(content)
-        with trio.move_on_after(SILENCE_SECONDS):
+        with trio.move_on_after(SILENCE_SECONDS + flush.part_size / MIB):
             await flush.ask()
         if _parts_sent(content) == sent:
             return
