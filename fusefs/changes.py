@@ -139,6 +139,8 @@ class Changes:
             elif inode.content.detached:
                 inode.content.detach()
             # Or else somebody else has changed the object, and who still reads the file has to hear of it.
+        if not isinstance(inode.state.failure, StaleFile):
+            inode.state.failure = None
         self.settle(inode)
         self._queue.wake()
 

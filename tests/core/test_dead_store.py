@@ -270,3 +270,20 @@ async def test_a_file_whose_request_had_no_answer_is_removed(
         await away.tree.publish_all()
 
         assert await stored(away.bucket) == {}
+
+
+@pytest.mark.parametrize("logged", [False, True])
+async def test_what_is_removed_fails_no_close_when_the_store_is_back(
+    logged: bool, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Nothing is to be published of it any more."""
+    async with host(tmp_path, logged=logged) as away:
+        handle = await away.tree.create("file")
+        await away.tree.write(handle, 0, b"file")
+        await lose_the_answer(away, "file")
+        await away.tree.unlink("file")
+        await trio.sleep(20 * PATIENCE)
+        away.faulty.heal()
+        await away.tree.publish_all()
+        assert await stored(away.bucket) == {}
+        await away.tree.close(handle)
