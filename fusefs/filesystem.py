@@ -208,12 +208,14 @@ class Filesystem:
             self._namespace.drop_if_unused(replaced)
         await self._names_changed(*(entry for entry in renamed if isinstance(entry, Inode)))
 
-    def replaces_while_written(self, parent: int, name: bytes, new_parent: int, new_name: bytes) -> bool:
+    def replaces_while_written(
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int
+    ) -> bool:
         """Return whether a rename gives the name of another entry to a file that somebody has open for writing."""
-        file = self._directory(parent).children.get(name)
-        return (
-            isinstance(file, File) and bool(file.writers) and new_name in self._directory(new_parent).children
-        )
+        moved = self._directory(parent).children.get(name)
+        replaced = self._directory(new_parent).children.get(new_name)
+        takers = (moved, replaced) if flags == RENAME_EXCHANGE else (moved,)
+        return replaced is not None and any(isinstance(each, Inode) and _is_written(each) for each in takers)
 
     async def readlink(self, number: int) -> bytes:
         inode = self._inodes[number]
@@ -507,3 +509,8 @@ def _check_has_content(file: File) -> None:
 def _has_its_name(file: File) -> bool:
     """Return whether the bucket has the file's object, as old as it may be, under the file's name."""
     return file.version is not None and file.version.key == file.path_key
+
+
+def _is_written(inode: Inode) -> bool:
+    """Return whether somebody has the file open for writing, under whichever of its names."""
+    return isinstance(inode.subject, File) and bool(inode.subject.writers)

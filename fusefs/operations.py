@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -37,6 +38,9 @@ _CAPACITY_BLOCKS: Final = 1 << 38
 _CAPACITY_FILES: Final = 1 << 40
 COLLECTING_SECONDS: Final = 5.0
 """For how long a rename waits for pages: where the store is away, those who hand them over may wait for it."""
+
+COLLECTING_PAUSE_SECONDS: Final = 60.0
+"""For how long none waits for them after one has waited in vain."""
 
 _IO_BLOCK: Final = 4_096
 _NAME_MAX: Final = 255
@@ -73,6 +77,8 @@ class FuseOperations(pyfuse3.Operations):
         self._filesystem = filesystem
         self._xattrs_if_any = xattrs
         self._collect_pages = collect_pages
+        #: No rename waits for pages before that time.
+        self._collects_from = -math.inf
         self._timeout = options.entry_timeout_seconds
         self._keep_cache = options.keep_cache
         self.enable_writeback_cache = options.writeback_cache
@@ -139,17 +145,21 @@ class FuseOperations(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> None:
         names = (parent_inode_old, name_old, parent_inode_new, name_new)
-        if self._collect_pages is not None and self._filesystem.replaces_while_written(*names):
+        if self._collect_pages is not None and self._filesystem.replaces_while_written(*names, flags):
             await self._collect_for_a_while(self._collect_pages)
         await self._filesystem.rename(*names, flags)
 
     async def _collect_for_a_while(self, collect_pages: Callable[[], Awaitable[None]]) -> None:
         """Let a file have its bytes before it takes a name, which has neither them nor the old ones after a crash."""
-        with trio.move_on_after(COLLECTING_SECONDS):
+        if trio.current_time() < self._collects_from:
+            return
+        with trio.move_on_after(COLLECTING_SECONDS) as patience:
             try:
                 await collect_pages()
             except OSError as error:
                 _log.warning("the kernel's pages could not be fetched before a rename: %s", error.strerror)
+        if patience.cancelled_caught:  # and a thread is left that waits for them
+            self._collects_from = trio.current_time() + COLLECTING_PAUSE_SECONDS
 
     @errno_boundary
     async def link(

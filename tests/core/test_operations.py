@@ -17,6 +17,7 @@ import trio
 from trio.testing import MockClock
 
 from backends.memory import MemoryStorage
+from fusefs.filesystem import RENAME_EXCHANGE
 from fusefs.operations import FuseOperations, KernelOptions
 from tests.core.tree import CALLER, Tree, open_tree
 
@@ -194,8 +195,35 @@ async def test_a_rename_has_pages_fetched_that_nobody_has_seen(
     await operations.rename(ROOT, b"unused", ROOT, b"old", 0, CONTEXT)
     assert calls == is_open
     assert await tree.read_file("old") == b""
+    await tree.write_file("another", b"another")
+    began = trio.current_time()
+    await operations.rename(ROOT, b"old", ROOT, b"another", 0, CONTEXT)
+    assert calls == is_open
+    assert trio.current_time() == began
     if is_open:
         await operations.release(info.fh)
+
+
+@pytest.mark.parametrize(
+    ("name", "new_name", "flags", "is_asked_for"),
+    [
+        (b"file", b"old", 0, True),
+        (b"further", b"old", 0, True),
+        (b"old", b"file", 0, False),
+        (b"old", b"file", RENAME_EXCHANGE, True),
+        (b"old", b"further", RENAME_EXCHANGE, True),
+        (b"file", b"unused", 0, False),
+    ],
+)
+async def test_whose_pages_a_rename_has_fetched(
+    name: bytes, new_name: bytes, flags: int, is_asked_for: bool, tree: Tree
+) -> None:
+    """Those of whatever is open for writing, under any of its names, and gets a name that is another one's."""
+    await tree.write_file("old", b"old")
+    handle = await tree.create("file")
+    await tree.link("file", "further")
+    assert tree.filesystem.replaces_while_written(ROOT, name, ROOT, new_name, flags) == is_asked_for
+    await tree.close(handle)
 
 
 async def test_a_file_from_creation_to_its_end(tree: Tree, operations: FuseOperations) -> None:
