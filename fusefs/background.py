@@ -100,10 +100,13 @@ def _close_inherited() -> None:
 def _leave_working_directory() -> None:
     """Keep no directory busy that somebody may want to remove, or to unmount."""
     for name in _PATHS_IN_ENVIRONMENT & os.environ.keys():
-        path = os.environ[name]
-        if path and path[0] not in "~$":  # which boto3 expands
-            os.environ[name] = os.path.abspath(path)
+        paths = os.environ[name].split(os.pathsep) if name == "SSL_CERT_DIR" else [os.environ[name]]
+        os.environ[name] = os.pathsep.join(map(_absolute, paths))
     os.chdir("/")
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(path) if path and path[0] not in "~$" else path  # which boto3 expands
 
 
 def _interrupt_on_end() -> None:

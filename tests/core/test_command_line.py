@@ -124,3 +124,14 @@ def test_somebody_who_ignores_the_end_of_children_gets_no_traceback() -> None:
     finally:
         signal.signal(signal.SIGCHLD, before)
     assert errors == b""
+
+
+def test_each_of_several_directories_is_found_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon leaves the working directory; OpenSSL takes a list in this variable."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "chdir", lambda _: None)
+    monkeypatch.setenv("SSL_CERT_DIR", "/etc/ssl/certs:own::~/home")
+    background._leave_working_directory()
+    assert os.environ["SSL_CERT_DIR"] == f"/etc/ssl/certs:{tmp_path}/own::~/home"
