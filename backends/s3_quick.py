@@ -147,8 +147,9 @@ class QuickClient:
         """
         self._options = options
         self._quoted_etags = quoted_etags
-        #: Until that of an object is not: under a customer's key (KMS), and in some stores, they are something else.
-        self._etags_are_md5 = True
+        #: What says that of the ETags of PUTs, and of whole objects that are read, until one is not: under a customer's
+        #: key (KMS), and in some stores, they are something else. One object that was read says nothing of PUTs.
+        self._puts_are_md5 = self._reads_are_md5 = True
         silence = timedelta(seconds=options.read_timeout_seconds)
         # Under this name, because a variable AWS_ENDPOINT_URL_S3 would overrule `endpoint`.
         config: S3Config = {"aws_endpoint_url_s3": route.endpoint}
@@ -233,7 +234,7 @@ class QuickClient:
                     raise
                 raise Unavailable(str(unreadable)) from error
         etag = unquote_etag(result["e_tag"] or "")
-        if self._etags_are_md5 and etag != _md5(body):
+        if self._puts_are_md5 and etag != _md5(body):
             self._check_stored(key, etag, len(body), metadata)
         return etag
 
@@ -246,20 +247,21 @@ class QuickClient:
             found = self.head(key)
         except (StorageError, Unreadable) as error:
             raise Unavailable(f"whether {key!r} was stored cannot be told: {error}") from error
-        if (found.etag, found.size, found.metadata) != (etag, size, metadata):
+        has_metadata = metadata.items() <= (found.metadata or {}).items()  # a gateway may add some
+        if (found.etag, found.size) != (etag, size) or not has_metadata:
             raise Unavailable(f"what has answered to the PUT of {key!r} with {etag} has not stored it")
-        self._etags_are_md5 = False
+        self._puts_are_md5 = self._reads_are_md5 = False
 
     def _get_whole(self, key: str, options: GetOptions) -> RangeResult:
         """Return the whole object, compared with its ETag, which is the MD5 of most; `Unreadable` where it is not."""
-        if not self._etags_are_md5:
+        if not self._reads_are_md5:
             raise Unreadable("ETags say nothing of the bytes here")
         result, data = self._get(key, options, read_if=_MD5)
         etag = _etag(result.meta)
         if len(data) != result.meta["size"]:
             raise Unreadable(f"{len(data)} bytes of {result.meta['size']}")
         if _md5(data) != etag:
-            self._etags_are_md5 = False
+            self._reads_are_md5 = False
             raise Unreadable(f"{etag} is not the MD5 of {len(data)} bytes")
         return RangeResult(body=data, etag=etag, object_size=len(data))
 

@@ -483,9 +483,20 @@ def test_a_put_that_was_led_elsewhere_has_stored_nothing(client: QuickClient, se
             client.put("key", b"content", {}, CREATE_ONLY)
 
 
+def test_that_puts_are_looked_at_does_not_end_with_one_object_of_another_kind(
+    client: QuickClient, server: Answering
+) -> None:
+    server.say(200, b"content", ETag=f'"{"0" * 32}"')
+    with pytest.raises(Unreadable):
+        client.get_range("under a customer's key", 0, None, None)
+    server.leads_puts_elsewhere = True
+    with pytest.raises(Unavailable):
+        client.put("key", b"content", {}, CREATE_ONLY)
+
+
 def test_etags_of_another_kind_are_those_of_what_is_stored(client: QuickClient, server: Answering) -> None:
-    """Under a customer's key, say; that is looked at once."""
-    server.say(200, b"content", ETag='"another kind"', x_amz_meta_mode="1")
+    """Under a customer's key, say; that is looked at once. A gateway may add metadata of its own."""
+    server.say(200, b"content", ETag='"another kind"', x_amz_meta_mode="1", x_amz_meta_added="1")
     for _ in range(2):
         assert client.put("key", b"content", {"mode": "1"}, CREATE_ONLY) == "another kind"
     assert [method for method, _, _ in server.requests] == ["PUT", "HEAD", "PUT"]
