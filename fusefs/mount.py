@@ -42,7 +42,7 @@ from fusefs.lease import check_before_sending
 from fusefs.mountpoints import check_mountpoint
 from fusefs.operations import FuseOperations, KernelOptions
 from fusefs.options import BucketStore
-from fusefs.page_collector import PageCollector, collect_pages
+from fusefs.page_collector import BriefCollector, PageCollector, collect_pages
 from fusefs.quantities import counted
 from fusefs.request_turns import Trio
 from fusefs.rescue import rescue
@@ -267,7 +267,7 @@ class _Session:
                 writeback_cache=kernel_owns_times(config.mount),
             ),
             tree.xattrs if config.mount.xattr else None,
-            collect_pages=partial(collect_pages, self._mountpoint)
+            collect_pages=BriefCollector(self._mountpoint).collect
             if kernel_owns_times(config.mount)
             else None,
         )

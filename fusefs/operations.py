@@ -9,14 +9,11 @@ makes it ask no more. A mount that was asked to have extended attributes answers
 from __future__ import annotations
 
 import errno
-import logging
-import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import pyfuse3
-import trio
 
 from fusefs.attribute_changes import AttributeChanges
 from fusefs.entry_attributes import entry_attributes, missing_entry, outlined_entry
@@ -30,18 +27,10 @@ from fusefs.xattr_calls import XattrCalls
 READDIR_BATCH: Final = 128
 """Entries for one READDIRPLUS; the kernel's buffer takes about as many."""
 
-_log = logging.getLogger(__name__)
-
 _CAPACITY_BLOCKS: Final = 1 << 38
 """What statfs says: 2^38 blocks of 4 KiB, 1 PiB. A bucket has no size, and servers refuse to start on a full disk."""
 
 _CAPACITY_FILES: Final = 1 << 40
-COLLECTING_SECONDS: Final = 5.0
-"""For how long a rename waits for pages: where the store is away, those who hand them over may wait for it."""
-
-COLLECTING_PAUSE_SECONDS: Final = 60.0
-"""For how long none waits for them after one has waited in vain."""
-
 _IO_BLOCK: Final = 4_096
 _NAME_MAX: Final = 255
 
@@ -72,13 +61,14 @@ class FuseOperations(pyfuse3.Operations):
         *,
         collect_pages: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """`collect_pages` has the kernel hand over the writes that it has gathered; None: it gathers none."""
+        """`collect_pages` has the kernel hand over the writes that it has gathered, before a file takes a name.
+
+        After a crash that would have neither these bytes nor the old ones. None: the kernel gathers none.
+        """
         super().__init__()
         self._filesystem = filesystem
         self._xattrs_if_any = xattrs
         self._collect_pages = collect_pages
-        #: No rename waits for pages before that time.
-        self._collects_from = -math.inf
         self._timeout = options.entry_timeout_seconds
         self._keep_cache = options.keep_cache
         self.enable_writeback_cache = options.writeback_cache
@@ -146,20 +136,8 @@ class FuseOperations(pyfuse3.Operations):
     ) -> None:
         names = (parent_inode_old, name_old, parent_inode_new, name_new)
         if self._collect_pages is not None and self._filesystem.replaces_while_written(*names, flags):
-            await self._collect_for_a_while(self._collect_pages)
+            await self._collect_pages()
         await self._filesystem.rename(*names, flags)
-
-    async def _collect_for_a_while(self, collect_pages: Callable[[], Awaitable[None]]) -> None:
-        """Let a file have its bytes before it takes a name, which has neither them nor the old ones after a crash."""
-        if trio.current_time() < self._collects_from:
-            return
-        with trio.move_on_after(COLLECTING_SECONDS) as patience:
-            try:
-                await collect_pages()
-            except OSError as error:
-                _log.warning("the kernel's pages could not be fetched before a rename: %s", error.strerror)
-        if patience.cancelled_caught:  # and a thread is left that waits for them
-            self._collects_from = trio.current_time() + COLLECTING_PAUSE_SECONDS
 
     @errno_boundary
     async def link(

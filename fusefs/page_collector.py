@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,12 @@ COLLECTING_SHARE: Final = 0.5
 USUAL_SYNC_SECONDS: Final = 0.1
 """In which the kernel has handed over its pages, unless those who write them have to wait for the store."""
 
+BRIEF_SECONDS: Final = 5.0
+"""For how long a rename waits for pages: where the store is away, those who hand them over may wait for it."""
+
+PAUSE_SECONDS: Final = 60.0
+"""For how long none waits after one has waited in vain."""
+
 
 async def collect_pages(mountpoint: Path) -> None:
     """Have the kernel hand over every page of the mount. Raises OSError, also where there is no room for a thread.
@@ -39,6 +46,26 @@ async def collect_pages(mountpoint: Path) -> None:
         await or_left_behind(partial(sync_filesystem, mountpoint))
     except NoThread as error:
         raise OSError(errno.EAGAIN, str(error)) from error
+
+
+class BriefCollector:
+    """Collects pages for calls that can do without, and not wait for the store until it is back."""
+
+    def __init__(self, mountpoint: Path) -> None:
+        self._mountpoint: Final = mountpoint
+        self._pauses_until = -math.inf
+
+    async def collect(self) -> None:
+        """Have the kernel hand over every page, as far as that goes quickly. Raises nothing."""
+        if trio.current_time() < self._pauses_until:
+            return
+        with trio.move_on_after(BRIEF_SECONDS) as patience:
+            try:
+                await collect_pages(self._mountpoint)
+            except OSError as error:
+                _log.warning("the kernel's pages could not be fetched: %s", error.strerror)
+        if patience.cancelled_caught:  # a thread is left that waits for them
+            self._pauses_until = trio.current_time() + PAUSE_SECONDS
 
 
 class PageCollector:

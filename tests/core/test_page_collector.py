@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from backends.errors import Unavailable
 from fusefs import page_collector
-from fusefs.page_collector import PageCollector
+from fusefs.page_collector import BRIEF_SECONDS, PAUSE_SECONDS, BriefCollector, PageCollector
 
 INTERVAL: Final = 5.0
 COMMIT: Final = INTERVAL / 4
@@ -152,3 +152,28 @@ async def test_whoever_ends_does_not_wait_for_the_kernel(monkeypatch: pytest.Mon
         nursery.cancel_scope.cancel()
     gone.set()
     assert not waited_in_vain
+
+
+async def test_who_can_do_without_waits_briefly(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not again and again, where the kernel cannot hand over its pages: each leaves a thread behind."""
+    calls, is_away = 0, True
+
+    async def collect_pages(_: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if is_away:
+            await trio.sleep_forever()
+
+    monkeypatch.setattr(page_collector, "collect_pages", collect_pages)
+    collector = BriefCollector(Path())
+    began = trio.current_time()
+    for _ in range(10):
+        await collector.collect()
+    assert (calls, trio.current_time() - began) == (1, BRIEF_SECONDS)
+    await trio.sleep(PAUSE_SECONDS)
+    is_away = False
+    for _ in range(2):
+        await collector.collect()
+    assert calls == 3
