@@ -20,7 +20,7 @@ from backends.base import Data
 from backends.errors import AccessDenied, Unavailable
 from backends.memory import MemoryStorage
 from backends.s3 import S3Storage
-from fusefs import mount, page_collector
+from fusefs import mount, page_collector, session
 from fusefs.config import Config
 from fusefs.control import Progress
 from fusefs.errors import MountError
@@ -90,7 +90,7 @@ def serve_with(
     monkeypatch.setattr(pyfuse3, "main", lambda: serve(operations[0]._filesystem))
     monkeypatch.setattr(pyfuse3, "close", lambda unmount: None)
     monkeypatch.setattr(mount, "tune_process", lambda: None)
-    monkeypatch.setattr(mount, "tune_mount", lambda device: None)
+    monkeypatch.setattr(session, "tune_mount", lambda device: None)
 
 
 async def test_a_mount_error_comes_out_of_all_nurseries(
@@ -99,7 +99,7 @@ async def test_a_mount_error_comes_out_of_all_nurseries(
     """The command shows its line; of a group it would show a traceback. What failed beside it is in the log."""
     error = MountError("one line")
     nested = ExceptionGroup("session", [ExceptionGroup("inner", [error]), KeyError("beside it")])
-    monkeypatch.setattr(mount._Session, "run", failing(nested))
+    monkeypatch.setattr(session.Session, "run", failing(nested))
     monkeypatch.setattr(mount, "tune_process", lambda: None)
     with pytest.raises(MountError, match=r"^one line$") as caught:
         await mount.run_mount(config, Nobody())
@@ -156,13 +156,13 @@ def test_a_device_that_may_not_be_opened_can_be_let(config: Config, monkeypatch:
     """libfuse tells its reason on standard error only, and no remedy."""
     monkeypatch.setattr(os.path, "exists", lambda path: True)
     monkeypatch.setattr(os, "access", lambda path, mode: path != "/dev/fuse")
-    assert mount._why_not(config) == (
+    assert session._why_not(config) == (
         "/dev/fuse may not be opened by this user; let it, as root, with: chmod 666 /dev/fuse"
     )
 
 
 async def test_a_defect_stays_what_it_is(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mount._Session, "run", failing(KeyError("a defect")))
+    monkeypatch.setattr(session.Session, "run", failing(KeyError("a defect")))
     monkeypatch.setattr(mount, "tune_process", lambda: None)
     with pytest.raises(ExceptionGroup) as caught:
         await mount.run_mount(config, Nobody())
@@ -258,7 +258,7 @@ async def test_for_as_long_as_the_end_takes_it_is_told_what_is_left(
 
     monkeypatch.setattr(MemoryStorage, "put", slow)
     monkeypatch.setattr(pyfuse3, "terminate", terminated.set)
-    monkeypatch.setattr(mount._Session, "_announce", doing_nothing)  # which is said in a thread
+    monkeypatch.setattr(session.Session, "_announce", doing_nothing)  # which is said in a thread
     monkeypatch.setattr(page_collector, "sync_filesystem", lambda mountpoint: None)
     serve_with(monkeypatch, make_file)
     await mount.run_mount(config, observer)
@@ -287,7 +287,7 @@ async def test_pages_that_were_refused_are_told_of_in_a_sentence(
 
     serve_with(monkeypatch, be_told_to_end)
     monkeypatch.setattr(page_collector, "sync_filesystem", refuse)
-    monkeypatch.setattr(mount._Session, "_announce", doing_nothing)
+    monkeypatch.setattr(session.Session, "_announce", doing_nothing)
     monkeypatch.setattr(pyfuse3, "terminate", terminated.set)
     await mount.run_mount(config, Nobody())
     assert caplog.messages == [
@@ -340,9 +340,9 @@ async def test_a_second_signal_ends_the_waiting_for_uploads(
 
     serve_with(monkeypatch, make_file)
     monkeypatch.setattr(MemoryStorage, "put", hang)
-    monkeypatch.setattr(mount, "REPEAT_SECONDS", 0.01)
+    monkeypatch.setattr(session, "REPEAT_SECONDS", 0.01)
     monkeypatch.setattr(pyfuse3, "terminate", terminated.set)
-    monkeypatch.setattr(mount._Session, "_announce", doing_nothing)
+    monkeypatch.setattr(session.Session, "_announce", doing_nothing)
     monkeypatch.setattr(page_collector, "sync_filesystem", lambda mountpoint: None)
     with (
         trio.fail_after(30),
@@ -370,7 +370,7 @@ async def test_a_terminal_that_goes_ends_a_mount_as_if_it_were_told_to(
 
     serve_with(monkeypatch, hang_up)
     monkeypatch.setattr(pyfuse3, "terminate", terminated.set)
-    monkeypatch.setattr(mount._Session, "_announce", doing_nothing)
+    monkeypatch.setattr(session.Session, "_announce", doing_nothing)
     monkeypatch.setattr(page_collector, "sync_filesystem", lambda mountpoint: None)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN if is_ignored else signal.SIG_DFL)
     try:
@@ -399,7 +399,7 @@ async def test_a_second_signal_ends_the_waiting_for_the_kernel(
 
     serve_with(monkeypatch, be_told_twice)
     monkeypatch.setattr(page_collector, "sync_filesystem", wait_until_it_is_gone)
-    monkeypatch.setattr(mount._Session, "_announce", doing_nothing)
+    monkeypatch.setattr(session.Session, "_announce", doing_nothing)
     monkeypatch.setattr(pyfuse3, "terminate", terminated.set)
     monkeypatch.setattr(pyfuse3, "close", lambda unmount: gone.set())
     await mount.run_mount(config, Nobody())
@@ -439,7 +439,7 @@ async def test_a_mount_that_fails_before_it_has_answered_ends(
         raise KeyError("a defect")
 
     serve_with(monkeypatch, fail)
-    monkeypatch.setattr(mount, "tune_mount", wait_until_it_is_gone)
+    monkeypatch.setattr(session, "tune_mount", wait_until_it_is_gone)
     monkeypatch.setattr(pyfuse3, "close", lambda unmount: gone.set())
     with pytest.raises(ExceptionGroup):
         await mount.run_mount(config, Nobody())
