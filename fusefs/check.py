@@ -27,9 +27,10 @@ from fusefs.lease_acquisition import first_untold
 from fusefs.lease_record import LeaseRecord
 from fusefs.link_lists import LINK_KEY, LISTS_PREFIX, NUMBER_DIGITS, list_of
 from fusefs.listed import MAX_SYMLINK_SIZE
-from fusefs.log_reader import LOOKS, LogPart, LogReader, survey_logs
+from fusefs.log_reader import LOOKS, LogReader
 from fusefs.log_repair import DAMAGED_PREFIX
 from fusefs.object_writer import CONFLICTS_PREFIX
+from fusefs.old_logs import LogPart, survey_logs
 from fusefs.placement import DETOURS_PREFIX, ORPHANS_PREFIX, ROOT_MARKER
 from fusefs.stored_lease import DISK_KEY, LEASE_KEY, FoundLease, look
 from fusefs.tree_index import CRASH_KEY, INDEX_PREFIX, TIME_KEY

@@ -1,4 +1,4 @@
-"""Reads the logs of earlier terms: which of their batches count, in order, and the seal that ends a term.
+"""Reads the log of one store: which batches of a term count, in order, and the seal that ends a term.
 
 Of the objects below the journal's prefix not all count. Batches that are not needed any more may be there still, with
 holes where others of them are deleted already; and of batches that were on their way when their writer died some may
@@ -11,28 +11,19 @@ Each batch says up to where its writer had acknowledged the log by then. What wa
 missing, and no commit says that it is not needed, somebody else has removed it, and the log is damaged. The lease says
 the same, and is there when the last batches are not, or none. A writer never removes its last commit before its lease
 says that it has no log. So the log has to reach the one that the lease tells of, unless a later term has begun one of
-its own, or a seal before it says that somebody goes on without the rest.
+its own (`fusefs.old_logs`), or a seal before it says that somebody goes on without the rest.
 
-There is one decision which batches count, for mounts (`find_logs`) and for whoever asks how a log stands
-(`survey_logs`). It is made for all stores together: terms are looked at from the last to the first, wherever their logs
-are, and none that a later one says is not needed: whatever is left of that, it harms nobody. A writer that still lives
-may delete meanwhile what it does not need; then it is looked at again.
-
-Nothing is written but seals, and those by `find_logs` alone. They stay when the rest of their logs is deleted: a writer
-that was paused so that its clock stood still may believe for a while that it is still the only one. Its next batch has
-to find its place occupied then, however long it has slept; so a term that has written nothing gets a seal, too.
+A writer that still lives may delete meanwhile what it does not need; then it is looked at again.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
-import trio
-
-from backends.base import CREATE_ONLY, MIB, ObjectStorage, iterate_pages
+from backends.base import CREATE_ONLY, ObjectStorage, iterate_pages
 from backends.errors import NotFound, PreconditionFailed
 from fusefs.errors import BatchDamaged, BatchRemoved, LogDamaged
 from fusefs.journal_format import (
@@ -57,17 +48,8 @@ NOWHERE: Final = Position(0, 0)
 EVERYWHERE: Final = Position(1 << 64, 0)
 """Behind every batch."""
 
-KEPT_SEALS: Final = 16
-"""Of so many terms, the last ones, the seals stay."""
-
 LOOKS: Final = 10
 """How often a term is looked at of which batches are gone when they are to be read, or should be there and are not."""
-
-READ_AT_ONCE: Final = 16
-"""Batches that are asked for together: there may be very many, each no more than what one fsync had to tell."""
-
-READ_SIZE: Final = 16 * MIB
-"""Behind a batch with which there are so many bytes, no more are asked for together: they are in memory."""
 
 Terms: TypeAlias = dict[int, dict[int, int]]
 """The sizes of batches, by epoch and sequence."""
@@ -95,125 +77,6 @@ class OldLog:
         self.seals += term.seals
         self.sizes |= term.sizes
         self.cutoff = max(self.cutoff, term.cutoff)
-
-
-@dataclass(frozen=True, slots=True)
-class LogPart:
-    """What one store has of a log: that of the terms from `since_epoch` on."""
-
-    reader: LogReader
-    since_epoch: int = 1
-    #: Up to where it was acknowledged, as the lease tells.
-    told: LogEnd | None = None
-
-
-async def find_logs(parts: Sequence[LogPart], *, before_epoch: int, empty_too: bool = False) -> list[OldLog]:
-    """Seal the logs of the terms before `before_epoch`, and return which batches count, of each part.
-
-    With `empty_too`, those of which there is nothing, too: their writers may still believe that they may write.
-    Raises `LogDamaged`, and what the stores raise.
-    """
-
-    async def look(part: LogPart, epoch: int) -> OldLog:
-        return await part.reader.end(epoch, _told_of(part, epoch))
-
-    return await _decide(parts, look, before_epoch, empty_too=empty_too)
-
-
-async def survey_logs(parts: Sequence[LogPart], *, before: Position = EVERYWHERE) -> list[OldLog]:
-    """Return what `find_logs` would, if there were nothing from `before` on, and write nothing. Raises the same."""
-
-    async def look(part: LogPart, epoch: int) -> OldLog:
-        log, _ = await part.reader.look(epoch, _told_of(part, epoch), before)
-        return log
-
-    return await _decide(parts, look, before.epoch + 1)
-
-
-async def _decide(
-    parts: Sequence[LogPart],
-    look: Callable[[LogPart, int], Awaitable[OldLog]],
-    before_epoch: int,
-    *,
-    empty_too: bool = False,
-) -> list[OldLog]:
-    """Return what counts, of each part, of the terms before `before_epoch`, each of which `look` looks at."""
-    listed = [await part.reader.listed() for part in parts]
-    for part, (log, terms) in zip(parts, listed, strict=True):
-        if part.told is not None:  # nothing may be there, and should
-            terms.setdefault(part.told.epoch, {})
-        ended = range(max(part.since_epoch, before_epoch - KEPT_SEALS), before_epoch) if empty_too else ()
-        for begin in [Position(epoch, 1) for epoch in ended if epoch not in terms]:
-            if await part.reader.seal(begin):
-                log.seals.append(batch_key(begin))
-            else:  # the first batch has arrived by now
-                terms[begin.epoch] = {}
-    cutoff = NOWHERE
-    for epoch in sorted({epoch for _, terms in listed for epoch in terms}, reverse=True):
-        for part, (log, terms) in zip(parts, listed, strict=True):
-            if epoch in terms and max(part.since_epoch, cutoff.epoch) <= epoch < before_epoch:
-                log.add(await look(part, epoch))
-            elif epoch in terms:  # not looked at: what is no seal among these harms nobody
-                log.seals += await part.reader.seals_among(epoch, terms[epoch])
-        cutoff = max([cutoff, *(log.cutoff for log, _ in listed)])
-    for log, _ in listed:
-        log.positions = [position for position in log.positions if position >= cutoff]
-        log.seals = sorted(log.seals)[-KEPT_SEALS:]
-        log.keys = [key for key in log.keys if key not in log.seals]
-    return [log for log, _ in listed]
-
-
-def _told_of(part: LogPart, epoch: int) -> LogEnd | None:
-    return part.told if part.told is not None and part.told.epoch == epoch else None
-
-
-async def batches(logs: Sequence[OldLog]) -> AsyncIterator[Batch]:
-    """Yield the batches that count, of logs in several stores. Raises `LogDamaged`, and what the stores raise.
-
-    Several are read at once; what comes of it is the same as if each were read after the one before it.
-    """
-    for together in _read_together(logs):
-        for batch in await _read_all(together):
-            if isinstance(batch, Exception):
-                raise batch
-            yield batch
-
-
-def places(logs: Sequence[OldLog]) -> list[tuple[Position, LogReader]]:
-    """Return which batches count, in order, and who reads each."""
-    found = [(position, log.reader) for log in logs for position in log.positions]
-    return sorted(found, key=lambda place: place[0])
-
-
-def _read_together(logs: Sequence[OldLog]) -> Iterator[list[tuple[Position, LogReader]]]:
-    """Yield `places`, as many at a time as are read at once."""
-    sizes = {position: size for log in logs for position, size in log.sizes.items()}
-    together: list[tuple[Position, LogReader]] = []
-    size = 0
-    for place in places(logs):
-        together.append(place)
-        size += sizes[place[0]]
-        if len(together) == READ_AT_ONCE or size >= READ_SIZE:
-            yield together
-            together, size = [], 0
-    if together:
-        yield together
-
-
-async def _read_all(wanted: Sequence[tuple[Position, LogReader]]) -> list[Batch | Exception]:
-    """Read batches at once; return each, or why it cannot be read."""
-    found: dict[int, Batch | Exception] = {}
-
-    async def read(place: int, position: Position, reader: LogReader) -> None:
-        try:
-            found[place] = await reader.read(position)
-        except Exception as error:
-            found[place] = error
-
-    async with trio.open_nursery() as nursery:
-        for place, (position, reader) in enumerate(wanted):
-            nursery.start_soon(read, place, position, reader)
-    return [found[place] for place in range(len(wanted))]
 
 
 class LogReader:

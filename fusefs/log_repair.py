@@ -26,8 +26,9 @@ from fusefs.errors import BatchDamaged
 from fusefs.journal_format import JOURNAL_PREFIX, Position, batch_key, encode
 from fusefs.keys import RESERVED_PREFIX
 from fusefs.log_objects import LogObjects
-from fusefs.log_reader import EVERYWHERE, NOWHERE, LogPart, LogReader, batches, places, seal_at, survey_logs
+from fusefs.log_reader import EVERYWHERE, NOWHERE, LogReader, seal_at
 from fusefs.log_uploads import LogUploads, needed_upload
+from fusefs.old_logs import LogPart, batches, places, survey_logs
 from fusefs.quantities import counted
 from fusefs.replay import Replay
 

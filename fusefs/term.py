@@ -30,9 +30,10 @@ from fusefs.journal_format import Position
 from fusefs.lease import Lease, NoLease
 from fusefs.lease_acquisition import Claim, acquire, at_hand, check_supported, first_untold, waiting_message
 from fusefs.lease_record import Identity, LeaseRecord, LogPlace
-from fusefs.log_reader import READ_AT_ONCE, LogPart, LogReader, OldLog, find_logs
+from fusefs.log_reader import LogReader, OldLog
 from fusefs.log_repair import DAMAGED_PREFIX, set_aside
 from fusefs.log_room import LogRoom
+from fusefs.old_logs import READ_AT_ONCE, LogPart, find_logs
 from fusefs.options import BucketStore
 from fusefs.stage_budget import StageBudget
 from fusefs.start_progress import StartProgress

@@ -31,7 +31,7 @@ from fusefs.committer import Committer
 from fusefs.config import Config
 from fusefs.keys import RESERVED_PREFIX
 from fusefs.lease_record import LeaseRecord
-from fusefs.log_reader import LogPart
+from fusefs.old_logs import LogPart
 from fusefs.stage_budget import StageBudget
 from fusefs.start_progress import StartProgress, tell_nobody
 from fusefs.stores import OpenStore, open_local

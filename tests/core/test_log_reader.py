@@ -17,7 +17,7 @@ from backends.base import CREATE_ONLY, ObjectStorage
 from backends.errors import NotFound, PreconditionFailed
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
-from fusefs import log_reader
+from fusefs import old_logs
 from fusefs.errors import LogDamaged
 from fusefs.journal_format import (
     CONTINUED,
@@ -33,17 +33,8 @@ from fusefs.journal_format import (
     encode,
     position_of,
 )
-from fusefs.log_reader import (
-    KEPT_SEALS,
-    LOOKS,
-    READ_AT_ONCE,
-    LogPart,
-    LogReader,
-    OldLog,
-    batches,
-    find_logs,
-    places,
-)
+from fusefs.log_reader import LOOKS, LogReader, OldLog
+from fusefs.old_logs import KEPT_SEALS, READ_AT_ONCE, LogPart, batches, find_logs, places
 from tests.support.faulty import FaultyStorage, Gate
 
 SOMETHING: Final = (LeftoverRecord(StoredVersion("key", "etag", 1)),)
@@ -344,7 +335,7 @@ async def test_many_batches_are_read_at_once(sized: int, monkeypatch: pytest.Mon
     for number in range(1, 2 * READ_AT_ONCE + 1):
         await put(storage, (1, number))
     found = await find(storage)
-    monkeypatch.setattr(log_reader, "READ_SIZE", sized * found.sizes[Position(1, 1)])
+    monkeypatch.setattr(old_logs, "READ_SIZE", sized * found.sizes[Position(1, 1)])
     before = len(storage.calls_of(Verb.GET_RANGE))
     gate = storage.hold(Verb.GET_RANGE, times=inf)
     read: list[tuple[int, int]] = []

@@ -25,8 +25,9 @@ from fusefs.journal_format import (
     batch_key,
     encode,
 )
-from fusefs.log_reader import LogPart, LogReader, batches, find_logs
+from fusefs.log_reader import LogReader
 from fusefs.log_repair import DAMAGED_PREFIX, LogRepair
+from fusefs.old_logs import LogPart, batches, find_logs
 from fusefs.placement import DETOURS_PREFIX
 from fusefs.publisher import PublishOptions
 from tests.core.tree import TreeOptions, open_tree

@@ -17,8 +17,9 @@ from fusefs.errors import LogDamaged
 from fusefs.journal import Journal
 from fusefs.journal_format import Batch, InodeRecord, Position
 from fusefs.lease_record import LogEnd
-from fusefs.log_reader import LogPart, LogReader, batches, find_logs
+from fusefs.log_reader import LogReader
 from fusefs.log_repair import LogRepair
+from fusefs.old_logs import LogPart, batches, find_logs
 from fusefs.stores import open_local
 from tests.core.hosts import PromptDirectory
 from tests.core.logs import batches as batches_in

@@ -14,8 +14,8 @@ from trio.testing import MockClock
 from backends.base import ObjectStorage
 from backends.intercepted import InterceptedStorage, Request, T
 from backends.memory import MemoryStorage
-from fusefs.log_reader import READ_AT_ONCE
 from fusefs.log_repair import LogRepair
+from fusefs.old_logs import READ_AT_ONCE
 from fusefs.start_progress import LOOKS_AT_ONCE
 from tests.core.losses import LOG_ALONE
 from tests.core.mortal import MortalStorage

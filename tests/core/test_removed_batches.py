@@ -27,8 +27,9 @@ from fusefs.journal_format import (
     encode,
 )
 from fusefs.lease_record import LogEnd
-from fusefs.log_reader import LogPart, LogReader, OldLog, find_logs, survey_logs
+from fusefs.log_reader import LogReader, OldLog
 from fusefs.log_repair import DAMAGED_PREFIX, LogRepair
+from fusefs.old_logs import LogPart, find_logs, survey_logs
 from fusefs.publisher import PublishOptions
 from tests.core.tree import TreeOptions, open_tree, stored
 from tests.support.faulty import FaultyStorage

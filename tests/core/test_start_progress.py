@@ -14,7 +14,8 @@ from trio.testing import MockClock
 from backends.base import KIB, RangeResult
 from backends.memory import MemoryStorage
 from fusefs.attributes import Defaults
-from fusefs.log_reader import READ_AT_ONCE, LogPart, LogReader, find_logs
+from fusefs.log_reader import LogReader
+from fusefs.old_logs import READ_AT_ONCE, LogPart, find_logs
 from fusefs.publisher import PublishOptions
 from fusefs.quantities import brief_size
 from fusefs.recovery import Recovery

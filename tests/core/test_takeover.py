@@ -27,7 +27,7 @@ from fusefs.errno_boundary import errno_of
 from fusefs.errors import LeaseLost
 from fusefs.journal_format import JOURNAL_PREFIX, Position, batch_key
 from fusefs.lease import check_before_sending
-from fusefs.log_reader import KEPT_SEALS
+from fusefs.old_logs import KEPT_SEALS
 from fusefs.publish_queue import RETRY_SECONDS
 from fusefs.publisher import PublishOptions
 from fusefs.stored_lease import LEASE_KEY, StoredLease

@@ -34,8 +34,8 @@ from fusefs.inodes import Directory
 from fusefs.journal_format import JOURNAL_PREFIX, SEAL_SIZES, Position, batch_key
 from fusefs.lease_acquisition import waiting_message
 from fusefs.lease_record import LeaseRecord, LogEnd, LogPlace
-from fusefs.log_reader import LogPart, places
 from fusefs.log_repair import DAMAGED_PREFIX, Diagnosis, LogRepair
+from fusefs.old_logs import LogPart, places
 from fusefs.stage_budget import StageBudget
 from fusefs.start_progress import StartProgress
 from fusefs.stored_lease import DISK_KEY, LEASE_KEY

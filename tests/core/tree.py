@@ -35,8 +35,9 @@ from fusefs.journal import Journal
 from fusefs.kept_content import KeptContent, keep_all
 from fusefs.keys import RESERVED_PREFIX
 from fusefs.lease import Lease, NoLease
-from fusefs.log_reader import LogPart, LogReader, OldLog, find_logs
+from fusefs.log_reader import LogReader, OldLog
 from fusefs.log_room import LogRoom
+from fusefs.old_logs import LogPart, find_logs
 from fusefs.publisher import PublishOptions
 from fusefs.stage import Stage
 from fusefs.stage_budget import MAX_CLEAN, StageBudget
