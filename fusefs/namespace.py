@@ -97,8 +97,7 @@ class Namespace:
             sources.spawn,
             self._listings,
             self._resolver,
-            SmallFiles(sources, self._resolver, numbers_in),
-            numbers_in,
+            SmallFiles(sources, self._resolver),
             # On a shared mount what is listed ahead again may be too old again by the time that it is read.
             max_age_seconds=math.inf if options.shared else options.revalidate_seconds,
         )

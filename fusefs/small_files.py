@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from functools import partial
 from typing import Final
 
 import trio
 
 from fusefs.content import ContentSources
+from fusefs.entry_numbers import numbers_in
 from fusefs.fetching import fetch_unasked
 from fusefs.files_ahead import FIRST_EXPECTED, FIRST_UNUSED, MAX_SIZE, FilesAhead
 from fusefs.inodes import Directory, File
@@ -37,16 +38,9 @@ PATIENCE_SECONDS: Final = 5.0
 class SmallFiles:
     """The files of all directories that are fetched ahead; `Directory.files_ahead` is what is known of each."""
 
-    def __init__(
-        self,
-        sources: ContentSources,
-        resolver: Resolver,
-        numbers_in: Callable[[Directory], Callable[[bytes], int]],
-    ) -> None:
-        """`numbers_in` returns what tells the inode numbers of a directory's entries."""
+    def __init__(self, sources: ContentSources, resolver: Resolver) -> None:
         self._spawn = sources.spawn
         self._resolver = resolver
-        self._numbers_in = numbers_in
         #: What is known of the directory in which a file was opened last, and of the one before.
         self._last: FilesAhead | None = None
         self._before: FilesAhead | None = None
@@ -95,7 +89,7 @@ class SmallFiles:
     def _begin(self, directory: Directory) -> FilesAhead:
         directory.files_ahead = FilesAhead(
             lambda: directory.children,
-            self._numbers_in(directory),
+            numbers_in(directory),
             on_trust=FIRST_EXPECTED if self.is_of_use else FIRST_UNUSED,
             is_expected=self.is_of_use,
         )

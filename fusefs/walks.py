@@ -11,13 +11,13 @@ silently.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from functools import partial
 from typing import Final
 
 import trio
 
 from fusefs.content import Spawn
+from fusefs.entry_numbers import numbers_in
 from fusefs.files_ahead import FilesAhead
 from fusefs.inodes import Directory, File
 from fusefs.listed import ListedDirectory
@@ -44,7 +44,6 @@ class Walks:
         listings: Listings,
         resolver: Resolver,
         small_files: SmallFiles,
-        numbers_in: Callable[[Directory], Callable[[bytes], int]],
         *,
         max_age_seconds: float,
     ) -> None:
@@ -53,7 +52,6 @@ class Walks:
         self._listings = listings
         self._resolver = resolver
         self._small_files = small_files
-        self._numbers_in = numbers_in
         self._max_age_seconds = max_age_seconds
         self._limiter = trio.CapacityLimiter(LIST_TASKS)
         #: What is known of the directory in which one was read last.
@@ -118,7 +116,7 @@ class Walks:
     def _begin(self, parent: Directory) -> FilesAhead:
         parent.directories_ahead = FilesAhead(
             partial(_directories_in, parent),
-            self._numbers_in(parent),
+            numbers_in(parent),
             on_trust=LISTED_ON_TRUST,
             is_expected=self._last is not None and self._last.is_of_use,
         )
