@@ -16,7 +16,7 @@ or not at all if it is one part.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -312,26 +312,3 @@ async def open_writer(
             _log.warning("gave up aborting the upload of %r after %.0f s", key, ABORT_TIMEOUT_SECONDS)
     if failure is not None:
         raise failure
-
-
-async def put_multipart(
-    storage: ObjectStorage,
-    key: str,
-    chunks: AsyncIterable[Data],
-    *,
-    metadata: Metadata = NO_METADATA,
-    mode: PutMode = OVERWRITE,
-    part_size: int = DEFAULT_PART_SIZE,
-) -> str:
-    """Store an object of any length from chunks of any size, and return its ETag.
-
-    If `chunks` is a generator it is closed, also when the upload fails.
-    """
-    try:
-        async with open_writer(storage, key, metadata=metadata, part_size=part_size) as writer:
-            async for chunk in chunks:
-                await writer.write(chunk)
-            return await writer.close(mode)
-    finally:
-        if isinstance(chunks, AsyncGenerator):
-            await chunks.aclose()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from random import Random
 
 import pytest
@@ -13,7 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from backends.base import CREATE_ONLY, GIB, MIB, Data, IfMatch, Limits, ObjectStorage
+from backends.base import (
+    CREATE_ONLY,
+    GIB,
+    MIB,
+    NO_METADATA,
+    OVERWRITE,
+    Data,
+    IfMatch,
+    Limits,
+    Metadata,
+    ObjectStorage,
+    PutMode,
+)
 from backends.byte_budget import ByteBudget
 from backends.errors import AccessDenied, PreconditionFailed, StorageError, Unavailable
 from backends.intercepted import Verb
@@ -23,7 +35,6 @@ from backends.multipart import (
     BufferedMultipartWriter,
     SentPart,
     open_writer,
-    put_multipart,
 )
 from backends.part_sizes import PartSizes
 from tests.support.every_call import at_every_call
@@ -53,10 +64,18 @@ def in_flushes(data: bytes, sizes: Iterable[int]) -> Iterable[bytes]:
     yield data[start:]
 
 
-async def stream(chunks: Iterable[Data]) -> AsyncIterator[Data]:
-    for chunk in chunks:
-        await trio.lowlevel.checkpoint()
-        yield chunk
+async def upload(
+    storage: ObjectStorage,
+    chunks: Iterable[Data],
+    *,
+    metadata: Metadata = NO_METADATA,
+    mode: PutMode = OVERWRITE,
+) -> str:
+    """Write chunks one after the other as the object `k`, and return its ETag."""
+    async with open_writer(storage, "k", metadata=metadata, part_size=PART) as writer:
+        for chunk in chunks:
+            await writer.write(chunk)
+        return await writer.close(mode)
 
 
 async def assert_nothing_is_left(storage: ObjectStorage) -> None:
@@ -143,7 +162,7 @@ async def test_what_stays_below_one_part_is_a_single_put(faulty: FaultyStorage, 
 
 
 async def test_one_full_part_needs_no_empty_one_after_it(faulty: FaultyStorage) -> None:
-    await put_multipart(faulty, "k", stream([DATA[:PART]]), part_size=PART)
+    await upload(faulty, [DATA[:PART]])
     assert [call.verb for call in faulty.calls] == [Verb.CREATE_MULTIPART, Verb.UPLOAD_PART, Verb.COMPLETE]
     assert (await faulty.head("k")).size == PART
 
@@ -160,9 +179,9 @@ async def test_what_was_written_may_be_changed_by_the_caller_afterwards(faulty: 
     assert (await faulty.get_range("k")).data == DATA[:PART]
 
 
-async def test_put_multipart_takes_chunks_of_every_kind(memory: MemoryStorage) -> None:
+async def test_chunks_of_every_kind(memory: MemoryStorage) -> None:
     chunks: list[Data] = [DATA[:10], bytearray(DATA[10:PART]), memoryview(DATA)[PART:]]
-    etag = await put_multipart(memory, "k", stream(chunks), metadata=METADATA, part_size=PART)
+    etag = await upload(memory, chunks, metadata=METADATA)
     info = await memory.head("k")
     assert (info.etag, info.size, info.metadata) == (etag, len(DATA), METADATA)
     assert (await memory.get_range("k")).data == DATA
@@ -170,10 +189,10 @@ async def test_put_multipart_takes_chunks_of_every_kind(memory: MemoryStorage) -
 
 @pytest.mark.parametrize("size", [3, PART + 3], ids=["put", "parts"])
 async def test_conditions_hold_for_both_ways(memory: MemoryStorage, size: int) -> None:
-    first = await put_multipart(memory, "k", stream([DATA[:size]]), mode=CREATE_ONLY, part_size=PART)
+    first = await upload(memory, [DATA[:size]], mode=CREATE_ONLY)
     with pytest.raises(PreconditionFailed):
-        await put_multipart(memory, "k", stream([DATA[:size]]), mode=CREATE_ONLY, part_size=PART)
-    await put_multipart(memory, "k", stream([b"new"]), mode=IfMatch(first), part_size=PART)
+        await upload(memory, [DATA[:size]], mode=CREATE_ONLY)
+    await upload(memory, [b"new"], mode=IfMatch(first))
     assert (await memory.get_range("k")).data == b"new"
     assert await memory.list_multipart_uploads() == []
 
@@ -289,7 +308,7 @@ async def test_any_call_may_fail_and_nothing_is_left(answer_lost: bool) -> None:
         faulty = FaultyStorage(store)
         faulty.fail(Unavailable, call=call, answer_lost=answer_lost)
         try:
-            await put_multipart(faulty, "k", stream(in_flushes(DATA, [MIB] * 20)), part_size=PART)
+            await upload(faulty, in_flushes(DATA, [MIB] * 20))
         except Unavailable:
             left = (len((await store.list_prefix()).objects), len(await store.list_multipart_uploads()))
             # What an answer would have told of stays behind: an upload without a name, an object without an ETag.
@@ -326,7 +345,7 @@ async def test_a_failure_nobody_foresaw_comes_as_it_is(faulty: FaultyStorage) ->
     """A defect of the store is no ExceptionGroup either."""
     faulty.fail(ZeroDivisionError, verb=Verb.UPLOAD_PART)
     with pytest.raises(ZeroDivisionError):
-        await put_multipart(faulty, "k", stream([DATA]), part_size=PART)
+        await upload(faulty, [DATA])
     await assert_nothing_is_left(faulty)
 
 
@@ -385,7 +404,7 @@ async def test_an_abort_that_fails_is_logged_and_the_first_error_raised(
     faulty.fail(AccessDenied, verb=Verb.UPLOAD_PART)
     faulty.fail(Unavailable, verb=Verb.ABORT)
     with pytest.raises(AccessDenied):
-        await put_multipart(faulty, "k", stream([DATA]), part_size=PART)
+        await upload(faulty, [DATA])
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "cannot abort" in caplog.text
 
