@@ -74,11 +74,6 @@ class PartSizes:
         start = step.start + (number - step.number) * step.size
         return PartRange(number, start, start + step.size)
 
-    def part_at(self, offset: int) -> PartRange:
-        """Return the part that holds byte `offset`. Raises `EntityTooLarge` past the last part."""
-        step = self._steps[bisect_right(self._starts, offset) - 1]
-        return self.part(step.number + (offset - step.start) // step.size)
-
 
 @lru_cache(maxsize=16)
 def _steps(first: int, limits: Limits) -> tuple[_Step, ...]:

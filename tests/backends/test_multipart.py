@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable
+from itertools import count, takewhile
 from random import Random
 
 import pytest
@@ -115,7 +116,7 @@ def test_any_flushes_make_parts_of_the_ladder(size: int, flushes: list[int]) -> 
             assert sent == ()
             assert faulty.calls == []
             return
-        expected = [sizes.part(number) for number in range(1, sizes.part_at(size - 1).number + 1)]
+        expected = list(takewhile(lambda part: part.start < size, map(sizes.part, count(1))))
         expected[-1] = expected[-1]._replace(end=size)
         assert sent == tuple(SentPart(*part) for part in expected)
         assert sorted(request.bytes_sent for request in faulty.calls_of(Verb.UPLOAD_PART)) == sorted(
