@@ -43,7 +43,6 @@ ERRNO_OF: Final[dict[type[Exception], int]] = {
     errors.NameTooLong: errno.ENAMETOOLONG,
     errors.CrossesReserved: errno.EPERM,
     errors.InvalidArgument: errno.EINVAL,
-    errors.PermissionDenied: errno.EACCES,
     errors.OperationNotPermitted: errno.EPERM,
     errors.ReadOnlyFilesystem: errno.EROFS,
     # As after a disk's controller has gone: no write will ever succeed, and what is there can still be read.

@@ -49,11 +49,7 @@ class CrossesReserved(FilesystemError):
 
 
 class InvalidArgument(FilesystemError):
-    """An argument makes no sense: a negative size, a directory moved below itself."""
-
-
-class PermissionDenied(FilesystemError):
-    """The permission bits or the owner forbid it, and another user, or a change of mode, would be let through."""
+    """An argument makes no sense: a directory moved below itself, readlink of a file, a flag without a meaning."""
 
 
 class OperationNotPermitted(FilesystemError):
@@ -77,7 +73,7 @@ class FileTooLarge(FilesystemError):
 
 
 class NotSupportedHere(FilesystemError):
-    """The call exists and this file system does not do it (an exchange of two names, an odd mode of fallocate)."""
+    """The call exists, and this file system does not do it: no file has an extended attribute of such a name."""
 
 
 class NoSuchAttribute(FilesystemError):

@@ -27,7 +27,6 @@ INTENDED = {
     errors.NameTooLong: errno.ENAMETOOLONG,
     errors.CrossesReserved: errno.EPERM,
     errors.InvalidArgument: errno.EINVAL,
-    errors.PermissionDenied: errno.EACCES,
     errors.OperationNotPermitted: errno.EPERM,
     errors.ReadOnlyFilesystem: errno.EROFS,
     errors.LeaseLost: errno.EROFS,
