@@ -70,11 +70,9 @@ class Defaults:
     directory_mode: int = 0o755
 
 
-def fresh(*, mode: int, uid: int, gid: int, now_ns: int, rdev: int = 0) -> Attributes:
+def fresh(*, mode: int, uid: int, gid: int, now_ns: int) -> Attributes:
     """Return the attributes of what is created now; `mode` has its type bits."""
-    return Attributes(
-        mode=mode, uid=uid, gid=gid, atime_ns=now_ns, mtime_ns=now_ns, ctime_ns=now_ns, rdev=rdev
-    )
+    return Attributes(mode=mode, uid=uid, gid=gid, atime_ns=now_ns, mtime_ns=now_ns, ctime_ns=now_ns)
 
 
 def nearest_time(nanoseconds: int) -> int:

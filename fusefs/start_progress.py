@@ -80,7 +80,3 @@ class StartProgress:
                 nursery.start_soon(work)
         if failures:
             raise failures[0]
-
-
-def tell_nobody(line: str) -> None:
-    """Show no line; the log has it anyway."""

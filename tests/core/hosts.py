@@ -33,7 +33,7 @@ from fusefs.keys import RESERVED_PREFIX
 from fusefs.lease_record import LeaseRecord
 from fusefs.old_logs import LogPart
 from fusefs.stage_budget import StageBudget
-from fusefs.start_progress import StartProgress, tell_nobody
+from fusefs.start_progress import StartProgress
 from fusefs.stores import OpenStore, open_local
 from fusefs.term import old_log_parts, open_term
 from tests.core.history import History
@@ -117,7 +117,7 @@ class Prefix:
             mount_id=mount_id,
             known_dead=known_dead,
             budget=StageBudget(GIB),
-            progress=StartProgress(tell_nobody, trio.current_time),
+            progress=StartProgress(lambda line: None, trio.current_time),
         ) as term:
             assert term is not None
             options = replace(options, term=term, mount_id=mount_id)

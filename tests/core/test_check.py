@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -281,7 +282,7 @@ async def test_unfinished_uploads() -> None:
 async def test_damaged_attributes(metadata: Mapping[str, str], size: int, reason: str) -> None:
     """They cost a request for each object, and are looked at when somebody asks."""
     storage = MemoryStorage()
-    sound = to_metadata(fresh(mode=stat.S_IFREG | 0o644, uid=1, gid=1, now_ns=1, rdev=1))
+    sound = to_metadata(replace(fresh(mode=stat.S_IFREG | 0o644, uid=1, gid=1, now_ns=1), rdev=1))
     await storage.put("sound", b"x" * size, metadata=sound)
     await storage.put("damaged", b"x" * size, metadata={**sound, **metadata})
     assert await lines(storage) == []

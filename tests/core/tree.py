@@ -41,7 +41,7 @@ from fusefs.old_logs import LogPart, find_logs
 from fusefs.publisher import PublishOptions
 from fusefs.stage import Stage
 from fusefs.stage_budget import MAX_CLEAN, StageBudget
-from fusefs.start_progress import StartProgress, tell_nobody
+from fusefs.start_progress import StartProgress
 from fusefs.term import Term
 from fusefs.tree_index import TreeIndex
 
@@ -244,7 +244,7 @@ async def open_tree(
             await tree.namespace.load_root(tree.root)
             if isinstance(log, Committer):
                 nursery.start_soon(log.run)
-                progress = StartProgress(tell_nobody, trio.current_time)
+                progress = StartProgress(lambda line: None, trio.current_time)
                 await assembly.recover(tree, old, log, options.defaults, progress)
             if log_room is not None:
                 stage.leave_room(log_room.is_left_after)
