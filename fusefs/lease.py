@@ -83,10 +83,6 @@ class Lease(abc.ABC):
         """
 
     @abc.abstractmethod
-    async def wait_lost(self) -> str:
-        """Wait until it is lost, and return why. Giving it back is no loss."""
-
-    @abc.abstractmethod
     def recovered(self) -> None:
         """Say that what the logs of earlier terms held is in the bucket; the next renewal forgets where they are."""
 
@@ -156,10 +152,6 @@ class NoLease(Lease):
 
     async def wait_held(self, *, patience_seconds: float) -> None:
         await trio.lowlevel.checkpoint()
-
-    async def wait_lost(self) -> str:
-        await trio.sleep_forever()
-        raise AssertionError("unreachable")
 
     def recovered(self) -> None:
         """There is nobody to tell."""

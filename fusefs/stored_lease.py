@@ -102,7 +102,6 @@ class StoredLease(Lease):
         #: Whoever writes the object has it.
         self._turn: Final = trio.Lock()
         self._stopped: Final = trio.Event()
-        self._lost: Final = trio.Event()
         self._end_reason: str | None = None
         #: Or has been, or was given up: behind a renewal that hangs nobody waits twice.
         self._is_being_released = False
@@ -175,11 +174,6 @@ class StoredLease(Lease):
                     return
                 await self._renewed.wait()
         self.check()
-
-    async def wait_lost(self) -> str:
-        await self._lost.wait()
-        assert self._end_reason is not None
-        return self._end_reason
 
     def recovered(self) -> None:
         self._logs = (self._log,)
@@ -276,7 +270,6 @@ class StoredLease(Lease):
     def _lose(self, reason: str) -> None:
         _log.error("the lease is lost, and this mount writes no more: %s", reason)
         self._stop(reason)
-        self._lost.set()
 
     def _stop(self, reason: str) -> None:
         self._lapses += self._is_lapsed
