@@ -94,7 +94,10 @@ class _Order:
 
 
 class FilesAhead:
-    """The files of one directory that were opened, and those that were fetched for the opens to come."""
+    """The files of one directory that were opened, and those that were fetched for the opens to come.
+
+    Or its directories, which are read and listed (`fusefs.walks`).
+    """
 
     def __init__(
         self,
@@ -123,21 +126,21 @@ class FilesAhead:
         self._hits = 0
         #: Whether two were opened, and nothing is left to be fetched.
         self._was_all = False
-        #: Names that were fetched and not opened yet, with their sizes.
+        #: Names that were fetched and not opened yet, with their costs.
         self._unused: dict[bytes, int] = {}
-        self._unused_bytes = 0
+        self._unused_cost = 0
 
-    def opened(self, name: bytes, size_of: Callable[[bytes], int | None], *, max_bytes: int) -> list[bytes]:
+    def opened(self, name: bytes, cost_of: Callable[[bytes], int | None], *, max_cost: int) -> list[bytes]:
         """Note an open, and return which files to fetch now.
 
-        `size_of` tells the size of a file that can be fetched ahead, None for all others; `max_bytes` bounds what is
-        fetched and not opened.
+        `cost_of` tells what it takes to fetch one ahead (of a file its bytes, of a directory 1), None for all that
+        cannot be fetched; `max_cost` bounds that of what is fetched and not opened.
         """
         if name in self._unused:
             self._opened += 1
             self._hits += 1
-            self._unused_bytes -= self._unused.pop(name)
-        elif size_of(name) is not None:
+            self._unused_cost -= self._unused.pop(name)
+        elif cost_of(name) is not None:
             self._opened += 1
         if self._first is None:
             self._first = name
@@ -148,16 +151,16 @@ class FilesAhead:
             for order in self._orders:
                 order.follow(self._first)
             others = (other for other in self._names() if other not in (self._first, name))
-            self._was_all = self._first != name and all(size_of(other) is None for other in others)
+            self._was_all = self._first != name and all(cost_of(other) is None for other in others)
         for order in self._orders:
             order.follow(name)
         names, limit = self._choose()
-        return self._take(names, limit, lambda other: None if other == name else size_of(other), max_bytes)
+        return self._take(names, limit, lambda other: None if other == name else cost_of(other), max_cost)
 
-    def expect(self, size_of: Callable[[bytes], int | None], *, max_bytes: int) -> list[bytes]:
+    def expect(self, cost_of: Callable[[bytes], int | None], *, max_cost: int) -> list[bytes]:
         """Return which files to fetch before any is opened, in the order of names."""
         self._sort()
-        return self._take(self._rest, self._on_trust, size_of, max_bytes)
+        return self._take(self._rest, self._on_trust, cost_of, max_cost)
 
     @property
     def is_of_use(self) -> bool:
@@ -199,17 +202,17 @@ class FilesAhead:
         return iter(()), 0
 
     def _take(
-        self, names: Iterator[bytes], limit: int, size_of: Callable[[bytes], int | None], max_bytes: int
+        self, names: Iterator[bytes], limit: int, cost_of: Callable[[bytes], int | None], max_cost: int
     ) -> list[bytes]:
         taken = []
-        while len(self._unused) < limit and self._unused_bytes < max_bytes:
+        while len(self._unused) < limit and self._unused_cost < max_cost:
             name = next(names, None)
             if name is None:
                 break
-            size = size_of(name) if name not in self._unused else None
-            if size is not None:
-                self._unused[name] = size
-                self._unused_bytes += size
+            cost = cost_of(name) if name not in self._unused else None
+            if cost is not None:
+                self._unused[name] = cost
+                self._unused_cost += cost
                 taken.append(name)
         return taken
 

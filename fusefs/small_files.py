@@ -65,7 +65,7 @@ class SmallFiles:
             self._before, self._last = self._last, ahead
         self._read = None
         self._max_bytes = max_bytes
-        self._add(directory, ahead.opened(file.name, partial(_size_of, directory), max_bytes=max_bytes))
+        self._add(directory, ahead.opened(file.name, partial(_size_of, directory), max_cost=max_bytes))
         self._hurry(directory)
 
     def read(self, directory: Directory) -> None:
@@ -84,7 +84,7 @@ class SmallFiles:
         if not self.is_of_use or directory.files_ahead is not None:
             return
         ahead = self._begin(directory)
-        self._add(directory, ahead.expect(partial(_size_of, directory), max_bytes=self._max_bytes))
+        self._add(directory, ahead.expect(partial(_size_of, directory), max_cost=self._max_bytes))
 
     def _begin(self, directory: Directory) -> FilesAhead:
         directory.files_ahead = FilesAhead(

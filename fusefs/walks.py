@@ -88,7 +88,7 @@ class Walks:
                 return
             ahead = self._begin(parent)
         self._last = ahead
-        for name in ahead.opened(directory.name, partial(self._cost_of, parent), max_bytes=MAX_WAITING):
+        for name in ahead.opened(directory.name, partial(self._cost_of, parent), max_cost=MAX_WAITING):
             self._spawn(self._list, parent, name, self._goes_below and ahead.was_used)
 
     def _look_where(self, directory: Directory) -> None:
@@ -109,7 +109,7 @@ class Walks:
     def _list_below(self, directory: Directory) -> None:
         if directory.directories_ahead is None:
             for name in self._begin(directory).expect(
-                partial(self._cost_of, directory), max_bytes=MAX_WAITING
+                partial(self._cost_of, directory), max_cost=MAX_WAITING
             ):
                 self._spawn(self._list, directory, name, False)
 

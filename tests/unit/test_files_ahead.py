@@ -20,7 +20,7 @@ def number_of(name: bytes) -> int:
 
 
 def read(
-    names: Sequence[bytes], opened: Sequence[bytes], *, size: int = 1, max_bytes: int = MUCH
+    names: Sequence[bytes], opened: Sequence[bytes], *, size: int = 1, max_cost: int = MUCH
 ) -> tuple[int, set[bytes]]:
     """Open files in turn; return how many had not been fetched before, and what was fetched and not opened."""
     ahead = FilesAhead(lambda: names, number_of)
@@ -29,13 +29,13 @@ def read(
     missed = 0
     for name in opened:
         missed += name not in known
-        taken = ahead.opened(name, lambda after: None if after in known else size, max_bytes=max_bytes)
+        taken = ahead.opened(name, lambda after: None if after in known else size, max_cost=max_cost)
         known.add(name)
         assert not known.intersection(taken), "what is known is not fetched again"
         known.update(taken)
         fetched.update(taken)
         fetched.discard(name)
-        assert len(fetched) * size < max_bytes + size
+        assert len(fetched) * size < max_cost + size
     return missed, fetched
 
 
@@ -77,7 +77,7 @@ def test_it_ends_where_nothing_that_was_fetched_is_opened() -> None:
     fetched = 0
     for start in range(0, 200, 100):
         for name in names[start : start + 2]:
-            fetched += len(ahead.opened(name, lambda _: 1, max_bytes=MUCH))
+            fetched += len(ahead.opened(name, lambda _: 1, max_cost=MUCH))
     assert fetched == FIRST_UNUSED
 
 
@@ -98,13 +98,13 @@ def test_what_was_made_since_is_no_neighbour() -> None:
     names=st.lists(st.binary(min_size=1, max_size=5), min_size=1, max_size=60, unique=True),
     choices=st.lists(st.integers(0, 1_000), max_size=80),
     size=st.integers(1, 1_000),
-    max_bytes=st.integers(0, 10_000),
+    max_cost=st.integers(0, 10_000),
 )
 def test_whatever_is_opened_what_is_fetched_in_vain_is_bounded(
-    names: list[bytes], choices: list[int], size: int, max_bytes: int
+    names: list[bytes], choices: list[int], size: int, max_cost: int
 ) -> None:
     opened = [names[choice % len(names)] for choice in choices]
-    _, unused = read(names, opened, size=size, max_bytes=max_bytes)
+    _, unused = read(names, opened, size=size, max_cost=max_cost)
     assert unused <= set(names)
     assert len(unused) <= max(FIRST_UNUSED + GROWTH * len(opened), SHARE_GROWTH * len(opened))
 
@@ -112,22 +112,22 @@ def test_whatever_is_opened_what_is_fetched_in_vain_is_bounded(
 def test_where_somebody_is_expected_the_first_are_fetched_before_they_come() -> None:
     names = sorted(NAMES)
     ahead = FilesAhead(lambda: names, number_of, is_expected=True)
-    assert ahead.expect(lambda _: 1, max_bytes=MUCH) == names[:FIRST_UNUSED]
+    assert ahead.expect(lambda _: 1, max_cost=MUCH) == names[:FIRST_UNUSED]
     for name in names[:FIRST_UNUSED]:
-        ahead.opened(name, lambda _: None, max_bytes=MUCH)
+        ahead.opened(name, lambda _: None, max_cost=MUCH)
     assert ahead.is_of_use
     assert read(names, names[:1])[1] == set(), "nobody is expected elsewhere"
 
 
 def test_where_somebody_is_expected_the_first_open_is_enough() -> None:
     ahead = FilesAhead(lambda: NAMES, number_of, is_expected=True)
-    assert len(ahead.opened(b"0", lambda name: None if name == b"0" else 1, max_bytes=MUCH)) == FIRST_UNUSED
+    assert len(ahead.opened(b"0", lambda name: None if name == b"0" else 1, max_cost=MUCH)) == FIRST_UNUSED
 
 
 def test_a_directory_with_little_in_it_hands_on_what_is_expected() -> None:
     for is_expected in (True, False):
         ahead = FilesAhead(lambda: [b"only"], number_of, is_expected=is_expected)
-        ahead.opened(b"only", lambda _: None, max_bytes=MUCH)
+        ahead.opened(b"only", lambda _: None, max_cost=MUCH)
         assert ahead.is_of_use is is_expected
 
 
@@ -137,12 +137,12 @@ def test_who_has_opened_the_two_files_that_there_are_reads_them_all(
 ) -> None:
     ahead = FilesAhead(lambda: [b"a", b"b", *others], number_of)
     for name in (b"a", b"b"):
-        ahead.opened(name, lambda _: 1, max_bytes=0)
+        ahead.opened(name, lambda _: 1, max_cost=0)
     assert ahead.is_of_use is is_of_use
 
 
 def test_who_has_opened_the_only_file_twice_need_not_read_others() -> None:
     ahead = FilesAhead(lambda: [b"a"], number_of)
     for _ in range(2):
-        ahead.opened(b"a", lambda _: 1, max_bytes=0)
+        ahead.opened(b"a", lambda _: 1, max_cost=0)
     assert not ahead.is_of_use
