@@ -24,7 +24,7 @@ import click
 from fusefs.background import go_into_background, open_standard_descriptors
 from fusefs.config import Config
 from fusefs.control import ControlClient, Progress
-from fusefs.errors import ConfigError, MountError
+from fusefs.errors import ConfigError, MountError, first_cause
 from fusefs.flags import configuration_flags, log_flags, store_flags
 from fusefs.mountpoints import (
     FILESYSTEM_TYPE,
@@ -385,9 +385,7 @@ def _without_groups() -> Iterator[None]:
         _, others = group.split((MountError, StorageError, KeyboardInterrupt))
         if others is not None:
             raise
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
+        error = first_cause(group)
         raise error from error.__cause__
 
 

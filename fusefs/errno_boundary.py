@@ -139,15 +139,9 @@ def _answer(operation: str, raised: BaseException) -> int:
     return _report(operation, raised)
 
 
-def _first_cause(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
 def _report(operation: str, raised: BaseException) -> int:
     """Return the errno, and log what the errno alone does not tell."""
-    error = _first_cause(raised)
+    error = errors.first_cause(raised)
     if not isinstance(error, Exception):
         _log.error("%s failed", operation, exc_info=raised)
         return errno.EIO

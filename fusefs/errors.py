@@ -141,6 +141,13 @@ class BatchRemoved(BatchDamaged):
     """It was acknowledged, as a later one says, and somebody has removed it: a rule of the bucket, or a hand."""
 
 
+def first_cause(error: BaseException) -> BaseException:
+    """Return the first error in the groups that nurseries have made of it, or the error where they have not."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 def let_go_of_frames(error: Exception) -> None:
     """Let an error that is kept keep nothing of what failed: its frames, and those of its causes, have the bytes."""
     waiting: list[BaseException | None] = [error]

@@ -23,7 +23,7 @@ from fusefs.cache_directory import CacheDirectory
 from fusefs.config import Config
 from fusefs.control import Progress, socket_path
 from fusefs.control_server import ControlServer
-from fusefs.errors import MountError
+from fusefs.errors import MountError, first_cause
 from fusefs.kernel_tuning import tune_process
 from fusefs.lease import check_before_sending
 from fusefs.mountpoints import check_mountpoint
@@ -131,9 +131,7 @@ def _bare_mount_errors() -> Iterator[None]:
             raise
         if others is not None:
             _log.error("this failed as well", exc_info=others)
-        error: BaseException = errors
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
+        error = first_cause(errors)
         raise error from error.__cause__
 
 
