@@ -27,6 +27,7 @@ from fusefs.inode_packing import Packer
 from fusefs.inode_table import InodeTable
 from fusefs.inodes import ROOT_NUMBER, Directory
 from fusefs.kept_content import KeptContent, keep_all
+from fusefs.log_places import log_is_on_disk
 from fusefs.log_reader import OldLog
 from fusefs.namespace import Namespace, NamespaceOptions
 from fusefs.options import BucketStore, MountOptions
@@ -37,7 +38,7 @@ from fusefs.restoration import Restoration
 from fusefs.stage import Stage
 from fusefs.stage_budget import StageBudget
 from fusefs.start_progress import StartProgress
-from fusefs.term import Term, log_is_on_disk
+from fusefs.term import Term
 from fusefs.tree_index import TreeIndex
 from fusefs.uploads import Uploads
 from fusefs.xattr_calls import XattrCalls

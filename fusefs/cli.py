@@ -342,10 +342,11 @@ async def _print_diagnosis(config: Config, set_aside: bool) -> bool:
     """Tell how the log stands and, if `set_aside`, mend it; return whether a mount can read it then."""
     import trio
 
+    from fusefs.log_places import old_log_parts
     from fusefs.log_repair import LogRepair
     from fusefs.start_progress import StartProgress
     from fusefs.stores import open_store
-    from fusefs.term import alone_for, old_log_parts
+    from fusefs.term import alone_for
 
     store = open_store(config.store, retry_timeout_seconds=config.mount.retry_timeout_seconds)
     try:

@@ -31,6 +31,7 @@ from fusefs.control import Progress
 from fusefs.control_server import ControlServer
 from fusefs.errors import MountError
 from fusefs.kernel_tuning import tune_mount
+from fusefs.log_places import log_place
 from fusefs.mountpoints import check_mountpoint
 from fusefs.operations import FuseOperations, KernelOptions
 from fusefs.page_collector import BriefCollector, PageCollector, collect_pages
@@ -40,7 +41,7 @@ from fusefs.rescue import rescue
 from fusefs.start_progress import REPEAT_SECONDS
 from fusefs.status import LastComplaint, Requests, Status, document, identity_of
 from fusefs.stores import OpenStore
-from fusefs.term import Term, log_place
+from fusefs.term import Term
 
 _log = logging.getLogger(__name__)
 

@@ -1,8 +1,7 @@
 """The term of a mount that is the only writer: from taking the lease to giving it back, with the log between.
 
-The log is in the mounted prefix, or (`ack_after_upload = false`) on the local disk; the lease says where. A mount
-recovers what earlier terms have left in either place. The log and the lease have connections of their own, so that a
-commit, or a renewal, does not wait behind uploads.
+The lease says where the log is, and a mount recovers what earlier terms have left in any place (`log_places`). The log
+and the lease have connections of their own, so that a commit, or a renewal, does not wait behind uploads.
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -23,18 +22,16 @@ from backends.errors import StorageError
 from fusefs.clock import SystemClock
 from fusefs.committer import Committer
 from fusefs.config import Config
-from fusefs.disk_log import DiskLog, has_disk_log, open_disk_log, place_on_disk
-from fusefs.errors import LeaseDamaged, LogDamaged, MountError
+from fusefs.disk_log import DiskLog, open_disk_log
+from fusefs.errors import LeaseDamaged, MountError
 from fusefs.journal import Journal
-from fusefs.journal_format import Position
 from fusefs.lease import Lease, NoLease
-from fusefs.lease_acquisition import Claim, acquire, at_hand, check_supported, first_untold, waiting_message
-from fusefs.lease_record import Identity, LeaseRecord, LogPlace
-from fusefs.log_reader import LogReader, OldLog
-from fusefs.log_repair import DAMAGED_PREFIX, set_aside
+from fusefs.lease_acquisition import Claim, acquire, check_supported, waiting_message
+from fusefs.lease_record import Identity
+from fusefs.log_places import IN_BUCKET, LogPlaces, log_is_on_disk, places_here, set_aside_given_up
+from fusefs.log_reader import OldLog
 from fusefs.log_room import LogRoom
-from fusefs.old_logs import READ_AT_ONCE, LogPart, find_logs
-from fusefs.options import BucketStore
+from fusefs.old_logs import READ_AT_ONCE, find_logs
 from fusefs.stage_budget import StageBudget
 from fusefs.start_progress import StartProgress
 from fusefs.stored_lease import longest_call_seconds, look
@@ -46,9 +43,6 @@ LOG_CONNECTIONS: Final = READ_AT_ONCE
 """As many as batches of earlier terms are read at once: more than are on their way of this one, and some that trim."""
 
 LEASE_CONNECTIONS: Final = 2
-
-IN_BUCKET: Final = ""
-"""The name of the place of a log that is in the mounted prefix itself."""
 
 RELEASE_SECONDS: Final = 10.0
 """How long giving the lease back may hold up the end of a mount."""
@@ -94,18 +88,12 @@ async def open_term(
     patience = config.mount.retry_timeout_seconds
     async with _beside(config, store, patience, LOG_CONNECTIONS) as beside, open_disk_log(config) as on_disk:
         own_disk = on_disk if log_is_on_disk(config) else None
-        places = _places(beside, on_disk)
+        places = LogPlaces.of(beside, on_disk)
         who = identity(mount_id, str(config.mount.mountpoint))
         claim = await _claim(config, who, places, own_disk, known_dead)
         claim = replace(claim, alternative=", or mount with --read-only")
         async with hold_lease(config, store, claim, progress) as lease:
-            with _as_mount_error(config):
-                await _set_aside_given_up(lease, places, claim.found_leased, on_disk)
-                old = await find_logs(
-                    places.old_parts(lease.previous, claim.found_leased),
-                    before_epoch=lease.epoch,
-                    empty_too=lease.previous is not None,
-                )
+            old = await _end_earlier(config, lease, places, claim, on_disk)
             journal = Journal(
                 places.readers[claim.log].storage,
                 lease.epoch,
@@ -126,7 +114,11 @@ async def open_term(
 
 
 async def _claim(
-    config: Config, who: Identity, places: _Places, own_disk: DiskLog | None, known_dead: Collection[str] = ()
+    config: Config,
+    who: Identity,
+    places: LogPlaces,
+    own_disk: DiskLog | None,
+    known_dead: Collection[str] = (),
 ) -> Claim:
     """Return what somebody asks for, by what there is of logs. Raises `MountError`."""
     with _as_mount_error(config):
@@ -142,6 +134,19 @@ async def _claim(
         found_leased=found_leased,
         known_dead=known_dead,
     )
+
+
+async def _end_earlier(
+    config: Config, lease: Lease, places: LogPlaces, claim: Claim, on_disk: DiskLog
+) -> list[OldLog]:
+    """End the logs of earlier terms, and return what counts of them. Raises `MountError`."""
+    with _as_mount_error(config):
+        await set_aside_given_up(lease, places, claim.found_leased, on_disk)
+        return await find_logs(
+            places.old_parts(lease.previous, claim.found_leased),
+            before_epoch=lease.epoch,
+            empty_too=lease.previous is not None,
+        )
 
 
 @asynccontextmanager
@@ -190,86 +195,12 @@ async def alone_for(
 
     Of a log on the disk that no lease tells of, this one does: the next mount would take it for one that was given up.
     """
-    async with _places_here(config, store.storage) as places:
+    async with places_here(config, store.storage) as places:
         claim = await _claim(config, identity(uuid.uuid4().hex[:12], what), places, own_disk=None)
     if len(places.disks) == 1:
         claim = replace(claim, places={})  # there is none of a disk: it may go on where a lease names one
     async with hold_lease(config, store, claim, progress) as lease:
         yield lease
-
-
-@asynccontextmanager
-async def old_log_parts(
-    config: Config, storage: ObjectStorage, lease: Lease | None = None
-) -> AsyncIterator[list[LogPart]]:
-    """Open the logs for the block that a mount here would read: in the prefix, and on the disk if there is one.
-
-    Which these are is what `lease` has found when it was taken, or else what the one says that is there. Raises
-    `MountError` where that names one that is elsewhere, or cannot be read, and what the store raises.
-    """
-    if lease is not None:
-        previous = lease.previous
-    else:
-        found = await look(storage)
-        previous = found.record if found is not None else None
-    async with _places_here(config, storage) as places:
-        yield places.old_parts(previous, await places.last_leased_epochs())
-
-
-@asynccontextmanager
-async def _places_here(config: Config, storage: ObjectStorage) -> AsyncIterator[_Places]:
-    """Open for the block where there are logs for whoever needs none of his own: no directory is made for one."""
-    async with AsyncExitStack() as stack:
-        on_disk = await stack.enter_async_context(open_disk_log(config)) if has_disk_log(config) else None
-        yield _places(storage, on_disk)
-
-
-@dataclass(frozen=True, slots=True)
-class _Places:
-    """Where a mount here finds logs; all is by the names of the places."""
-
-    readers: Mapping[str, LogReader]
-    #: Which disk each is on; "" for the prefix itself.
-    disks: Mapping[str, str]
-
-    async def last_epochs(self) -> dict[str, int]:
-        """Return the last term that has left anything, 0 if none has. Raises what the stores raise."""
-        return {place: await reader.last_epoch() for place, reader in self.readers.items()}
-
-    async def last_leased_epochs(self) -> dict[str, int]:
-        """Return the last of these that had the lease. Raises what the stores raise.
-
-        Not of the prefix, where terms do not begin again: they are later than all that there are.
-        """
-        return {
-            place: await reader.last_leased_epoch()
-            for place, reader in self.readers.items()
-            if place != IN_BUCKET
-        }
-
-    def old_parts(self, previous: LeaseRecord | None, found_leased: Mapping[str, int]) -> list[LogPart]:
-        """Return what earlier terms have left of logs; where no lease tells, all that there is.
-
-        Of terms without a lease, which are later than the one that it tells of, there may be a log in every place.
-
-        Raises `MountError` for a log that is in none of them; where the lease was taken, that was looked at before.
-        """
-        if previous is None:
-            return [LogPart(reader) for reader in self.readers.values()]
-        told = {log.place: log for log in at_hand(previous.logs, self.disks)}
-        untold = {
-            place: LogPlace(place, first_untold(previous, found_leased.get(place, 0))) for place in self.disks
-        }
-        logs = [told.get(place, untold[place]) for place in self.disks]
-        return [LogPart(self.readers[log.place], log.since_epoch, log.end) for log in logs]
-
-
-def _places(bucket: ObjectStorage, on_disk: DiskLog | None) -> _Places:
-    readers, disks = {IN_BUCKET: LogReader(bucket)}, {IN_BUCKET: ""}
-    if on_disk is not None:
-        readers[on_disk.place] = LogReader(on_disk.storage, where=str(on_disk.directory))
-        disks[on_disk.place] = on_disk.disk
-    return _Places(readers, disks)
 
 
 def identity(holder: str, what: str) -> Identity:
@@ -332,16 +263,6 @@ async def warn_of_mounts_above(config: Config, store: OpenStore) -> None:
                 )
 
 
-def log_place(config: Config) -> str:
-    """Return where a mount keeps its log, for people."""
-    return place_on_disk(config) if log_is_on_disk(config) else "the bucket"
-
-
-def log_is_on_disk(config: Config) -> bool:
-    """Return whether a mount keeps its log on the local disk, beside a bucket."""
-    return isinstance(config.store, BucketStore) and not config.store.ack_after_upload
-
-
 @contextmanager
 def _as_mount_error(config: Config) -> Iterator[None]:
     """Put the URL before what keeps the mount from becoming the only writer."""
@@ -349,53 +270,3 @@ def _as_mount_error(config: Config) -> Iterator[None]:
         yield
     except (StorageError, MountError) as error:
         raise MountError(f"{config.store.url}: {error}") from error
-
-
-async def _set_aside_given_up(
-    lease: Lease, places: _Places, found_leased: Mapping[str, int], disk: DiskLog
-) -> None:
-    """Keep elsewhere what a log on the disk has of terms whose lease somebody has removed, to go on without it."""
-    if lease.previous is None:
-        return
-    reader = places.readers[disk.place]
-    given_up = await _untold(reader, lease.previous, disk)
-    given_up += [
-        position
-        for position in await reader.positions()
-        if lease.previous.epoch < position.epoch <= found_leased[disk.place]
-    ]
-    if given_up:
-        for position in reversed(given_up):
-            await set_aside(reader.storage, position)
-        _log.warning(
-            "the log in %s was given up when the lease that named it was removed: it is kept below %s and not applied",
-            disk.directory,
-            DAMAGED_PREFIX,
-        )
-
-
-async def _untold(reader: LogReader, previous: LeaseRecord, disk: DiskLog) -> list[Position]:
-    """Return the batches of terms on the disk from before those of which the lease tells, as far as they are needed.
-
-    A lease ceases to tell of a log when that has been emptied, but for a batch that says so. So another one has told
-    of these, and was removed.
-    """
-    told_since = (log.since_epoch for log in previous.logs if _is_of(log, disk))
-    since_epoch = min(told_since, default=previous.epoch + 1)
-    found = [position for position in await reader.positions() if position.epoch < since_epoch]
-    needed = {epoch for epoch in {position.epoch for position in found} if await _is_needed(reader, epoch)}
-    return [position for position in found if position.epoch in needed]
-
-
-def _is_of(log: LogPlace, disk: DiskLog) -> bool:
-    """Return whether a lease tells of a disk's log; that of an earlier version names no disk."""
-    return log.disk == disk.disk if log.disk else log.place == disk.place
-
-
-async def _is_needed(reader: LogReader, epoch: int) -> bool:
-    """Return whether anything of a term counts, or may."""
-    try:
-        log, _ = await reader.look(epoch)
-    except LogDamaged:
-        return True
-    return bool(log.positions)

@@ -31,11 +31,12 @@ from fusefs.committer import Committer
 from fusefs.config import Config
 from fusefs.keys import RESERVED_PREFIX
 from fusefs.lease_record import LeaseRecord
+from fusefs.log_places import old_log_parts
 from fusefs.old_logs import LogPart
 from fusefs.stage_budget import StageBudget
 from fusefs.start_progress import StartProgress
 from fusefs.stores import OpenStore, open_local
-from fusefs.term import old_log_parts, open_term
+from fusefs.term import open_term
 from tests.core.history import History
 from tests.core.leases import record_in
 from tests.core.losses import OPTIONS, PATIENCE_SECONDS, check_bucket, settle

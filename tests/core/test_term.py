@@ -34,6 +34,7 @@ from fusefs.inodes import Directory
 from fusefs.journal_format import JOURNAL_PREFIX, SEAL_SIZES, Position, batch_key
 from fusefs.lease_acquisition import waiting_message
 from fusefs.lease_record import LeaseRecord, LogEnd, LogPlace
+from fusefs.log_places import old_log_parts
 from fusefs.log_repair import DAMAGED_PREFIX, Diagnosis, LogRepair
 from fusefs.old_logs import LogPart, places
 from fusefs.stage_budget import StageBudget
@@ -44,7 +45,6 @@ from fusefs.term import (
     RELEASE_SECONDS,
     Term,
     alone_for,
-    old_log_parts,
     open_term,
     warn_of_mounts_above,
 )
