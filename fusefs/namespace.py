@@ -270,40 +270,44 @@ class Namespace:
             self._check_key(directory, name)  # which is a new one for the other entry
         is_again = False
         while True:
-            inode = await self._lookup_entry(directory, name)
-            other = await self._lookup_if_any(new_directory, new_name)
-            if exchange and other is None:
+            rename = Rename(
+                directory=directory,
+                name=name,
+                inode=await self._lookup_entry(directory, name),
+                new_directory=new_directory,
+                new_name=new_name,
+                other=await self._lookup_if_any(new_directory, new_name),
+                exchange=exchange,
+            )
+            if exchange and rename.other is None:
                 raise NoSuchEntry(f"{new_name!r} does not exist")
-            if other is not None and not replace and not exchange:
-                raise EntryExists(f"{other.path_key!r} exists")
-            new_prefixes = {inode: _prefix_of(new_directory, new_name)}
-            if exchange and other is not None:
-                new_prefixes[other] = _prefix_of(directory, name)
-            for moved in new_prefixes.items():
-                await self._renamed.prepare(*moved, again=is_again)
-            is_again = True
-            if isinstance(other, Directory) and not exchange:
-                await self._listings.ensure_listed(other, max_age_seconds=self._options.revalidate_seconds)
-            if (
-                directory.children.get(name) is inode
-                and new_directory.children.get(new_name) is other
-                and all(self._renamed.can_be_moved(*moved) for moved in new_prefixes.items())
-            ):
+            if rename.other is not None and not replace and not exchange:
+                raise EntryExists(f"{rename.other.path_key!r} exists")
+            if await self._prepare_rename(rename, again=is_again):
                 break
-        if other is not None and inode.subject is other.subject:
+            is_again = True
+        other = rename.other
+        if other is not None and rename.inode.subject is other.subject:
             return None
-        rename = Rename(
-            directory=directory,
-            name=name,
-            inode=inode,
-            new_directory=new_directory,
-            new_name=new_name,
-            other=other,
-            exchange=exchange,
-        )
         check_rename(rename, max_key_length=self._max_key_length)
         self._entries.move(rename, now_ns)
         return None if exchange or other is None else other.subject
+
+    async def _prepare_rename(self, rename: Rename, *, again: bool) -> bool:
+        """Find out what has to be known for a rename; return whether all is, and both entries are what they were."""
+        directory, new_directory = rename.directory, rename.new_directory
+        new_prefixes = {rename.inode: _prefix_of(new_directory, rename.new_name)}
+        if rename.swapped is not None:
+            new_prefixes[rename.swapped] = _prefix_of(directory, rename.name)
+        for moved in new_prefixes.items():
+            await self._renamed.prepare(*moved, again=again)
+        if isinstance(rename.other, Directory) and not rename.exchange:
+            await self._listings.ensure_listed(rename.other, max_age_seconds=self._options.revalidate_seconds)
+        return (
+            directory.children.get(rename.name) is rename.inode
+            and new_directory.children.get(rename.new_name) is rename.other
+            and all(self._renamed.can_be_moved(*moved) for moved in new_prefixes.items())
+        )
 
     def go_on_with_move(self, directory: Directory) -> None:
         """Find out what is below a directory that an earlier mount has renamed, and then move it."""
