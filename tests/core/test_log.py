@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -42,7 +43,7 @@ from fusefs.link_lists import LISTS_PREFIX
 from fusefs.publisher import PublishOptions
 from tests.core.logs import batches, log_objects
 from tests.core.small_parts import PART, SmallPartsStorage, tree_options
-from tests.core.tree import TreeOptions, open_tree, stored
+from tests.core.tree import Tree, TreeOptions, open_tree, stored
 from tests.support.faulty import FaultyStorage
 
 pytestmark = pytest.mark.usefixtures("small_parts")
@@ -692,41 +693,38 @@ async def test_what_is_done_to_a_file_without_a_name_is_told_to_nobody(
         assert await stored(storage) == {}
 
 
-async def test_times_of_what_cannot_be_published(
-    autojump_clock: MockClock, tmp_path: Path, quiet: None
-) -> None:
-    """They are told with what comes next, after an attempt that has failed, too."""
+@asynccontextmanager
+async def with_times_denied(directory: Path) -> AsyncIterator[Tree]:
+    """A mount that could not publish the times of a file; the next one has them from its log."""
     inner = SmallPartsStorage()
     await inner.put("denied", b"bytes")
     storage = FaultyStorage(inner)
     storage.fail(AccessDenied, verb=Verb.COPY, key="denied", times=math.inf)
-    async with open_tree(storage, tmp_path / "1", options(publishes=True)) as tree:
+    async with open_tree(storage, directory / "1", options(publishes=True)) as tree:
         number = (await tree.find("denied")).number
         await tree.filesystem.setattr(number, AttributeChanges(mtime_ns=5))
         with pytest.raises(AccessDenied):
             await tree.publish_all()
+        yield tree
+    async with open_tree(inner, directory / "2", options()) as tree:
+        assert (await tree.find("denied")).attributes.mtime_ns == 5
+
+
+async def test_times_of_what_cannot_be_published(
+    autojump_clock: MockClock, tmp_path: Path, quiet: None
+) -> None:
+    """They are told with what comes next, after an attempt that has failed, too."""
+    async with with_times_denied(tmp_path) as tree:
         await tree.mkdir("next")
         await tree.log.commit()
-    async with open_tree(inner, tmp_path / "2", options()) as tree:
-        assert (await tree.find("denied")).attributes.mtime_ns == 5
 
 
 async def test_times_of_what_cannot_be_published_before_the_end(
     autojump_clock: MockClock, tmp_path: Path, quiet: None
 ) -> None:
     """The last batch tells of them alone: there is none that would come next."""
-    inner = SmallPartsStorage()
-    await inner.put("denied", b"bytes")
-    storage = FaultyStorage(inner)
-    storage.fail(AccessDenied, verb=Verb.COPY, key="denied", times=math.inf)
-    async with open_tree(storage, tmp_path / "1", options(publishes=True)) as tree:
+    async with with_times_denied(tmp_path) as tree:
         assert isinstance(tree.log, Committer)
-        number = (await tree.find("denied")).number
-        await tree.filesystem.setattr(number, AttributeChanges(mtime_ns=5))
-        with pytest.raises(AccessDenied):
-            await tree.publish_all()
         await tree.log.finish()
         assert tree.log.has_everything
         assert not tree.log.is_empty
-    async with open_tree(inner, tmp_path / "2", options()) as tree:
-        assert (await tree.find("denied")).attributes.mtime_ns == 5

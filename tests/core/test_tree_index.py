@@ -61,6 +61,29 @@ async def make(tree: Tree) -> None:
         await tree.filesystem.setattr((await tree.find(path)).number, changes)
 
 
+async def make_directory(storage: Seconds, directory: Path, options: TreeOptions = INDEXED) -> None:
+    """Let a mount make `d` with the mode 0o711, and leave an index that has it."""
+    async with open_tree(storage, directory, options) as tree:
+        await tree.mkdir("d", 0o711)
+        await tree.end()
+    storage.now_ns += SECOND
+
+
+async def change_mode(tree: Tree) -> None:
+    await tree.filesystem.setattr((await tree.find("d")).number, AttributeChanges(mode=0o700))
+
+
+async def change_mode_elsewhere(storage: Seconds) -> None:
+    """Let somebody else do the same, with the marker in the bucket."""
+    marker = await storage.head("d/")
+    theirs = {**(marker.metadata or {}), "mode": str(stat.S_IFDIR | 0o700)}
+    await storage.copy("d/", "d/", metadata=theirs)
+
+
+async def sees_change(tree: Tree) -> bool:
+    return stat.S_IMODE((await tree.find("d")).attributes.mode) == 0o700
+
+
 PATHS = ("d", "d/empty", "d/f", "d/l", "d/p")
 
 
@@ -612,34 +635,28 @@ async def test_directories_after_an_end_at_which_the_index_could_not_be_written(
 ) -> None:
     """What the index has of them from before is not believed, although nothing has crashed."""
     storage = Seconds()
-    async with open_tree(storage, tmp_path / "1", INDEXED) as tree:
-        await tree.mkdir("d", 0o711)
-        await tree.end()
-    storage.now_ns += SECOND
+    await make_directory(storage, tmp_path / "1")
     async with open_tree(storage, tmp_path / "2", INDEXED) as tree:
-        await tree.filesystem.setattr((await tree.find("d")).number, AttributeChanges(mode=0o700))
+        await change_mode(tree)
         await tree.publish_all()
         storage.fail(Unavailable, verb=Verb.PUT, key=shard_key(shard_of("")))
         await tree.end()
     async with open_tree(storage, tmp_path / "3", INDEXED) as tree:
-        assert stat.S_IMODE((await tree.find("d")).attributes.mode) == 0o700
+        assert await sees_change(tree)
 
 
 async def test_an_index_that_takes_too_long_at_the_end(autojump_clock: MockClock, tmp_path: Path) -> None:
     """The end of a mount waits half a minute for it, and no longer; the next one knows that it is not whole."""
     storage = Seconds()
-    async with open_tree(storage, tmp_path / "1", INDEXED) as tree:
-        await tree.mkdir("d", 0o711)
-        await tree.end()
-    storage.now_ns += SECOND
+    await make_directory(storage, tmp_path / "1")
     async with open_tree(storage, tmp_path / "2", INDEXED) as tree:
-        await tree.filesystem.setattr((await tree.find("d")).number, AttributeChanges(mode=0o700))
+        await change_mode(tree)
         await tree.publish_all()
         storage.hold(Verb.PUT, key=shard_key(shard_of("")), times=math.inf)
         with trio.fail_after(FINISH_SECONDS + NOTE_SECONDS):
             await tree.end()
     async with open_tree(storage, tmp_path / "3", INDEXED) as tree:
-        assert stat.S_IMODE((await tree.find("d")).attributes.mode) == 0o700
+        assert await sees_change(tree)
 
 
 async def test_a_directory_in_one_that_was_not_listed_to_its_end(
@@ -660,7 +677,7 @@ async def test_a_directory_in_one_that_was_not_listed_to_its_end(
         await tree.end()
     gate.open()
     async with open_tree(storage, tmp_path / "3", INDEXED) as tree:
-        assert stat.S_IMODE((await tree.find("d")).attributes.mode) == 0o700
+        assert await sees_change(tree)
 
 
 async def test_the_end_waits_for_what_is_being_written(autojump_clock: MockClock, tmp_path: Path) -> None:
@@ -839,13 +856,8 @@ async def test_a_directory_that_nobody_has_looked_up_since_a_crash(
 ) -> None:
     """It stays in doubt, however often the index is written meanwhile."""
     storage = Seconds()
-    async with open_tree(storage, tmp_path / "1", INDEXED) as tree:
-        await tree.mkdir("d", 0o711)
-        await tree.end()
-    storage.now_ns += SECOND
-    marker = await storage.head("d/")
-    killed = {**(marker.metadata or {}), "mode": str(stat.S_IFDIR | 0o700)}
-    await storage.copy("d/", "d/", metadata=killed)
+    await make_directory(storage, tmp_path / "1")
+    await change_mode_elsewhere(storage)
     for number in (2, 3):
         storage.now_ns += SECOND
         options = replace(INDEXED, follows_crash=number == 2)
@@ -854,7 +866,7 @@ async def test_a_directory_that_nobody_has_looked_up_since_a_crash(
             await tree.write_file(f"f{number}", b"")
             await tree.end()
     async with open_tree(storage, tmp_path / "4", INDEXED) as tree:
-        assert stat.S_IMODE((await tree.find("d")).attributes.mode) == 0o700
+        assert await sees_change(tree)
 
 
 async def test_a_directory_that_another_host_has_changed_before_a_shared_mount_began(
@@ -863,15 +875,10 @@ async def test_a_directory_that_another_host_has_changed_before_a_shared_mount_b
     """The index of the one that knew it before does not say, and is not believed."""
     storage = Seconds()
     shared = replace(INDEXED, filesystem=FilesystemOptions(shared=True))
-    async with open_tree(storage, tmp_path / "1", shared) as tree:
-        await tree.mkdir("d", 0o711)
-        await tree.end()
-    storage.now_ns += SECOND
-    marker = await storage.head("d/")
-    theirs = {**(marker.metadata or {}), "mode": str(stat.S_IFDIR | 0o700)}
-    await storage.copy("d/", "d/", metadata=theirs)
+    await make_directory(storage, tmp_path / "1", shared)
+    await change_mode_elsewhere(storage)
     async with open_tree(storage, tmp_path / "2", shared) as tree:
-        assert stat.S_IMODE((await tree.find("d")).attributes.mode) == 0o700
+        assert await sees_change(tree)
 
 
 async def test_a_directory_that_another_host_changes_in_the_second_in_which_the_index_is_written(
@@ -882,13 +889,11 @@ async def test_a_directory_that_another_host_changes_in_the_second_in_which_the_
     shared = replace(INDEXED, filesystem=FilesystemOptions(shared=True))
     async with open_tree(storage, tmp_path / "1", shared) as tree:
         await tree.mkdir("d", 0o711)
-        marker = await storage.head("d/")
-        theirs = {**(marker.metadata or {}), "mode": str(stat.S_IFDIR | 0o700)}
-        await storage.copy("d/", "d/", metadata=theirs)
+        await change_mode_elsewhere(storage)
         await tree.end()
     async with open_tree(storage, tmp_path / "2", INDEXED) as tree:
         await tree.names("d")
-        assert stat.S_IMODE((await tree.find("d")).attributes.mode) == 0o700
+        assert await sees_change(tree)
 
 
 async def test_a_directory_that_another_host_has_made_just_now_stays_in_the_index(
