@@ -16,7 +16,6 @@ from fusefs.inodes import Alias, Directory, File, Inode, Symlink
 from fusefs.journal_format import (
     ContentRecord,
     InodeRecord,
-    StoredPart,
     StoredVersion,
     UploadReference,
     Written,
@@ -140,10 +139,7 @@ def _capture_content(content: Content, room: int) -> tuple[ContentRecord, list[E
         upload=UploadReference(
             key=upload.key,
             upload_id=upload.upload_id,
-            parts=tuple(
-                StoredPart(part.number, part.etag, part.start, part.end)
-                for _, part in sorted(upload.parts.items())
-            ),
+            parts=tuple(part for _, part in sorted(upload.parts.items())),
         )
         if upload and upload.parts
         else None,

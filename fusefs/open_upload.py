@@ -9,15 +9,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-
-@dataclass(frozen=True, slots=True)
-class SentPart:
-    """Bytes `start` to `end` of the file, as the bucket holds them for an upload under way."""
-
-    number: int
-    etag: str
-    start: int
-    end: int
+from fusefs.journal_format import StoredPart
 
 
 @dataclass(slots=True)
@@ -26,7 +18,7 @@ class OpenUpload:
 
     key: str
     upload_id: str
-    parts: dict[int, SentPart] = field(default_factory=dict)
+    parts: dict[int, StoredPart] = field(default_factory=dict)
     #: Those that the log refers to: until it has their bytes, the bucket has to keep them.
     logged: set[int] = field(default_factory=set)
     #: Which key the file had by its name when the log was last told of the upload; "" if it was not.

@@ -21,15 +21,15 @@ import trio
 
 from backends.base import MIB, Metadata, MultipartUpload, Part, PutMode
 from backends.errors import StorageError
-from backends.multipart import BufferedMultipartWriter, OnFailed, OnStored
-from backends.multipart import SentPart as WrittenPart
+from backends.multipart import BufferedMultipartWriter, OnFailed, OnStored, SentPart
 from fusefs import fetching
 from fusefs.change_log import ChangeLog
 from fusefs.content import Content, Version
 from fusefs.errors import FilesystemError, let_go_of_frames
 from fusefs.inodes import File
+from fusefs.journal_format import StoredPart
 from fusefs.keys import RESERVED_PREFIX
-from fusefs.open_upload import Flush, OpenUpload, SentPart
+from fusefs.open_upload import Flush, OpenUpload
 from fusefs.upload_rounds import FREE_ROUNDS, FileWasCut, check_name
 
 _log = logging.getLogger(__name__)
@@ -252,14 +252,14 @@ class Stream:
 
     # What the log may refer to
 
-    def _note_stored(self, upload: MultipartUpload, sent: WrittenPart, stored: Part) -> None:
+    def _note_stored(self, upload: MultipartUpload, sent: SentPart, stored: Part) -> None:
         self.moved_at = trio.current_time()
         if self._is_given_up or self.key.startswith(RESERVED_PREFIX):
             return  # nobody may refer to it, or the file's own object is another one
         content = self._content
         if content.upload is None:
             content.upload = OpenUpload(upload.key, upload.upload_id)
-        content.upload.parts[sent.number] = SentPart(sent.number, stored.etag, sent.start, sent.end)
+        content.upload.parts[sent.number] = StoredPart(sent.number, stored.etag, sent.start, sent.end)
 
     async def _withdraw(self, numbers: Iterable[int]) -> None:
         """Give the log the bytes of parts that it refers to, and let it refer to them no more."""
