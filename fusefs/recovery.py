@@ -203,12 +203,12 @@ class Recovery:
     ) -> None:
         """Note the object of a further name; what is to be in it is its inode's matter."""
         record = replayed.last
-        if of is None and record.path is not None:
-            return  # somebody else has changed the inode, and under this name there is what was there before
-        strays = found if record.path is None else found[1:]
-        recovered.leftovers += [each.version for each in strays]
-        if record.path is None or of is None:
+        if record.path is None:
+            recovered.leftovers += [each.version for each in found]
             return
+        if of is None:
+            return  # somebody else has changed the inode, and under this name there is what was there before
+        recovered.leftovers += [each.version for each in found[1:]]
         if of.links is None:
             of.links = Links(number=replayed.last_list or new_list_number(of.number))
         alias = Alias(number=record.number, attributes=of.attributes, of=of, log_id=record.log_id)
