@@ -11,7 +11,7 @@ from typing import Final
 
 import trio
 
-from fusefs.inodes import Child, Directory, Inode
+from fusefs.inodes import Child, Directory, Inode, is_joined
 from fusefs.linked_names import LinkedNames
 from fusefs.listings import Listings
 from fusefs.resolver import Resolver
@@ -75,5 +75,4 @@ def _directories_in(directory: Directory) -> Iterator[Directory]:
 
 
 def _is_known(child: Child) -> bool:
-    links = child.links if isinstance(child, Inode) else None
-    return isinstance(child, Inode) and not child.is_doubtful and (links is None or links.is_joined)
+    return isinstance(child, Inode) and not child.is_doubtful and is_joined(child)
