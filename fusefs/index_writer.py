@@ -101,11 +101,14 @@ class IndexWriter:
                 is_whole = self._is_whole()
         finally:
             if not is_whole:
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + NOTE_SECONDS):
-                    try:
-                        await self._index.note_crash()
-                    except StorageError as error:
-                        _log.warning("attributes of directories may be older in the next mount: %s", error)
+                await self._note_not_whole()
+
+    async def _note_not_whole(self) -> None:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + NOTE_SECONDS):
+            try:
+                await self._index.note_crash()
+            except StorageError as error:
+                _log.warning("attributes of directories may be older in the next mount: %s", error)
 
     async def save(self, *, is_final: bool = False) -> None:
         """Write what has changed since the last time. `is_final`: this mount writes nothing to the bucket any more.
