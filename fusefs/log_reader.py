@@ -140,10 +140,10 @@ class LogReader:
     async def end(self, epoch: int, told: LogEnd | None = None) -> OldLog:
         """End a term for good, and return what counts of it; `told` is its end as the lease tells.
 
-        Raises `LogDamaged`, and what the store raises.
-
         For that the place behind the batches is occupied, so that a writer that still lives finds its term ended. Where
         that writer was quicker, what it has written is looked at as well.
+
+        Raises `LogDamaged`, and what the store raises.
         """
         while True:
             log, end = await self.look(epoch, told)
