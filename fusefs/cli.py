@@ -21,6 +21,7 @@ from typing import Final, NoReturn
 
 import click
 
+from backends.errors import StorageError
 from fusefs.background import go_into_background, open_standard_descriptors
 from fusefs.config import Config
 from fusefs.control import ControlClient, Progress
@@ -269,8 +270,6 @@ def check(url: str, *, config_path: str | None, attributes: bool, **flags: objec
     """
     import trio
 
-    from backends.errors import StorageError
-
     _keep_log_quiet()
     config = _config_of_store(url, config_path, flags)
     try:
@@ -324,8 +323,6 @@ def recover(url: str, *, config_path: str | None, set_aside: bool, **flags: obje
     """
     import trio
 
-    from backends.errors import StorageError
-
     _keep_log_quiet()
     config = _config_of_store(url, config_path, flags)
     try:
@@ -378,8 +375,6 @@ async def _print_diagnosis(config: Config, set_aside: bool) -> bool:
 @contextmanager
 def _without_groups() -> Iterator[None]:
     """Take what a user is told of in a line, or has asked for (Ctrl-C), out of the groups that nurseries make of it."""
-    from backends.errors import StorageError
-
     try:
         yield
     except BaseExceptionGroup as group:
