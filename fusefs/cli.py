@@ -12,9 +12,7 @@ import logging
 import os
 import pwd
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final, NoReturn
@@ -22,11 +20,12 @@ from typing import Final, NoReturn
 import click
 
 from backends.errors import StorageError
-from fusefs.background import go_into_background, open_standard_descriptors
+from fusefs.background import open_standard_descriptors
 from fusefs.config import Config
 from fusefs.control import ControlClient, Progress
-from fusefs.errors import ConfigError, MountError, first_cause
+from fusefs.errors import ConfigError, MountError
 from fusefs.flags import configuration_flags, log_flags, store_flags
+from fusefs.mount_process import LINE_START, mount_here, mount_in_background, tell, without_groups
 from fusefs.mountpoints import (
     FILESYSTEM_TYPE,
     check_alive,
@@ -37,14 +36,6 @@ from fusefs.mountpoints import (
     user_of_mount,
     where_it_is,
 )
-from fusefs.quantities import brief_size, counted
-from fusefs.service_manager import ServiceManager
-
-_log = logging.getLogger(__name__)
-
-_LINE_START: Final = "fusefs: "
-"""Of all that is said on standard error."""
-
 
 _config_option: Final = click.option(
     "--config", "config_path", metavar="FILE", type=click.Path(), help="TOML file; flags win over it."
@@ -74,7 +65,7 @@ def mount(url: str, mountpoint: str, *, config_path: str | None, foreground: boo
     URL is s3://BUCKET[/PREFIX], file:///DIRECTORY or memory://. Credentials come from the places where boto3 looks
     for them.
     """
-    logging.basicConfig(format=f"{_LINE_START}%(message)s")  # of warnings, as long as there is no log
+    logging.basicConfig(format=f"{LINE_START}%(message)s")  # of warnings, as long as there is no log
     try:
         place = where_it_is(mountpoint) if mountpoint else ""  # which is a mistake, and told as one
         config = Config.from_sources(url=url, mountpoint=place, config_path=config_path, flags=flags)
@@ -83,12 +74,12 @@ def mount(url: str, mountpoint: str, *, config_path: str | None, foreground: boo
     try:
         _check_not_served(config.mount.mountpoint)
         if remove_if_dead(config.mount.mountpoint):
-            _tell(f"{config.mount.mountpoint} held a mount whose daemon is gone; it was removed")
+            tell(f"{config.mount.mountpoint} held a mount whose daemon is gone; it was removed")
         check_mountpoint(config.mount.mountpoint)
         if foreground:
-            _mount_here(config)
+            mount_here(config)
         else:
-            _mount_in_background(config)
+            mount_in_background(config)
     except MountError as error:
         _fail(str(error), status=1)
 
@@ -99,84 +90,6 @@ def _check_not_served(mountpoint: Path) -> None:
         raise MountError(
             f"{mountpoint} is busy: fusefs serves it; unmount it with: fusefs umount {mountpoint}"
         )
-
-
-def _mount_in_background(config: Config) -> None:
-    log_path = config.mount.log_file or _log_in(config.mount.cache_dir)
-    tell_ready = go_into_background()
-    if tell_ready is None:
-        click.echo(f"{config.store.url} is mounted on {config.mount.mountpoint}; log: {log_path}")
-    else:
-        logged = config.mount.model_copy(update={"log_file": log_path})
-        _mount_here(replace(config, mount=logged), tell_ready)
-
-
-def _mount_here(config: Config, tell_ready: Callable[[], None] = lambda: None) -> None:
-    import trio  # here, because they take half a second that no other command needs
-
-    from fusefs.mount import run_mount
-
-    _set_up_log(config)
-    try:
-        with _without_groups():
-            trio.run(run_mount, config, _Starter(config, tell_ready))
-    except Exception as error:
-        if config.mount.log_file is not None:  # where standard error leads nowhere, nothing else has it
-            is_defect = not isinstance(error, MountError)
-            _log.error("the mount has failed: %s", error, exc_info=is_defect)
-        raise
-
-
-class _Starter:
-    """Who has started the mount: a terminal, the command that waits until it is ready, a service manager.
-
-    Any of them may be gone by the time that it is told something.
-    """
-
-    def __init__(self, config: Config, tell_ready: Callable[[], None]) -> None:
-        mount = config.mount
-        #: Or else the log is there, and has it.
-        self._shows_lines = mount.log_file is not None or mount.log_level not in ("debug", "info")
-        self._tell_ready = tell_ready
-        self._manager = ServiceManager.of_environment()
-
-    def starting(self, line: str) -> None:
-        if self._shows_lines:
-            _tell(line)
-        self._manager.starting(line)
-
-    def ready(self) -> None:
-        self._tell_ready()
-        self._manager.ready()
-
-    def ending(self, left: Progress) -> None:
-        changes = counted(left.pending_inodes, "change", "changes")
-        self._manager.ending(f"{changes} with {brief_size(left.pending_bytes)} to be published")
-
-
-def _log_in(cache_dir: Path) -> Path:
-    """Return where the log goes if nobody has said so; the directory is made."""
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise MountError(f"the cache directory {cache_dir} cannot be used: {error.strerror}") from error
-    return cache_dir / "fusefs.log"
-
-
-def _set_up_log(config: Config) -> None:
-    options = config.mount
-    try:
-        logging.basicConfig(
-            level=options.log_level.upper(),
-            filename=options.log_file,
-            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-            force=True,
-        )
-    except OSError as error:
-        raise MountError(f"the log {options.log_file} cannot be written: {error.strerror}") from error
-    # botocore's own log tells of headers and credentials; ours tells what matters of a request.
-    for library in ("boto3", "botocore", "urllib3", "s3transfer"):
-        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 @main.command()
@@ -326,7 +239,7 @@ def recover(url: str, *, config_path: str | None, set_aside: bool, **flags: obje
     _keep_log_quiet()
     config = _config_of_store(url, config_path, flags)
     try:
-        with _without_groups():
+        with without_groups():
             is_whole = trio.run(_print_diagnosis, config, set_aside)
     except MountError as error:
         _fail(str(error), status=3)
@@ -355,7 +268,7 @@ async def _print_diagnosis(config: Config, set_aside: bool) -> bool:
                 return found.is_whole
         # All logs are within reach; what there is of them may be another matter once nobody writes them.
         async with (
-            alone_for("fusefs recover", config, store, StartProgress(_tell, trio.current_time)) as lease,
+            alone_for("fusefs recover", config, store, StartProgress(tell, trio.current_time)) as lease,
             old_log_parts(config, store.storage, lease) as parts,
         ):
             repair = LogRepair(store.storage, parts)
@@ -370,19 +283,6 @@ async def _print_diagnosis(config: Config, set_aside: bool) -> bool:
             return True
     finally:
         await store.storage.aclose()
-
-
-@contextmanager
-def _without_groups() -> Iterator[None]:
-    """Take what a user is told of in a line, or has asked for (Ctrl-C), out of the groups that nurseries make of it."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        _, others = group.split((MountError, StorageError, KeyboardInterrupt))
-        if others is not None:
-            raise
-        error = first_cause(group)
-        raise error from error.__cause__
 
 
 def _keep_log_quiet() -> None:
@@ -404,12 +304,6 @@ def _watch(label: str, progress: Iterator[Progress]) -> str | None:
     return last.error if last is not None else None
 
 
-def _tell(line: str) -> None:
-    """Show how far something is, to whoever may be there."""
-    with suppress(OSError):
-        click.echo(f"{_LINE_START}{line}", err=True)
-
-
 def _fail(message: str, *, status: int) -> NoReturn:
-    click.echo(f"{_LINE_START}{message}", err=True)
+    click.echo(f"{LINE_START}{message}", err=True)
     sys.exit(status)

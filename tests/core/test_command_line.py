@@ -16,10 +16,10 @@ from typing import Final
 import click
 import pytest
 
-from fusefs import background, cli, mount
-from fusefs.cli import _Starter
+from fusefs import background, mount
 from fusefs.config import Config
 from fusefs.errors import MountError
+from fusefs.mount_process import _Starter, mount_here
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_the_log_says_what_has_ended_a_mount(
 
     monkeypatch.setattr(mount, "run_mount", fail)
     with pytest.raises((MountError, ExceptionGroup)):
-        cli._mount_here(config)
+        mount_here(config)
     text = log.read_text()
     assert str(error) in text
     assert ("Traceback" in text) is is_shown
