@@ -16,7 +16,6 @@ from backends.errors import NotFound, PreconditionFailed
 from fusefs.change_log import ChangeLog, Publication, commit_all_of, without_mark
 from fusefs.changes import Changes
 from fusefs.conflicts import Conflicts
-from fusefs.content import Version
 from fusefs.errors import StaleFile
 from fusefs.inodes import Alias, Directory, File, Inode
 from fusefs.link_lists import metadata_of
@@ -24,6 +23,7 @@ from fusefs.object_writer import ObjectWriter, has_to_go_up
 from fusefs.placement import Placement
 from fusefs.publish_queue import PublishQueue
 from fusefs.upload_rounds import MovedMeanwhile
+from fusefs.versions import Version
 
 _log = logging.getLogger(__name__)
 

@@ -16,8 +16,9 @@ from typing import Final
 from backends.base import MIB
 from fusefs.capture import Capture, bytes_to_carry, capture
 from fusefs.inodes import Inode
-from fusefs.journal_format import InUseRecord, LeftoverRecord, Record, StoredVersion
+from fusefs.journal_format import InUseRecord, LeftoverRecord, Record
 from fusefs.unlogged import Unlogged
+from fusefs.versions import Version
 
 BATCH_SIZE: Final = 8 * MIB
 """Bytes of files in one batch."""
@@ -34,8 +35,8 @@ class BatchContents:
     """What one batch tells: of inodes, of objects that are to be deleted, and of such that are somebody's."""
 
     captured: Sequence[Capture]
-    leftovers: Sequence[StoredVersion]
-    in_use: Sequence[StoredVersion]
+    leftovers: Sequence[Version]
+    in_use: Sequence[Version]
 
     def __len__(self) -> int:
         """How many things it tells of; what is in use is told of when there is a batch, and makes none."""
@@ -84,7 +85,7 @@ def rest_of(unlogged: Unlogged) -> BatchContents:
     return BatchContents(captured, unlogged.leftovers_to_tell(), list(unlogged.in_use_to_tell()))
 
 
-def _capture_some(unlogged: Unlogged) -> tuple[list[Capture], list[StoredVersion]]:
+def _capture_some(unlogged: Unlogged) -> tuple[list[Capture], list[Version]]:
     """Capture inodes, and then objects that are to be deleted, until a batch is full. What is in use goes first."""
     captured: list[Capture] = []
     room, heads = BATCH_SIZE, HEADS_SIZE - HEAD_SIZE * len(unlogged.in_use_to_tell())

@@ -10,16 +10,10 @@ from dataclasses import dataclass, replace
 
 from fusefs import extended_attributes
 from fusefs.attributes import to_metadata
-from fusefs.content import Content, Version
+from fusefs.content import Content
 from fusefs.extents import Extent, ExtentSet
 from fusefs.inodes import Alias, Directory, File, Inode, Symlink
-from fusefs.journal_format import (
-    ContentRecord,
-    InodeRecord,
-    StoredVersion,
-    UploadReference,
-    Written,
-)
+from fusefs.journal_format import ContentRecord, InodeRecord, UploadReference, Written
 from fusefs.link_lists import link_metadata
 
 
@@ -70,7 +64,7 @@ def capture(inode: Inode, *, room: int) -> Capture:
         number=inode.number,
         path=tuple(inode.path) if inode.linked else None,
         metadata=_metadata(inode),
-        version=stored_version(inode.version),
+        version=inode.version,
         target=inode.target if isinstance(inode, Symlink) else None,
         content=content,
         link=inode.of.log_id if isinstance(inode, Alias) else None,
@@ -93,11 +87,6 @@ def note_captured(captured: Capture) -> None:
     if content.upload is not None and content.upload.parts:
         content.upload.logged.update(content.upload.parts)
         content.upload.told_under = inode.path_key
-
-
-def stored_version(version: Version | None) -> StoredVersion | None:
-    """Return a version as records name it."""
-    return StoredVersion(version.key, version.etag, version.size) if version is not None else None
 
 
 def _metadata(inode: Inode) -> dict[str, str]:

@@ -13,8 +13,8 @@ from typing import Final, Protocol
 import trio
 
 from backends.base import NO_METADATA, Metadata
-from fusefs.content import Version
 from fusefs.inodes import Directory, File, Inode
+from fusefs.versions import Version
 
 LOG_KEY: Final = "fusefs-log"
 """The name in an object's metadata that tells which inode of a log it is, and up to which batch it is complete."""

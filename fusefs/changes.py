@@ -15,13 +15,13 @@ import trio
 
 from fusefs import extended_attributes
 from fusefs.change_log import ChangeLog
-from fusefs.content import Version
 from fusefs.errors import StaleFile
 from fusefs.inodes import Alias, Directory, File, Inode
 from fusefs.placement import Placement
 from fusefs.publish_queue import PublishQueue
 from fusefs.sidecars import Sidecars
 from fusefs.uploads import Uploads
+from fusefs.versions import Version
 
 
 class Changes:

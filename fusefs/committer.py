@@ -25,17 +25,17 @@ import trio
 from backends.base import Metadata
 from backends.errors import StorageError
 from fusefs.batch_contents import BatchContents, enough_ahead, exceeds_a_batch, rest_of, some_of
-from fusefs.capture import bytes_to_carry, has_ended_upload, note_captured, stored_version
+from fusefs.capture import bytes_to_carry, has_ended_upload, note_captured
 from fusefs.change_log import LOG_KEY, Publication
-from fusefs.content import Version
 from fusefs.inodes import Directory, File, Inode
 from fusefs.journal import Journal, JournalStatistics
-from fusefs.journal_format import CONTINUED, Position, StoredVersion
+from fusefs.journal_format import CONTINUED, Position
 from fusefs.lease import Lease
 from fusefs.log_needs import LogNeeds
 from fusefs.log_trimmer import LogTrimmer
 from fusefs.stream_flush import flushed, part_size
 from fusefs.unlogged import Unlogged
+from fusefs.versions import Version
 
 _log = logging.getLogger(__name__)
 
@@ -129,17 +129,17 @@ class Committer:
 
     def left_over(self, version: Version, *, waits: bool) -> None:
         """As `ChangeLog`."""
-        self._unlogged.left_over(_stored(version), waits=waits)
+        self._unlogged.left_over(version, waits=waits)
 
     def gone(self, version: Version) -> None:
         """As `ChangeLog`."""
-        self._unlogged.gone(_stored(version))
-        self._forget_need(_stored(version))
+        self._unlogged.gone(version)
+        self._forget_need(version)
 
     def in_use(self, version: Version) -> None:
         """As `ChangeLog`. Whoever had it, or its deletion, may be in the log longer than whoever has it now."""
-        self._unlogged.in_use(_stored(version))
-        self._forget_need(_stored(version))
+        self._unlogged.in_use(version)
+        self._forget_need(version)
 
     def recovered(self, inode: Inode, position: Position) -> None:
         """Note that batches of earlier terms, from `position` on, tell of the inode."""
@@ -168,7 +168,7 @@ class Committer:
             self._unlogged.completed(inode)
         self._forget_need(inode)
 
-    def _forget_need(self, thing: Inode | StoredVersion) -> None:
+    def _forget_need(self, thing: Inode | Version) -> None:
         self._needs.forget(thing)
         self._trimmer.look_for_end()
 
@@ -364,7 +364,7 @@ class Committer:
             self._needs.shorten(self._journal.next_position)
         keeping = self._needs.to_shorten()
         for thing in keeping:
-            if isinstance(thing, StoredVersion):  # why it is not deleted does not matter: its record is short
+            if isinstance(thing, Version):  # why it is not deleted does not matter: its record is short
                 self._needs.tell_again(thing)
                 self._unlogged.left_over_still(thing)
         return [thing for thing in keeping if isinstance(thing, Inode)]
@@ -410,9 +410,3 @@ def _is_to_be_settled(inode: Inode) -> bool:
     """
     is_behind = inode.state.changes != inode.state.published_changes
     return inode.linked or (inode.version is not None and is_behind)
-
-
-def _stored(version: Version) -> StoredVersion:
-    stored = stored_version(version)
-    assert stored is not None
-    return stored

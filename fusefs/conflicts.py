@@ -13,12 +13,12 @@ from backends.base import ObjectStorage
 from backends.errors import NotFound
 from fusefs.change_log import ChangeLog, commit_all_of
 from fusefs.changes import Changes
-from fusefs.content import Version
 from fusefs.errors import StaleFile
 from fusefs.inodes import Alias, Directory, File, Inode
 from fusefs.object_writer import ObjectWriter
 from fusefs.placement import Placement
 from fusefs.upload_rounds import MovedMeanwhile
+from fusefs.versions import Version
 
 _log = logging.getLogger(__name__)
 

@@ -48,6 +48,7 @@ from fusefs.read_outage import ReadOutage
 from fusefs.stage import Stage, StageFile
 from fusefs.stage_budget import StageBudget
 from fusefs.staged_bytes import StagedBytes
+from fusefs.versions import Version
 
 _log = logging.getLogger(__name__)
 
@@ -59,15 +60,6 @@ class Spawn(Protocol):
     """Starts a task in the mount's nursery; `trio.Nursery.start_soon`."""
 
     def __call__(self, async_fn: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> object: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """One immutable state of an object."""
-
-    key: str
-    etag: str
-    size: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,10 +29,11 @@ from backends.errors import (
 )
 from fusefs import prefetch
 from fusefs.block_checksums import enclosing
-from fusefs.content import NEAR, Claim, Content, Version
+from fusefs.content import NEAR, Claim, Content
 from fusefs.errors import DamagedCache, StaleFile, UploadFailed
 from fusefs.extents import Extent, ExtentSet, joined
 from fusefs.prefetch import SequentialDetector
+from fusefs.versions import Version
 
 _GONE: Final = (NotFound, PreconditionFailed, RangeNotSatisfiable)
 """What the store says where it has another version, or none."""

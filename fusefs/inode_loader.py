@@ -12,11 +12,12 @@ from dataclasses import replace
 from backends.base import ObjectInfo, ObjectStorage
 from backends.errors import NotFound, PreconditionFailed
 from fusefs.attributes import Attributes, Defaults, from_metadata
-from fusefs.content import Content, ContentSources, Version
+from fusefs.content import Content, ContentSources
 from fusefs.inode_table import number_of_key
 from fusefs.inodes import Alias, Directory, File, Inode, Links, Special, Symlink
 from fusefs.link_lists import list_of
 from fusefs.listed import MAX_SYMLINK_SIZE, ListedDirectory, ListedEntry
+from fusefs.versions import Version
 
 
 class InodeLoader:

@@ -17,13 +17,14 @@ import trio
 from backends.base import Metadata
 from fusefs import extended_attributes
 from fusefs.attributes import Attributes
-from fusefs.content import Content, Version
+from fusefs.content import Content
 from fusefs.errors import StaleFile
 from fusefs.files_ahead import FilesAhead
 from fusefs.journal_format import Position
 from fusefs.keys import name_of_file_beside, segment_of
 from fusefs.listed import ListedDirectory, ListedObject
 from fusefs.look_ahead import LookAhead
+from fusefs.versions import Version
 
 ROOT_NUMBER: Final = 1
 """FUSE's number of the root (FUSE_ROOT_ID)."""

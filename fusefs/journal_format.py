@@ -40,6 +40,7 @@ from zlib_ng import zlib_ng
 from backends.base import Data
 from fusefs.extents import Extent
 from fusefs.keys import RESERVED_PREFIX
+from fusefs.versions import Version
 
 JOURNAL_PREFIX: Final = f"{RESERVED_PREFIX}journal/"
 """Below it, a directory per epoch and in it an object per batch."""
@@ -74,15 +75,6 @@ class Position(NamedTuple):
 
     epoch: int
     sequence: int
-
-
-@dataclass(frozen=True, slots=True)
-class StoredVersion:
-    """One immutable state of an object, as a record names it."""
-
-    key: str
-    etag: str
-    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +132,7 @@ class InodeRecord:
     #: Attributes in the form in which objects carry them.
     metadata: Mapping[str, str]
     #: What the bucket had of it, wherever it was.
-    version: StoredVersion | None = None
+    version: Version | None = None
     #: Of a symbolic link.
     target: bytes | None = None
     #: Of a regular file, if its bytes or size changed.
@@ -155,14 +147,14 @@ class InodeRecord:
 class LeftoverRecord:
     """An object that belongs to nobody any more, and is to be deleted."""
 
-    version: StoredVersion
+    version: Version
 
 
 @dataclass(frozen=True, slots=True)
 class InUseRecord:
     """An object that belongs to somebody since then; an earlier record may have it as another's, or to be deleted."""
 
-    version: StoredVersion
+    version: Version
 
 
 Record: TypeAlias = InodeRecord | LeftoverRecord | InUseRecord
@@ -333,7 +325,7 @@ def _describe_inode(record: InodeRecord) -> dict[str, Any]:
     return described
 
 
-def _describe_version(version: StoredVersion) -> list[str | int]:
+def _describe_version(version: Version) -> list[str | int]:
     return [version.key, version.etag, version.size]
 
 
@@ -380,9 +372,9 @@ def _read_record(described: Mapping[str, Any], data: memoryview) -> Record:
     )
 
 
-def _read_version(described: Sequence[Any]) -> StoredVersion:
+def _read_version(described: Sequence[Any]) -> Version:
     key, etag, size = described
-    return StoredVersion(str(key), str(etag), int(size))
+    return Version(str(key), str(etag), int(size))
 
 
 def _read_content(described: Mapping[str, Any], data: memoryview) -> ContentRecord:

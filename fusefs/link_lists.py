@@ -21,10 +21,10 @@ from typing import Final
 from backends.base import CREATE_ONLY, IfMatch, Metadata, ObjectStorage, PutMode
 from backends.errors import NotFound, PreconditionFailed, StorageError
 from fusefs.attributes import to_metadata
-from fusefs.content import Version
 from fusefs.inode_table import NUMBER_BITS
 from fusefs.inodes import ROOT_NUMBER, Inode
 from fusefs.keys import RESERVED_PREFIX
+from fusefs.versions import Version
 
 LINK_KEY: Final = "fusefs-links"
 """The name in an object's metadata under which the number of its list is, in hexadecimal digits."""

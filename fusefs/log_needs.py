@@ -19,13 +19,14 @@ from typing import Final, TypeAlias
 from backends.base import KIB
 from fusefs.change_log import Publication
 from fusefs.inodes import Alias, Inode
-from fusefs.journal_format import Position, StoredVersion
+from fusefs.journal_format import Position
 from fusefs.keys import RESERVED_PREFIX
+from fusefs.versions import Version
 
 RECORD_SIZE: Final = KIB
 """Bytes that a record is taken to have beside those of a file."""
 
-Needing: TypeAlias = Inode | StoredVersion
+Needing: TypeAlias = Inode | Version
 """What the log can be needed for."""
 
 

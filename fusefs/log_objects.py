@@ -19,14 +19,14 @@ from typing import Final
 from backends.base import Metadata, ObjectInfo, ObjectStorage, iterate_pages
 from backends.errors import InvalidKey, NotFound
 from fusefs.change_log import LOG_KEY
-from fusefs.content import Version
-from fusefs.journal_format import InodeRecord, Position, StoredVersion
+from fusefs.journal_format import InodeRecord, Position
 from fusefs.keys import segment_of
 from fusefs.link_lists import list_of
 from fusefs.log_reader import EVERYWHERE, NOWHERE
 from fusefs.object_writer import CONFLICTS_PREFIX
 from fusefs.placement import DETOURS_PREFIX, ORPHANS_PREFIX, ROOT_MARKER
 from fusefs.replay import Replay, Replayed
+from fusefs.versions import Version
 
 LOG_ID: Final = re.compile(r"[0-9a-f]+-[0-9a-f]+")
 """How the log names an inode."""
@@ -72,7 +72,7 @@ class LogObjects:
         at_home = _keys_of(replayed, [replayed.last.path] if replayed.last.path is not None else [])
 
         def age(each: OwnObject) -> tuple[Position, Position, bool]:
-            told = replayed.versions.get(_stored(each.version), EVERYWHERE)
+            told = replayed.versions.get(each.version, EVERYWHERE)
             return each.marked_at, told, each.version.key in at_home
 
         return sorted(found, key=age, reverse=True)
@@ -102,7 +102,7 @@ class LogObjects:
             # before that; and what the log tells can be laid over any newer object, too.
             complete_to = NOWHERE if replayed.refers_to_upload_after(marked_at) else marked_at
             return OwnObject(version, complete_to, marked_at)
-        return OwnObject(version, NOWHERE) if self._replay.has(replayed, _stored(version)) else None
+        return OwnObject(version, NOWHERE) if self._replay.has(replayed, version) else None
 
     def _may_be_marker_of(self, replayed: Replayed, info: ObjectInfo) -> bool:
         """Return whether a marker without metadata, which SeaweedFS keeps of none, is taken for the directory's own.
@@ -113,16 +113,12 @@ class LogObjects:
             return False
         if info.key in _markers_of(replayed):
             return True
-        return info.key not in self._markers and not self._replay.is_in_use(_stored(version_of(info)))
+        return info.key not in self._markers and not self._replay.is_in_use(version_of(info))
 
 
 def version_of(info: ObjectInfo) -> Version:
     """Return which version a store has told of."""
     return Version(info.key, info.etag, info.size)
-
-
-def _stored(version: Version) -> StoredVersion:
-    return StoredVersion(version.key, version.etag, version.size)
 
 
 def key_of(path: Iterable[bytes]) -> str:

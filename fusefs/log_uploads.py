@@ -25,16 +25,15 @@ from backends.base import (
     PutMode,
 )
 from backends.errors import InvalidPart, NotFound, PreconditionFailed, UploadNotFound
-from fusefs.capture import stored_version
-from fusefs.content import Version
 from fusefs.errors import BatchDamaged, LogDamaged
 from fusefs.extents import ExtentSet
-from fusefs.journal_format import StoredPart, StoredVersion, UploadReference, batch_key
+from fusefs.journal_format import StoredPart, UploadReference, batch_key
 from fusefs.log_objects import OwnObject, detour_key, key_of, marked, version_of
 from fusefs.log_reader import NOWHERE
 from fusefs.object_copy import FETCHED_PART, copy_object, copy_part, longest_part
 from fusefs.object_writer import conflict_key
 from fusefs.replay import Replayed, Sources
+from fusefs.versions import Version
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +45,7 @@ class LogUploads:
         self,
         storage: ObjectStorage,
         found: dict[Replayed, list[OwnObject]],
-        leftovers: Iterable[StoredVersion],
+        leftovers: Iterable[Version],
     ) -> None:
         self._storage = storage
         self._found = found
@@ -98,7 +97,7 @@ class LogUploads:
         """
         found = self._found[replayed]
         for each in found:
-            is_new = stored_version(each.version) not in replayed.before_upload
+            is_new = each.version not in replayed.before_upload
             if is_new or await self._has_bytes_of(upload, each.version):
                 self._found[replayed] = [each, *(other for other in found if other is not each)]
                 return True
@@ -161,7 +160,7 @@ class LogUploads:
         owner = self._owner_of(version_of(info))
         if owner is not None:
             await self._move_aside(owner, info)
-        elif stored_version(version_of(info)) not in self._leftovers:
+        elif version_of(info) not in self._leftovers:
             theirs = await self._keep_theirs(info, replayed)
         return IfMatch(info.etag), theirs
 

@@ -19,7 +19,7 @@ from fusefs import keys
 from fusefs.attributes import Attributes, Defaults
 from fusefs.attributes_ahead import AttributesAhead, RollingWindow
 from fusefs.clock import Clock
-from fusefs.content import Content, ContentSources, Version
+from fusefs.content import Content, ContentSources
 from fusefs.directory_names import DirectoryNames
 from fusefs.entry_changes import EntryChanges
 from fusefs.entry_numbers import number_of_listed, numbers_in
@@ -41,6 +41,7 @@ from fusefs.resolver import Resolver
 from fusefs.small_files import SmallFiles
 from fusefs.subtrees import Subtrees
 from fusefs.tree_index import TreeIndex
+from fusefs.versions import Version
 from fusefs.walks import Walks
 
 

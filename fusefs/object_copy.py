@@ -10,7 +10,7 @@ import trio
 
 from backends.base import MIB, Metadata, MultipartUpload, ObjectStorage, Part, PutMode
 from backends.multipart import ABORT_TIMEOUT_SECONDS, abort_or_leave
-from fusefs.content import Version
+from fusefs.versions import Version
 
 FETCHED_PART: Final = 16 * MIB
 """Bytes of a part that the store cannot copy; of an object over 156 GiB they are longer, since 10,000 are the most."""

@@ -8,12 +8,12 @@ from backends.base import CREATE_ONLY, OVERWRITE, IfMatch, Limits, Metadata, Obj
 from backends.errors import NotFound, PreconditionFailed, StorageError
 from fusefs.attributes import to_metadata
 from fusefs.change_log import ChangeLog
-from fusefs.content import Version
 from fusefs.inodes import Alias, Directory, File, Inode, Symlink
 from fusefs.keys import RESERVED_PREFIX
 from fusefs.object_copy import copy_object
 from fusefs.sidecars import Sidecars
 from fusefs.uploads import Uploads
+from fusefs.versions import Version
 
 CONFLICTS_PREFIX: Final = f"{RESERVED_PREFIX}conflicts/"
 """Where what is ours is kept when somebody else has changed the object that it was to replace."""

@@ -14,11 +14,12 @@ from backends.base import Metadata, MultipartUpload, ObjectStorage, Part, PutMod
 from backends.byte_budget import ByteBudget
 from fusefs import fetching
 from fusefs.change_log import ChangeLog
-from fusefs.content import Content, Version
+from fusefs.content import Content
 from fusefs.inodes import File
 from fusefs.object_copy import begun_upload
 from fusefs.upload_plan import CopyRange, Multipart, Plan, UploadRange, plan
 from fusefs.upload_rounds import FREE_ROUNDS, FileWasCut, check_name
+from fusefs.versions import Version
 
 
 class Patches:

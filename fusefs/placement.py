@@ -24,9 +24,9 @@ from typing import Final
 from backends.base import CREATE_ONLY, IfMatch, PutMode
 from fusefs import extended_attributes
 from fusefs.change_log import ChangeLog
-from fusefs.content import Version
 from fusefs.inodes import ROOT_NUMBER, Directory, File, Inode
 from fusefs.keys import RESERVED_PREFIX, name_of
+from fusefs.versions import Version
 
 ROOT_MARKER: Final = f"{RESERVED_PREFIX}root"
 """Carries the attributes of the root, which no key of its own could: a server's data directory may be the mount."""

@@ -26,12 +26,12 @@ from backends.base import ObjectStorage, iterate_pages
 from backends.errors import AccessDenied, NotFound
 from fusefs import extended_attributes
 from fusefs.attributes import Attributes, Defaults, from_metadata
-from fusefs.content import Content, ContentSources, Version
+from fusefs.content import Content, ContentSources
 from fusefs.directory_search import DirectorySearch
 from fusefs.errors import MountError
 from fusefs.extents import ExtentSet
 from fusefs.inodes import Alias, Directory, File, Inode, Links, Special, Symlink
-from fusefs.journal_format import InodeRecord, Position, StoredVersion
+from fusefs.journal_format import InodeRecord, Position
 from fusefs.link_lists import list_key, new_list_number
 from fusefs.log_objects import LOG_ID, LogObjects, OwnObject, is_directory, key_of, version_of
 from fusefs.log_reader import NOWHERE, OldLog
@@ -41,6 +41,7 @@ from fusefs.placement import ORPHANS_PREFIX, UNSEEN, unseen
 from fusefs.quantities import brief_size
 from fusefs.replay import Replay, Replayed
 from fusefs.start_progress import StartProgress
+from fusefs.versions import Version
 
 _log = logging.getLogger(__name__)
 
@@ -230,13 +231,13 @@ class Recovery:
                 else:
                     recovered.leftovers.append(version)
 
-    async def _note_leftover(self, recovered: Recovered, leftover: StoredVersion) -> None:
+    async def _note_leftover(self, recovered: Recovered, leftover: Version) -> None:
         try:
             found = version_of(await self._storage.head(leftover.key))
         except NotFound:
             return
         except AccessDenied:
-            found = _version(leftover)  # or not; it is deleted only if it is just that one
+            found = leftover  # or not; it is deleted only if it is just that one
         if leftover.etag in (found.etag, UNSEEN):
             recovered.leftovers.append(found)
 
@@ -324,8 +325,4 @@ def _denial_told(replayed: Replayed) -> Iterator[None]:
 def _lost(replayed: Replayed) -> Version | None:
     """Return the version that the bucket had, where it has none of the inode any more: its publication finds that."""
     versions = list(replayed.versions)
-    return _version(versions[-1]) if versions else None
-
-
-def _version(stored: StoredVersion) -> Version:
-    return Version(stored.key, stored.etag, stored.size)
+    return versions[-1] if versions else None

@@ -22,11 +22,11 @@ from fusefs.journal_format import (
     InUseRecord,
     LeftoverRecord,
     Position,
-    StoredVersion,
     UploadReference,
 )
 from fusefs.link_lists import list_of
 from fusefs.stage import StageFile
+from fusefs.versions import Version
 
 NewFile: TypeAlias = Callable[[], StageFile] | None
 """Where the bytes of one more file go; None is nowhere, for who wants to know only what there is of them."""
@@ -62,7 +62,7 @@ class Replayed:
     #: Every path that it had.
     paths: dict[tuple[bytes, ...], None] = field(default_factory=dict)
     #: Every version that the bucket had of it, the last one at the end; with the last batch that names each.
-    versions: dict[StoredVersion, Position] = field(default_factory=dict)
+    versions: dict[Version, Position] = field(default_factory=dict)
     #: The last that was said of its size, bytes and upload; None if it is nothing but attributes and names.
     size: int | None = None
     upload: UploadReference | None = None
@@ -71,7 +71,7 @@ class Replayed:
     #: Since when the log refers to that upload.
     upload_since: Position | None = None
     #: The versions that there were when the log last referred to an upload: that has become none of them.
-    before_upload: frozenset[StoredVersion] = frozenset()
+    before_upload: frozenset[Version] = frozenset()
     file: StageFile | None = None
     #: The lists of names that it had when there were several, and the one of which the log has told last.
     lists: set[int] = field(default_factory=set)
@@ -170,9 +170,9 @@ class Replay:
         self._new_file = new_file
         self._make_room = make_room
         self.inodes: dict[str, Replayed] = {}
-        self.leftovers: dict[StoredVersion, None] = {}
+        self.leftovers: dict[Version, None] = {}
         #: Objects that are somebody's, and look as one that was another's; each with the last batch that says so.
-        self._in_use: dict[StoredVersion, Position] = {}
+        self._in_use: dict[Version, Position] = {}
 
     def apply(self, batch: Batch) -> None:
         """Take in the next batch. Raises OSError of the local disk."""
@@ -202,11 +202,11 @@ class Replay:
                 if error.errno != errno.ENOSPC or self._make_room is None or not self._make_room():
                     raise
 
-    def is_in_use(self, version: StoredVersion) -> bool:
+    def is_in_use(self, version: Version) -> bool:
         """Return whether the log says that an object is somebody's by now who was not the first to have it."""
         return version in self._in_use
 
-    def has(self, replayed: Replayed, version: StoredVersion) -> bool:
+    def has(self, replayed: Replayed, version: Version) -> bool:
         """Return whether the bucket had the version of an inode, and nobody has got one since that looks the same."""
         told = replayed.versions.get(version)
         # Whoever has got it is told of in the same batch, or later; who had it before, and has it no more, was before.

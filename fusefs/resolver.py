@@ -16,7 +16,6 @@ from typing import Final
 import trio
 
 from fusefs.clock import Clock
-from fusefs.content import Version
 from fusefs.errors import NoSuchEntry
 from fusefs.inode_loader import InodeLoader
 from fusefs.inode_table import InodeTable
@@ -25,6 +24,7 @@ from fusefs.keys import segment_of
 from fusefs.listed import ListedDirectory, ListedEntry
 from fusefs.placement import Placement
 from fusefs.single_flight import SingleFlight
+from fusefs.versions import Version
 
 RESOLVE_TASKS: Final = 32
 """HEADs under way at once for one directory; more of them than a store answers in one round trip gain nothing."""

@@ -11,10 +11,10 @@ from backends.base import CREATE_ONLY, ObjectStorage
 from backends.errors import PreconditionFailed
 from fusefs import extended_attributes
 from fusefs.change_log import ChangeLog
-from fusefs.content import Version
 from fusefs.inodes import Inode
 from fusefs.link_lists import write_list
 from fusefs.placement import UNSEEN, Placement
+from fusefs.versions import Version
 
 
 class Sidecars:

@@ -17,8 +17,8 @@ import trio
 from backends.base import ObjectStorage
 from backends.errors import AccessDenied, NotFound, PreconditionFailed, StorageError
 from fusefs.change_log import ChangeLog
-from fusefs.content import Version
 from fusefs.placement import UNSEEN, Placement
+from fusefs.versions import Version
 
 _log = logging.getLogger(__name__)
 

@@ -14,8 +14,9 @@ from itertools import chain
 
 from fusefs.capture import has_ended_upload, is_behind
 from fusefs.inodes import Alias, Directory, Inode, is_joined
-from fusefs.journal_format import Position, StoredVersion
+from fusefs.journal_format import Position
 from fusefs.moves import Moves
+from fusefs.versions import Version
 
 
 class Unlogged:
@@ -34,11 +35,11 @@ class Unlogged:
         self._inodes: dict[Inode, bool] = {}
         #: Directories with another name: what is below them belongs to `_inodes`, by the time of the next capture.
         self._moves = Moves()
-        self._leftovers: dict[StoredVersion, bool] = {}
+        self._leftovers: dict[Version, bool] = {}
         #: Of both: what batches since the last commit have told as it is, and will count with the next one.
-        self._ahead: set[Inode | StoredVersion] = set()
+        self._ahead: set[Inode | Version] = set()
         #: Objects of which the log may say that they are another's, or to be deleted: the next batch says otherwise.
-        self._in_use: dict[StoredVersion, None] = {}
+        self._in_use: dict[Version, None] = {}
         #: Files with an object made of parts to which the log refers: the next batch says that it has them no more.
         self._completed: dict[Inode, None] = {}
 
@@ -81,20 +82,20 @@ class Unlogged:
         self._inodes.setdefault(inode, False)
         self._ahead.discard(inode)
 
-    def left_over(self, version: StoredVersion, *, waits: bool) -> None:
+    def left_over(self, version: Version, *, waits: bool) -> None:
         """As `ChangeLog`."""
         self._leftovers[version] = waits
         self._ahead.discard(version)
 
-    def left_over_still(self, version: StoredVersion) -> None:
+    def left_over_still(self, version: Version) -> None:
         """Note an object of which the log has to say again that it is to be deleted; nothing new waits for that."""
         self._leftovers.setdefault(version, False)
 
-    def gone(self, version: StoredVersion) -> None:
+    def gone(self, version: Version) -> None:
         """As `ChangeLog`."""
         self._leftovers.pop(version, None)
 
-    def in_use(self, version: StoredVersion) -> None:
+    def in_use(self, version: Version) -> None:
         """As `ChangeLog`."""
         self._in_use[version] = None
         self.gone(version)
@@ -143,11 +144,11 @@ class Unlogged:
         """
         return (each for each in self._completed if each not in self._inodes and has_ended_upload(each))
 
-    def leftovers_to_tell(self) -> list[StoredVersion]:
+    def leftovers_to_tell(self) -> list[Version]:
         """Return the objects of which the next batch has to say that they are to be deleted."""
         return [version for version in self._leftovers if version not in self._ahead]
 
-    def in_use_to_tell(self) -> Collection[StoredVersion]:
+    def in_use_to_tell(self) -> Collection[Version]:
         """Return the objects of which the next batch has to say that they are somebody's."""
         return self._in_use.keys()
 
@@ -169,11 +170,11 @@ class Unlogged:
         told = inode.subject.told_at
         return told if isinstance(inode, Alias) and inode.of in self._ahead and told is not None else position
 
-    def note_told_ahead(self, inodes: Iterable[Inode], leftovers: Iterable[StoredVersion]) -> None:
+    def note_told_ahead(self, inodes: Iterable[Inode], leftovers: Iterable[Version]) -> None:
         """Note that a batch tells of these as they are, and counts only with a further one."""
         self._ahead.update(inodes, leftovers)
 
-    def note_told_in_use(self, versions: Iterable[StoredVersion]) -> None:
+    def note_told_in_use(self, versions: Iterable[Version]) -> None:
         """Note that the log says that these are in use."""
         for version in versions:
             del self._in_use[version]

@@ -23,13 +23,14 @@ from backends.errors import InvalidPart, UploadNotFound
 from backends.multipart import BufferedMultipartWriter, OnFailed, OnStored, abort_or_leave, open_writer
 from fusefs import fetching
 from fusefs.change_log import ChangeLog
-from fusefs.content import Content, Spawn, Version
+from fusefs.content import Content, Spawn
 from fusefs.errors import DamagedCache, StaleFile
 from fusefs.inodes import File
 from fusefs.link_lists import metadata_of
 from fusefs.patches import Patches
 from fusefs.stream import Stream, has_first_part
 from fusefs.upload_rounds import FREE_ROUNDS, FileWasCut, check_name
+from fusefs.versions import Version
 
 _log = logging.getLogger(__name__)
 

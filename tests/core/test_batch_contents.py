@@ -18,8 +18,9 @@ from fusefs.batch_contents import HEAD_SIZE, BatchContents, enough_ahead, exceed
 from fusefs.capture import note_captured
 from fusefs.content import Content
 from fusefs.inodes import ROOT_NUMBER, Directory, File, Special
-from fusefs.journal_format import InUseRecord, LeftoverRecord, StoredVersion
+from fusefs.journal_format import InUseRecord, LeftoverRecord
 from fusefs.unlogged import Unlogged
+from fusefs.versions import Version
 from tests.core.test_content import open_sources
 
 HEADS = 4
@@ -42,8 +43,8 @@ def new_special(directory: Directory, name: bytes, xattrs: str = "") -> Special:
     return inode
 
 
-def objects(count: int) -> list[StoredVersion]:
-    return [StoredVersion(f"{number}", "e", 1) for number in range(count)]
+def objects(count: int) -> list[Version]:
+    return [Version(f"{number}", "e", 1) for number in range(count)]
 
 
 def note(unlogged: Unlogged, contents: BatchContents) -> None:
@@ -81,7 +82,7 @@ def test_a_commit_tells_of_everything_once_in_batches_that_are_not_too_large(
     for version in objects(leftovers):
         unlogged.left_over(version, waits=True)
     for version in objects(in_use):
-        unlogged.in_use(StoredVersion(version.key, "used", 1))
+        unlogged.in_use(Version(version.key, "used", 1))
     expected = list(unlogged.inodes)
     batches = batches_of(unlogged)
     assert [each.inode for contents in batches for each in contents.captured] == expected

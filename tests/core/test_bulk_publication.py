@@ -20,11 +20,11 @@ from backends.errors import AccessDenied
 from backends.intercepted import InterceptedStorage, Request, T, Verb
 from backends.memory import MemoryStorage
 from fusefs import sweeper
-from fusefs.content import Version
 from fusefs.filesystem import RENAME_EXCHANGE, FilesystemOptions
 from fusefs.inodes import Inode
 from fusefs.placement import Placement
 from fusefs.turns import Turns
+from fusefs.versions import Version
 from fusefs.waits import Waits
 from tests.core.tree import Tree, TreeOptions, open_tree
 from tests.support.faulty import FaultyStorage

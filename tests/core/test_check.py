@@ -16,10 +16,11 @@ from backends.memory import MemoryStorage
 from backends.metered import MeteredStorage
 from fusefs.attributes import fresh, to_metadata
 from fusefs.check import findings
-from fusefs.journal_format import Batch, LeftoverRecord, Position, StoredVersion, batch_key, encode
+from fusefs.journal_format import Batch, LeftoverRecord, Position, batch_key, encode
 from fusefs.keys import join
 from fusefs.lease_record import Identity, LeaseRecord, LogEnd, LogPlace
 from fusefs.stored_lease import LEASE_KEY
+from fusefs.versions import Version
 from tests.support.faulty import FaultyStorage
 
 
@@ -36,7 +37,7 @@ async def filled(*keys: str) -> MemoryStorage:
 
 async def put_batch(storage: MemoryStorage, epoch: int, sequence: int) -> None:
     position = Position(epoch, sequence)
-    records = (LeftoverRecord(StoredVersion("key", "etag", 1)),)
+    records = (LeftoverRecord(Version("key", "etag", 1)),)
     await storage.put(
         batch_key(position), encode(Batch(position=position, cutoff=Position(epoch, 1), records=records))
     )

@@ -24,13 +24,14 @@ from backends.errors import Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs import fetching
-from fusefs.content import Content, ContentSources, Version
+from fusefs.content import Content, ContentSources
 from fusefs.errors import DamagedCache, StaleFile
 from fusefs.extents import ExtentSet
 from fusefs.kept_content import KeptContent
 from fusefs.prefetch import MAX_READERS, SequentialDetector
 from fusefs.stage import BLOCK_BYTES, Stage
 from fusefs.stage_budget import StageBudget
+from fusefs.versions import Version
 from tests.core.small_disk import limit_disk
 from tests.support.faulty import FaultyStorage
 

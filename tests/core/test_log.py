@@ -31,7 +31,6 @@ from fusefs.journal_format import (
     InodeRecord,
     Position,
     StoredPart,
-    StoredVersion,
     UploadReference,
     Written,
     batch_key,
@@ -41,6 +40,7 @@ from fusefs.journal_format import (
 )
 from fusefs.link_lists import LISTS_PREFIX
 from fusefs.publisher import PublishOptions
+from fusefs.versions import Version
 from tests.core.logs import batches, log_objects
 from tests.core.small_parts import PART, SmallPartsStorage, tree_options
 from tests.core.tree import Tree, TreeOptions, open_tree, stored
@@ -340,7 +340,7 @@ async def test_an_upload_that_replaces_an_object_gets_its_end(
         number=7,
         path=(b"a",),
         metadata={"mode": str(0o100644)},
-        version=StoredVersion("a", etag, len(old)),
+        version=Version("a", etag, len(old)),
         target=None,
         content=ContentRecord(
             size=len(old),

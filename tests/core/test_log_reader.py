@@ -27,7 +27,6 @@ from fusefs.journal_format import (
     LeftoverRecord,
     Position,
     Record,
-    StoredVersion,
     batch_key,
     decode,
     encode,
@@ -35,9 +34,10 @@ from fusefs.journal_format import (
 )
 from fusefs.log_reader import LOOKS, LogReader, OldLog
 from fusefs.old_logs import KEPT_SEALS, READ_AT_ONCE, LogPart, batches, find_logs, places
+from fusefs.versions import Version
 from tests.support.faulty import FaultyStorage, Gate
 
-SOMETHING: Final = (LeftoverRecord(StoredVersion("key", "etag", 1)),)
+SOMETHING: Final = (LeftoverRecord(Version("key", "etag", 1)),)
 
 
 async def put(

@@ -21,7 +21,6 @@ from fusefs.journal_format import (
     Batch,
     LeftoverRecord,
     Position,
-    StoredVersion,
     batch_key,
     encode,
 )
@@ -30,10 +29,11 @@ from fusefs.log_repair import DAMAGED_PREFIX, LogRepair
 from fusefs.old_logs import LogPart, batches, find_logs
 from fusefs.placement import DETOURS_PREFIX
 from fusefs.publisher import PublishOptions
+from fusefs.versions import Version
 from tests.core.tree import TreeOptions, open_tree
 
 NEVER: Final = 1e9
-SOMETHING: Final = (LeftoverRecord(StoredVersion("key", "etag", 1)),)
+SOMETHING: Final = (LeftoverRecord(Version("key", "etag", 1)),)
 OPTIONS: Final = TreeOptions(logged=True, publish=PublishOptions(delay_seconds=NEVER, interval_seconds=NEVER))
 
 

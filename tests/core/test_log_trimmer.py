@@ -16,15 +16,16 @@ from backends.memory import MemoryStorage
 from fusefs.attributes import fresh
 from fusefs.inodes import ROOT_NUMBER, Directory, Inode
 from fusefs.journal import RETRY_SECONDS, Journal
-from fusefs.journal_format import Position, StoredVersion, batch_key
+from fusefs.journal_format import Position, batch_key
 from fusefs.lease import NoLease
 from fusefs.log_needs import LogNeeds
 from fusefs.log_trimmer import IDLE_SECONDS, TRIM_BATCHES, TRIM_RETRY_SECONDS, LogTrimmer
 from fusefs.unlogged import Unlogged
+from fusefs.versions import Version
 from tests.core.logs import log_objects
 from tests.support.faulty import FaultyStorage
 
-OBJECT = StoredVersion("k", "e", 1)
+OBJECT = Version("k", "e", 1)
 
 
 class Lease(NoLease):

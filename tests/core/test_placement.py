@@ -11,8 +11,8 @@ from trio.testing import MockClock
 from backends.base import CREATE_ONLY, IfMatch
 from backends.memory import MemoryStorage
 from fusefs.change_log import NoLog
-from fusefs.content import Version
 from fusefs.placement import ROOT_MARKER
+from fusefs.versions import Version
 from tests.core.tree import open_tree
 
 

@@ -17,20 +17,13 @@ from backends.base import CREATE_ONLY
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs.errors import BatchRemoved, LogDamaged
-from fusefs.journal_format import (
-    CONTINUED,
-    Batch,
-    LeftoverRecord,
-    Position,
-    StoredVersion,
-    batch_key,
-    encode,
-)
+from fusefs.journal_format import CONTINUED, Batch, LeftoverRecord, Position, batch_key, encode
 from fusefs.lease_record import LogEnd
 from fusefs.log_reader import LogReader, OldLog
 from fusefs.log_repair import DAMAGED_PREFIX, LogRepair
 from fusefs.old_logs import LogPart, find_logs, survey_logs
 from fusefs.publisher import PublishOptions
+from fusefs.versions import Version
 from tests.core.tree import TreeOptions, open_tree, stored
 from tests.support.faulty import FaultyStorage
 
@@ -82,7 +75,7 @@ class Writer:
             cutoff=Position(EPOCH, cutoff),
             acknowledged=self._acknowledged,
             flags=flags,
-            records=() if is_closing else (LeftoverRecord(StoredVersion("key", "etag", 1)),),
+            records=() if is_closing else (LeftoverRecord(Version("key", "etag", 1)),),
         )
         self._appended.append(batch)
         self._in_flight[batch.position.sequence] = batch
@@ -197,7 +190,7 @@ async def test_what_the_lease_tells_of_is_missed(
     assert len((await find(storage, told)).positions) == found.readable
 
 
-RECORDS: Final = (LeftoverRecord(StoredVersion("key", "etag", 1)),)
+RECORDS: Final = (LeftoverRecord(Version("key", "etag", 1)),)
 
 
 @pytest.mark.parametrize("records", [(), RECORDS], ids=["tell of nothing", "tell of something"])

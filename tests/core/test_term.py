@@ -27,7 +27,6 @@ from backends.prefixed import PrefixedStorage
 from fusefs.attributes import fresh
 from fusefs.committer import Committer
 from fusefs.config import Config
-from fusefs.content import Version
 from fusefs.disk_log import open_disk_log
 from fusefs.errors import MountError
 from fusefs.inodes import Directory
@@ -48,6 +47,7 @@ from fusefs.term import (
     open_term,
     warn_of_mounts_above,
 )
+from fusefs.versions import Version
 from tests.core.leases import record_in, take
 from tests.core.logs import log_objects
 from tests.core.tree import bare_failures

@@ -11,7 +11,6 @@ import pytest
 from fusefs import extended_attributes
 from fusefs.attributes import fresh
 from fusefs.changes import Changes
-from fusefs.content import Version
 from fusefs.entry_changes import EntryChanges
 from fusefs.errors import EntryExists, NoSuchEntry, OperationNotPermitted
 from fusefs.inode_table import InodeTable
@@ -19,6 +18,7 @@ from fusefs.inodes import ROOT_NUMBER, Directory, Inode, Special
 from fusefs.merging import Merger
 from fusefs.rename_checks import Rename
 from fusefs.renamed_directories import RenamedDirectories
+from fusefs.versions import Version
 
 NOW = 7
 

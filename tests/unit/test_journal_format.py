@@ -22,7 +22,6 @@ from fusefs.journal_format import (
     LeftoverRecord,
     Position,
     StoredPart,
-    StoredVersion,
     UploadReference,
     Written,
     batch_key,
@@ -30,6 +29,7 @@ from fusefs.journal_format import (
     encode,
     position_of,
 )
+from fusefs.versions import Version
 
 NUMBERS: Final = st.integers(0, 2**63 - 1)
 KEYS: Final = st.text(max_size=20)
@@ -37,7 +37,7 @@ NAMES: Final = st.binary(min_size=1, max_size=10)
 EXTENTS: Final = st.builds(
     lambda start, length: Extent(start, start + length), NUMBERS, st.integers(1, 2**40)
 )
-VERSIONS: Final = st.builds(StoredVersion, KEYS, KEYS, NUMBERS)
+VERSIONS: Final = st.builds(Version, KEYS, KEYS, NUMBERS)
 UPLOADS: Final = st.builds(
     UploadReference,
     key=KEYS,
@@ -89,7 +89,7 @@ EXAMPLE: Final = Batch(
             metadata={"mode": "33152"},
             content=ContentRecord(size=12, written=(Written(8, b"data"),), zeros=(Extent(0, 8),)),
         ),
-        LeftoverRecord(StoredVersion("d/old", "e0", 3)),
+        LeftoverRecord(Version("d/old", "e0", 3)),
     ),
 )
 
@@ -182,7 +182,7 @@ def test_records_in_another_order_are_damage(records: list[InodeRecord], data: s
 def encode_alone(record: InodeRecord, index: int = 0) -> bytes:
     """Return a record's own bytes, as the `index`-th of a batch."""
     position = Position(1, 1)
-    padding = (LeftoverRecord(StoredVersion("", "", 0)),) * index
+    padding = (LeftoverRecord(Version("", "", 0)),) * index
     with_record = encode(Batch(position=position, cutoff=position, records=(*padding, record)))
     without = encode(Batch(position=position, cutoff=position, records=padding))
     return with_record[len(without) :]

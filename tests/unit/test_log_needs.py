@@ -12,8 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from fusefs.attributes import fresh
 from fusefs.change_log import Publication
 from fusefs.inodes import ROOT_NUMBER, Alias, Directory, Inode, Links, Special
-from fusefs.journal_format import Position, StoredVersion
+from fusefs.journal_format import Position
 from fusefs.log_needs import RECORD_SIZE, LogNeeds, Needing
+from fusefs.versions import Version
 
 EPOCH = 3
 LOG_BYTES = 10 * RECORD_SIZE
@@ -49,7 +50,7 @@ class NeedsAgainstDict(RuleBasedStateMachine):
         super().__init__()
         self.needs = new_needs()
         self.inodes = [new_inode() for _ in range(4)]
-        self.things: list[Needing] = [*self.inodes, *(StoredVersion(f"{n}", "e", 1) for n in range(2))]
+        self.things: list[Needing] = [*self.inodes, *(Version(f"{n}", "e", 1) for n in range(2))]
         self.model: dict[Needing, Position] = {}
         self.published: dict[Inode, tuple[ExitStack, Publication, Position | None]] = {}
         self.again: set[Needing] = set()

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusefs.attributes import fresh
-from fusefs.content import Version
 from fusefs.errors import (
     DirectoryNotEmpty,
     EntryExists,
@@ -24,6 +23,7 @@ from fusefs.errors import (
 from fusefs.inodes import ROOT_NUMBER, Directory, Inode, Special
 from fusefs.keys import name_of_file_beside
 from fusefs.rename_checks import Rename, check_empty, check_rename
+from fusefs.versions import Version
 
 MAX_KEY_LENGTH = 60
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import stat
 
 from fusefs.attributes import fresh
-from fusefs.content import Version
 from fusefs.inodes import ROOT_NUMBER, Alias, Directory, Inode, Links, Special
-from fusefs.journal_format import Position, StoredVersion
+from fusefs.journal_format import Position
 from fusefs.unlogged import Unlogged
+from fusefs.versions import Version
 
-OBJECT = StoredVersion("k", "e", 1)
+OBJECT = Version("k", "e", 1)
 
 
 def new_directory(number: int = ROOT_NUMBER) -> Directory:
