@@ -172,13 +172,7 @@ def assemble(
 ) -> Tree:
     """Put the parts together; none of their tasks runs yet. Without `index`, nothing is known from earlier mounts."""
     storage, defaults, shared = sources.storage, options.defaults, options.filesystem.shared
-    attributes = fresh(
-        mode=stat.S_IFDIR | defaults.directory_mode,
-        uid=defaults.uid,
-        gid=defaults.gid,
-        now_ns=clock.realtime_ns(),
-    )
-    root = Directory(number=ROOT_NUMBER, attributes=attributes)
+    root = _new_root(defaults, clock)
     inodes = InodeTable(root)
     placement = Placement(root, log, mount_id=options.mount_id)
     uploads = Uploads(
@@ -195,11 +189,11 @@ def assemble(
         revalidate_seconds=options.revalidate_seconds,
         shared=shared,
     )
-    namespace = Namespace(storage, sources, placement, publisher, inodes, clock, seen_as, index)
+    namespace = Namespace(sources, placement, publisher, inodes, clock, seen_as, index)
     filesystem = Filesystem(namespace, inodes, publisher, log, sources.budget, clock, options.filesystem)
     index_writer = None
     if index is not None and not options.filesystem.read_only:
-        index_writer = IndexWriter(index, inodes, placement, publisher.changes, root, defaults, shared=shared)
+        index_writer = IndexWriter(index, inodes, placement, publisher.changes, defaults, shared=shared)
     return Tree(
         root=root,
         inodes=inodes,
@@ -215,13 +209,23 @@ def assemble(
     )
 
 
+def _new_root(defaults: Defaults, clock: Clock) -> Directory:
+    attributes = fresh(
+        mode=stat.S_IFDIR | defaults.directory_mode,
+        uid=defaults.uid,
+        gid=defaults.gid,
+        now_ns=clock.realtime_ns(),
+    )
+    return Directory(number=ROOT_NUMBER, attributes=attributes)
+
+
 async def recover(
     tree: Tree, logs: Sequence[OldLog], committer: Committer, defaults: Defaults, progress: StartProgress
 ) -> None:
     """Put into the tree what earlier terms have left in their logs. Raises as `Recovery.read`."""
-    recovery = Recovery(tree.sources.storage, tree.sources, defaults, progress)
+    recovery = Recovery(tree.sources, defaults, progress)
     restoration = Restoration(
-        tree.root, tree.namespace, tree.inodes, tree.placement, tree.publisher.changes, committer, progress
+        tree.namespace, tree.inodes, tree.placement, tree.publisher.changes, committer, progress
     )
     await restoration.restore(await recovery.read(logs))
 

@@ -64,7 +64,6 @@ class IndexWriter:
         inodes: InodeTable,
         placement: Placement,
         changes: Changes,
-        root: Directory,
         defaults: Defaults,
         *,
         shared: bool,
@@ -73,7 +72,6 @@ class IndexWriter:
         self._inodes = inodes
         self._placement = placement
         self._changes = changes
-        self._root = root
         self._defaults = defaults
         self._shared = shared
         #: Whoever comes second finds what the first could not write.
@@ -191,7 +189,7 @@ class IndexWriter:
         """Return whether the tree knows that there is no such directory; another host may have made it just now."""
         if self._shared or self._placement.moving_from(prefix) is not None:
             return False
-        directory = self._root
+        directory = self._inodes.root
         for segment in _segments(prefix):
             if directory.listed_at is None:
                 return False

@@ -9,7 +9,7 @@ from __future__ import annotations
 import stat
 from dataclasses import replace
 
-from backends.base import ObjectInfo, ObjectStorage
+from backends.base import ObjectInfo
 from backends.errors import NotFound, PreconditionFailed
 from fusefs.attributes import Attributes, Defaults, from_metadata
 from fusefs.content import Content, ContentSources
@@ -25,13 +25,12 @@ class InodeLoader:
 
     def __init__(
         self,
-        storage: ObjectStorage,
         sources: ContentSources,
         *,
         defaults: Defaults,
         mounted_at_ns: int,
     ) -> None:
-        self._storage = storage
+        self._storage = sources.storage
         self._sources = sources
         self._defaults = defaults
         self._mounted_at_ns = mounted_at_ns

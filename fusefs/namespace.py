@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import trio
 
-from backends.base import ObjectStorage
 from backends.errors import NotFound
 from fusefs import keys
 from fusefs.attributes import Attributes, Defaults
@@ -71,7 +70,6 @@ class Namespace:
 
     def __init__(
         self,
-        storage: ObjectStorage,
         sources: ContentSources,
         placement: Placement,
         publisher: Publisher,
@@ -80,16 +78,14 @@ class Namespace:
         options: NamespaceOptions,
         index: TreeIndex | None = None,
     ) -> None:
-        self._storage = storage
+        self._storage = storage = sources.storage
         self._max_key_length = storage.limits.max_key_length
         self._sources = sources
         self._placement = placement
         self._changes = publisher.changes
         self._inodes = inodes
         self._options = options
-        self._loader = InodeLoader(
-            storage, sources, defaults=options.defaults, mounted_at_ns=options.mounted_at_ns
-        )
+        self._loader = InodeLoader(sources, defaults=options.defaults, mounted_at_ns=options.mounted_at_ns)
         self._resolver = Resolver(self._loader, placement, inodes, clock)
         self._ahead = AttributesAhead(sources.spawn, self._resolver)
         self._merger = Merger(placement, self._changes, inodes, others_write=options.shared)

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from backends.base import ObjectStorage, iterate_pages
+from backends.base import iterate_pages
 from backends.errors import AccessDenied, NotFound
 from fusefs import extended_attributes
 from fusefs.attributes import Attributes, Defaults, from_metadata
@@ -71,10 +71,8 @@ class Recovered:
 class Recovery:
     """One recovery; everything is built for the tree of a mount whose stage this is."""
 
-    def __init__(
-        self, storage: ObjectStorage, sources: ContentSources, defaults: Defaults, progress: StartProgress
-    ) -> None:
-        self._storage = storage
+    def __init__(self, sources: ContentSources, defaults: Defaults, progress: StartProgress) -> None:
+        self._storage = sources.storage
         self._sources = sources
         self._defaults = defaults
         self._progress = progress

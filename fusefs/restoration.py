@@ -35,11 +35,10 @@ _log = logging.getLogger(__name__)
 
 
 class Restoration:
-    """One restoration, into the tree below `root`."""
+    """One restoration, into the whole tree."""
 
     def __init__(
         self,
-        root: Directory,
         namespace: Namespace,
         inodes: InodeTable,
         placement: Placement,
@@ -47,7 +46,7 @@ class Restoration:
         committer: Committer,
         progress: StartProgress,
     ) -> None:
-        self._root: Final = root
+        self._root: Final = inodes.root
         self._namespace: Final = namespace
         self._inodes: Final = inodes
         self._placement: Final = placement

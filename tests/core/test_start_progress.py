@@ -73,7 +73,7 @@ async def test_a_recovery_says_how_far_it_is(tmp_path: Path, autojump_clock: Moc
     old = await find_logs([LogPart(LogReader(storage))], before_epoch=2)
     began = trio.current_time()
     async with open_tree(storage, tmp_path / "next", replace(options, logged=False)) as tree:
-        recovered = await Recovery(storage, tree.sources, Defaults(uid=0, gid=0), progress).read(old)
+        recovered = await Recovery(tree.sources, Defaults(uid=0, gid=0), progress).read(old)
     assert len(recovered.inodes) == FILES + 1
     assert [(time - began, line) for time, line in told[:-1]] == [
         (
