@@ -26,7 +26,7 @@ from fusefs.disk_log import DiskLog, open_disk_log
 from fusefs.errors import LeaseDamaged, MountError
 from fusefs.journal import Journal
 from fusefs.lease import Lease, NoLease
-from fusefs.lease_acquisition import Claim, acquire, check_supported, waiting_message
+from fusefs.lease_acquisition import Claim, acquire, waiting_message
 from fusefs.lease_record import Identity
 from fusefs.log_places import IN_BUCKET, LogPlaces, log_is_on_disk, places_here, set_aside_given_up
 from fusefs.log_reader import OldLog
@@ -215,8 +215,9 @@ async def hold_lease(
     claim: Claim,
     progress: StartProgress,
 ) -> AsyncIterator[Lease]:
-    """Take the lease, have it renewed for the block, and give it back: what is in logs is still needed then, unless
-    the block has done so itself. Raises `MountError`.
+    """Take the lease, have it renewed for the block, and give it back. Raises `MountError`.
+
+    What is in logs is still needed then, unless the block has given it back itself.
     """
     if not config.mount.lease:
         _log.warning("mounted without a lease: nothing keeps another mount from writing the same prefix")
@@ -227,7 +228,6 @@ async def hold_lease(
     patience = longest_call_seconds(claim.term_seconds)
     async with _beside(config, store, patience, LEASE_CONNECTIONS) as storage:
         with _as_mount_error(config):
-            check_supported(store.storage.capabilities)
             lease = await acquire(
                 storage,
                 claim,
