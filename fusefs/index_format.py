@@ -95,6 +95,7 @@ def decode_block(block: Block) -> dict[bytes, ListedEntry]:
 
 
 def encode_shard(blocks: Iterable[Block], *, is_final: bool) -> bytes:
+    """Return the bytes of an object of the index; `is_final` if its mount changes nothing any more."""
     pieces = [MAGIC, bytes([_FINAL if is_final else 0])]
     for block in blocks:
         prefix = block.prefix.encode()

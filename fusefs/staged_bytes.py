@@ -129,8 +129,9 @@ class StagedBytes:
                 self._used[unit] = None
 
     def evict(self, wanted: int, *, dirty: ExtentSet, in_use: ExtentSet, replaceable: int) -> None:
-        """Give back the disk space of `wanted` bytes that are neither dirty nor in use, or of all: of a large file what
-        was not used for longest.
+        """Give back the disk space of `wanted` bytes that are neither dirty nor in use, or of all if there are no more.
+
+        Of a large file that is what was not used for longest.
         """
         goal = self.file.allocated - wanted
         for unit in list(self._used) if goal > 0 else []:
