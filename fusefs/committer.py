@@ -48,9 +48,8 @@ GATHER_SECONDS: Final = 0.0003
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommitStatistics:
-    """What was committed since the mount, and what is not yet."""
+    """What is not committed yet, and how long the log is."""
 
-    commits: int
     unlogged_inodes: int
     unlogged_bytes: int
     journal: JournalStatistics
@@ -92,7 +91,6 @@ class Committer:
         self._captures = 0
         self._capture_failure: Exception | None = None
         self._captured = trio.lowlevel.ParkingLot()
-        self._commits = 0
         #: The last batch that was acknowledged, with all before it, when the lease was held.
         self._confirmed = 0
         self._busy_before = False
@@ -107,7 +105,6 @@ class Committer:
     def statistics(self) -> CommitStatistics:
         """Return the counts of this moment."""
         return CommitStatistics(
-            commits=self._commits,
             unlogged_inodes=len(self._unlogged.inodes),
             unlogged_bytes=sum(bytes_to_carry(inode) for inode in self._unlogged.inodes),
             journal=self._journal.statistics(),
@@ -210,7 +207,6 @@ class Committer:
         if not self._lease.is_held:
             await self._lease.wait_held(patience_seconds=self._patience_seconds)
         self._confirmed = max(self._confirmed, sequence)
-        self._commits += 1
 
     def check(self) -> None:
         """As `ChangeLog`."""

@@ -55,9 +55,6 @@ class JournalStatistics:
     unacknowledged: int
     #: Batches of earlier terms that are not deleted yet.
     older_batches: int
-    #: Batches appended since the mount, and their bytes.
-    appended: int
-    appended_bytes: int
 
 
 class Journal:
@@ -103,7 +100,6 @@ class Journal:
         self._lost: LeaseLost | None = None
         self._changed = trio.lowlevel.ParkingLot()
         self._trimming = trio.Lock()
-        self._appended_bytes = 0
         self._bytes_in_flight = 0
         #: Set when nothing of earlier terms is left.
         self.alone = trio.Event()
@@ -143,8 +139,6 @@ class Journal:
             age_seconds=now - min(self._appended_at.values(), default=now),
             unacknowledged=self._next - 1 - self._acknowledged,
             older_batches=sum(len(keys) for _, keys in self._older),
-            appended=self._next - 1,
-            appended_bytes=self._appended_bytes,
         )
 
     async def wait_for_slot(self) -> None:
@@ -173,7 +167,6 @@ class Journal:
         self._needed.append((position.sequence, len(data)))
         self._needed_bytes += len(data)
         self._appended_at[position.sequence] = trio.current_time()
-        self._appended_bytes += len(data)
         nursery.start_soon(self._store, position, data)
         return position.sequence
 
