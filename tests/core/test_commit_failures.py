@@ -22,21 +22,19 @@ from fusefs.errno_boundary import errno_of
 from fusefs.errors import LeaseLost
 from fusefs.journal_format import Batch, Position, batch_key, encode
 from fusefs.log_reader import LogReader
-from fusefs.publisher import PublishOptions
 from fusefs.stage import MEMORY_FILE_BYTES
 from tests.core.history import History, state_of
 from tests.core.logs import batches
 from tests.core.losses import difference
 from tests.core.small_parts import PART, SmallPartsStorage, tree_options
-from tests.core.tree import TreeOptions, open_tree
+from tests.core.tree import NEVER_PUBLISHED, TreeOptions, open_tree
 from tests.support.faulty import FaultyStorage
 
 pytestmark = pytest.mark.usefixtures("small_parts")
 
-NEVER: Final = 1e9
 LOGGED: Final = replace(tree_options(), logged=True)
 #: Nothing but the log gets anything.
-LOG_ALONE: Final = replace(LOGGED, publish=PublishOptions(delay_seconds=NEVER, interval_seconds=NEVER))
+LOG_ALONE: Final = replace(LOGGED, publish=NEVER_PUBLISHED)
 BYTES: Final = Random(5).randbytes(6 * PART)
 
 

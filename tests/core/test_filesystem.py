@@ -39,21 +39,12 @@ from fusefs.namespace import Outline
 from fusefs.publisher import PublishOptions
 from fusefs.xattr_calls import XattrCalls
 from tests.core.changes import CHANGES, UNCHANGING
-from tests.core.tree import CALLER, Tree, TreeOptions, open_tree, stored, stored_metadata
+from tests.core.tree import CALLER, Tree, TreeOptions, filled, open_tree, stored, stored_metadata
 from tests.support.faulty import FaultyStorage
 
 Clock = trio.testing.MockClock
 SECOND = 1_000_000_000
 WRITERS = (Verb.PUT, Verb.COPY, Verb.DELETE, Verb.DELETE_MANY, Verb.CREATE_MULTIPART)
-
-
-async def filled(*keys: str) -> FaultyStorage:
-    """Return a store with objects whose bytes are their keys."""
-    storage = FaultyStorage(MemoryStorage())
-    for key in keys:
-        await storage.put(key, b"" if key.endswith("/") else key.encode())
-    storage.calls.clear()
-    return storage
 
 
 def shared(**options: Any) -> TreeOptions:

@@ -29,12 +29,11 @@ from fusefs.committer import Committer
 from fusefs.errno_boundary import errno_of
 from fusefs.errors import LeaseLapsed, LeaseLost
 from fusefs.lease import check_before_sending
-from fusefs.publisher import PublishOptions
 from fusefs.stored_lease import LEASE_KEY, MARGIN_SHARE, StoredLease, longest_call_seconds
 from tests.core.history import History, state_of
 from tests.core.leases import TERM, take
 from tests.core.losses import difference
-from tests.core.tree import Tree, TreeOptions, open_tree, stored
+from tests.core.tree import NEVER_PUBLISHED, Tree, TreeOptions, open_tree, stored
 from tests.support.faulty import FaultyStorage
 
 PATIENCE: Final = 60.0
@@ -45,9 +44,8 @@ HELD: Final = TERM * (1 - MARGIN_SHARE)
 RENEWED: Final = TERM / 3
 """The store is back, and the lease is held again, in less than that."""
 
-NEVER: Final = 1e9
 PUBLISHING: Final = TreeOptions(logged=True, patience_seconds=PATIENCE)
-LOG_ALONE: Final = replace(PUBLISHING, publish=PublishOptions(delay_seconds=NEVER, interval_seconds=NEVER))
+LOG_ALONE: Final = replace(PUBLISHING, publish=NEVER_PUBLISHED)
 
 
 @dataclass

@@ -27,18 +27,10 @@ from fusefs.errors import EntryExists, NoSuchEntry, StaleFile
 from fusefs.filesystem import FilesystemOptions
 from fusefs.hidden_keys import KEYS_NAMED
 from fusefs.inodes import Directory, Inode
-from tests.core.tree import Tree, TreeOptions, open_tree
+from tests.core.tree import Tree, TreeOptions, filled, open_tree
 from tests.support.faulty import FaultyStorage, Gate
 
 MILLION = 1_000_000
-
-
-async def filled(*keys: str) -> FaultyStorage:
-    storage = FaultyStorage(MemoryStorage())
-    for key in keys:
-        await storage.put(key, b"" if key.endswith("/") else key.encode())
-    storage.calls.clear()
-    return storage
 
 
 async def read(tree: Tree, handle: int, start: int) -> list[bytes]:

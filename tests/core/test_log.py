@@ -43,12 +43,11 @@ from fusefs.publisher import PublishOptions
 from fusefs.versions import Version
 from tests.core.logs import batches, log_objects
 from tests.core.small_parts import PART, SmallPartsStorage, tree_options
-from tests.core.tree import Tree, TreeOptions, open_tree, stored
+from tests.core.tree import NEVER_PUBLISHED, Tree, TreeOptions, open_tree, stored
 from tests.support.faulty import FaultyStorage
 
 pytestmark = pytest.mark.usefixtures("small_parts")
 
-NEVER: Final = 1e9
 RANDOM: Final = Random(7)
 
 
@@ -61,7 +60,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def options(*, publishes: bool = False) -> TreeOptions:
     """A tree with a log; unless it `publishes`, only the log ever gets anything."""
-    delays = PublishOptions() if publishes else PublishOptions(delay_seconds=NEVER, interval_seconds=NEVER)
+    delays = PublishOptions() if publishes else NEVER_PUBLISHED
     return replace(tree_options(), logged=True, publish=delays)
 
 

@@ -30,11 +30,11 @@ from fusefs.old_logs import LogPart, batches, find_logs
 from fusefs.placement import DETOURS_PREFIX
 from fusefs.publisher import PublishOptions
 from fusefs.versions import Version
-from tests.core.tree import TreeOptions, open_tree
+from tests.core.logs import commit_thrice
+from tests.core.tree import NEVER_PUBLISHED, TreeOptions, open_tree
 
-NEVER: Final = 1e9
 SOMETHING: Final = (LeftoverRecord(Version("key", "etag", 1)),)
-OPTIONS: Final = TreeOptions(logged=True, publish=PublishOptions(delay_seconds=NEVER, interval_seconds=NEVER))
+OPTIONS: Final = TreeOptions(logged=True, publish=NEVER_PUBLISHED)
 
 
 async def damage(storage: MemoryStorage, position: Position) -> None:
@@ -44,15 +44,6 @@ async def damage(storage: MemoryStorage, position: Position) -> None:
 
 async def keys(storage: MemoryStorage, prefix: str) -> list[str]:
     return [info.key async for page in iterate_pages(storage, prefix) for info in page.objects]
-
-
-async def commit_thrice(storage: MemoryStorage, directory: Path) -> None:
-    """Leave a log of three batches, each of which makes a file longer."""
-    async with open_tree(storage, directory, OPTIONS) as tree:
-        handle = await tree.create("file")
-        for number in range(3):
-            await tree.write(handle, number, b"%d" % number)
-            await tree.filesystem.fsync(handle)
 
 
 @pytest.mark.parametrize("sequence", [1, 2, 3])

@@ -33,16 +33,13 @@ from tests.core.losses import check, live
 from tests.core.mortal import Death, MortalStorage
 from tests.core.small_parts import PART, SmallPartsStorage, tree_options
 from tests.core.test_log_crash import SCENARIOS, bucket
-from tests.core.tree import Tree, open_tree, stored
+from tests.core.tree import NEVER, NEVER_PUBLISHED, Tree, open_tree, stored
 from tests.support.every_call import at_every_call
 from tests.support.faulty import FaultyStorage
 
 pytestmark = pytest.mark.usefixtures("small_parts")
 
-NEVER: Final = 1e9
-DYING: Final = tree_options(
-    logged=True, publish=PublishOptions(delay_seconds=NEVER, interval_seconds=NEVER), mount_id="dying"
-)
+DYING: Final = tree_options(logged=True, publish=NEVER_PUBLISHED, mount_id="dying")
 NEXT: Final = tree_options(logged=True)
 BYTES: Final = Random(5).randbytes(6 * PART)
 

@@ -37,22 +37,13 @@ from fusefs.errors import (
 from fusefs.filesystem import RENAME_EXCHANGE, RENAME_NOREPLACE, FilesystemOptions
 from fusefs.inodes import Directory, File, Special, Symlink
 from fusefs.resolver import RESOLVE_TASKS
-from tests.core.tree import CALLER, Tree, TreeOptions, open_tree, stored, stored_metadata
+from tests.core.tree import CALLER, Tree, TreeOptions, filled, open_tree, stored, stored_metadata
 from tests.support.faulty import FaultyStorage
 
 Clock = trio.testing.MockClock
 SHARED = TreeOptions(filesystem=FilesystemOptions(shared=True), revalidate_seconds=1.0)
 REVALIDATE = 61.0
 """Seconds after which a listing of a `TreeOptions()` is too old."""
-
-
-async def filled(*keys: str) -> FaultyStorage:
-    """Return a store with objects whose bytes are their keys."""
-    storage = FaultyStorage(MemoryStorage())
-    for key in keys:
-        await storage.put(key, b"" if key.endswith("/") else key.encode())
-    storage.calls.clear()
-    return storage
 
 
 async def settled(tree: Tree) -> None:

@@ -24,11 +24,11 @@ from fusefs.log_repair import DAMAGED_PREFIX, LogRepair
 from fusefs.old_logs import LogPart, find_logs, survey_logs
 from fusefs.publisher import PublishOptions
 from fusefs.versions import Version
-from tests.core.tree import TreeOptions, open_tree, stored
+from tests.core.logs import commit_thrice
+from tests.core.tree import NEVER_PUBLISHED, TreeOptions, open_tree, stored
 from tests.support.faulty import FaultyStorage
 
-NEVER: Final = 1e9
-OPTIONS: Final = TreeOptions(logged=True, publish=PublishOptions(delay_seconds=NEVER, interval_seconds=NEVER))
+OPTIONS: Final = TreeOptions(logged=True, publish=NEVER_PUBLISHED)
 EPOCH: Final = 3
 IN_FLIGHT: Final = 4
 
@@ -233,15 +233,6 @@ async def test_a_log_of_which_the_lease_says_that_nothing_is_needed(there: list[
             await find(storage, told)
     else:
         assert (await find(storage, told)).positions == []
-
-
-async def commit_thrice(storage: MemoryStorage, directory: Path) -> None:
-    """Leave a log of three batches, each of which makes a file longer."""
-    async with open_tree(storage, directory, OPTIONS) as tree:
-        handle = await tree.create("file")
-        for number in range(3):
-            await tree.write(handle, number, b"%d" % number)
-            await tree.filesystem.fsync(handle)
 
 
 @pytest.mark.parametrize("sequence", [1, 2])

@@ -22,22 +22,13 @@ from fusefs.inodes import Directory
 from fusefs.link_lists import LISTS_PREFIX
 from fusefs.placement import DETOURS_PREFIX
 from fusefs.publish_queue import RETRY_SECONDS
-from tests.core.tree import Tree, TreeOptions, open_tree, stored
+from tests.core.tree import Tree, TreeOptions, filled, open_tree, stored
 from tests.support.every_call import at_every_call
 from tests.support.faulty import FaultyStorage, Gate
 
 LOGGED: Final = TreeOptions(logged=True)
 REVALIDATE: Final = 61.0
 """Seconds after which a listing of a `TreeOptions()` is too old."""
-
-
-async def filled(*keys: str) -> FaultyStorage:
-    """Return a store with objects whose bytes are their keys."""
-    storage = FaultyStorage(MemoryStorage())
-    for key in keys:
-        await storage.put(key, b"" if key.endswith("/") else key.encode())
-    storage.calls.clear()
-    return storage
 
 
 async def snapshot(tree: Tree, path: str = "") -> list[str]:

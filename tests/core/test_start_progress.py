@@ -16,14 +16,12 @@ from backends.memory import MemoryStorage
 from fusefs.attributes import Defaults
 from fusefs.log_reader import LogReader
 from fusefs.old_logs import READ_AT_ONCE, LogPart, find_logs
-from fusefs.publisher import PublishOptions
 from fusefs.quantities import brief_size
 from fusefs.recovery import Recovery
 from fusefs.start_progress import StartProgress
 from tests.core.logs import log_objects
-from tests.core.tree import TreeOptions, open_tree
+from tests.core.tree import NEVER_PUBLISHED, TreeOptions, open_tree
 
-NEVER = 1e9
 BYTES = Random(1).randbytes(10 * KIB)
 BATCHES = 12 * READ_AT_ONCE
 FILES = 20
@@ -59,7 +57,7 @@ def test_lines_are_told_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
 
 async def test_a_recovery_says_how_far_it_is(tmp_path: Path, autojump_clock: MockClock) -> None:
     storage = SlowStorage()
-    options = TreeOptions(logged=True, publish=PublishOptions(delay_seconds=NEVER, interval_seconds=NEVER))
+    options = TreeOptions(logged=True, publish=NEVER_PUBLISHED)
     async with open_tree(storage, tmp_path / "lost", options) as tree:
         for number in range(FILES):
             await tree.create(f"{number}")

@@ -29,17 +29,15 @@ from fusefs.journal_format import JOURNAL_PREFIX, Position, batch_key
 from fusefs.lease import check_before_sending
 from fusefs.old_logs import KEPT_SEALS
 from fusefs.publish_queue import RETRY_SECONDS
-from fusefs.publisher import PublishOptions
 from fusefs.stored_lease import LEASE_KEY, StoredLease
 from tests.core.changes import CHANGES
 from tests.core.leases import TERM, take
 from tests.core.logs import batches, log_objects
-from tests.core.tree import Tree, TreeOptions, open_tree, stored
+from tests.core.tree import NEVER_PUBLISHED, Tree, TreeOptions, open_tree, stored
 from tests.support.faulty import FaultyStorage
 
-NEVER: Final = 1e9
 PUBLISHING: Final = TreeOptions(logged=True)
-LOG_ALONE: Final = replace(PUBLISHING, publish=PublishOptions(delay_seconds=NEVER, interval_seconds=NEVER))
+LOG_ALONE: Final = replace(PUBLISHING, publish=NEVER_PUBLISHED)
 FIRST_EPOCH: Final = 1
 LOST: Final = os.strerror(errno.EROFS)
 

@@ -23,6 +23,7 @@ import trio
 
 from backends.base import GIB, MIB, Data, Metadata, ObjectStorage, iterate_pages
 from backends.byte_budget import ByteBudget
+from backends.memory import MemoryStorage
 from fusefs import assembly, prefetch
 from fusefs.assembly import AssemblyOptions
 from fusefs.attributes import Defaults
@@ -44,6 +45,7 @@ from fusefs.stage_budget import MAX_CLEAN, StageBudget
 from fusefs.start_progress import StartProgress
 from fusefs.term import Term
 from fusefs.tree_index import TreeIndex
+from tests.support.faulty import FaultyStorage
 
 CALLER: Final = Caller(uid=1000, gid=1000)
 EPOCH_NS: Final = 1_700_000_000_000_000_000
@@ -51,6 +53,12 @@ EPOCH_NS: Final = 1_700_000_000_000_000_000
 
 PATIENCE_SECONDS: Final = 3_600.0
 """On trio's clock: whatever has not ended by then hangs."""
+
+NEVER: Final = 1e9
+"""Seconds on trio's clock."""
+
+NEVER_PUBLISHED: Final = PublishOptions(delay_seconds=NEVER, interval_seconds=NEVER)
+"""Of a mount that publishes files when somebody waits for it, and never by itself: the log alone has them."""
 
 
 class TrioTime:
@@ -324,6 +332,15 @@ def bare_failures() -> Iterator[None]:
         while isinstance(failure, ExceptionGroup) and len(failure.exceptions) == 1:
             failure = failure.exceptions[0]
         raise failure from None
+
+
+async def filled(*keys: str) -> FaultyStorage:
+    """Return a store with objects whose bytes are their keys."""
+    storage = FaultyStorage(MemoryStorage())
+    for key in keys:
+        await storage.put(key, b"" if key.endswith("/") else key.encode())
+    storage.calls.clear()
+    return storage
 
 
 async def stored(storage: ObjectStorage, *, ours: bool = False) -> dict[str, bytes]:

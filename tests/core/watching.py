@@ -14,16 +14,12 @@ from pathlib import Path
 from typing import Final
 
 from backends.intercepted import InterceptedStorage, Request, T, Verb
-from fusefs.publisher import PublishOptions
 from tests.core.history import History, state_of
 from tests.core.small_parts import SmallPartsStorage, tree_options
-from tests.core.tree import open_tree
+from tests.core.tree import NEVER_PUBLISHED, open_tree
 
-NEVER: Final = 1e9
 #: Recovers, and publishes nothing.
-LOOKING: Final = replace(
-    tree_options(), logged=True, publish=PublishOptions(delay_seconds=NEVER, interval_seconds=NEVER)
-)
+LOOKING: Final = replace(tree_options(), logged=True, publish=NEVER_PUBLISHED)
 READING: Final = frozenset({Verb.HEAD, Verb.GET_RANGE, Verb.LIST_PREFIX, Verb.LIST_MULTIPART_UPLOADS})
 
 
