@@ -16,7 +16,7 @@ from typing import Final
 from backends.base import MIB
 from fusefs.capture import Capture, bytes_to_carry, capture
 from fusefs.inodes import Inode
-from fusefs.journal_format import InUseRecord, LeftoverRecord, Record
+from fusefs.log_records import InUseRecord, LeftoverRecord, Record
 from fusefs.unlogged import Unlogged
 from fusefs.versions import Version
 

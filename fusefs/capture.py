@@ -13,8 +13,8 @@ from fusefs.attributes import to_metadata
 from fusefs.content import Content
 from fusefs.extents import Extent, ExtentSet
 from fusefs.inodes import Alias, Directory, File, Inode, Symlink
-from fusefs.journal_format import ContentRecord, InodeRecord, UploadReference, Written
 from fusefs.link_lists import link_metadata
+from fusefs.log_records import ContentRecord, InodeRecord, UploadReference, Written
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,9 +29,9 @@ from fusefs.capture import bytes_to_carry, has_ended_upload, note_captured
 from fusefs.change_log import LOG_KEY, Publication
 from fusefs.inodes import Directory, File, Inode
 from fusefs.journal import Journal, JournalStatistics
-from fusefs.journal_format import CONTINUED, Position
 from fusefs.lease import Lease
 from fusefs.log_needs import LogNeeds
+from fusefs.log_records import CONTINUED, Position
 from fusefs.log_trimmer import LogTrimmer
 from fusefs.stream_flush import flushed, part_size
 from fusefs.unlogged import Unlogged

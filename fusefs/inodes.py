@@ -20,9 +20,9 @@ from fusefs.attributes import Attributes
 from fusefs.content import Content
 from fusefs.errors import StaleFile
 from fusefs.files_ahead import FilesAhead
-from fusefs.journal_format import Position
 from fusefs.keys import name_of_file_beside, segment_of
 from fusefs.listed import ListedDirectory, ListedObject
+from fusefs.log_records import Position
 from fusefs.look_ahead import LookAhead
 from fusefs.versions import Version
 

@@ -29,7 +29,8 @@ import trio
 from backends.base import CREATE_ONLY, ObjectStorage
 from backends.errors import NotFound, PreconditionFailed, QuotaExceeded, StorageError
 from fusefs.errors import LeaseLost
-from fusefs.journal_format import LEASED, Batch, Position, Record, batch_key, encode
+from fusefs.journal_format import batch_key, encode
+from fusefs.log_records import LEASED, Batch, Position, Record
 
 _log = logging.getLogger(__name__)
 

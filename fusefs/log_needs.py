@@ -19,8 +19,8 @@ from typing import Final, TypeAlias
 from backends.base import KIB
 from fusefs.change_log import Publication
 from fusefs.inodes import Alias, Inode
-from fusefs.journal_format import Position
 from fusefs.keys import RESERVED_PREFIX
+from fusefs.log_records import Position
 from fusefs.versions import Version
 
 RECORD_SIZE: Final = KIB

@@ -16,11 +16,11 @@ from backends.base import ObjectStorage
 from fusefs.config import Config
 from fusefs.disk_log import DiskLog, has_disk_log, open_disk_log, place_on_disk
 from fusefs.errors import LogDamaged
-from fusefs.journal_format import Position
 from fusefs.lease import Lease
 from fusefs.lease_acquisition import at_hand, first_untold
 from fusefs.lease_record import LeaseRecord, LogPlace
 from fusefs.log_reader import LogReader
+from fusefs.log_records import Position
 from fusefs.log_repair import DAMAGED_PREFIX, set_aside
 from fusefs.old_logs import LogPart
 from fusefs.options import BucketStore

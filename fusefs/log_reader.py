@@ -28,11 +28,8 @@ from backends.errors import NotFound, PreconditionFailed
 from fusefs.errors import BatchDamaged, BatchRemoved, LogDamaged
 from fusefs.journal_format import (
     JOURNAL_PREFIX,
-    SEAL,
     SEAL_SIZES,
-    Batch,
     DamagedBatch,
-    Position,
     batch_key,
     decode,
     encode,
@@ -40,6 +37,7 @@ from fusefs.journal_format import (
     position_of,
 )
 from fusefs.lease_record import LogEnd
+from fusefs.log_records import SEAL, Batch, Position
 from fusefs.stored_lease import LEASE_KEY
 
 NOWHERE: Final = Position(0, 0)

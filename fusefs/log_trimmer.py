@@ -9,9 +9,9 @@ import trio
 
 from fusefs.errors import LeaseLost
 from fusefs.journal import Journal
-from fusefs.journal_format import Position
 from fusefs.lease import Lease
 from fusefs.log_needs import LogNeeds
+from fusefs.log_records import Position
 from fusefs.unlogged import Unlogged
 
 _log = logging.getLogger(__name__)

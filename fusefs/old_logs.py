@@ -19,9 +19,10 @@ from typing import Final
 import trio
 
 from backends.base import MIB
-from fusefs.journal_format import Batch, Position, batch_key
+from fusefs.journal_format import batch_key
 from fusefs.lease_record import LogEnd
 from fusefs.log_reader import EVERYWHERE, NOWHERE, LogReader, OldLog
+from fusefs.log_records import Batch, Position
 
 KEPT_SEALS: Final = 16
 """Of so many terms, the last ones, the seals stay."""

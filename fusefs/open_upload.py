@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from fusefs.journal_format import StoredPart
+from fusefs.log_records import StoredPart
 
 
 @dataclass(slots=True)

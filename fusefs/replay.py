@@ -15,7 +15,8 @@ from typing import NamedTuple, TypeAlias
 
 from fusefs import extended_attributes
 from fusefs.extents import Extent, ExtentSet
-from fusefs.journal_format import (
+from fusefs.link_lists import list_of
+from fusefs.log_records import (
     Batch,
     ContentRecord,
     InodeRecord,
@@ -24,7 +25,6 @@ from fusefs.journal_format import (
     Position,
     UploadReference,
 )
-from fusefs.link_lists import list_of
 from fusefs.stage import StageFile
 from fusefs.versions import Version
 

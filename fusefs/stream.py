@@ -27,8 +27,8 @@ from fusefs.change_log import ChangeLog
 from fusefs.content import Content
 from fusefs.errors import FilesystemError, let_go_of_frames
 from fusefs.inodes import File
-from fusefs.journal_format import StoredPart
 from fusefs.keys import RESERVED_PREFIX
+from fusefs.log_records import StoredPart
 from fusefs.open_upload import Flush, OpenUpload
 from fusefs.upload_rounds import FREE_ROUNDS, FileWasCut, check_name
 from fusefs.versions import Version

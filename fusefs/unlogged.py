@@ -14,7 +14,7 @@ from itertools import chain
 
 from fusefs.capture import has_ended_upload, is_behind
 from fusefs.inodes import Alias, Directory, Inode, is_joined
-from fusefs.journal_format import Position
+from fusefs.log_records import Position
 from fusefs.moves import Moves
 from fusefs.versions import Version
 

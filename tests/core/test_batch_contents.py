@@ -18,7 +18,7 @@ from fusefs.batch_contents import HEAD_SIZE, BatchContents, enough_ahead, exceed
 from fusefs.capture import note_captured
 from fusefs.content import Content
 from fusefs.inodes import ROOT_NUMBER, Directory, File, Special
-from fusefs.journal_format import InUseRecord, LeftoverRecord
+from fusefs.log_records import InUseRecord, LeftoverRecord
 from fusefs.unlogged import Unlogged
 from fusefs.versions import Version
 from tests.core.test_content import open_sources

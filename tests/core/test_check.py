@@ -16,9 +16,10 @@ from backends.memory import MemoryStorage
 from backends.metered import MeteredStorage
 from fusefs.attributes import fresh, to_metadata
 from fusefs.check import findings
-from fusefs.journal_format import Batch, LeftoverRecord, Position, batch_key, encode
+from fusefs.journal_format import batch_key, encode
 from fusefs.keys import join
 from fusefs.lease_record import Identity, LeaseRecord, LogEnd, LogPlace
+from fusefs.log_records import Batch, LeftoverRecord, Position
 from fusefs.stored_lease import LEASE_KEY
 from fusefs.versions import Version
 from tests.support.faulty import FaultyStorage

@@ -20,8 +20,9 @@ from backends.retrying import RetryingStorage, RetryPolicy
 from fusefs import batch_contents, staged_bytes
 from fusefs.errno_boundary import errno_of
 from fusefs.errors import LeaseLost
-from fusefs.journal_format import Batch, Position, batch_key, encode
+from fusefs.journal_format import batch_key, encode
 from fusefs.log_reader import LogReader
+from fusefs.log_records import Batch, Position
 from fusefs.stage import MEMORY_FILE_BYTES
 from tests.core.history import History, state_of
 from tests.core.logs import batches

@@ -29,7 +29,8 @@ from backends.memory import MemoryStorage
 from backends.retrying import RetryingStorage, RetryPolicy
 from fusefs.committer import Committer
 from fusefs.errno_boundary import errno_of
-from fusefs.journal_format import JOURNAL_PREFIX, Position, batch_key, position_of
+from fusefs.journal_format import JOURNAL_PREFIX, batch_key, position_of
+from fusefs.log_records import Position
 from fusefs.log_trimmer import IDLE_SECONDS, TRIM_BATCHES
 from fusefs.publisher import PublishOptions
 from tests.core.logs import batches, log_objects

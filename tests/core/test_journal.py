@@ -14,7 +14,7 @@ from backends.errors import StorageError
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs.journal import Journal
-from fusefs.journal_format import InodeRecord, Position
+from fusefs.log_records import InodeRecord, Position
 from tests.core.tree import stored
 from tests.support.faulty import FaultyStorage
 

@@ -24,8 +24,9 @@ from fusefs.committer import Committer
 from fusefs.extents import Extent
 from fusefs.filesystem import RENAME_EXCHANGE
 from fusefs.journal import MAX_IN_FLIGHT
-from fusefs.journal_format import (
-    JOURNAL_PREFIX,
+from fusefs.journal_format import JOURNAL_PREFIX, batch_key, decode, encode, position_of
+from fusefs.link_lists import LISTS_PREFIX
+from fusefs.log_records import (
     Batch,
     ContentRecord,
     InodeRecord,
@@ -33,12 +34,7 @@ from fusefs.journal_format import (
     StoredPart,
     UploadReference,
     Written,
-    batch_key,
-    decode,
-    encode,
-    position_of,
 )
-from fusefs.link_lists import LISTS_PREFIX
 from fusefs.publisher import PublishOptions
 from fusefs.versions import Version
 from tests.core.logs import batches, log_objects

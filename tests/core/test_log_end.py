@@ -23,8 +23,9 @@ from backends.base import ObjectStorage, iterate_pages
 from backends.intercepted import Verb
 from fusefs import batch_contents
 from fusefs.errors import MountError
-from fusefs.journal_format import JOURNAL_PREFIX, Position, batch_key, position_of
+from fusefs.journal_format import JOURNAL_PREFIX, batch_key, position_of
 from fusefs.lease_record import LogEnd
+from fusefs.log_records import Position
 from fusefs.log_repair import LogRepair
 from fusefs.stored_lease import LEASE_KEY
 from fusefs.stores import open_local

@@ -19,20 +19,9 @@ from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs import old_logs
 from fusefs.errors import LogDamaged
-from fusefs.journal_format import (
-    CONTINUED,
-    SEAL,
-    SEAL_SIZES,
-    Batch,
-    LeftoverRecord,
-    Position,
-    Record,
-    batch_key,
-    decode,
-    encode,
-    position_of,
-)
+from fusefs.journal_format import SEAL_SIZES, batch_key, decode, encode, position_of
 from fusefs.log_reader import LOOKS, LogReader, OldLog
+from fusefs.log_records import CONTINUED, SEAL, Batch, LeftoverRecord, Position, Record
 from fusefs.old_logs import KEPT_SEALS, READ_AT_ONCE, LogPart, batches, find_logs, places
 from fusefs.versions import Version
 from tests.support.faulty import FaultyStorage, Gate

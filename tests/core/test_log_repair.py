@@ -15,16 +15,9 @@ from trio.testing import MockClock
 from backends.base import iterate_pages
 from backends.memory import MemoryStorage
 from fusefs.errors import LogDamaged
-from fusefs.journal_format import (
-    CONTINUED,
-    JOURNAL_PREFIX,
-    Batch,
-    LeftoverRecord,
-    Position,
-    batch_key,
-    encode,
-)
+from fusefs.journal_format import JOURNAL_PREFIX, batch_key, encode
 from fusefs.log_reader import LogReader
+from fusefs.log_records import CONTINUED, Batch, LeftoverRecord, Position
 from fusefs.log_repair import DAMAGED_PREFIX, LogRepair
 from fusefs.old_logs import LogPart, batches, find_logs
 from fusefs.placement import DETOURS_PREFIX

@@ -16,9 +16,10 @@ from backends.memory import MemoryStorage
 from fusefs.attributes import fresh
 from fusefs.inodes import ROOT_NUMBER, Directory, Inode
 from fusefs.journal import RETRY_SECONDS, Journal
-from fusefs.journal_format import Position, batch_key
+from fusefs.journal_format import batch_key
 from fusefs.lease import NoLease
 from fusefs.log_needs import LogNeeds
+from fusefs.log_records import Position
 from fusefs.log_trimmer import IDLE_SECONDS, TRIM_BATCHES, TRIM_RETRY_SECONDS, LogTrimmer
 from fusefs.unlogged import Unlogged
 from fusefs.versions import Version

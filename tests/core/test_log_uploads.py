@@ -22,7 +22,8 @@ from backends.intercepted import InterceptedStorage, InterceptedUpload, Request,
 from backends.memory import MemoryStorage
 from fusefs.attribute_changes import AttributeChanges
 from fusefs.errors import FilesystemError, LogDamaged, MountError
-from fusefs.journal_format import InodeRecord, decode, position_of
+from fusefs.journal_format import decode, position_of
+from fusefs.log_records import InodeRecord
 from fusefs.log_repair import LogRepair
 from fusefs.object_writer import CONFLICTS_PREFIX
 from fusefs.placement import DETOURS_PREFIX

@@ -15,9 +15,9 @@ from backends.base import KIB, ObjectStorage
 from backends.directory import DirectoryStorage
 from fusefs.errors import LogDamaged
 from fusefs.journal import Journal
-from fusefs.journal_format import Batch, InodeRecord, Position
 from fusefs.lease_record import LogEnd
 from fusefs.log_reader import LogReader
+from fusefs.log_records import Batch, InodeRecord, Position
 from fusefs.log_repair import LogRepair
 from fusefs.old_logs import LogPart, batches, find_logs
 from fusefs.stores import open_local

@@ -13,17 +13,8 @@ from trio.testing import MockClock
 
 from backends.base import KIB, MIB, ListPage, RangeResult
 from backends.memory import MemoryStorage
-from fusefs.journal_format import (
-    JOURNAL_PREFIX,
-    Batch,
-    ContentRecord,
-    InodeRecord,
-    Position,
-    Written,
-    batch_key,
-    encode,
-    position_of,
-)
+from fusefs.journal_format import JOURNAL_PREFIX, batch_key, encode, position_of
+from fusefs.log_records import Batch, ContentRecord, InodeRecord, Position, Written
 from fusefs.stage import MEMORY_FILE_BYTES
 from tests.core.mortal import MortalStorage
 from tests.core.tree import TreeOptions, open_tree

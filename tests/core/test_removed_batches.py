@@ -17,9 +17,10 @@ from backends.base import CREATE_ONLY
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs.errors import BatchRemoved, LogDamaged
-from fusefs.journal_format import CONTINUED, Batch, LeftoverRecord, Position, batch_key, encode
+from fusefs.journal_format import batch_key, encode
 from fusefs.lease_record import LogEnd
 from fusefs.log_reader import LogReader, OldLog
+from fusefs.log_records import CONTINUED, Batch, LeftoverRecord, Position
 from fusefs.log_repair import DAMAGED_PREFIX, LogRepair
 from fusefs.old_logs import LogPart, find_logs, survey_logs
 from fusefs.publisher import PublishOptions

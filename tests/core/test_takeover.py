@@ -25,8 +25,9 @@ from backends.retrying import RetryingStorage
 from fusefs.committer import Committer
 from fusefs.errno_boundary import errno_of
 from fusefs.errors import LeaseLost
-from fusefs.journal_format import JOURNAL_PREFIX, Position, batch_key
+from fusefs.journal_format import JOURNAL_PREFIX, batch_key
 from fusefs.lease import check_before_sending
+from fusefs.log_records import Position
 from fusefs.old_logs import KEPT_SEALS
 from fusefs.publish_queue import RETRY_SECONDS
 from fusefs.stored_lease import LEASE_KEY, StoredLease

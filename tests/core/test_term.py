@@ -30,10 +30,11 @@ from fusefs.config import Config
 from fusefs.disk_log import open_disk_log
 from fusefs.errors import MountError
 from fusefs.inodes import Directory
-from fusefs.journal_format import JOURNAL_PREFIX, SEAL_SIZES, Position, batch_key
+from fusefs.journal_format import JOURNAL_PREFIX, SEAL_SIZES, batch_key
 from fusefs.lease_acquisition import waiting_message
 from fusefs.lease_record import LeaseRecord, LogEnd, LogPlace
 from fusefs.log_places import old_log_parts
+from fusefs.log_records import Position
 from fusefs.log_repair import DAMAGED_PREFIX, Diagnosis, LogRepair
 from fusefs.old_logs import LogPart, places
 from fusefs.stage_budget import StageBudget

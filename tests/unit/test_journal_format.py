@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusefs.extents import Extent
-from fusefs.journal_format import (
+from fusefs.journal_format import DamagedBatch, batch_key, decode, encode, position_of
+from fusefs.log_records import (
     CONTINUED,
     SEAL,
     Batch,
     ContentRecord,
-    DamagedBatch,
     InodeRecord,
     InUseRecord,
     LeftoverRecord,
@@ -24,10 +24,6 @@ from fusefs.journal_format import (
     StoredPart,
     UploadReference,
     Written,
-    batch_key,
-    decode,
-    encode,
-    position_of,
 )
 from fusefs.versions import Version
 

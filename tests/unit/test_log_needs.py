@@ -12,8 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from fusefs.attributes import fresh
 from fusefs.change_log import Publication
 from fusefs.inodes import ROOT_NUMBER, Alias, Directory, Inode, Links, Special
-from fusefs.journal_format import Position
 from fusefs.log_needs import RECORD_SIZE, LogNeeds, Needing
+from fusefs.log_records import Position
 from fusefs.versions import Version
 
 EPOCH = 3

@@ -6,7 +6,7 @@ import stat
 
 from fusefs.attributes import fresh
 from fusefs.inodes import ROOT_NUMBER, Alias, Directory, Inode, Links, Special
-from fusefs.journal_format import Position
+from fusefs.log_records import Position
 from fusefs.unlogged import Unlogged
 from fusefs.versions import Version
 
