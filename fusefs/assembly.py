@@ -10,7 +10,7 @@ from typing import Final
 
 import trio
 
-from backends.base import ObjectStorage
+from backends.base import MIB, ObjectStorage
 from backends.byte_budget import ByteBudget
 from backends.errors import StorageError
 from fusefs.attributes import Defaults, fresh
@@ -43,7 +43,7 @@ from fusefs.tree_index import TreeIndex
 from fusefs.uploads import Uploads
 from fusefs.xattr_calls import XattrCalls
 
-FETCH_MEMORY: Final = 48 * 1024 * 1024
+FETCH_MEMORY: Final = 48 * MIB
 """Bytes of ranged GETs under way at once, enough for a network of 1 GB/s and 40 ms; short ones have an eighth more."""
 
 COMMITS_SHARE: Final = 4
@@ -52,13 +52,13 @@ COMMITS_SHARE: Final = 4
 MAX_FETCHES: Final = 16
 """Ranged GETs of one kind, long or short, under way at once: half of the store's connections as they are by default."""
 
-PART_MEMORY: Final = 64 * 1024 * 1024
+PART_MEMORY: Final = 64 * MIB
 """Bytes of files on their way up at once, for all uploads together; small files have an eighth of it besides.
 
 More only where two parts of the size that was asked for are more.
 """
 
-DEFAULT_PART_SIZE: Final = 8 * 1024 * 1024
+DEFAULT_PART_SIZE: Final = 8 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +153,7 @@ def _options(config: Config, mount_id: str) -> AssemblyOptions:
             shared=mount.shared,
             wait_on_close=mount.wait_on_close,
             kernel_keeps_times=kernel_owns_times(mount),
-            read_ahead=mount.read_ahead_bytes,
+            read_ahead_bytes=mount.read_ahead_bytes,
         ),
         publish=PublishOptions(
             delay_seconds=mount.publish_delay_seconds,

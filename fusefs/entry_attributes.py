@@ -6,13 +6,14 @@ from typing import Final
 
 import pyfuse3
 
+from backends.base import KIB
 from fusefs.inodes import Inode
 from fusefs.namespace import Outline
 
 BLOCK_SIZE: Final = 512
 """The unit of st_blocks, whatever the file system (stat(2))."""
 
-IO_SIZE: Final = 128 * 1024
+IO_SIZE: Final = 128 * KIB
 """st_blksize: what cp and stdio take as their buffer."""
 
 

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 from urllib.parse import quote, unquote
 
+from backends.base import MIB
 from fusefs.keys import RESERVED_PREFIX
 
 OBJECTS_PREFIX: Final = f"{RESERVED_PREFIX}xattrs/"
@@ -29,7 +30,7 @@ OBJECTS_PREFIX: Final = f"{RESERVED_PREFIX}xattrs/"
 INLINE_LIMIT: Final = 1_024
 """Characters of text in an object's metadata, which can have 2 KiB with everything else that is in it."""
 
-MAX_TOTAL: Final = 1024 * 1024
+MAX_TOTAL: Final = MIB
 """Bytes of all names and values of one inode; Linux lets a value have 64 KiB, and the list of names too."""
 
 NAMESPACES: Final = (b"user.", b"security.", b"trusted.")

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from backends.base import S3_LIMITS, Data
+from backends.base import MIB, S3_LIMITS, Data
 from backends.errors import is_outage
 from fusefs import fetching
 from fusefs.attribute_changes import AttributeChanges, with_owner_and_mode, with_times, without_set_id_bits
@@ -63,8 +63,8 @@ class FilesystemOptions:
     wait_on_close: bool = False
     #: Whether the kernel tells the times of writes (its writeback cache): what it hands over was written earlier.
     kernel_keeps_times: bool = False
-    #: The widest window, in bytes, that a sequential reader is given.
-    read_ahead: int = 32 * 1024 * 1024
+    #: The widest window that a sequential reader is given.
+    read_ahead_bytes: int = 32 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,7 +289,7 @@ class Filesystem:
             self._take_set_id_bits(file, caller.uid)
         if flags & os.O_ACCMODE == os.O_RDONLY:
             self._namespace.opened(
-                file, fetch_ahead_bytes=min(self._options.read_ahead, self._budget.room_ahead)
+                file, fetch_ahead_bytes=min(self._options.read_ahead_bytes, self._budget.room_ahead)
             )
         return self._open(file, flags)
 
@@ -477,7 +477,7 @@ class Filesystem:
                 self._changes.changed(file)
 
     def _open(self, file: File, flags: int) -> int:
-        opened = OpenFile(file, flags, SequentialDetector(self._options.read_ahead))
+        opened = OpenFile(file, flags, SequentialDetector(self._options.read_ahead_bytes))
         file.handles += 1
         file.writers += opened.writable
         return self._handles.add(opened)

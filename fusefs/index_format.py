@@ -18,13 +18,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from backends.base import MIB
 from fusefs.attributes import Defaults
 from fusefs.inode_table import NUMBER_BITS
 from fusefs.inodes import ROOT_NUMBER
 from fusefs.listed import ListedDirectory, ListedEntry, ListedObject
 
 MAGIC: Final = b"fusefs index 1\n"
-MAX_PAYLOAD: Final = 256 * 1024 * 1024
+MAX_PAYLOAD: Final = 256 * MIB
 """Bytes of a block when it is unpacked: two million entries; more is not an index but an attack."""
 
 _FINAL: Final = 1

@@ -15,6 +15,7 @@ from typing import Final
 
 import trio
 
+from backends.base import KIB
 from backends.errors import StorageError
 from backends.threads import beside_others
 from fusefs.attributes import Defaults
@@ -36,7 +37,7 @@ INTERVAL_SECONDS: Final = 60.0
 EFFORT: Final = 0.01
 """Share of the time that writing may take: after a large tree the pause is longer."""
 
-BYTES_PER_SECOND: Final = 32 * 1024
+BYTES_PER_SECOND: Final = 32 * KIB
 """Written in the long run, at most: one change in a directory of a million files writes all that is known of it."""
 
 TASKS: Final = 4

@@ -18,12 +18,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from backends.base import KIB
 from fusefs import block_checksums
 
 _MAGIC: Final = b"fusefs kept 1\n"
 _SUM: Final = struct.Struct("<I")
 _PAIR: Final = struct.Struct("<II")
-_MAX_HEADER: Final = 16 * 1024
+_MAX_HEADER: Final = 16 * KIB
 """Bytes of JSON: a key has 1,024, which may be six times as many when they are escaped."""
 
 

@@ -53,7 +53,7 @@ async def wait_in_vain(tree: Tree, handle: int, offset: int = 0) -> float:
 @pytest.mark.parametrize("distance", [0, 2 * MIB], ids=["one block", "many blocks"])
 async def test_many_readers_of_a_file(distance: int, tmp_path: Path, autojump_clock: MockClock) -> None:
     """Also where there is room for a few requests at once only."""
-    options = TreeOptions(fetches_in_flight=1, filesystem=FilesystemOptions(read_ahead=0))
+    options = TreeOptions(fetches_in_flight=1, filesystem=FilesystemOptions(read_ahead_bytes=0))
     async with away(tmp_path, options, file=24 * 2 * MIB) as (tree, faulty):
         handles = [await tree.open("file", os.O_RDONLY) for _ in range(24)]
         faulty.fail(Unavailable, verb=Verb.GET_RANGE, times=math.inf)
@@ -99,7 +99,7 @@ async def test_an_error_is_that_of_requests_which_began_later(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     """Whoever comes when a request has nearly been given up waits as long as everybody; an answer ends it for all."""
-    options = TreeOptions(filesystem=FilesystemOptions(read_ahead=0))
+    options = TreeOptions(filesystem=FilesystemOptions(read_ahead_bytes=0))
     async with away(tmp_path, options, file=32 * MIB, other=4 * KIB) as (tree, faulty):
         handle = await tree.open("file", os.O_RDONLY)
         faulty.fail(Unavailable, verb=Verb.GET_RANGE, times=math.inf)
@@ -120,7 +120,7 @@ async def test_an_error_is_that_of_requests_which_began_later(
 
 async def test_an_object_that_is_damaged_is_no_outage(tmp_path: Path, autojump_clock: MockClock) -> None:
     """Whoever waits for a turn behind it has theirs."""
-    options = TreeOptions(fetches_in_flight=1, filesystem=FilesystemOptions(read_ahead=0))
+    options = TreeOptions(fetches_in_flight=1, filesystem=FilesystemOptions(read_ahead_bytes=0))
     sizes = dict.fromkeys(("first", "bad", "good"), prefetch.FETCH_SIZE)
     async with away(tmp_path, options, **sizes) as (tree, faulty):
         handles = {name: await tree.open(name, os.O_RDONLY) for name in sizes}

@@ -83,7 +83,7 @@ async def test_large_files_and_those_being_written_are_not_fetched(
 
 async def test_without_read_ahead_nothing_is_fetched_ahead(autojump_clock: Clock, tmp_path: Path) -> None:
     storage = await filled(small(20))
-    options = TreeOptions(filesystem=FilesystemOptions(read_ahead=0))
+    options = TreeOptions(filesystem=FilesystemOptions(read_ahead_bytes=0))
     async with open_tree(storage, tmp_path, options) as tree:
         for number in range(5):
             await tree.read_file(f"d/{number}")
@@ -95,7 +95,7 @@ async def test_what_is_fetched_and_not_read_is_bounded_in_bytes(
     autojump_clock: Clock, tmp_path: Path
 ) -> None:
     storage = await filled({f"d/{number}": bytes(100 * KIB) for number in range(50)})
-    options = TreeOptions(filesystem=FilesystemOptions(read_ahead=500 * KIB))
+    options = TreeOptions(filesystem=FilesystemOptions(read_ahead_bytes=500 * KIB))
     async with open_tree(storage, tmp_path, options) as tree:
         for number in range(2):
             await tree.read_file(f"d/{number}")

@@ -95,7 +95,7 @@ async def test_a_reader_of_a_file_larger_than_the_stage_fetches_it_once(
     """However wide a window is allowed: no more is fetched ahead than there is room for."""
     storage = _CountingStorage()
     await storage.put("large", os.urandom(40 * MIB))
-    options = TreeOptions(cache_size=16 * MIB, filesystem=FilesystemOptions(read_ahead=32 * MIB))
+    options = TreeOptions(cache_size=16 * MIB, filesystem=FilesystemOptions(read_ahead_bytes=32 * MIB))
     async with open_tree(storage, tmp_path, options) as tree:
         handle = await tree.open("large", os.O_RDONLY)
         for start in range(0, 40 * MIB, 128 * KIB):
