@@ -235,8 +235,11 @@ class Publisher:
         Raises the failure of an attempt that began after this call, or of one before it that was not made good.
         """
         self._queue.note_moves()
-        if inode.parent is not None:
-            await self.publish(inode.parent)
+        for each in reversed([inode, *inode.above()]):
+            await self._publish_entry(each)
+
+    async def _publish_entry(self, inode: Inode) -> None:
+        """As `publish`, but for the directories above it."""
         goal = inode.state.changes
         attempts = inode.state.attempts + self._turns.is_under_way(inode)
         while inode.state.published_changes < goal and inode in self._queue:
