@@ -20,7 +20,7 @@ from backends.base import KIB
 from fusefs.change_log import Publication
 from fusefs.inodes import Alias, Inode
 from fusefs.keys import RESERVED_PREFIX
-from fusefs.log_records import Position
+from fusefs.log_records import NOWHERE, Position
 from fusefs.versions import Version
 
 RECORD_SIZE: Final = KIB
@@ -44,12 +44,12 @@ class LogNeeds:
         self._needed: dict[Needing, Position] = {}
         self._is_sorted = True
         #: No position in there is later.
-        self._latest = Position(0, 0)
+        self._latest = NOWHERE
         #: The same of inodes that are being published, as of before that.
         self._publishing: dict[Inode, Position] = {}
         #: What the next commit tells again, and in which batch that begins, if one has any of it yet.
         self._again: dict[Needing, Position | None] = {}
-        self._again_before = Position(0, 0)
+        self._again_before = NOWHERE
         #: Told again since that was set.
         self._again_bytes = 0
 

@@ -21,8 +21,7 @@ from backends.errors import InvalidKey, NotFound
 from fusefs.change_log import LOG_KEY
 from fusefs.keys import segment_of
 from fusefs.link_lists import list_of
-from fusefs.log_reader import EVERYWHERE, NOWHERE
-from fusefs.log_records import InodeRecord, Position
+from fusefs.log_records import EVERYWHERE, NOWHERE, InodeRecord, Position
 from fusefs.object_writer import CONFLICTS_PREFIX
 from fusefs.placement import DETOURS_PREFIX, ORPHANS_PREFIX, ROOT_MARKER
 from fusefs.replay import Replay, Replayed

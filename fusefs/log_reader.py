@@ -37,14 +37,8 @@ from fusefs.journal_format import (
     position_of,
 )
 from fusefs.lease_record import LogEnd
-from fusefs.log_records import SEAL, Batch, Position
+from fusefs.log_records import EVERYWHERE, NOWHERE, SEAL, Batch, Position
 from fusefs.stored_lease import LEASE_KEY
-
-NOWHERE: Final = Position(0, 0)
-"""Before every batch."""
-
-EVERYWHERE: Final = Position(1 << 64, 0)
-"""Behind every batch."""
 
 LOOKS: Final = 10
 """How often a term is looked at of which batches are gone when they are to be read, or should be there and are not."""

@@ -32,6 +32,13 @@ class Position(NamedTuple):
     sequence: int
 
 
+NOWHERE: Final = Position(0, 0)
+"""Before every batch."""
+
+EVERYWHERE: Final = Position(1 << 64, 0)
+"""Behind every batch."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredPart:
     """A part of an upload under way that holds bytes `start` to `end` of the file."""

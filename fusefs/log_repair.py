@@ -26,8 +26,8 @@ from fusefs.errors import BatchDamaged
 from fusefs.journal_format import JOURNAL_PREFIX, batch_key, encode
 from fusefs.keys import RESERVED_PREFIX
 from fusefs.log_objects import LogObjects
-from fusefs.log_reader import EVERYWHERE, NOWHERE, LogReader, seal_at
-from fusefs.log_records import Position
+from fusefs.log_reader import LogReader, seal_at
+from fusefs.log_records import EVERYWHERE, NOWHERE, Position
 from fusefs.log_uploads import LogUploads, needed_upload
 from fusefs.old_logs import LogPart, batches, places, survey_logs
 from fusefs.quantities import counted

@@ -11,7 +11,7 @@ from fusefs.errors import LeaseLost
 from fusefs.journal import Journal
 from fusefs.lease import Lease
 from fusefs.log_needs import LogNeeds
-from fusefs.log_records import Position
+from fusefs.log_records import NOWHERE, Position
 from fusefs.unlogged import Unlogged
 
 _log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class LogTrimmer:
         self._unlogged: Final = unlogged
 
         self._is_restored = False
-        self._cutoff = Position(0, 0)
+        self._cutoff = NOWHERE
         self._wanted = trio.Event()
 
     @property

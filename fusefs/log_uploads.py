@@ -29,8 +29,7 @@ from fusefs.errors import BatchDamaged, LogDamaged
 from fusefs.extents import ExtentSet
 from fusefs.journal_format import batch_key
 from fusefs.log_objects import OwnObject, detour_key, key_of, marked, version_of
-from fusefs.log_reader import NOWHERE
-from fusefs.log_records import StoredPart, UploadReference
+from fusefs.log_records import NOWHERE, StoredPart, UploadReference
 from fusefs.object_copy import FETCHED_PART, copy_object, copy_part, longest_part
 from fusefs.object_writer import conflict_key
 from fusefs.replay import Replayed, Sources

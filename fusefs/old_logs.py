@@ -21,8 +21,8 @@ import trio
 from backends.base import MIB
 from fusefs.journal_format import batch_key
 from fusefs.lease_record import LogEnd
-from fusefs.log_reader import EVERYWHERE, NOWHERE, LogReader, OldLog
-from fusefs.log_records import Batch, Position
+from fusefs.log_reader import LogReader, OldLog
+from fusefs.log_records import EVERYWHERE, NOWHERE, Batch, Position
 
 KEPT_SEALS: Final = 16
 """Of so many terms, the last ones, the seals stay."""

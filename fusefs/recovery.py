@@ -33,8 +33,8 @@ from fusefs.extents import ExtentSet
 from fusefs.inodes import Alias, Directory, File, Inode, Links, Special, Symlink
 from fusefs.link_lists import list_key, new_list_number
 from fusefs.log_objects import LOG_ID, LogObjects, OwnObject, is_directory, key_of, version_of
-from fusefs.log_reader import NOWHERE, OldLog
-from fusefs.log_records import InodeRecord, Position
+from fusefs.log_reader import OldLog
+from fusefs.log_records import NOWHERE, InodeRecord, Position
 from fusefs.log_uploads import LogUploads, needed_upload
 from fusefs.old_logs import batches, places
 from fusefs.placement import ORPHANS_PREFIX, UNSEEN, unseen
