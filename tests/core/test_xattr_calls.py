@@ -13,7 +13,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from backends.base import ObjectStorage
+from backends.base import ObjectStorage, iterate_pages
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs import extended_attributes
@@ -29,7 +29,7 @@ from fusefs.extended_attributes import OBJECTS_PREFIX
 from fusefs.filesystem import FilesystemOptions
 from fusefs.journal_format import JOURNAL_PREFIX
 from tests.core.mortal import Death, MortalStorage
-from tests.core.tree import CALLER, Tree, TreeOptions, open_tree, stored, stored_metadata
+from tests.core.tree import CALLER, Tree, TreeOptions, open_tree, stored_metadata
 from tests.support.every_call import at_every_call
 from tests.support.faulty import FaultyStorage
 
@@ -91,7 +91,7 @@ async def get_large(tree: Tree, path: str) -> bytes:
 
 
 async def xattr_objects(storage: ObjectStorage) -> set[str]:
-    return {key for key in await stored(storage, ours=True) if key.startswith(OBJECTS_PREFIX)}
+    return {info.key async for page in iterate_pages(storage, OBJECTS_PREFIX) for info in page.objects}
 
 
 async def referred_to(storage: ObjectStorage) -> set[str]:
