@@ -11,6 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from backends.base import iterate_pages
 from backends.errors import AccessDenied, Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
@@ -23,7 +24,7 @@ from tests.support.faulty import FaultyStorage
 
 
 async def lists_in(storage: MemoryStorage) -> list[str]:
-    return [key for key in await stored(storage, ours=True) if key.startswith(LISTS_PREFIX)]
+    return [info.key async for page in iterate_pages(storage, LISTS_PREFIX) for info in page.objects]
 
 
 async def test_objects_follow_whichever_name_is_written(autojump_clock: MockClock, tmp_path: Path) -> None:
