@@ -46,6 +46,8 @@ class ObjectWriter:
         self._sidecars = sidecars
         self._mount_id = mount_id
         self.conflicts = 0
+        #: Where there may be a copy of these already: the request for it had no answer.
+        self._perhaps_kept: dict[Version, str] = {}
 
     async def write(self, inode: Inode, target: str, *, mode: PutMode, metadata: Metadata) -> Written:
         """Make the object under `target` equal to the inode, and those beside it, to which it refers."""
@@ -150,15 +152,33 @@ class ObjectWriter:
             return None
         if not isinstance(inode, File) and not inode.hides_content:
             return None
-        try:
-            version = await copy_object(
-                self._storage, inode.version, key, mode=CREATE_ONLY, metadata=metadata
-            )
-        except (NotFound, PreconditionFailed):
-            return None  # it was the object at the old name that somebody else changed
-        if isinstance(inode, File):
+        version = await self._keep_copy(inode.version, key, metadata)
+        if version is not None and isinstance(inode, File):
             inode.content.rebase(version)
         return version
+
+    async def _keep_copy(self, source: Version, key: str, metadata: Metadata) -> Version | None:
+        """Copy `source` to `key`; None if it was the object at the old name that somebody else changed.
+
+        Where an earlier request for a copy had no answer, its key is taken: what is there by now is what it has made.
+        """
+        earlier = self._perhaps_kept.get(source)
+        key = earlier or key
+        try:
+            return await copy_object(self._storage, source, key, mode=CREATE_ONLY, metadata=metadata)
+        except (NotFound, PreconditionFailed):
+            return await self._find(key) if earlier else None
+        except StorageError as error:
+            if error.is_in_doubt:
+                self._perhaps_kept[source] = key
+            raise
+
+    async def _find(self, key: str) -> Version | None:
+        try:
+            found = await self._storage.head(key)
+        except NotFound:
+            return None
+        return Version(key, found.etag, found.size)
 
 
 def conflict_key(target: str, suffix: str, limits: Limits) -> str:

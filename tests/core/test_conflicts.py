@@ -172,6 +172,30 @@ async def test_both_names_of_a_rename_are_somebody_elses(tmp_path: Path, autojum
     assert [data for key, data in found.items() if key.startswith(CONFLICTS_PREFIX)] == [BODY]
 
 
+@pytest.mark.parametrize("is_removed", [False, True])
+async def test_a_copy_that_is_kept_is_known_although_its_answer_was_lost(
+    is_removed: bool, tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There is one, and readers go on with it, whatever somebody else has done to what it was copied from."""
+    store = SmallPartsStorage()
+    faulty = FaultyStorage(store)
+    await store.put("old", BODY)
+    async with open_tree(faulty, tmp_path, LATER) as tree:
+        handle = await tree.open("old", 0)
+        await tree.rename("old", "new")
+        await store.put("new", b"theirs")
+        faulty.fail(Unavailable, verb=Verb.COPY, call=2, answer_lost=True)
+        with pytest.raises(Unavailable):
+            await tree.publisher.publish_all()
+        if is_removed:
+            await store.delete("old")
+        await publish(tree)
+        (kept,) = (key for key in store.snapshot() if key.startswith(CONFLICTS_PREFIX))
+        assert f"ours is kept as {kept!r}" in caplog.text
+        assert await tree.filesystem.read(handle, 0, len(BODY)) == BODY
+    assert (store.snapshot()["new"], store.snapshot()[kept]) == (b"theirs", BODY)
+
+
 @pytest.mark.parametrize("closes", [True, False])
 async def test_one_name_is_somebody_elses_before_the_others_have_followed(
     closes: bool, tmp_path: Path, autojump_clock: MockClock
