@@ -82,18 +82,22 @@ async def etag_of_completion(
     metadata: Metadata | None,
     mode: PutMode,
 ) -> str | None:
-    """Return the ETag of the object if `upload` has become it: the upload is gone, and the parts fit the object.
+    """Return the ETag of the object if `upload` has become it: the parts fit the object, and the upload is gone.
 
     They fit if they make up its size and its ETag. Where a store computes ETags otherwise, it must be none that was
     to be replaced, must end with the number of parts, and the `metadata` of the upload, if known, must be its own.
+
+    A store that dies just then may have both (SeaweedFS): the ETag proves it, too. That upload is left alone, because
+    its parts may be what the object consists of.
     """
-    begun = await storage.list_multipart_uploads(upload.key)
-    if any(other.upload_id == upload.upload_id for other in begun):
-        return None
     found = await _find(storage, upload.key)
     if found is None or found.size != sum(part.size for part in parts):
         return None
-    if have_md5_etags(parts) and found.etag == multipart_etag(parts):
+    is_equal = have_md5_etags(parts) and found.etag == multipart_etag(parts)
+    begun = await storage.list_multipart_uploads(upload.key)
+    if any(other.upload_id == upload.upload_id for other in begun):
+        return found.etag if is_equal and metadata in (None, found.metadata) else None
+    if is_equal:
         return found.etag
     is_replaceable = isinstance(mode, IfMatch) and found.etag == mode.etag
     is_similar = found.etag.endswith(f"-{len(parts)}") and metadata is not None and found.metadata == metadata

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from random import Random
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from backends.base import CREATE_ONLY, MIB, OVERWRITE, IfMatch, ObjectStorage, PutMode
+from backends.base import CREATE_ONLY, MIB, OVERWRITE, IfMatch, ObjectStorage, PutMode, UploadInfo
 from backends.errors import (
     AccessDenied,
     ChecksumMismatch,
@@ -480,6 +480,26 @@ async def test_a_resumed_completion_that_landed_is_ours(
     upload = storage.resume_multipart("k", begun.upload_id)
     part = await upload.upload_part(1, b"only")
     await with_lost_answer(faulty, lambda: upload.complete([part]))
+
+
+async def test_a_completion_that_landed_is_ours_although_the_upload_is_there_still(
+    autojump_clock: MockClock,
+) -> None:
+    """A store was killed when it had made the object and not removed the upload; an abort may destroy the bytes."""
+
+    class Store(MemoryStorage):
+        async def list_multipart_uploads(self, prefix: str = "") -> Sequence[UploadInfo]:
+            return [UploadInfo(key="k", upload_id=upload.upload_id, initiated_ns=0)]
+
+    store = Store()
+    faulty = FaultyStorage(store)
+    storage = RetryingStorage(faulty)
+    upload = await storage.create_multipart("k", metadata=METADATA)
+    part = await upload.upload_part(1, b"ours")
+    faulty.fail(Unavailable, answer_lost=True)
+    etag = await upload.complete([part], mode=CREATE_ONLY)
+    assert (await store.head("k")).etag == etag
+    assert Verb.ABORT not in [call.verb for call in faulty.calls]
 
 
 async def test_a_completion_over_a_foreign_object_is_a_conflict(
