@@ -8,6 +8,7 @@ import os
 import re
 import stat
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -115,16 +116,23 @@ def _mounted_at(mountpoint: Path) -> list[bytes]:
     return found
 
 
-def sync_filesystem(mountpoint: Path) -> None:
-    """Have the kernel hand over every page of the mount that it has not written yet: syncfs(2).
+def sync_filesystem(mountpoint: Path, is_it: Callable[[], bool]) -> None:
+    """Have the kernel send every page of the mount that it has not written yet: syncfs(2).
 
     Call it in a thread, and not through `pyfuse3.syncfs`, which keeps Python's global lock while the kernel waits for
     this very process to take the pages. The descriptor is open only for the call, because it makes umount(8) fail.
-    Raises OSError.
+    `is_it` tells, once it is open, whether it is of the mount. If not, that is in another place or was detached (mount
+    --bind, unshare(1), umount -l), and all that the host has is synced. Raises OSError.
     """
-    descriptor = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        if _libc.syncfs(descriptor) != 0:
+        descriptor = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        os.sync()
+        return
+    try:
+        if not is_it():
+            os.sync()
+        elif _libc.syncfs(descriptor) != 0:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code), str(mountpoint))
     finally:

@@ -15,6 +15,7 @@ from typing import Final
 
 import pyfuse3
 
+from fusefs.arrivals import Arrivals
 from fusefs.attribute_changes import AttributeChanges
 from fusefs.entry_attributes import entry_attributes, missing_entry, outlined_entry
 from fusefs.errno_boundary import errno_boundary, silent_boundary
@@ -59,15 +60,18 @@ class FuseOperations(pyfuse3.Operations):
         options: KernelOptions,
         xattrs: XattrCalls | None = None,
         *,
+        arrivals: Arrivals | None = None,
         collect_pages: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """`collect_pages` has the kernel hand over the writes that it has gathered, before a file takes a name.
+        """`arrivals` is told of what the kernel sends of its own accord.
 
-        After a crash that would have neither these bytes nor the old ones. None: the kernel gathers none.
+        `collect_pages` has the kernel hand over the writes that it has gathered, before a file takes a name: after a
+        crash that would have neither these bytes nor the old ones. None: the kernel gathers none.
         """
         super().__init__()
         self._filesystem = filesystem
         self._xattrs_if_any = xattrs
+        self._arrivals = arrivals or Arrivals()
         self._collect_pages = collect_pages
         self._timeout = options.entry_timeout_seconds
         self._keep_cache = options.keep_cache
@@ -214,7 +218,8 @@ class FuseOperations(pyfuse3.Operations):
 
     @errno_boundary
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        return await self._filesystem.write(fh, off, buf)
+        with self._arrivals.arriving():
+            return await self._filesystem.write(fh, off, buf)
 
     @errno_boundary
     async def flush(self, fh: int) -> None:
@@ -232,7 +237,9 @@ class FuseOperations(pyfuse3.Operations):
 
     @errno_boundary
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
-        return await self._filesystem.opendir(inode)
+        handle = await self._filesystem.opendir(inode)
+        self._arrivals.opened(ctx.pid, handle)
+        return handle
 
     @errno_boundary
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
@@ -256,6 +263,7 @@ class FuseOperations(pyfuse3.Operations):
 
     @errno_boundary
     async def releasedir(self, fh: int) -> None:
+        self._arrivals.released(fh)
         await self._filesystem.releasedir(fh)
 
     @errno_boundary

@@ -7,19 +7,12 @@ takes a quarter of it at most.
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 from collections.abc import Awaitable, Callable
-from functools import partial
-from pathlib import Path
 from typing import Final
 
 import trio
-
-from backends.errors import NoThread
-from backends.threads import or_left_behind
-from fusefs.mountpoints import sync_filesystem
 
 _log = logging.getLogger(__name__)
 
@@ -36,23 +29,11 @@ PAUSE_SECONDS: Final = 60.0
 """For how long none waits after one has waited in vain."""
 
 
-async def collect_pages(mountpoint: Path) -> None:
-    """Have the kernel hand over every page of the mount. Raises OSError, also where there is no room for a thread.
-
-    Whoever is cancelled leaves the call behind: it may have to wait until the mount is gone, and that for whoever waits
-    for the call.
-    """
-    try:
-        await or_left_behind(partial(sync_filesystem, mountpoint))
-    except NoThread as error:
-        raise OSError(errno.EAGAIN, str(error)) from error
-
-
 class BriefCollector:
     """Collects pages for calls that can do without, and not wait for the store until it is back."""
 
-    def __init__(self, mountpoint: Path) -> None:
-        self._mountpoint: Final = mountpoint
+    def __init__(self, collect: Callable[[], Awaitable[None]]) -> None:
+        self._collect: Final = collect
         self._pauses_until = -math.inf
 
     async def collect(self) -> None:
@@ -61,7 +42,7 @@ class BriefCollector:
             return
         with trio.move_on_after(BRIEF_SECONDS) as patience:
             try:
-                await collect_pages(self._mountpoint)
+                await self._collect()
             except OSError as error:
                 _log.warning("the kernel's pages could not be fetched: %s", error.strerror)
         if patience.cancelled_caught:  # a thread is left that waits for them
@@ -71,18 +52,19 @@ class BriefCollector:
 class PageCollector:
     """Commits at least once in `interval_seconds`, with the pages of open files; `run` does the work.
 
-    `has_writers` says whether a file is open for writing, and `commit` lets the log have what has changed.
+    `collect` fetches the pages, and raises OSError; `has_writers` says whether a file is open for writing, and `commit`
+    lets the log have what has changed.
     """
 
     def __init__(
         self,
-        mountpoint: Path,
+        collect: Callable[[], Awaitable[None]],
         *,
         has_writers: Callable[[], bool],
         commit: Callable[[], Awaitable[None]],
         interval_seconds: float,
     ) -> None:
-        self._mountpoint: Final = mountpoint
+        self._collect: Final = collect
         self._has_writers: Final = has_writers
         self._commit_all: Final = commit
         self._pause_seconds: Final = interval_seconds * COLLECTING_SHARE
@@ -98,7 +80,7 @@ class PageCollector:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._commit_meanwhile)
                     try:
-                        await collect_pages(self._mountpoint)
+                        await self._collect()
                     except OSError as error:
                         _log.warning("the kernel's pages could not be fetched: %s", error.strerror)
                     nursery.cancel_scope.cancel()

@@ -24,17 +24,19 @@ import trio
 
 from backends.errors import NoThread
 from backends.threads import or_left_behind
+from fusefs.arrivals import Arrivals
 from fusefs.assembly import Tree, freshness_seconds, kernel_owns_times
 from fusefs.cache_directory import CacheDirectory
 from fusefs.config import Config
 from fusefs.control import Progress
 from fusefs.control_server import ControlServer
 from fusefs.errors import MountError
+from fusefs.kernel_pages import KernelPages
 from fusefs.kernel_tuning import tune_mount
 from fusefs.log_places import log_place
 from fusefs.mountpoints import check_mountpoint
 from fusefs.operations import FuseOperations, KernelOptions
-from fusefs.page_collector import BriefCollector, PageCollector, collect_pages
+from fusefs.page_collector import BriefCollector, PageCollector
 from fusefs.quantities import counted
 from fusefs.request_turns import Trio
 from fusefs.rescue import rescue
@@ -84,8 +86,10 @@ class Session:
         self._control = control
         self._began_at = began_at
         self._complaints = LastComplaint()
-        self._operations = _operations(config, tree)
-        self._page_collector = _page_collector(config, tree, term) if term is not None else None
+        arrivals = Arrivals()
+        self._pages = KernelPages(self._mountpoint, arrivals)
+        self._operations = _operations(config, tree, arrivals, self._pages)
+        self._page_collector = _page_collector(config, tree, term, self._pages) if term is not None else None
         self._mounted = False
         self._ending = trio.Event()
         #: Whether what could not be published has been rescued.
@@ -210,7 +214,7 @@ class Session:
         """Publish everything, the pages that only the kernel holds included. Raises why something was not."""
         if self._mounted and not self._config.mount.read_only:
             try:
-                await collect_pages(self._mountpoint)
+                await self._pages.collect()
             except OSError as error:
                 if self._committer is not None:
                     self._committer.check()  # which says why the kernel's pages are refused, where that is for good
@@ -283,7 +287,7 @@ class Session:
         return rescue(self._publisher.pending_inodes(), self._cache.rescued)
 
 
-def _operations(config: Config, tree: Tree) -> FuseOperations:
+def _operations(config: Config, tree: Tree, arrivals: Arrivals, pages: KernelPages) -> FuseOperations:
     mount = config.mount
     kernel_gathers_writes = kernel_owns_times(mount)
     return FuseOperations(
@@ -294,13 +298,14 @@ def _operations(config: Config, tree: Tree) -> FuseOperations:
             writeback_cache=kernel_gathers_writes,
         ),
         tree.xattrs if mount.xattr else None,
-        collect_pages=BriefCollector(mount.mountpoint).collect if kernel_gathers_writes else None,
+        arrivals=arrivals,
+        collect_pages=BriefCollector(pages.collect).collect if kernel_gathers_writes else None,
     )
 
 
-def _page_collector(config: Config, tree: Tree, term: Term) -> PageCollector:
+def _page_collector(config: Config, tree: Tree, term: Term, pages: KernelPages) -> PageCollector:
     return PageCollector(
-        config.mount.mountpoint,
+        pages.collect,
         has_writers=lambda: tree.filesystem.has_writers,
         commit=term.committer.commit,
         interval_seconds=config.mount.commit_interval_seconds,

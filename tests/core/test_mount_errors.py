@@ -20,7 +20,7 @@ from backends.base import Data
 from backends.errors import AccessDenied, Unavailable
 from backends.memory import MemoryStorage
 from backends.s3 import S3Storage
-from fusefs import mount, page_collector, session
+from fusefs import kernel_pages, mount, session
 from fusefs.config import Config
 from fusefs.control import Progress
 from fusefs.errors import MountError
@@ -259,7 +259,7 @@ async def test_for_as_long_as_the_end_takes_it_is_told_what_is_left(
     monkeypatch.setattr(MemoryStorage, "put", slow)
     monkeypatch.setattr(pyfuse3, "terminate", terminated.set)
     monkeypatch.setattr(session.Session, "_announce", doing_nothing)  # which is said in a thread
-    monkeypatch.setattr(page_collector, "sync_filesystem", lambda mountpoint: None)
+    monkeypatch.setattr(kernel_pages, "sync_filesystem", lambda mountpoint, is_it: None)
     serve_with(monkeypatch, make_file)
     await mount.run_mount(config, observer)
     assert observer.told.count("ending 1") >= 100 / REPEAT_SECONDS
@@ -278,7 +278,7 @@ async def test_pages_that_were_refused_are_told_of_in_a_sentence(
     """The kernel says a number and the mount point, from which nobody knows what has happened, nor what to do."""
     terminated = trio.Event()
 
-    def refuse(mountpoint: Path) -> None:
+    def refuse(mountpoint: Path, is_it: Callable[[], bool]) -> None:
         raise OSError(number, os.strerror(number), str(mountpoint))
 
     async def be_told_to_end(filesystem: Filesystem) -> None:
@@ -286,7 +286,7 @@ async def test_pages_that_were_refused_are_told_of_in_a_sentence(
         await terminated.wait()
 
     serve_with(monkeypatch, be_told_to_end)
-    monkeypatch.setattr(page_collector, "sync_filesystem", refuse)
+    monkeypatch.setattr(kernel_pages, "sync_filesystem", refuse)
     monkeypatch.setattr(session.Session, "_announce", doing_nothing)
     monkeypatch.setattr(pyfuse3, "terminate", terminated.set)
     await mount.run_mount(config, Nobody())
@@ -343,7 +343,7 @@ async def test_a_second_signal_ends_the_waiting_for_uploads(
     monkeypatch.setattr(session, "REPEAT_SECONDS", 0.01)
     monkeypatch.setattr(pyfuse3, "terminate", terminated.set)
     monkeypatch.setattr(session.Session, "_announce", doing_nothing)
-    monkeypatch.setattr(page_collector, "sync_filesystem", lambda mountpoint: None)
+    monkeypatch.setattr(kernel_pages, "sync_filesystem", lambda mountpoint, is_it: None)
     with (
         trio.fail_after(30),
         pytest.raises(MountError, match=r"^1 change is in the log and not published yet"),
@@ -371,7 +371,7 @@ async def test_a_terminal_that_goes_ends_a_mount_as_if_it_were_told_to(
     serve_with(monkeypatch, hang_up)
     monkeypatch.setattr(pyfuse3, "terminate", terminated.set)
     monkeypatch.setattr(session.Session, "_announce", doing_nothing)
-    monkeypatch.setattr(page_collector, "sync_filesystem", lambda mountpoint: None)
+    monkeypatch.setattr(kernel_pages, "sync_filesystem", lambda mountpoint, is_it: None)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN if is_ignored else signal.SIG_DFL)
     try:
         await mount.run_mount(config_of_bucket, Nobody())
@@ -387,7 +387,7 @@ async def test_a_second_signal_ends_the_waiting_for_the_kernel(
     asked, terminated, gone = trio.Event(), trio.Event(), threading.Event()
     waited_in_vain: list[bool] = []
 
-    def wait_until_it_is_gone(mountpoint: Path) -> None:
+    def wait_until_it_is_gone(mountpoint: Path, is_it: Callable[[], bool]) -> None:
         trio.from_thread.run_sync(asked.set)
         waited_in_vain.append(not gone.wait(10))
 
@@ -398,7 +398,7 @@ async def test_a_second_signal_ends_the_waiting_for_the_kernel(
         await terminated.wait()
 
     serve_with(monkeypatch, be_told_twice)
-    monkeypatch.setattr(page_collector, "sync_filesystem", wait_until_it_is_gone)
+    monkeypatch.setattr(kernel_pages, "sync_filesystem", wait_until_it_is_gone)
     monkeypatch.setattr(session.Session, "_announce", doing_nothing)
     monkeypatch.setattr(pyfuse3, "terminate", terminated.set)
     monkeypatch.setattr(pyfuse3, "close", lambda unmount: gone.set())

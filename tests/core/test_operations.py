@@ -21,7 +21,7 @@ from fusefs.operations import FuseOperations, KernelOptions
 from tests.core.tree import CALLER, Tree, open_tree
 
 ROOT = 1
-CONTEXT: Any = SimpleNamespace(uid=CALLER.uid, gid=CALLER.gid)
+CONTEXT: Any = SimpleNamespace(uid=CALLER.uid, gid=CALLER.gid, pid=1)
 OPTIONS = KernelOptions(entry_timeout_seconds=60.0, keep_cache=True, writeback_cache=True)
 
 HANDLERS = sorted(

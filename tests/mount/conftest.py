@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.bucket import Bucket
 from tests.support.distant import Distance
-from tests.support.mounts import Mount
+from tests.support.mounts import PROGRAM, Mount
 from tests.support.seaweedfs import READER_SECRET_KEY, SECRET_KEY, SeaweedFS
 
 if TYPE_CHECKING:
@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 class NewMount(Protocol):
     """Makes a mount point with everything it needs, not mounted yet; without a URL, for the test's prefix."""
 
-    def __call__(self, url: str | None = None, *flags: str, server: SeaweedFS | None = None) -> Mount: ...
+    def __call__(
+        self,
+        url: str | None = None,
+        *flags: str,
+        server: SeaweedFS | None = None,
+        program: str = PROGRAM,
+    ) -> Mount: ...
 
 
 @pytest.fixture
@@ -38,7 +44,9 @@ def new_mount(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[NewMou
     """Make mounts that are gone after the test, as `discarded_after` has it."""
     made: list[Mount] = []
 
-    def make(url: str | None = None, *flags: str, server: SeaweedFS | None = None) -> Mount:
+    def make(
+        url: str | None = None, *flags: str, server: SeaweedFS | None = None, program: str = PROGRAM
+    ) -> Mount:
         directory = tmp_path / f"mount{len(made)}"
         if url is None:
             url = request.getfixturevalue("bucket").url
@@ -47,7 +55,7 @@ def new_mount(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[NewMou
             server = server or request.getfixturevalue("s3_server")
             flags = ("--endpoint", server.endpoint, *flags)
             environment = dict(server.environment)
-        mount = Mount(directory, url, *flags, environment=environment)
+        mount = Mount(directory, url, *flags, environment=environment, program=program)
         made.append(mount)
         return mount
 

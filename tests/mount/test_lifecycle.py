@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -336,6 +336,37 @@ def test_signal_publishes_everything(new_mount: NewMount, bucket: Bucket, number
     assert output == ""
     assert not mount.is_mounted
     assert_published(bucket)
+
+
+@pytest.mark.parametrize("is_moved", [False, True])
+def test_signal_waits_for_what_the_kernel_has_sent(
+    is_moved: bool, new_mount: NewMount, tmp_path: Path
+) -> None:
+    """The kernel says that it has handed over its pages when it has sent them. Nor are they left where the mount is in
+    another place than its own: of a container, say.
+    """
+    (tmp_path / "bucket").mkdir()
+    flags = ("--commit-interval", "1 h")
+    mount = new_mount(f"file://{tmp_path}/bucket", *flags, program="tests.support.slow_writes_mount")
+    process = mount.start()
+    place = mount.path
+    with ExitStack() as stack:
+        if is_moved:
+            place = tmp_path / "place"
+            place.mkdir()
+            subprocess.run(["mount", "--bind", str(mount.path), str(place)], check=True)
+            stack.callback(subprocess.run, ["umount", "--lazy", str(place)], check=True)
+            subprocess.run(["umount", str(mount.path)], check=True)
+        file = os.open(place / "file", os.O_CREAT | os.O_WRONLY)
+        for number in range(20):
+            os.pwrite(file, b"written", number * 2 * MIB)
+        process.send_signal(signal.SIGTERM)
+        _, errors = end_of(process, mount)
+        with suppress(OSError):
+            os.close(file)
+    assert process.returncode == 0, errors
+    published = (tmp_path / "bucket" / "file").read_bytes()
+    assert [published[number * 2 * MIB :][:7] for number in range(20)] == [b"written"] * 20
 
 
 def test_signal_ends_a_mount_in_the_background(mount: Mount, bucket: Bucket) -> None:
