@@ -94,6 +94,8 @@ class Session:
         self._ending = trio.Event()
         #: Whether what could not be published has been rescued.
         self._ended = False
+        #: Why the kernel may have had more of what was written than it has handed over, when it was asked last.
+        self._pages_missing: str | None = None
         #: Of all that waits for uploads, or has done so.
         self._patiences: list[trio.CancelScope] = []
         self._impatient = False
@@ -213,13 +215,24 @@ class Session:
     async def drain(self) -> None:
         """Publish everything, the pages that only the kernel holds included. Raises why something was not."""
         if self._mounted and not self._config.mount.read_only:
-            try:
-                await self._pages.collect()
-            except OSError as error:
-                if self._committer is not None:
-                    self._committer.check()  # which says why the kernel's pages are refused, where that is for good
-                raise MountError(_why_pages_stay(error)) from error
+            await self._collect_pages()
         await self._publisher.publish_all()
+
+    async def _collect_pages(self) -> None:
+        try:
+            await self._pages.collect()
+        except OSError as error:
+            self._pages_missing = _why_pages_stay(error)
+            if self._committer is not None:
+                self._committer.check()  # which says why they are refused, where that is for good
+            raise MountError(self._pages_missing) from error
+        except trio.Cancelled:
+            if self._impatient:
+                self._pages_missing = (
+                    "the kernel was not waited for, which may have had more of what was written"
+                )
+            raise
+        self._pages_missing = None
 
     def progress(self) -> Progress:
         """Return what is left to be published."""
@@ -269,6 +282,7 @@ class Session:
         if error is None and self._index_writer is not None:
             with self._with_patience():
                 await self._index_writer.finish()
+        error = error or self._pages_missing
         await self._control.tell_end(error)
         if error is not None:
             raise MountError(error)

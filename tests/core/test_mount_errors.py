@@ -289,11 +289,11 @@ async def test_pages_that_were_refused_are_told_of_in_a_sentence(
     monkeypatch.setattr(kernel_pages, "sync_filesystem", refuse)
     monkeypatch.setattr(session.Session, "_announce", doing_nothing)
     monkeypatch.setattr(pyfuse3, "terminate", terminated.set)
-    await mount.run_mount(config, Nobody())
-    assert caplog.messages == [
-        "not everything could be published while mounted:"
-        f" not everything that was written could be taken over from the kernel: {why}"
-    ]
+    missing = f"not everything that was written could be taken over from the kernel: {why}"
+    with pytest.raises(MountError) as caught:
+        await mount.run_mount(config, Nobody())
+    assert str(caught.value) == missing
+    assert caplog.messages == [f"not everything could be published while mounted: {missing}"]
 
 
 async def test_what_has_been_put_into_the_mount_point_meanwhile_is_not_hidden(
@@ -402,7 +402,8 @@ async def test_a_second_signal_ends_the_waiting_for_the_kernel(
     monkeypatch.setattr(session.Session, "_announce", doing_nothing)
     monkeypatch.setattr(pyfuse3, "terminate", terminated.set)
     monkeypatch.setattr(pyfuse3, "close", lambda unmount: gone.set())
-    await mount.run_mount(config, Nobody())
+    with pytest.raises(MountError, match=r"^the kernel was not waited for"):
+        await mount.run_mount(config, Nobody())
     assert not any(waited_in_vain)
 
 
