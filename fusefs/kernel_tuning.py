@@ -21,8 +21,9 @@ READ_AHEAD_KIB: Final = 1024
 MAX_RATIO_PERCENT: Final = 100
 """FUSE's dirty pages are held to 1 % of the machine's limit by default, on which writers stall."""
 
-MAX_BACKGROUND: Final = 64
-"""Asynchronous requests (read-ahead, writeback) under way at once; the kernel's default is 12."""
+MAX_BACKGROUND: Final = 256
+"""Asynchronous requests (read-ahead, writeback) under way at once: those that wait for the store keep others back. The
+kernel's default is 12."""
 
 _PR_SET_IO_FLUSHER: Final = 57
 """prctl(2), Linux 5.6: this process writes back for others and must not wait for its own writeback."""

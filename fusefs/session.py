@@ -17,7 +17,7 @@ import os
 import signal
 import urllib.parse
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from typing import Protocol
+from typing import Final, Protocol
 
 import pyfuse3
 import trio
@@ -46,6 +46,9 @@ from fusefs.stores import OpenStore
 from fusefs.term import Term
 
 _log = logging.getLogger(__name__)
+
+MAX_REQUESTS: Final = 2_000
+"""Under way at once. Those that wait for the store must not keep others from being read: of pyfuse3's own accord 99."""
 
 
 class Observer(Protocol):
@@ -134,7 +137,7 @@ class Session:
         Where the unmount comes while a request is being read, the kernel says so with ECONNABORTED, and not as usual.
         """
         try:
-            await pyfuse3.main()
+            await pyfuse3.main(max_tasks=MAX_REQUESTS)
         except BaseExceptionGroup as group:
             _, others = group.split(_is_cut_off)
             if others is not None:

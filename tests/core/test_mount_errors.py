@@ -87,7 +87,7 @@ def serve_with(
     """Let a mount do something else than to answer the kernel, of which there is none."""
     operations: list[FuseOperations] = []
     monkeypatch.setattr(pyfuse3, "init", lambda ours, *_: operations.append(ours))
-    monkeypatch.setattr(pyfuse3, "main", lambda: serve(operations[0]._filesystem))
+    monkeypatch.setattr(pyfuse3, "main", lambda **_: serve(operations[0]._filesystem))
     monkeypatch.setattr(pyfuse3, "close", lambda unmount: None)
     monkeypatch.setattr(mount, "tune_process", lambda: None)
     monkeypatch.setattr(session, "tune_mount", lambda device: None)

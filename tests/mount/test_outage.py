@@ -57,7 +57,8 @@ def test_outage_in_the_middle_of_a_copy(own_server: SeaweedFS, new_mount: NewMou
     assert sorted(files) == sorted(f"copy/{path}" for path in contents)
     for path, data in contents.items():
         assert bucket.read(f"copy/{path}") == data
-    assert bucket.unfinished_uploads() == []
+    # One that was killed while it completed an upload may list that still; to abort it would cost it the object.
+    assert len(bucket.unfinished_uploads()) <= 1
 
 
 def test_outage_while_unmounting(own_server: SeaweedFS, new_mount: NewMount) -> None:
@@ -77,6 +78,32 @@ def test_outage_while_unmounting(own_server: SeaweedFS, new_mount: NewMount) -> 
     own_server.start()
     assert unmounting.wait(timeout=120) == 0
     assert {name: bucket.read(name) for name in bucket.sizes()} == contents
+
+
+def _waits_for_fuse(thread: threading.Thread) -> bool:
+    return "fuse" in Path(f"/proc/self/task/{thread.native_id}/stack").read_text()
+
+
+def test_many_who_wait_for_the_store_keep_nobody_else(own_server: SeaweedFS, new_mount: NewMount) -> None:
+    """As many as a large server has processes: each takes a task of the daemon, and others are there for the rest."""
+    bucket = Bucket(own_server.client(), own_server.bucket, "many/")
+    for number in range(300):
+        bucket.put(f"{number}/file", b"")
+    mount = new_mount(bucket.url, server=own_server).mount()
+    directories = [path for path in mount.path.iterdir() if path.is_dir()]
+    own_server.kill()
+    waiting = [threading.Thread(target=(path / "file").exists, daemon=True) for path in directories]
+    other = threading.Thread(target=os.statvfs, args=(mount.path,), daemon=True)
+    for thread in waiting:
+        thread.start()
+    wait_until(lambda: all(map(_waits_for_fuse, waiting)), "all of them")
+    other.start()
+    other.join(timeout=20)
+    assert not other.is_alive()
+    own_server.start()
+    for thread in waiting:
+        thread.join(timeout=120)
+        assert not thread.is_alive()
 
 
 def test_outage_that_does_not_end(own_server: SeaweedFS, new_mount: NewMount) -> None:
