@@ -12,6 +12,7 @@ import logging
 import os
 import pwd
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +37,9 @@ from fusefs.mountpoints import (
     user_of_mount,
     where_it_is,
 )
+
+GOES_ON_SECONDS: Final = 5.0
+"""After which a daemon has no end in sight whose mount was unmounted; otherwise the kernel tells it at once."""
 
 _config_option: Final = click.option(
     "--config", "config_path", metavar="FILE", type=click.Path(), help="TOML file; flags win over it."
@@ -110,7 +114,7 @@ def umount(mountpoint: str) -> None:
             )
         has_ended, end = client.end_of_process(), client.connect("follow")
         unmount(path)
-        error = _watch("Unmounting", end)
+        error = _watch("Unmounting", _unless_it_goes_on(end, path, client))
         if not has_ended():
             error = error or f"{path} is unmounted, but the process of its daemon goes on"
     except ConnectionError as failure:
@@ -119,6 +123,18 @@ def umount(mountpoint: str) -> None:
         _fail(str(failure), status=1)
     if error is not None:
         _fail(error, status=1)
+
+
+def _unless_it_goes_on(end: Iterator[Progress], path: Path, client: ControlClient) -> Iterator[Progress]:
+    """Yield how far the end of a mount is. Raises `MountError` where it does not begin to end."""
+    patience = time.monotonic() + GOES_ON_SECONDS
+    for progress in end:
+        yield progress
+        if not (progress.ending or progress.done) and time.monotonic() > patience:
+            raise MountError(
+                f"{path} is unmounted, but its daemon goes on, because the mount is in another place, too (a bind"
+                f" mount, a container): unmount it there, or end the mount with {_termination(client.process())}"
+            )
 
 
 def _termination(process: int) -> str:

@@ -49,6 +49,8 @@ class Progress:
 
     pending_inodes: int
     pending_bytes: int
+    #: Whether the mount has begun to end.
+    ending: bool = False
     done: bool = False
     error: str | None = None
 

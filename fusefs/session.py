@@ -240,7 +240,11 @@ class Session:
     def progress(self) -> Progress:
         """Return what is left to be published."""
         left = self._publisher.statistics()
-        return Progress(pending_inodes=left.pending_inodes + left.leftovers, pending_bytes=left.pending_bytes)
+        return Progress(
+            pending_inodes=left.pending_inodes + left.leftovers,
+            pending_bytes=left.pending_bytes,
+            ending=self._ending.is_set(),
+        )
 
     def status(self) -> Mapping[str, object]:
         """Return how the mount stands, as `fusefs status --json` prints it."""

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -396,6 +397,24 @@ def test_plain_unmount_publishes_everything(mount: Mount, bucket: Bucket, comman
     subprocess.run([*command, str(mount.path)], check=True)
     mount.wait_for_end()
     assert_published(bucket)
+
+
+def test_umount_of_a_mount_that_is_in_another_place_too(mount: Mount, tmp_path: Path) -> None:
+    """The daemon goes on for who uses it there: whoever unmounts the first place is told so, and need not wait."""
+    place = tmp_path / "place"
+    place.mkdir()
+    subprocess.run(["mount", "--bind", str(mount.path), str(place)], check=True)
+    with ExitStack() as stack:
+        unmount_there = partial(subprocess.run, ["umount", str(place)])
+        stack.callback(unmount_there)
+        daemon = mount.pid
+        done = mount.run(mount.umount_command())
+        assert done.returncode == 1
+        assert "the mount is in another place, too" in done.stderr
+        assert f"kill {daemon}" in done.stderr
+        (place / "file").write_bytes(b"used")
+        assert unmount_there().returncode == 0
+        mount.wait_for_end()
 
 
 def test_umount_of_a_busy_mount(mount: Mount) -> None:
