@@ -97,7 +97,7 @@ class Session:
         self._ending = trio.Event()
         #: Whether what could not be published has been rescued.
         self._ended = False
-        #: Why the kernel may have had more of what was written than it has handed over, when it was asked last.
+        #: Why the kernel may have had more of what was written than it has handed over.
         self._pages_missing: str | None = None
         #: Of all that waits for uploads, or has done so.
         self._patiences: list[trio.CancelScope] = []
@@ -208,20 +208,23 @@ class Session:
 
     async def _stop(self) -> None:
         with self._with_patience():
-            try:
-                await self.drain()
-            except Exception as error:
-                _log.error("not everything could be published while mounted: %s", error)
+            for step in (self.drain, self._collect_pages):  # again, for what was written meanwhile
+                try:
+                    await step()
+                except Exception as error:
+                    _log.error("not everything could be published while mounted: %s", error)
         if self._mounted:
             pyfuse3.terminate()
 
     async def drain(self) -> None:
         """Publish everything, the pages that only the kernel holds included. Raises why something was not."""
-        if self._mounted and not self._config.mount.read_only:
-            await self._collect_pages()
+        self._pages_missing = None
+        await self._collect_pages()
         await self._publisher.publish_all()
 
     async def _collect_pages(self) -> None:
+        if not self._mounted or self._config.mount.read_only:
+            return
         try:
             await self._pages.collect()
         except OSError as error:
@@ -235,7 +238,6 @@ class Session:
                     "the kernel was not waited for, which may have had more of what was written"
                 )
             raise
-        self._pages_missing = None
 
     def progress(self) -> Progress:
         """Return what is left to be published."""
