@@ -162,9 +162,11 @@ class Publisher:
         nursery.start_soon(self._attempt, inode, target)
 
     async def _attempt(self, inode: Inode, target: str | None) -> None:
-        published_before = self.changes.published_count
+        published_before, failed_before = self.changes.published_count, inode.state.failure
         try:
             await self._attempts.make(inode, target)
+            if inode.state.failure is failed_before and not isinstance(failed_before, StaleFile):
+                inode.state.failure = None  # what is left to be done has an attempt of its own
         except Exception as error:  # of any kind: a defect of ours must not end the mount for everybody
             had_answers = self.changes.published_count > published_before
             self._failures.note(inode, target, error, others_had_answers=had_answers)

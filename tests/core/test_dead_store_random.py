@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import trio
 import trio.testing
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from backends.errors import Unavailable
@@ -107,6 +107,11 @@ async def _run(directory: Path, before: list[Any], during: list[Any], logged: bo
     suppress_health_check=[HealthCheck.too_slow],
 )
 @given(before=lists, during=lists, logged=st.booleans())
+@example(  # an attempt that looks what became of the last one is followed by the one that publishes
+    before=[("mkdir", "a"), ("mkdir", "b")],
+    during=[("write_file", "b/a", b"bytes"), ("mkdir", "a/a"), ("wait", 0.1), ("rename", "b", "d")],
+    logged=False,
+)
 def test_publish_all_ends_whatever_is_pending(before: list[Any], during: list[Any], logged: bool) -> None:
     """And all is published when the store is back."""
     with TemporaryDirectory() as directory:
