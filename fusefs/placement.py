@@ -217,7 +217,7 @@ class Placement:
                 return owner
         for key in directories_of(target):
             for owner in self._owners_of(key):
-                if self.target(owner) not in (None, key):
+                if owner is not inode and self.target(owner) not in (None, key):
                     return owner
         return None
 

@@ -14,7 +14,7 @@ from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs.attribute_changes import AttributeChanges
 from fusefs.errors import CrossesReserved, DirectoryNotEmpty, EntryExists
-from fusefs.filesystem import RENAME_EXCHANGE
+from fusefs.filesystem import RENAME_EXCHANGE, FilesystemOptions
 from fusefs.inodes import Directory
 from tests.core.tree import CALLER, Tree, TreeOptions, open_tree, stored, stored_metadata
 from tests.support.faulty import FaultyStorage
@@ -23,6 +23,8 @@ REVALIDATE = 61.0
 """Seconds after which a listing of a `TreeOptions()` is too old."""
 
 LATIN1 = b"caf\xe9"
+
+SHARED = TreeOptions(filesystem=FilesystemOptions(shared=True))
 
 
 async def filled(*keys: str) -> MemoryStorage:
@@ -344,6 +346,29 @@ async def test_renames_over_and_of_such_a_file(autojump_clock: MockClock, tmp_pa
         await tree.publish_all()
         assert await stored(storage) == {"x/a": b"x/a", "y": b"z", "linked": b"x"}
         assert (await tree.find("linked")).link_count == 1
+
+
+@pytest.mark.parametrize(
+    "options", [TreeOptions(), TreeOptions(logged=True), SHARED], ids=["", "logged", "shared"]
+)
+@pytest.mark.parametrize("is_ours", [False, True])
+async def test_such_a_file_goes_into_its_directory(
+    is_ours: bool, options: TreeOptions, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Its own object is on the way there, for which it does not have to wait."""
+    storage = await filled() if is_ours else await filled("x")
+    async with open_tree(storage, tmp_path, options) as tree:
+        if is_ours:
+            await tree.write_file("x", b"x")
+            await tree.publish_all()
+        await storage.put("x/theirs", b"x/theirs")
+        await trio.sleep(REVALIDATE)
+        assert await tree.names() == ["%file-x", "x"]
+        with trio.fail_after(60):
+            await tree.rename("%file-x", "x/ours")
+            await tree.publish_all()
+        assert await tree.read_file("x/ours") == b"x"
+    assert await stored(storage) == {"x/theirs": b"x/theirs", "x/ours": b"x"}
 
 
 @pytest.mark.parametrize("is_linked", [False, True], ids=["one name", "two names"])
