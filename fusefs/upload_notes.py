@@ -139,6 +139,9 @@ class UploadNotes:
         self._changes = 0
         self._saved = 0
         self._beat = 0
+        #: How many attempts to write the object have failed, and why the last one did.
+        self._failures = 0
+        self._failure: StorageError | None = None
         self._wake = trio.Event()
 
     async def beginning(self, key: str) -> _Entry:
@@ -199,13 +202,19 @@ class UploadNotes:
 
     async def _save(self) -> None:
         """Return when the object says what is known now."""
-        wanted = self._changes
+        wanted, failures = self._changes, self._failures
         async with self._turn:
             if self._saved >= wanted:
                 return
+            if self._failures > failures and self._failure is not None:
+                raise self._failure  # or else each of those who wait would wait for `retry_timeout` again
             saved = self._changes
             self._beat += 1
-            await self._storage.put(self._key, self._note().encode())
+            try:
+                await self._storage.put(self._key, self._note().encode())
+            except StorageError as error:
+                self._failures, self._failure = self._failures + 1, error
+                raise
             self._saved = saved
 
     def _note(self) -> UploadNote:

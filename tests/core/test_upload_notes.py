@@ -15,7 +15,7 @@ from backends.errors import AccessDenied, StorageError, Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from backends.noting import NotingStorage
-from backends.retrying import RetryingStorage
+from backends.retrying import RetryingStorage, RetryPolicy
 from fusefs.upload_notes import (
     BEAT_SECONDS,
     NOTES_PREFIX,
@@ -183,6 +183,26 @@ async def test_many_that_begin_together_share_a_put(autojump_clock: MockClock) -
             await gate.reached.wait()
             gate.open()
     assert len(faulty.calls_of(Verb.PUT)) <= 4
+
+
+async def test_many_that_begin_together_share_a_failure(autojump_clock: MockClock) -> None:
+    """In an outage the last of them would otherwise wait as many times as there are others."""
+    faulty = FaultyStorage(MemoryStorage())
+    storage = RetryingStorage(faulty)
+    patience = RetryPolicy().timeout_seconds
+    async with open_notes(storage, "living", Writer.OWNER) as notes:
+        faulty.fail(Unavailable, times=math.inf)
+
+        async def begin(number: int) -> None:
+            with pytest.raises(Unavailable):
+                await NotingStorage(storage, notes).create_multipart(f"{number}")
+
+        with trio.fail_after(2 * patience + 1):
+            async with trio.open_nursery() as nursery:
+                for number in range(16):
+                    nursery.start_soon(begin, number)
+        faulty.heal()
+        await NotingStorage(storage, notes).create_multipart("another")
 
 
 async def test_what_cannot_be_aborted_waits_for_the_next_mount(autojump_clock: MockClock) -> None:
