@@ -10,12 +10,13 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import chain
 from typing import Final
 
 import trio
 
 from backends.base import ObjectStorage
-from backends.errors import AccessDenied, NotFound, PreconditionFailed, StorageError
+from backends.errors import AccessDenied, NotFound, PreconditionFailed, StorageError, is_outage
 from fusefs.change_log import ChangeLog
 from fusefs.placement import UNSEEN, Placement
 from fusefs.versions import Version
@@ -145,18 +146,27 @@ class Sweeper:
         size = self._storage.limits.max_delete_batch
         try:
             await self._log.commit()  # nothing is deleted that a reader of the log would still look for
+            outages: list[Exception] = []
             async with trio.open_nursery() as deletions:
                 for first in range(0, len(batch), size):
-                    deletions.start_soon(self._delete, batch[first : first + size], nursery)
+                    deletions.start_soon(self._delete, batch[first : first + size], nursery, outages)
         except Exception as error:  # of any kind: nothing may end the nursery of the whole mount
-            self._fail(batch, error, nursery)
+            self._fail({error: batch}, nursery)
         finally:
             self.busy = frozenset()
             self._progressed()
 
-    async def _delete(self, versions: Sequence[Version], nursery: trio.Nursery) -> None:
+    async def _delete(
+        self, versions: Sequence[Version], nursery: trio.Nursery, outages: list[Exception]
+    ) -> None:
+        """`outages` is why those of the same sweep have failed that had no answer: others would wait for as long."""
         async with self._limiter:
+            if outages:
+                self._fail({outages[0]: versions}, nursery)
+                return
             failures = await self._failures_of(versions)
+            if len(failures) == len(versions) and all(map(is_outage, failures.values())):
+                outages += failures.values()
         failed: dict[Exception, list[Version]] = {}
         for version in versions:
             error = failures.get(version.key)
@@ -167,8 +177,7 @@ class Sweeper:
                 _log.warning("%r was changed by somebody else and is not deleted", version.key)
             self._placement.forget_leftover(version)
             self._failed.pop(version, None)
-        for error, those in failed.items():
-            self._fail(those, error, nursery)
+        self._fail(failed, nursery)
 
     async def _failures_of(self, versions: Sequence[Version]) -> Mapping[str, Exception]:
         """Delete objects, each in this version only, and return what failed, by key."""
@@ -210,22 +219,27 @@ class Sweeper:
             except NotFound:
                 del etags[key]
 
-    def _fail(self, versions: Sequence[Version], error: Exception, nursery: trio.Nursery) -> None:
-        """Let versions rest that have failed for one reason, which is told once."""
-        first, *others = versions
-        more = f" and {len(others):,} more" if others else ""
-        _log.error("cannot delete %r%s, trying again in %.0f s: %s", first.key, more, RETRY_SECONDS, error)
-        for version in versions:
-            self._resting.add(version)
-            self.failure_count += 1
-            self._failed[version] = self.failure_count, error
-            nursery.start_soon(self._try_again, version)
+    def _fail(self, failed: Mapping[Exception, Sequence[Version]], nursery: trio.Nursery) -> None:
+        """Let versions rest that have failed, and tell each reason once."""
+        for error, versions in failed.items():
+            first, *others = versions
+            more = f" and {len(others):,} more" if others else ""
+            _log.error(
+                "cannot delete %r%s, trying again in %.0f s: %s", first.key, more, RETRY_SECONDS, error
+            )
+            for version in versions:
+                self._resting.add(version)
+                self.failure_count += 1
+                self._failed[version] = self.failure_count, error
+        if failed:
+            nursery.start_soon(self._try_again, list(chain.from_iterable(failed.values())))
 
-    async def _try_again(self, version: Version) -> None:
+    async def _try_again(self, versions: Sequence[Version]) -> None:
         await trio.sleep(RETRY_SECONDS)
-        self._resting.discard(version)
-        if not self._placement.is_leftover(version):
-            self._failed.pop(version, None)  # its key has another object now
+        self._resting.difference_update(versions)
+        for version in versions:
+            if not self._placement.is_leftover(version):
+                self._failed.pop(version, None)  # its key has another object now
         self._progressed()
 
 
