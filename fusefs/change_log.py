@@ -93,6 +93,9 @@ class ChangeLog(Protocol):
     async def commit(self) -> None:
         """Return when all that changed until now is durable. Raises why it is not."""
 
+    def has_caused(self, error: Exception) -> bool:
+        """Return whether it is a commit that has failed with an error, and every other one does for now."""
+
     def check(self) -> None:
         """Raise `LeaseLost` if nothing can be committed any more."""
 
@@ -156,6 +159,9 @@ class NoLog:
 
     async def commit(self) -> None:
         pass
+
+    def has_caused(self, error: Exception) -> bool:
+        return False
 
     def check(self) -> None:
         pass

@@ -214,6 +214,10 @@ class Committer:
         if self._lease.lost_reason is not None:
             self._lease.check()
 
+    def has_caused(self, error: Exception) -> bool:
+        """As `ChangeLog`."""
+        return error is self._capture_failure or error is self._journal.failure
+
     async def wait_for_room(self) -> None:
         """As `ChangeLog`."""
         self.check()

@@ -3,9 +3,9 @@
 Nothing that was written is dropped: the inode stays pending, the failure is kept in its state for the next fsync or
 close, and it is tried again. Who waits for a failed attempt fails with it.
 
-In an outage, or without the lease, what has had no turn fails with the first attempt, so that it is told once and not
-for every few of them; if others had an answer meanwhile, only what waits for the failed one does. What the store
-refuses of one object keeps nothing back.
+In an outage, without the lease, or where the log is denied, what has had no turn fails with the first attempt, so that
+it is told once and not for every few of them; if others had an answer meanwhile, only what waits for the failed one
+does. What the store refuses of one object keeps nothing back.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 
 from backends.errors import Fenced, StorageError, is_outage
+from fusefs.change_log import ChangeLog
 from fusefs.errors import FilesystemError, LeaseLapsed, LeaseLost, let_go_of_frames
 from fusefs.inodes import Inode
 from fusefs.placement import Placement
@@ -25,7 +26,8 @@ _log = logging.getLogger(__name__)
 class Failures:
     """Notes them, one after the other; `count` is how many there were."""
 
-    def __init__(self, placement: Placement, queue: PublishQueue, turns: Turns) -> None:
+    def __init__(self, placement: Placement, queue: PublishQueue, turns: Turns, log: ChangeLog) -> None:
+        self._log = log
         self._placement = placement
         self._queue = queue
         self._turns = turns
@@ -61,7 +63,7 @@ class Failures:
         inode.state.failure = error
         inode.state.attributes_changed = True  # what the attempt took for done is not
         self._queue.schedule_retry(inode)
-        if is_away and not others_had_answers:
+        if (is_away or self._log.has_caused(error)) and not others_had_answers:
             # Every few of them would wait for as long, one after the other.
             self._queue.fail_all(error)
         else:

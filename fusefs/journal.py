@@ -118,6 +118,11 @@ class Journal:
         return self._next - 1
 
     @property
+    def failure(self) -> Exception | None:
+        """Why a batch could not be stored when that has failed last."""
+        return self._failure
+
+    @property
     def size_bytes(self) -> int:
         """Bytes of the batches of this term that are not deleted yet."""
         return self._needed_bytes + self._unneeded_bytes

@@ -110,7 +110,7 @@ class Publisher:
         )
         self._writer = ObjectWriter(storage, uploads, log, sidecars, mount_id=mount_id)
         self._attempts = Attempts(storage, placement, log, queue, self.changes, self._writer)
-        self._failures = Failures(placement, queue, self._turns)
+        self._failures = Failures(placement, queue, self._turns, log)
         self._hurried = trio.Event()
         #: Commits that somebody waits for, and until when others are expected.
         self._commits = 0

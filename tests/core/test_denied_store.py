@@ -329,6 +329,27 @@ async def test_what_is_denied_after_a_lost_answer_is_looked_for(
     assert found == {"file"}
 
 
+async def test_a_log_that_is_denied_is_not_asked_for_each_file(
+    autojump_clock: MockClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each attempt would wait for the next batch that is refused: an unmount for hours, with a line for each file."""
+    store = DenyingStorage(MemoryStorage())
+    async with open_tree(store, tmp_path, LOGGED) as tree:
+        await tree.names()
+        store.is_denied = lambda request: request.verb not in READING
+        for number in range(500):
+            await tree.write_file(f"{number}", b"bytes")
+        with trio.fail_after(10), pytest.raises(AccessDenied):
+            await tree.publisher.publish_all()
+        await trio.sleep(100)
+        lines = [message for message in caplog.messages if message.startswith("cannot publish")]
+        assert len(lines) < 100
+        store.allow()
+        await trio.sleep(100)
+        await tree.publish_all()
+        assert len(await stored(store)) == 500
+
+
 async def test_what_is_denied_is_not_kept_in_memory(autojump_clock: MockClock, tmp_path: Path) -> None:
     """The files are staged on the disk, and why they cannot be published is kept without the bodies of requests."""
     storage = FaultyStorage(MemoryStorage())
