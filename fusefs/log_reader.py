@@ -219,7 +219,7 @@ class LogReader:
         present = frozenset(there)
         for sequence in range(counted + 1, witness.acknowledged + 1):
             if sequence not in present:
-                raise self._removed(Position(witness.position.epoch, sequence), batch_key(witness.position))
+                raise self.removed(Position(witness.position.epoch, sequence), batch_key(witness.position))
 
     def _check_end(self, there: Sequence[int], counted: int, told: LogEnd) -> None:
         """Raise `BatchRemoved` unless what counts reaches the commit that the lease tells of."""
@@ -230,9 +230,10 @@ class LogReader:
         if counted or lost in present:  # else it is not known which of those before it were needed
             missing = (each for each in range(counted + 1, lost) if each not in present)
             lost = next(missing, lost)
-        raise self._removed(Position(told.epoch, lost), LEASE_KEY)
+        raise self.removed(Position(told.epoch, lost), LEASE_KEY)
 
-    def _removed(self, lost: Position, witness_key: str) -> BatchRemoved:
+    def removed(self, lost: Position, witness_key: str) -> BatchRemoved:
+        """Return the error for a batch that is not there, and was by what another one says."""
         why = f"somebody has removed it, of which {witness_key!r} says that it was there"
         return BatchRemoved(batch_key(lost), lost, why, self.where)
 

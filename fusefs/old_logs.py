@@ -97,6 +97,10 @@ async def _decide(
         log.positions = [position for position in log.positions if position >= cutoff]
         log.seals = sorted(log.seals)[-KEPT_SEALS:]
         log.keys = [key for key in log.keys if key not in log.seals]
+    counted = {position: log.reader for log, _ in listed for position in log.positions}
+    if counted and cutoff not in counted:  # a later term needs that batch, so no mount has deleted it
+        last = max(counted)
+        raise counted[last].removed(cutoff, batch_key(last))
     return [log for log, _ in listed]
 
 

@@ -8,13 +8,13 @@ from typing import Final
 
 import pytest
 import trio
-from hypothesis import assume, given
+from hypothesis import assume, given, reject
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from backends.base import iterate_pages
 from backends.memory import MemoryStorage
-from fusefs.errors import LogDamaged
+from fusefs.errors import BatchRemoved, LogDamaged
 from fusefs.journal_format import JOURNAL_PREFIX, batch_key, encode
 from fusefs.log_reader import LogReader
 from fusefs.log_records import CONTINUED, Batch, LeftoverRecord, Position
@@ -179,7 +179,10 @@ async def test_mounts_and_recover_agree_about_every_damage(
     whole, storage = MemoryStorage(), MemoryStorage()
     for key, content in log.items():
         await whole.put(key, content)
-    before = await applied(whole)
+    try:
+        before = await applied(whole)
+    except BatchRemoved:
+        reject()  # no mount needs what was never there
     for key, content in data.draw(_damaged(log)).items():
         await storage.put(key, content)
     there = await objects(storage)

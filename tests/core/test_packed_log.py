@@ -25,7 +25,7 @@ from tests.core.hosts import PromptDirectory
 from tests.core.logs import batches as batches_in
 
 EPOCH: Final = 3
-BEGIN: Final = Position(EPOCH - 1, 1)
+BEGIN: Final = Position(EPOCH, 1)
 BATCHES: Final = 12
 SIZES: Final = (10, 300, 5 * KIB, 9 * KIB)
 
@@ -83,9 +83,10 @@ async def test_a_log_is_read_as_it_was_written(tmp_path: Path) -> None:
 async def test_a_log_whose_first_batches_an_earlier_version_has_written(tmp_path: Path) -> None:
     """Each was a file; they are found, count, and go with the others."""
     earlier = PromptDirectory(tmp_path)
-    await write_log(earlier, Random(1), epoch=EPOCH - 1)
+    begin = Position(EPOCH - 1, 1)
+    await write_log(earlier, Random(1), epoch=EPOCH - 1, needed_from=begin)
     async with opened(tmp_path) as storage:
-        await write_log(storage, Random(2))
+        await write_log(storage, Random(2), needed_from=begin)
         logs = await find_logs([LogPart(LogReader(storage))], before_epoch=EPOCH + 1)
         found = [batch.position async for batch in batches(logs)]
         assert found == [

@@ -17,7 +17,7 @@ from backends.base import CREATE_ONLY
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs.errors import BatchRemoved, LogDamaged
-from fusefs.journal_format import batch_key, encode
+from fusefs.journal_format import JOURNAL_PREFIX, batch_key, encode
 from fusefs.lease_record import LogEnd
 from fusefs.log_reader import LogReader, OldLog
 from fusefs.log_records import CONTINUED, Batch, LeftoverRecord, Position
@@ -265,3 +265,34 @@ async def test_a_mount_is_refused(sequence: int, tmp_path: Path, autojump_clock:
         if sequence > 1:
             assert await tree.read_file("file") == b"0"
         await tree.publish_all()
+
+
+async def log_keys(store: MemoryStorage) -> list[str]:
+    return [key for key in await stored(store, ours=True) if key.startswith(JOURNAL_PREFIX)]
+
+
+@pytest.mark.parametrize("with_seal", [False, True])
+async def test_batches_of_an_earlier_term_that_a_later_one_needs(
+    with_seal: bool, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """A rule of the bucket deletes what is older than some days, and an object could not be written for as long."""
+    store = MemoryStorage()
+    async with open_tree(store, tmp_path, OPTIONS) as tree:
+        await tree.write_file("one", b"confirmed")
+        await tree.log.commit()
+    earlier = await log_keys(store)
+    async with open_tree(store, tmp_path, OPTIONS) as tree:
+        assert await tree.names() == ["one"]
+        await tree.write_file("two", b"confirmed")
+        await tree.log.commit()
+    seals = [key for key in await log_keys(store) if key.startswith(earlier[0][:-16]) and key not in earlier]
+    for key in [*earlier, *seals] if with_seal else earlier:
+        await store.delete(key)
+    with pytest.raises(BatchRemoved):
+        async with open_tree(store, tmp_path, OPTIONS):
+            pass
+    found = await LogRepair(store).diagnose()
+    assert "somebody has removed it" in found.damage
+    await LogRepair(store).set_aside(found)
+    async with open_tree(store, tmp_path, OPTIONS) as tree:
+        assert await tree.names() == []
