@@ -4,6 +4,7 @@ Each mount locks its directory for as long as it lives. A directory that is not 
 gone: what it staged was either published or lost with it, so it is removed. The directory itself stays, empty, as the
 sign that this mount is dead: whatever is mounted first, the next mount of the same prefix need not wait for its lease.
 Files that a mount could not publish are moved to `rescued/` before it ends, and nothing here ever touches them again.
+That has to go on a disk that is full of just these: a mount holds some room for it from the beginning.
 """
 
 from __future__ import annotations
@@ -13,14 +14,18 @@ import logging
 import os
 import shutil
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from backends.base import MIB
 from fusefs.errors import MountError
 from fusefs.kept_content import make_room_to_begin
 
 _log = logging.getLogger(__name__)
+
+RESCUE_BYTES: Final = 40 * MIB
+"""Of the disk, or a 64th of what is free: for directories, and for small files, of which 32 MiB may be in memory."""
 
 KEPT_DEAD: Final = 100
 """For how many dead mounts, those that were found last, the empty directory stays."""
@@ -50,6 +55,7 @@ class CacheDirectory:
                 path = mounts / mount_id
                 path.mkdir(mode=0o700)
                 lock = _lock(path)
+            _hold_room(path / "room")
         except OSError as error:
             raise MountError(f"the cache directory {cache_dir} cannot be used: {error.strerror}") from error
         assert lock is not None, "nobody else knows this mount's name"
@@ -59,6 +65,10 @@ class CacheDirectory:
     def stage(self) -> Path:
         """Where the stage files are."""
         return self._path / "stage"
+
+    def give_room(self) -> None:
+        """Let a rescue have the room that is held for it."""
+        (self._path / "room").unlink(missing_ok=True)
 
     def release(self) -> None:
         """Remove everything but what was rescued."""
@@ -75,6 +85,13 @@ def _alone_in(mounts: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _hold_room(path: Path) -> None:
+    """Take some of the disk with a file, if there is any."""
+    with path.open("wb") as file, suppress(OSError):
+        free = os.fstatvfs(file.fileno())
+        os.posix_fallocate(file.fileno(), 0, min(RESCUE_BYTES, free.f_bavail * free.f_frsize // 64))
 
 
 def _lock(directory: Path) -> int | None:

@@ -307,6 +307,7 @@ class Session:
             _log.error("the log could not be finished: %s", failure)
 
     def _rescue(self) -> int:
+        self._cache.give_room()
         return rescue(self._publisher.pending_inodes(), self._cache.rescued)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -14,6 +15,8 @@ from backends.base import MIB
 from fusefs import kept_content
 from fusefs.cache_directory import KEPT_DEAD, CacheDirectory
 from fusefs.errors import MountError
+from fusefs.stage import MEMORY_BYTES
+from tests.core.small_disk import disk_use
 
 
 def staged(cache: CacheDirectory) -> Path:
@@ -62,6 +65,28 @@ def test_what_was_rescued_is_never_touched(tmp_path: Path) -> None:
     cache.release()
     CacheDirectory.claim(tmp_path, "two").release()
     assert (cache.rescued / "file").read_bytes() == b"the only copy"
+
+
+def test_some_room_is_held_for_a_rescue(tmp_path: Path) -> None:
+    """The disk may be full of what is to be rescued, and files that are small are in memory alone."""
+    cache = CacheDirectory.claim(tmp_path, "one")
+    cache.stage.mkdir()
+    free = os.statvfs(tmp_path)
+    held = disk_use(cache.stage.parent)
+    assert held >= min(MEMORY_BYTES, free.f_bavail * free.f_frsize // 65)
+    cache.give_room()
+    assert disk_use(cache.stage.parent) < MIB
+    cache.release()
+
+
+def test_a_full_disk_has_no_room_to_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    cache = CacheDirectory.claim(tmp_path, "one")
+    cache.give_room()
+    cache.release()
 
 
 @pytest.mark.parametrize(("free", "left"), [(MIB, 4), (0, 2)])

@@ -73,13 +73,13 @@ def own_server() -> Iterator[SeaweedFS]:
     server.close()
 
 
-def write_until_refused(path: Path) -> tuple[int, int]:
-    """Write past the page cache, a MiB at a time; return how many bytes were acknowledged, and the error."""
+def write_until_refused(path: Path, step: int = MIB) -> tuple[int, int]:
+    """Write past the page cache, `step` bytes at a time; return how many were acknowledged, and the error."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DIRECT)
     acknowledged = 0
     try:
         while True:
-            acknowledged += os.pwrite(descriptor, bytes([acknowledged // MIB]) * MIB, acknowledged)
+            acknowledged += os.pwrite(descriptor, bytes([acknowledged // MIB]) * step, acknowledged)
     except OSError as error:
         return acknowledged, error.errno or 0
     finally:
@@ -114,3 +114,29 @@ def test_nothing_can_give_way(
     assert len(second) >= acknowledged
     assert second[:acknowledged] == b"".join(bytes([number]) * MIB for number in range(acknowledged // MIB))
     assert bucket.read("third") == b"there is room again"
+
+
+def test_what_has_filled_the_disk_is_rescued(
+    small_disk: Path, own_server: SeaweedFS, new_mount: NewMount
+) -> None:
+    """Where the mount has to end like that, large files are on the disk, and small ones in memory alone."""
+    flags = ("--cache-dir", str(small_disk), "--retry-timeout", "1 s")
+    mount = new_mount(f"s3://{own_server.bucket}/rescue/", *flags, server=own_server)
+    process = mount.start()
+    assert os.listdir(mount.path) == []
+    own_server.kill()
+    contents = {f"directory/small-{number}": b"precious" * number for number in range(1, 100)}
+    (mount.path / "directory").mkdir()
+    for path, data in contents.items():
+        (mount.path / path).write_bytes(data)
+    large, _ = write_until_refused(mount.path / "large")
+    filler, error = write_until_refused(mount.path / "filler", 4_096)
+    assert error == errno.ENOSPC
+    process.terminate()
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert "101 changed files could not be published" in errors
+    [rescued] = (small_disk / "rescued").iterdir()
+    assert (rescued / "large").stat().st_size >= large
+    assert (rescued / "filler").stat().st_size >= filler
+    assert {path: (rescued / path).read_bytes() for path in contents} == contents
