@@ -55,8 +55,10 @@ if TYPE_CHECKING:
 MAX_BODY: Final = MIB
 """Bytes of one PUT. A longer one might take longer than a store may be silent, and a request is little beside it."""
 
-_CREDENTIALS_TTL: Final = timedelta(minutes=10)
-"""obstore asks for credentials again 5 minutes before this is over; botocore never gives any that end sooner."""
+_REFRESH_AHEAD: Final = timedelta(minutes=5)
+"""obstore asks for credentials again so long before they end."""
+
+_CREDENTIALS_TTL: Final = 2 * _REFRESH_AHEAD
 
 _WHOLE_REQUEST: Final = "1day"
 """obstore would end a request after 30 s, however much there is to receive: silence is what counts."""
@@ -346,8 +348,17 @@ class _Provider:
             "access_key_id": frozen.access_key,
             "secret_access_key": frozen.secret_key,
             "token": frozen.token,
-            "expires_at": datetime.now(UTC) + _CREDENTIALS_TTL,
+            "expires_at": self._end(),
         }
+
+    def _end(self) -> datetime:
+        """Return when obstore is to take these for over: where botocore tells an end, it can use them until then.
+
+        botocore asks for others 15 minutes before, and goes on with these if it gets no others, from a process say.
+        """
+        end: datetime | None = getattr(self._credentials, "_expiry_time", None)
+        latest = datetime.now(UTC) + _CREDENTIALS_TTL
+        return latest if end is None else min(latest, end.astimezone(UTC) + _REFRESH_AHEAD)
 
 
 def _text(header: object) -> str:

@@ -8,14 +8,16 @@ import hashlib
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
 from botocore.awsrequest import AWSPreparedRequest
-from botocore.credentials import Credentials
+from botocore.credentials import Credentials, RefreshableCredentials
 
+from backends import s3_quick
 from backends.base import CREATE_ONLY, IfMatch
 from backends.errors import (
     AccessDenied,
@@ -319,6 +321,18 @@ def test_credentials_come_from_the_chain_of_boto3(server: Answering, monkeypatch
     headers = server.requests[-1][2]
     assert "Credential=of-the-environment/" in headers["authorization"]
     assert headers["x-amz-security-token"] == "token"
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(60, 60), (100_000, 300)])
+def test_credentials_are_asked_for_again_before_they_end(seconds: int, expected: int) -> None:
+    """A process or an agent that keeps them may give some that end in a minute; obstore asks five minutes ahead."""
+    end = datetime.now(UTC) + timedelta(seconds=seconds)
+    given = {"access_key": "key", "secret_key": "secret", "token": "token", "expiry_time": end.isoformat()}
+    credentials = RefreshableCredentials.create_from_metadata(given, lambda: given, "process")
+    expires_at = s3_quick._Provider(credentials)()["expires_at"]
+    assert expires_at is not None
+    asked_again_in = expires_at - timedelta(minutes=5) - datetime.now(UTC)
+    assert abs(asked_again_in.total_seconds() - expected) < 30
 
 
 def test_credentials_that_cannot_be_had_are_left_to_botocore_to_complain_of(
