@@ -65,6 +65,8 @@ class _Trials:
         self._key = f"{prefix}object"
         self._copy_key = f"{prefix}copy"
         self._etag = ""
+        #: Of what is put, as soon as it is known: a bucket with a retention (Object Lock) takes nothing without one.
+        self._checksum = Checksum.NONE
         #: The keys of uploads that were begun and not completed, by id.
         self._uploads: dict[str, str] = {}
 
@@ -72,7 +74,8 @@ class _Trials:
         object_checksum, part_checksum = await self._checksums()
         if object_checksum is Checksum.CRC32 and await self._parts_may_have_crc32():
             part_checksum = Checksum.CRC32
-        await self._put(_CONTENT, {}, object_checksum)
+        self._checksum = object_checksum
+        await self._put(_CONTENT, {})
         create_only = await _is_refused(self._put(_OTHER_CONTENT, {"IfNoneMatch": "*"}))
         quoted_etags = await self._etag_quotes()
         source_condition = await _is_refused(self._copy_with_stale_source())
@@ -201,8 +204,8 @@ class _Trials:
             with contextlib.suppress(UploadNotFound, NotFound):
                 await self._bucket.call("abort_multipart_upload", key, {"UploadId": upload_id})
 
-    async def _put(self, content: bytes, arguments: Arguments, checksum: Checksum = Checksum.NONE) -> None:
-        response = await self._bucket.call("put_object", self._key, arguments, Body(content, checksum))
+    async def _put(self, content: bytes, arguments: Arguments) -> None:
+        response = await self._bucket.call("put_object", self._key, arguments, Body(content, self._checksum))
         self._etag = unquote_etag(response["ETag"])
 
     async def _copy_with_stale_source(self) -> None:

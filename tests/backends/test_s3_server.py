@@ -131,6 +131,22 @@ async def test_the_probe_leaves_nothing_in_the_bucket(
     assert len(wire.requests) <= 28
 
 
+async def test_a_bucket_that_takes_no_object_without_a_checksum(s3_server: SeaweedFS, s3_prefix: str) -> None:
+    """As Amazon does for those with a default retention (Object Lock); conditions on writes are found all the same."""
+
+    def refuse_bare(request: AWSPreparedRequest, **_: object) -> AWSResponse | None:
+        is_object = request.method == "PUT" and "?" not in request.url
+        headers = {name.lower() for name in request.headers}
+        if is_object and not headers & {"content-md5", "x-amz-checksum-crc32", "x-amz-copy-source"}:
+            return answer_of(request, 400, error_body("InvalidRequest"))
+        return None
+
+    client_factory = hooked("before-send.s3", refuse_bare)
+    storage = S3Storage(options_of(s3_server), probe_prefix=s3_prefix, client_factory=client_factory)
+    assert await storage.probe() == Capabilities()
+    await storage.aclose()
+
+
 async def test_a_read_only_probe_is_one_request(storage: S3Storage, wire: Wire) -> None:
     await storage.probe(read_only=True)
     assert [request.method for request in wire.requests] == ["GET"]
