@@ -33,7 +33,7 @@ from fusefs.content import NEAR, Claim, Content
 from fusefs.errors import DamagedCache, StaleFile, UploadFailed
 from fusefs.extents import Extent, ExtentSet, joined
 from fusefs.prefetch import SequentialDetector
-from fusefs.versions import Version
+from fusefs.versions import Version, read_version
 
 _GONE: Final = (NotFound, PreconditionFailed, RangeNotSatisfiable)
 """What the store says where it has another version, or none."""
@@ -257,13 +257,11 @@ async def _get(content: Content, start: int, end: int, base: Version | None, *, 
     end = min(end, content.base_limit)
     if base is None or end <= start:
         return b""  # let go of, or cut, while the fetch waited for its turn
-    # A whole object is asked for as such: S3 has checksums of objects, not of ranges.
-    length = None if (start, end) == (0, base.size) else end - start
     outage = content.sources.outage
     outage.check(asked_after)
     request = outage.begin()
     try:
-        found = await content.sources.storage.get_range(base.key, start, length, if_match=base.etag)
+        body = await read_version(content.sources.storage, base, start, end)
     except (Unavailable, Throttled) as error:
         outage.found(error, request)
         raise
@@ -271,7 +269,7 @@ async def _get(content: Content, start: int, end: int, base: Version | None, *, 
         outage.ended()
         raise
     outage.ended()
-    return found.body
+    return body
 
 
 async def _wait_for_successor(content: Content, base: Version | None, error: Exception) -> None:

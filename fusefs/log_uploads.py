@@ -33,7 +33,7 @@ from fusefs.log_records import NOWHERE, StoredPart, UploadReference
 from fusefs.object_copy import FETCHED_PART, copy_object, copy_part, longest_part
 from fusefs.object_writer import conflict_key
 from fusefs.replay import Replayed, Sources
-from fusefs.versions import Version
+from fusefs.versions import Version, read_version
 
 _log = logging.getLogger(__name__)
 
@@ -234,8 +234,7 @@ class LogUploads:
         """Return bytes that the log has, and between them those that the object had before the upload."""
         data = bytearray()
         if base is not None and start < min(end, base.size) and not sources.explicit.covers(start, end):
-            length = min(end, base.size) - start
-            data += (await self._storage.get_range(base.key, start, length, if_match=base.etag)).body
+            data += await read_version(self._storage, base, start, min(end, base.size))
         of_base = ExtentSet([(start, start + len(data))])
         data += bytes(end - start - len(data))
         for gap in sources.explicit.gaps(start, end):

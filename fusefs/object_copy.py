@@ -10,7 +10,7 @@ import trio
 
 from backends.base import MIB, Metadata, MultipartUpload, ObjectStorage, Part, PutMode
 from backends.multipart import ABORT_TIMEOUT_SECONDS, abort_or_leave
-from fusefs.versions import Version
+from fusefs.versions import Version, read_version
 
 FETCHED_PART: Final = 16 * MIB
 """Bytes of a part that the store cannot copy; of an object over 156 GiB they are longer, since 10,000 are the most."""
@@ -45,8 +45,7 @@ async def copy_part(
     """Make a part of just this version's bytes, which are fetched where the store cannot copy them."""
     if storage.capabilities.copy_part:
         return await upload.copy_part(number, source.key, start, end - start, if_match=source.etag)
-    stored = await storage.get_range(source.key, start, end - start, if_match=source.etag)
-    return await upload.upload_part(number, stored.body)
+    return await upload.upload_part(number, await read_version(storage, source, start, end))
 
 
 @asynccontextmanager
