@@ -8,6 +8,7 @@ other keys; if they are gone by then, the lock is let go and they are made again
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
@@ -40,6 +41,8 @@ from backends.directory_tree import ObjectTree
 from backends.directory_uploads import UploadArea, UploadRecord
 from backends.errors import ConcurrentRequest, NotFound, StorageError, UploadNotFound
 from backends.listing import Query, cut_page
+
+_log = logging.getLogger(__name__)
 
 #: The last time of an object, in the year 2262; a file that others have put there may have any.
 _LAST_TIME_NS: Final = 2**63 - 1
@@ -196,7 +199,10 @@ class DirectoryBucket:
             with self._private.temporary() as (descriptor, path):
                 self._uploads.assemble(upload_id, parts, descriptor)
                 self._publish(key, descriptor, path, etag, record.metadata, mode)
-            self._uploads.remove(upload_id)
+            try:
+                self._uploads.remove(upload_id)
+            except OSError as error:
+                _log.warning("%r is complete, and its parts cannot be removed: %s", key, error)
         return etag
 
     def abort(self, key: str, upload_id: str) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from backends.directory_files import closing, missing_root, open_regular, sync_directory
+from backends.directory_files import closing, missing_root, open_regular, sync_directory, translate
 from backends.directory_private import PrivateArea
 from backends.directory_records import read_segment, write_segment
 from backends.escaping import BESIDE_SUFFIX, file_name, is_digested, segment_of
@@ -96,7 +96,12 @@ class ObjectTree:
             os.rename(temporary, path)
         except (*_GONE, IsADirectoryError):
             return False
-        sync_directory(os.path.dirname(path))
+        try:
+            sync_directory(os.path.dirname(path))
+        except OSError as error:
+            failure = translate(error, self._root)
+            failure.is_in_doubt = True  # it has the name, and may not keep it
+            raise failure from error
         return True
 
     def tag_file(self, key: str, descriptor: int) -> None:

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -47,6 +48,15 @@ class UploadArea:
         """Make an upload that has no parts, durably."""
         fresh = self._private.new_path()
         os.mkdir(fresh)
+        try:
+            self._fill(fresh, record)
+            os.rename(fresh, self._path(upload_id))
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+        sync_directory(self._private.uploads)
+
+    def _fill(self, fresh: str, record: UploadRecord) -> None:
         text = json.dumps(
             {"key": record.key, "initiated_ns": record.initiated_ns, "metadata": dict(record.metadata)}
         )
@@ -55,8 +65,6 @@ class UploadArea:
             file.flush()
             os.fsync(file.fileno())
         sync_directory(fresh)
-        os.rename(fresh, self._path(upload_id))
-        sync_directory(self._private.uploads)
 
     def find(self, key: str, upload_id: str) -> UploadRecord:
         """Return what an upload of `key` was begun with."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -11,8 +13,10 @@ from typing import Any, Final, TypeAlias
 
 import pytest
 
-from backends.base import MIB, MultipartUpload, ObjectStorage, Part
+from backends import directory_tree
+from backends.base import CREATE_ONLY, MIB, MultipartUpload, ObjectStorage, Part
 from backends.directory import DirectoryStorage
+from backends.errors import QuotaExceeded
 from tests.backends.contract import PART_DATA, put_all
 
 UPLOADS: Final = ".fusefs-store/uploads"
@@ -240,3 +244,49 @@ async def test_no_object_is_read_into_memory_to_make_another_one(storage: Object
         tracemalloc.stop()
     assert peak < 3 * MIB
     assert (await storage.get_range("target")).data == 3 * PART_DATA
+
+
+def files_in(directory: Path) -> list[Path]:
+    return sorted(directory.rglob("*"))
+
+
+def refuse(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+async def test_what_has_its_name_and_may_not_keep_it_is_in_doubt(
+    storage: ObjectStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever tries again would take the object for somebody else's."""
+    await storage.put("another", b"")
+    with monkeypatch.context() as patch:
+        patch.setattr(directory_tree, "sync_directory", refuse)
+        with pytest.raises(QuotaExceeded) as caught:
+            await storage.put("k", b"ours", mode=CREATE_ONLY)
+    assert caught.value.is_in_doubt
+    assert (await storage.get_range("k")).data == b"ours"
+
+
+async def test_an_upload_is_complete_although_its_parts_cannot_be_removed(
+    storage: ObjectStorage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    upload = await storage.create_multipart("k")
+    part = await upload.upload_part(1, b"ours")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", refuse)
+        etag = await upload.complete([part], mode=CREATE_ONLY)
+    assert (await storage.head("k")).etag == etag
+    assert "'k' is complete, and its parts cannot be removed" in caplog.text
+
+
+async def test_an_upload_that_cannot_begin_leaves_nothing(
+    storage: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk it is tried again and again."""
+    await storage.put("another", b"")
+    before = files_in(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        with pytest.raises(QuotaExceeded):
+            await storage.create_multipart("k")
+    assert files_in(tmp_path) == before
