@@ -208,7 +208,7 @@ class S3Storage(ObjectStorage):
             batch = together[first : first + size]
             try:
                 failures |= await delete_batch(self._bucket, batch, if_match)
-            except NotSupported:
+            except (NotSupported, InvalidRequest):  # as the probe has it
                 for key in batch:
                     await self._delete_one(key, if_match.get(key), failures)
         return failures
@@ -247,9 +247,9 @@ class S3Storage(ObjectStorage):
             response = await self._bucket.call("list_multipart_uploads", None, arguments)
             uploads = read_uploads(response)
             news = [each for each in uploads if (each.key, each.upload_id) not in found]
-            found |= {(each.key, each.upload_id): each for each in news if each.key.startswith(prefix)}
+            found |= {(each.key, each.upload_id): each for each in news}
             if not response.get("IsTruncated") or not news:
-                return tuple(found.values())
+                return tuple(each for each in found.values() if each.key.startswith(prefix))
             markers = {"KeyMarker": news[-1].key, "UploadIdMarker": news[-1].upload_id}
 
     async def aclose(self) -> None:

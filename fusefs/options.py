@@ -254,7 +254,7 @@ class MountOptions(Table):
     #: How old a listing may be before the bucket is asked again.
     revalidate_interval_seconds: Seconds = Field(default=60.0, alias="revalidate_interval")
     #: For how long a store that does not answer is asked again.
-    retry_timeout_seconds: Seconds = Field(default=300.0, alias="retry_timeout")
+    retry_timeout_seconds: PositiveSeconds = Field(default=300.0, alias="retry_timeout")
     upload_workers: Annotated[int, Field(ge=1, le=256)] = 16
 
     #: What was written or done is in the log after this time at the latest, without an fsync.

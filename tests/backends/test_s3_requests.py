@@ -544,6 +544,20 @@ async def test_a_prefix_that_a_listing_has_passed_is_left_out(storage: S3Storage
     assert page.prefixes == ("c/",)
 
 
+async def test_uploads_of_others_that_come_again_and_again_end_the_listing(
+    storage: S3Storage, wire: Wire
+) -> None:
+    """A store may take no notice of the prefix, nor of where the page before has ended."""
+    page = (
+        b"<ListMultipartUploadsResult><IsTruncated>true</IsTruncated>"
+        b"<Upload><Key>other</Key><UploadId>1</UploadId></Upload></ListMultipartUploadsResult>"
+    )
+    for _ in range(2):
+        wire.answer(200, page)
+    assert await storage.list_multipart_uploads("k") == ()
+    assert len(wire.requests) == 2
+
+
 async def test_uploads_are_listed_once_though_the_store_says_more(storage: S3Storage, wire: Wire) -> None:
     """One server says that there is more, gives no marker and ignores the one that it is given."""
     upload = (
@@ -628,8 +642,11 @@ async def test_batch_deletions_tell_what_failed(storage: S3Storage, wire: Wire) 
     }
 
 
-async def test_keys_are_deleted_one_by_one_where_there_are_no_batches(storage: S3Storage, wire: Wire) -> None:
-    wire.answer_error(501, "NotImplemented")
+@pytest.mark.parametrize(("status", "code"), [(501, "NotImplemented"), (400, "InvalidArgument")])
+async def test_keys_are_deleted_one_by_one_where_there_are_no_batches(
+    status: int, code: str, storage: S3Storage, wire: Wire
+) -> None:
+    wire.answer_error(status, code)
     wire.answer(204)
     wire.answer_error(403, "AccessDenied")
     assert [*await storage.delete_many(["a", "b"])] == ["b"]

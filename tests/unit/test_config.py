@@ -414,6 +414,7 @@ MISTAKES = [
      '"5 s" or "2 min" (got -1)'),
     (MOUNT + "retry_timeout = inf", "mount.retry_timeout: must be a number of seconds, or a string such as "
      '"5 s" or "2 min" (got inf)'),
+    (MOUNT + "retry_timeout = 0", "mount.retry_timeout: must be more than 0 seconds"),
     (MOUNT + "publish_interval = 0", "mount.publish_interval: must be more than 0 seconds"),
     (MOUNT + "upload_workers = 0", "mount.upload_workers: must be at least 1 (got 0)"),
     (MOUNT + "log_level = 'loud'",
