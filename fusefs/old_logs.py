@@ -3,7 +3,8 @@
 There is one decision which batches count, for mounts (`find_logs`) and for whoever asks how a log stands
 (`survey_logs`). It is made for all stores together: terms are looked at from the last to the first, wherever their logs
 are (`fusefs.log_reader` looks at one), and none that a later one says is not needed: whatever is left of that, it harms
-nobody.
+nobody. The batch that the last commit names as its cutoff is there, in whatever term: a mount names none that it does
+not find, and deletes nothing of earlier terms before a commit that needs none of them is there.
 
 Nothing is written but seals, and those by `find_logs` alone. They stay when the rest of their logs is deleted: a writer
 that was paused so that its clock stood still may believe for a while that it is still the only one. Its next batch has
@@ -19,6 +20,7 @@ from typing import Final
 import trio
 
 from backends.base import MIB
+from fusefs.errors import BatchRemoved
 from fusefs.journal_format import batch_key
 from fusefs.lease_record import LogEnd
 from fusefs.log_reader import LogReader, OldLog
@@ -54,7 +56,9 @@ async def find_logs(parts: Sequence[LogPart], *, before_epoch: int, empty_too: b
     async def look(part: LogPart, epoch: int) -> OldLog:
         return await part.reader.end(epoch, _told_of(part, epoch))
 
-    return await _decide(parts, look, before_epoch, empty_too=empty_too)
+    logs = await _decide(parts, look, before_epoch, empty_too=empty_too)
+    _check_begin(logs)
+    return logs
 
 
 async def survey_logs(parts: Sequence[LogPart], *, before: Position = EVERYWHERE) -> list[OldLog]:
@@ -64,7 +68,17 @@ async def survey_logs(parts: Sequence[LogPart], *, before: Position = EVERYWHERE
         log, _ = await part.reader.look(epoch, _told_of(part, epoch), before)
         return log
 
-    return await _decide(parts, look, before.epoch + 1)
+    logs = await _decide(parts, look, before.epoch + 1)
+    try:
+        _check_begin(logs)
+    except BatchRemoved:
+        if before is EVERYWHERE:  # a writer that lives may have deleted it since its commit was read
+            logs = await _decide(parts, look, before.epoch + 1)
+            _check_begin(logs)
+        else:  # commits behind that may not have needed it: then their writer has deleted it
+            for log in logs:
+                log.positions = []
+    return logs
 
 
 async def _decide(
@@ -97,11 +111,16 @@ async def _decide(
         log.positions = [position for position in log.positions if position >= cutoff]
         log.seals = sorted(log.seals)[-KEPT_SEALS:]
         log.keys = [key for key in log.keys if key not in log.seals]
-    counted = {position: log.reader for log, _ in listed for position in log.positions}
-    if counted and cutoff not in counted:  # a later term needs that batch, so no mount has deleted it
-        last = max(counted)
-        raise counted[last].removed(cutoff, batch_key(last))
     return [log for log, _ in listed]
+
+
+def _check_begin(logs: Sequence[OldLog]) -> None:
+    """Raise `BatchRemoved` unless the batch is there from which on the last commit needs the log, of whatever term."""
+    cutoff = max(log.cutoff for log in logs)
+    counting = places(logs)
+    if counting and counting[0][0] != cutoff:
+        (_, reader), (last, _) = counting[0], counting[-1]
+        raise reader.removed(cutoff, batch_key(last))
 
 
 def _told_of(part: LogPart, epoch: int) -> LogEnd | None:

@@ -16,6 +16,7 @@ from trio.testing import MockClock
 from backends.base import CREATE_ONLY
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
+from fusefs.check import Kind, findings
 from fusefs.errors import BatchRemoved, LogDamaged
 from fusefs.journal_format import JOURNAL_PREFIX, batch_key, encode
 from fusefs.lease_record import LogEnd
@@ -291,6 +292,8 @@ async def test_batches_of_an_earlier_term_that_a_later_one_needs(
     with pytest.raises(BatchRemoved):
         async with open_tree(store, tmp_path, OPTIONS):
             pass
+    damaged = [finding.key async for finding in findings(store) if finding.kind is Kind.DAMAGED]
+    assert damaged == [batch_key(Position(1, 1))]
     found = await LogRepair(store).diagnose()
     assert "somebody has removed it" in found.damage
     await LogRepair(store).set_aside(found)
