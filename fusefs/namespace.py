@@ -339,6 +339,10 @@ class Namespace:
         except NotFound:
             etag = ""
         if etag != version.etag and file.version == version and not self._has_own(file):
+            if file.aliases and file.parent is directory:
+                self._merger.let_go(
+                    directory, file.name
+                )  # or the next lookup of another name would find it again
             directory.distrust()
             raise NoSuchInode(f"{version.key!r} is another file by now")
 

@@ -16,7 +16,7 @@ from backends.errors import AccessDenied, Unavailable
 from backends.intercepted import Verb
 from backends.memory import MemoryStorage
 from fusefs.committer import Committer
-from fusefs.errors import EntryExists, NoSuchEntry, OperationNotPermitted
+from fusefs.errors import EntryExists, NoSuchEntry, NoSuchInode, OperationNotPermitted
 from fusefs.filesystem import RENAME_EXCHANGE, FilesystemOptions
 from fusefs.link_lists import LINK_KEY, LISTS_PREFIX, list_key
 from tests.core.tree import TreeOptions, open_tree, stored, stored_metadata
@@ -500,3 +500,22 @@ async def test_another_host_changes_the_permissions_of_any_name(
             await tree.names()
         assert (await tree.find(name)).attributes.mode == 0o100600
         assert await tree.find("one") is await tree.find("two")
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+async def test_a_file_is_opened_by_another_name_than_the_one_that_others_have_taken(
+    is_replaced: bool, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """The kernel looks a path up once more for ESTALE, and finds the name that has an object still."""
+    store = MemoryStorage()
+    options = TreeOptions(filesystem=FilesystemOptions(shared=True), revalidate_seconds=1)
+    async with open_tree(store, tmp_path, options) as tree:
+        await tree.mkdir("d")
+        await tree.write_file("d/first", b"bytes")
+        await tree.link("d/first", "other")
+        await trio.sleep(10)
+        await (store.put("d/first", b"theirs") if is_replaced else store.delete("d/first"))
+        await trio.sleep(10)
+        with pytest.raises(NoSuchInode):
+            await tree.open("other", os.O_RDONLY)
+        assert await tree.read_file("other") == b"bytes"
