@@ -243,6 +243,8 @@ class Merger:
             self._placement.forget(directory.version.key)
         elif marker is not None and not self._is_known_marker(directory, marker):
             directory.is_doubtful = True
+        elif marker is not None and not directory.stored_at_ns:
+            directory.stored_at_ns = marker.last_modified_ns  # as this mount wrote it; a later time is theirs
 
     def _is_known_marker(self, directory: Directory, marker: ObjectInfo) -> bool:
         """Return whether the marker is the one whose attributes the directory has."""

@@ -727,6 +727,26 @@ async def test_attributes_that_others_change_are_seen_when_the_directory_is_list
         assert isinstance(await storage.head("f"), ObjectInfo)
 
 
+async def test_attributes_that_others_give_to_a_directory_of_this_mount_are_seen_when_it_is_listed(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    storage = Seconds()
+    async with open_tree(storage, tmp_path) as tree:
+        await tree.mkdir("d")
+        await tree.write_file("d/f", b"x")
+        await tree.publish_all()
+        await trio.sleep(61)
+        await tree.names("d")
+        for uid in (7, 8):
+            storage.now_ns += 61 * SECOND
+            theirs = to_metadata(replace((await tree.find("d")).attributes, uid=uid))
+            await storage.copy("d/", "d/", metadata=theirs)
+            for _ in range(2):  # the first listing says that the marker is another one
+                await trio.sleep(61)
+                await tree.names("d")
+            assert (await tree.find("d")).attributes.uid == uid
+
+
 async def test_what_is_beside_a_recovered_file_is_what_it_was(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
