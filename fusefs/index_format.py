@@ -65,10 +65,13 @@ class Shard:
 def encode_block(prefix: str, defaults: Defaults, entries: Iterable[tuple[bytes, ListedEntry]]) -> Block:
     """Return the block of a directory; entries too long for it are left out."""
     pieces = []
+    room = MAX_PAYLOAD
     for name, entry in entries:
-        if len(entry) <= _MAX_RECORD:
+        length = _ENTRY.size + len(name) + len(entry)
+        if len(entry) <= _MAX_RECORD and length < room:
             kind = int(isinstance(entry, ListedDirectory))
             pieces.append(_ENTRY.pack(kind, len(name), len(entry)) + name + entry)
+            room -= length
     payload = zlib.compress(b"".join(pieces), 1)
     return Block(prefix=prefix, not_after_ns=0, defaults=defaults, payload=payload)
 

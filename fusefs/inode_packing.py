@@ -61,7 +61,13 @@ class Packer:
         for first in range(0, len(inodes), YIELD_AFTER):
             began = time.perf_counter()
             for inode in inodes[first : first + YIELD_AFTER]:
-                if not inode.aliases:
+                if not (
+                    inode.linked or inode.lookups or inode.handles or self._changes.is_unpublished(inode)
+                ):
+                    self._inodes.drop(
+                        inode
+                    )  # it has lost its name to somebody else, when nobody referred to it
+                elif not inode.aliases:
                     pack(inode, self._inodes, self._placement, self._changes)
                 elif not _is_needed(inode):
                     linked_names += inode.link_count

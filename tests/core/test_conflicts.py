@@ -351,3 +351,20 @@ async def test_a_further_name_in_doubt_that_is_let_go_of_is_shown(
             await publish(tree)
         await trio.sleep(3600)
         assert await tree.names() == ["one", "two"]
+
+
+async def test_what_has_lost_its_name_and_that_nobody_has_open_is_forgotten(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """The kernel had forgotten it before: nobody tells when it has no use any more."""
+    store = SmallPartsStorage()
+    async with open_tree(store, tmp_path, tree_options()) as tree:
+        await tree.names()
+        for number in range(20):
+            await tree.write_file(f"{number}", b"ours")
+            await store.put(f"{number}", b"theirs")
+        await publish(tree)
+        await trio.sleep(100)
+        await tree.packer.pack_all()
+        assert tree.publisher.statistics().conflicts == 20
+        assert tree.inodes.all() == [tree.root]

@@ -163,6 +163,20 @@ def test_entries_that_cannot_be(name: bytes, entry: ListedObject) -> None:
         decode_block(encode_block("", DEFAULTS, [(name, entry)]))
 
 
+def test_a_block_has_no_more_than_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a directory with millions of entries the rest is not remembered, instead of all of them."""
+    monkeypatch.setattr(index_format, "MAX_PAYLOAD", 1_000)
+    known = {
+        f"{number}".encode(): ListedObject.pack(
+            size=1, stored_at_ns=2, etag="x", remembered=Remembered(number + 2, FILE)
+        )
+        for number in range(100)
+    }
+    read = decode_block(encode_block("d/", DEFAULTS, known.items()))
+    assert 5 < len(read) < 100
+    assert read.items() <= known.items()
+
+
 def test_a_block_that_unpacks_to_more_than_there_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_format, "MAX_PAYLOAD", 1_000)
     block = Block(prefix="", not_after_ns=0, defaults=DEFAULTS, payload=zlib.compress(bytes(1_001)))
