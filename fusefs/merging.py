@@ -114,7 +114,9 @@ class Merger:
     def merge_entry(self, merge: Merge, name: bytes, child: ListedObject | ListedDirectory) -> None:
         """Bring an entry in, with what is remembered of it, unless the tree has more of that name."""
         known = merge.directory.children.get(name)
-        memories = merge.memories if known is None or known == UNKNOWN_DIRECTORY else NO_MEMORIES
+        is_beside = isinstance(child, ListedDirectory) and isinstance(known, ListedObject)
+        is_unknown = known is None or known == UNKNOWN_DIRECTORY or is_beside
+        memories = merge.memories if is_unknown else NO_MEMORIES
         if isinstance(child, ListedObject):
             self._merge_object(merge, name, memories.of_object(name, child))
         elif self._placement.is_departing(f"{merge.listing.prefix}{segment_of(name)}/"):
@@ -178,13 +180,16 @@ class Merger:
 
     def _veil(self, merge: Merge, name: bytes) -> None:
         """Make room for the directory of the same name as an object, which gets another one."""
-        if self._name_beside(merge, name) is not None:
-            merge.directory.veil(name)
+        beside = self._name_beside(merge, name)
+        if beside is not None and merge.directory.veil(name):
+            child = merge.directory.children[beside]
+            if isinstance(child, ListedObject) and child.number is None:
+                merge.directory.attach(beside, merge.memories.of_object(beside, child))
 
     def _merge_beside(self, merge: Merge, name: bytes, child: ListedObject) -> None:
         beside = self._name_beside(merge, name)
         if beside is not None:
-            self._merge_object(merge, beside, child)
+            self.merge_entry(merge, beside, child)
 
     def _name_beside(self, merge: Merge, name: bytes) -> bytes | None:
         segment = segment_of(name)

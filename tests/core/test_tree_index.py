@@ -727,6 +727,29 @@ async def test_attributes_that_others_change_are_seen_when_the_directory_is_list
         assert isinstance(await storage.head("f"), ObjectInfo)
 
 
+async def test_what_is_beside_a_directory_of_its_key_is_what_it_was(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """So is the directory, whichever of the two others have put there."""
+    storage = MemoryStorage()
+    async with open_tree(storage, tmp_path, INDEXED) as tree:
+        await tree.write_file("file", b"ours")
+        await tree.mkdir("directory")
+        await tree.publish_all()
+        await storage.put("file/below", b"theirs")
+        await storage.put("directory", b"theirs")
+        await trio.sleep(61)
+        names = await tree.names()
+        assert names == ["%file-directory", "%file-file", "directory", "file"]
+        before = await found(tree, *names)
+        await tree.end()
+    for _ in range(2):
+        async with open_tree(storage, tmp_path, INDEXED) as tree:
+            await tree.names()
+            assert await found(tree, *names) == before
+            await tree.end()
+
+
 async def test_attributes_that_others_give_to_a_directory_of_this_mount_are_seen_when_it_is_listed(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
