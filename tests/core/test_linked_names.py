@@ -519,3 +519,16 @@ async def test_a_file_is_opened_by_another_name_than_the_one_that_others_have_ta
         with pytest.raises(NoSuchInode):
             await tree.open("other", os.O_RDONLY)
         assert await tree.read_file("other") == b"bytes"
+
+
+async def test_a_fifo_whose_object_has_bytes_keeps_its_names(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Somebody else has put them there, and they are copied with it."""
+    store = MemoryStorage()
+    await store.put("first", b"theirs", metadata={"mode": str(stat.S_IFIFO | 0o644)})
+    async with open_tree(store, tmp_path) as tree:
+        await tree.link("first", "other")
+        await tree.publish_all()
+    async with open_tree(store, tmp_path) as tree:
+        assert await tree.find("first") is await tree.find("other")
