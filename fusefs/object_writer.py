@@ -9,7 +9,7 @@ from backends.errors import NotFound, PreconditionFailed, StorageError
 from fusefs.attributes import to_metadata
 from fusefs.change_log import ChangeLog
 from fusefs.inodes import Alias, Directory, File, Inode, Symlink
-from fusefs.keys import RESERVED_PREFIX
+from fusefs.keys import MAX_NAME_LENGTH, RESERVED_PREFIX
 from fusefs.object_copy import copy_object
 from fusefs.sidecars import Sidecars
 from fusefs.uploads import Uploads
@@ -183,5 +183,12 @@ class ObjectWriter:
 
 def conflict_key(target: str, suffix: str, limits: Limits) -> str:
     """Return where what was, or should be, under `target` is kept; `suffix` makes it a key of its own."""
+    above, slash, name = target.rpartition("/")
+    name = _cut(name, MAX_NAME_LENGTH - len(suffix) - 1)  # where the store keeps objects in files
     room = limits.max_key_length - len(CONFLICTS_PREFIX) - len(suffix) - 1
-    return f"{CONFLICTS_PREFIX}{target.encode()[:room].decode(errors='ignore')}.{suffix}"
+    return f"{CONFLICTS_PREFIX}{_cut(f'{above}{slash}{name}', room)}.{suffix}"
+
+
+def _cut(text: str, length: int) -> str:
+    """Return whole characters of `text`, of no more than `length` bytes."""
+    return text.encode()[:length].decode(errors="ignore")

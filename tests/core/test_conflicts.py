@@ -12,13 +12,14 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from backends.base import Limits
 from backends.errors import Unavailable
 from backends.intercepted import Verb
 from backends.retrying import RetryingStorage, RetryPolicy
 from fusefs.attribute_changes import AttributeChanges
 from fusefs.errors import FilesystemError, StaleFile
 from fusefs.filesystem import RENAME_EXCHANGE
-from fusefs.object_writer import CONFLICTS_PREFIX
+from fusefs.object_writer import CONFLICTS_PREFIX, conflict_key
 from fusefs.publisher import PublishOptions
 from tests.core.small_parts import PART, SmallPartsStorage, tree_options
 from tests.core.tree import Tree, open_tree, stored
@@ -368,3 +369,14 @@ async def test_what_has_lost_its_name_and_that_nobody_has_open_is_forgotten(
         await tree.packer.pack_all()
         assert tree.publisher.statistics().conflicts == 20
         assert tree.inodes.all() == [tree.root]
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "ä" * 127, "d/" * 300 + "n" * 255, "d/" * 400 + "n"])
+def test_what_is_kept_has_a_key_that_every_store_takes(name: str) -> None:
+    """Some have files for objects, whose names have bounds of their own."""
+    suffix = "mount-id-1234567890123456789-1"
+    key = conflict_key(name, suffix, Limits())
+    assert key.startswith(CONFLICTS_PREFIX)
+    assert key.endswith(f".{suffix}")
+    assert len(key.encode()) <= Limits().max_key_length
+    assert max(len(segment.encode()) for segment in key.split("/")) <= 255
