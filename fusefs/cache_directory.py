@@ -3,6 +3,7 @@
 Each mount locks its directory for as long as it lives. A directory that is not locked belongs to a mount that is
 gone: what it staged was either published or lost with it, so it is removed. The directory itself stays, empty, as the
 sign that this mount is dead: whatever is mounted first, the next mount of the same prefix need not wait for its lease.
+A copy of a directory is none (of the host's disk, say, while the mount lives): that it is not locked says nothing.
 Files that a mount could not publish are moved to `rescued/` before it ends, and nothing here ever touches them again.
 That has to go on a disk that is full of just these: a mount holds some room for it from the beginning.
 """
@@ -26,6 +27,9 @@ _log = logging.getLogger(__name__)
 
 RESCUE_BYTES: Final = 40 * MIB
 """Of the disk, or a 64th of what is free: for directories, and for small files, of which 32 MiB may be in memory."""
+
+MACHINE_ID: Final = Path("/etc/machine-id")
+"""machine-id(5): another one on each host, and on one that was cloned as it should be."""
 
 KEPT_DEAD: Final = 100
 """For how many dead mounts, those that were found last, the empty directory stays."""
@@ -55,6 +59,7 @@ class CacheDirectory:
                 path = mounts / mount_id
                 path.mkdir(mode=0o700)
                 lock = _lock(path)
+            (path / "self").write_text(_identity(path))
             _hold_room(path / "room")
         except OSError as error:
             raise MountError(f"the cache directory {cache_dir} cannot be used: {error.strerror}") from error
@@ -117,13 +122,31 @@ def _empty_if_dead(directory: Path) -> bool:
         return False
     try:
         is_there = directory.exists()  # or else its mount has ended before we had the lock
+        is_copy = is_there and _is_copy(directory)
         if is_there and any(directory.iterdir()):
             _log.info("removing what an earlier mount left in %s", directory)
             shutil.rmtree(directory, ignore_errors=True)
-            directory.mkdir(mode=0o700, exist_ok=True)
+            if not is_copy:
+                directory.mkdir(mode=0o700, exist_ok=True)
     finally:
         os.close(lock)
-    return is_there
+    return is_there and not is_copy
+
+
+def _is_copy(directory: Path) -> bool:
+    try:
+        return (directory / "self").read_text() != _identity(directory)
+    except FileNotFoundError:  # it was emptied, or is of an earlier version
+        return False
+
+
+def _identity(directory: Path) -> str:
+    """Return what a directory and none of its copies has: its number, and that of the machine it is on."""
+    try:
+        machine = MACHINE_ID.read_text().strip()
+    except OSError:
+        machine = ""
+    return f"{machine} {directory.stat().st_ino}\n"
 
 
 def _forget_oldest(dead: Collection[Path]) -> None:

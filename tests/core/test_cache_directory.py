@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from backends.base import MIB
-from fusefs import kept_content
+from fusefs import cache_directory, kept_content
 from fusefs.cache_directory import KEPT_DEAD, CacheDirectory
 from fusefs.errors import MountError
 from fusefs.stage import MEMORY_BYTES
@@ -56,6 +57,25 @@ def test_a_dead_mounts_directory_is_emptied_by_the_next(tmp_path: Path) -> None:
     cache = CacheDirectory.claim(tmp_path, "next")
     assert list((tmp_path / "mounts/dead").iterdir()) == []
     cache.release()
+
+
+@pytest.mark.parametrize("what", ["copy", "clone"])
+def test_a_copy_of_a_live_mounts_directory_is_no_sign_of_its_death(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk was copied, or a machine cloned, with the mount on it: who takes it for dead takes its lease at once."""
+    live = CacheDirectory.claim(tmp_path / "cache", "live")
+    if what == "copy":
+        shutil.copytree(tmp_path / "cache", tmp_path / "other")
+    else:  # in which the files have the same numbers, and nobody has the lock
+        monkeypatch.setattr(cache_directory, "MACHINE_ID", tmp_path / "machine-id")
+        (tmp_path / "machine-id").write_text("another")
+        (tmp_path / "cache").rename(tmp_path / "other")
+        live.release()
+    for name in ("one", "two"):
+        cache = CacheDirectory.claim(tmp_path / "other", name)
+        assert cache.dead == []
+        cache.release()
 
 
 def test_what_was_rescued_is_never_touched(tmp_path: Path) -> None:
