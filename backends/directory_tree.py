@@ -22,6 +22,7 @@ from typing import Final
 from backends.directory_files import closing, missing_root, open_regular, sync_directory, translate
 from backends.directory_private import PrivateArea
 from backends.directory_records import read_segment, write_segment
+from backends.errors import InvalidKey
 from backends.escaping import BESIDE_SUFFIX, file_name, is_digested, segment_of
 from backends.listing import Query
 
@@ -195,6 +196,8 @@ class ObjectTree:
                 os.unlink(plain)
             elif os.path.isfile(plain) or os.path.islink(plain):
                 os.rename(plain, beside)
+            elif not (_is_free(plain) or _is_directory(plain)):
+                raise InvalidKey(f"{plain} is in the way, and neither a file nor a directory: remove it")
 
     def _is_real(self, directory: str) -> bool:
         """Whether a directory is there, and no symbolic link on the way to it: what is behind one belongs to no key."""

@@ -14,8 +14,10 @@ import functools
 import importlib.metadata
 import io
 import logging
+import math
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, TypeVar
@@ -46,6 +48,9 @@ Arguments: TypeAlias = Mapping[str, Any]
 ClientFactory: TypeAlias = Callable[[S3Options], "S3Client"]
 
 _log = logging.getLogger(__name__)
+
+QUICK_RETRY_SECONDS: Final = 60.0
+"""After which it is tried again whether obstore works, where that has met a failure that passes."""
 
 _EXPECT_CONTINUE_FROM_BYTES: Final = MIB
 _NO_ARGUMENTS: Final[Arguments] = {}
@@ -152,6 +157,8 @@ class Bucket:
         self.options = options
         self._client_factory = client_factory
         self._is_quick = quick and serves(options)
+        #: When it may be tried again whether that works, after a failure that passes.
+        self._quick_again_at = -math.inf
         self._threads = Threads(options.max_connections)
         self._common = {"Bucket": options.bucket}
         if options.requester_pays:
@@ -283,7 +290,8 @@ class Bucket:
 
     def _ask_in_thread(self, key: str, route: Route, ask: Callable[[QuickClient], T]) -> T | None:
         with self._quick_lock:
-            if self._quick_client is None and self._is_quick:
+            may_try = self._is_quick and time.monotonic() >= self._quick_again_at
+            if self._quick_client is None and may_try:
                 self._quick_client = self._make_quick_client(route)
             client = self._quick_client
         if client is None:
@@ -307,6 +315,9 @@ class Bucket:
                 trial_prefix=self._trial_prefix,
             )
         except Exception as error:  # of any kind: there is another way
+            if isinstance(error, StorageError) and error.retryable:  # which says nothing of this one
+                self._quick_again_at = time.monotonic() + QUICK_RETRY_SECONDS
+                return None
             _log.warning("small requests do not go through obstore, and are slower: %s", error)
             self._is_quick = False
             return None

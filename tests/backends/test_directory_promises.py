@@ -592,3 +592,13 @@ async def test_a_directory_that_others_remove_between_any_two_looks_is_made_anew
             await storage.put(f"dir/{number}", b"content")
     assert next(looks) > look
     assert (await storage.get_range(f"dir/{look - 1}")).data == b"content"
+
+
+async def test_a_fifo_in_the_way_is_no_outage(tmp_path: Path) -> None:
+    """Somebody has put it there; it is told at once, and what else there is to store has no need to wait."""
+    os.mkfifo(tmp_path / "a")
+    storage = DirectoryStorage(tmp_path)
+    with pytest.raises(InvalidKey, match="is in the way"):
+        await storage.put("a/b", b"bytes")
+    await storage.put("c/b", b"bytes")
+    await storage.aclose()

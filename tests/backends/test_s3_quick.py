@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +18,7 @@ import pytest
 from botocore.awsrequest import AWSPreparedRequest
 from botocore.credentials import Credentials, RefreshableCredentials
 
-from backends import s3_quick
+from backends import s3_client, s3_quick
 from backends.base import CREATE_ONLY, IfMatch
 from backends.errors import (
     AccessDenied,
@@ -35,6 +36,7 @@ from backends.errors import (
     WrongRegion,
 )
 from backends.s3 import S3Storage
+from backends.s3_client import QUICK_RETRY_SECONDS
 from backends.s3_options import S3Options
 from backends.s3_quick import MAX_BODY, QuickClient, Route, Unreadable, can_put, is_plain, serves
 from backends.s3_values import Checksum
@@ -229,6 +231,34 @@ async def test_small_requests_go_past_botocore(storage: S3Storage, s3_prefix: st
         await storage.head(f"{key}-gone")
     assert wire.requests == []
     await storage.delete(key)
+
+
+async def test_a_failure_that_passes_does_not_end_it(
+    s3_server: SeaweedFS, s3_prefix: str, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store was busy when it was tried whether obstore works: it is tried again after a minute."""
+    trials = 0
+
+    def make(*arguments: Any, **more: Any) -> QuickClient:
+        nonlocal trials
+        trials += 1
+        if trials == 1:
+            raise Throttled("SlowDown")
+        return QuickClient(*arguments, **more)
+
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(s3_client, "QuickClient", make)
+    store = S3Storage(options_of(s3_server), probe_prefix=s3_prefix, client_factory=wire.factory, quick=True)
+    await store.probe()
+    await store.put(f"{s3_prefix}k", b"bytes")
+    wire.requests.clear()
+    await store.head(f"{s3_prefix}k")
+    assert len(wire.requests) == trials == 1
+    now = QUICK_RETRY_SECONDS
+    await store.head(f"{s3_prefix}k")
+    assert (len(wire.requests), trials) == (1, 2)
+    await store.aclose()
 
 
 async def test_large_bodies_and_odd_keys_do_not(storage: S3Storage, s3_prefix: str, wire: Wire) -> None:
