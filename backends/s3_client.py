@@ -29,7 +29,14 @@ from botocore import UNSIGNED
 from botocore.config import Config
 
 from backends.base import MIB, OVERWRITE, Capabilities, CreateOnly, Data, IfMatch, Overwrite, PutMode
-from backends.errors import InvalidKey, InvalidRequest, NotFound, PreconditionFailed, StorageError
+from backends.errors import (
+    InvalidKey,
+    InvalidRequest,
+    NotFound,
+    PreconditionFailed,
+    StorageError,
+    Throttled,
+)
 from backends.rules import check_if_match, check_mode
 from backends.s3_errors import Request, incomplete, translate
 from backends.s3_list_answers import read_at_once
@@ -50,7 +57,7 @@ ClientFactory: TypeAlias = Callable[[S3Options], "S3Client"]
 _log = logging.getLogger(__name__)
 
 QUICK_RETRY_SECONDS: Final = 60.0
-"""After which it is tried again whether obstore works, where that has met a failure that passes."""
+"""After which it is tried again whether obstore works, where the store was too busy to tell."""
 
 _EXPECT_CONTINUE_FROM_BYTES: Final = MIB
 _NO_ARGUMENTS: Final[Arguments] = {}
@@ -157,7 +164,7 @@ class Bucket:
         self.options = options
         self._client_factory = client_factory
         self._is_quick = quick and serves(options)
-        #: When it may be tried again whether that works, after a failure that passes.
+        #: When it may be tried again whether that works.
         self._quick_again_at = -math.inf
         self._threads = Threads(options.max_connections)
         self._common = {"Bucket": options.bucket}
@@ -315,7 +322,7 @@ class Bucket:
                 trial_prefix=self._trial_prefix,
             )
         except Exception as error:  # of any kind: there is another way
-            if isinstance(error, StorageError) and error.retryable:  # which says nothing of this one
+            if isinstance(error, Throttled):  # which says nothing of this way
                 self._quick_again_at = time.monotonic() + QUICK_RETRY_SECONDS
                 return None
             _log.warning("small requests do not go through obstore, and are slower: %s", error)
